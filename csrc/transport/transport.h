@@ -1,0 +1,96 @@
+/* The transport joint: messages between ranks. A transport knows nothing of sets, rounds or reducers.
+ *
+ * Between two ranks messages arrive whole and in the order of sending. One request is under way at a time. */
+#ifndef GTOPK_TRANSPORT_TRANSPORT_H
+#define GTOPK_TRANSPORT_TRANSPORT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "util/status.h"
+
+#define TRANSPORT_ABI 1u
+#define TRANSPORT_NONE (-1)
+
+typedef struct transport transport_t;
+
+/* One exchange: a message to one rank, a message from one rank (TRANSPORT_NONE: no such side). Both ends know the
+ * capacity, so a transport that cannot carry lengths sends `send_capacity` bytes (the buffer is that long). */
+typedef struct transport_exchange {
+    int32_t to, from;
+    const void *send;
+    size_t send_bytes, send_capacity;
+    void *receive;
+    size_t receive_capacity;
+    size_t received; /* out: bytes that arrived */
+} transport_exchange_t;
+
+typedef struct transport_ops {
+    const char *name;
+    int device_memory;  /* 0: buffers are host memory */
+    int stream_ordered; /* 1: post queues on the stream; wait is for errors only */
+    int padded;         /* 1: send_capacity bytes travel, not send_bytes */
+
+    /* Frees the transport. Never waits for a peer. Requests that were abandoned may leave their memory behind. */
+    void (*close)(transport_t *transport);
+
+    /* Seconds on the clock that deadlines are given in. */
+    double (*now)(transport_t *transport);
+
+    /* Starts an exchange. Buffers stay untouched until wait says that it ended. */
+    gtopk_status_t (*post)(transport_t *transport, transport_exchange_t *exchange, void *stream);
+
+    /* Waits for the exchange under way, until `deadline`. OK: it ended and exchange->received is set. TIMEOUT: not yet;
+     * wait may be called again. Anything else: the transport is broken (the text names the peer where it is known). */
+    gtopk_status_t (*wait)(transport_t *transport, double deadline);
+
+    /* Gives up the exchange under way. Returns 1 when its buffers are free again, 0 when they must stay allocated
+     * until the process ends. */
+    int (*abandon)(transport_t *transport);
+
+    /* Sends a copy of `bytes` bytes (at most 64) to a rank without waiting: the last word of a rank that gives up.
+     * `capacity` as in an exchange. NULL: the transport has `abort` alone. */
+    void (*notify)(transport_t *transport, int32_t to, const void *message, size_t bytes);
+
+    /* Ends the group so that others notice. NULL: nothing to do. */
+    void (*abort)(transport_t *transport);
+
+    /* Optional. in: `bytes` bytes; out: size * bytes. */
+    gtopk_status_t (*allgather)(transport_t *transport, const void *in, size_t bytes, void *out, double deadline);
+
+    /* Optional. Sums `count` floats in place; all ranks get the same bits. */
+    gtopk_status_t (*allreduce)(transport_t *transport, float *buffer, size_t count, double deadline);
+} transport_ops_t;
+
+struct transport {
+    const transport_ops_t *ops;
+    int32_t rank, size, local_rank;
+    char description[128];                /* "mpi (Open MPI 5.0.11)" */
+    const char *(*host_of)(transport_t *, int32_t rank); /* host name of a rank, NULL: not known */
+};
+
+/* Opens the transport that the config names. INVALID for an unknown name, listing those that exist. */
+gtopk_status_t transport_open(const gtopk_comm_config_t *config, transport_t **transport);
+
+/* Ends what transports started for the whole process; see gtopk_finalize. */
+gtopk_status_t transport_finalize(void);
+
+gtopk_status_t transport_self_open(const gtopk_comm_config_t *config, transport_t **transport);
+gtopk_status_t transport_thread_open(const gtopk_comm_config_t *config, transport_t **transport);
+gtopk_status_t transport_callback_open(const gtopk_comm_config_t *config, transport_t **transport);
+gtopk_status_t transport_mpi_open(const gtopk_comm_config_t *config, transport_t **transport);
+
+/* What libgtopk_mpi.so exports as `gtopk_mpi_module`: the module is linked with MPI and nothing else; error texts and
+ * memory come from the library through `host`. */
+typedef struct transport_host {
+    gtopk_status_t (*status_set)(gtopk_status_t status, const char *format, ...);
+    void (*log_write)(int level, const char *format, ...);
+} transport_host_t;
+
+typedef struct transport_module {
+    uint32_t abi; /* TRANSPORT_ABI */
+    gtopk_status_t (*open)(const gtopk_comm_config_t *config, const transport_host_t *host, transport_t **transport);
+    gtopk_status_t (*finalize)(void);
+} transport_module_t;
+
+#endif

@@ -1,0 +1,91 @@
+/* The message: 64-byte header, Elias-Fano indices, values. Layout, sizes, checks and CRC; docs/wire-format.md is the
+ * normative text. Knows no device and no transport; works on host memory.
+ *
+ * Offsets, little-endian:
+ *    0  magic "GTK1"            16  sender u32          40  count u32
+ *    4  format version u8       20  epoch u32           44  index bytes u32
+ *    5  value type u8           24  step u64            48  scale f32 (bits)
+ *    6  algorithm u8            32  k u32               52  configuration hash u32
+ *    7  flags u8                36  dim u32             56  reducer id u32
+ *    8  round u16                                       60  CRC-32C of everything else
+ *   10  low-bit width u8
+ *   11  zero u8
+ *   12  attachment u32 (meaning given by the message's kind; zero for sets)
+ *
+ * Index part: count fields of `low width` bits, packed from the least significant bit up, padded with zero bits to a
+ * multiple of 8 bytes; then the unary part: bit (index >> low) + i is set for entry i, count + ((dim - 1) >> low) bits,
+ * padded to a multiple of 8 bytes. Low width is floor(log2(dim / count)). count = 0 has no index part.
+ * Value part: count values of 4, 2, 2 or 1 bytes. The message ends there. */
+#ifndef GTOPK_WIRE_WIRE_H
+#define GTOPK_WIRE_WIRE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "util/status.h"
+
+#define WIRE_HEADER_SIZE 64u
+#define WIRE_FORMAT_VERSION 1u
+
+enum { WIRE_NONFINITE = 1, WIRE_ABORT = 2, WIRE_JOINED = 4, WIRE_FLAGS = 7 };
+
+/* `algorithm` of messages that carry no set: the collectives' (value type WIRE_VALUE_BYTES, count = payload bytes) and
+ * a block's (gtopk_encode). Below these: gtopk_algorithm_t. */
+enum { WIRE_BLOCK = 32, WIRE_BROADCAST = 33, WIRE_ALLGATHER = 34, WIRE_REDUCE_SCATTER = 35, WIRE_BARRIER = 36 };
+enum { WIRE_VALUE_BYTES = 255 };
+
+typedef struct wire_header {
+    uint8_t value_type, algorithm, flags, low_width;
+    uint16_t round;
+    uint32_t attachment, sender, epoch, reducer, k, dim, count, index_bytes, config_hash;
+    uint64_t step;
+    float scale; /* a power of two for fp16 and int8, else 1 */
+} wire_header_t;
+
+/* Bytes of one value on the wire. value_type is valid. */
+size_t wire_value_size(int value_type);
+
+/* floor(log2(dim / count)), 0 < count <= dim. */
+uint32_t wire_low_width(uint64_t dim, uint64_t count);
+
+/* Bytes of the low part (a multiple of 8) and of the whole index part. */
+size_t wire_low_bytes(uint64_t dim, uint64_t count);
+size_t wire_index_bytes(uint64_t dim, uint64_t count);
+
+/* Bytes of a message with `count` entries of `dim`. wire_message_capacity: enough for any count <= k (the index part
+ * is not monotonic in count). */
+size_t wire_message_size(uint64_t dim, uint64_t count, int value_type);
+size_t wire_message_capacity(uint64_t dim, uint64_t k, int value_type);
+
+/* Fills in low_width and index_bytes from dim and count and writes 64 bytes, the CRC field zero. */
+void wire_header_write(const wire_header_t *header, uint8_t *message);
+
+/* CRC over the message (header with its CRC field left out, and `payload` bytes after it), stored in the header. */
+void wire_seal(uint8_t *message, size_t payload_bytes);
+
+/* Reads and checks everything that needs no payload: magic, version, ranges, canonical widths, that `received` bytes
+ * hold the message. `padded`: more bytes than the message may have come. Then the CRC. CORRUPT with a text that says
+ * what is wrong (the caller puts the peer's name before it). */
+gtopk_status_t wire_header_read(const uint8_t *message, size_t received, int padded, wire_header_t *header);
+
+/* CRC-32C (Castagnoli), as in iSCSI; wire_crc(0, ...) starts. Uses the CPU's instruction where there is one. */
+uint32_t wire_crc(uint32_t crc, const void *data, size_t bytes);
+
+/* The table version, kept as reference. */
+uint32_t wire_crc_reference(uint32_t crc, const void *data, size_t bytes);
+
+/* Conversions of one value, round to nearest even, a finite value beyond the largest finite one clamped to it; NaN and
+ * Inf stay what they are. The GPU and SIMD versions give the same bits. */
+uint16_t wire_bf16_from_float(float value);
+float wire_float_from_bf16(uint16_t bits);
+uint16_t wire_fp16_from_float(float value);
+float wire_float_from_fp16(uint16_t bits);
+
+/* The smallest power of two s, at least 2^-126, with max <= limit * s, where limit is 32768 for fp16, 127 for int8;
+ * 1 for the other types and for max = 0. max is finite and >= 0. */
+float wire_scale(int value_type, float max);
+
+/* 1 when `scale` can stand in a header for this value type. */
+int wire_scale_valid(int value_type, float scale);
+
+#endif
