@@ -63,6 +63,12 @@ void wire_header_write(const wire_header_t *header, uint8_t *message);
 /* CRC over the message (header with its CRC field left out, and `payload` bytes after it), stored in the header. */
 void wire_seal(uint8_t *message, size_t payload_bytes);
 
+/* Another sender and round for a message that is relayed or sent again; seal it afterwards. */
+void wire_readdress(uint8_t *message, uint32_t sender, uint16_t round);
+
+/* Length of a message that this process wrote, from its header. */
+size_t wire_own_size(const uint8_t *message);
+
 /* Reads and checks everything that needs no payload: magic, version, ranges, canonical widths, that `received` bytes
  * hold the message. `padded`: more bytes than the message may have come. Then the CRC. CORRUPT with a text that says
  * what is wrong (the caller puts the peer's name before it). */
