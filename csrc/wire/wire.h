@@ -63,8 +63,8 @@ void wire_header_write(const wire_header_t *header, uint8_t *message);
 /* CRC over the message (header with its CRC field left out, and `payload` bytes after it), stored in the header. */
 void wire_seal(uint8_t *message, size_t payload_bytes);
 
-/* Another sender and round for a message that is relayed or sent again; seal it afterwards. */
-void wire_readdress(uint8_t *message, uint32_t sender, uint16_t round);
+/* Another sender, round and k for a message that is relayed or sent again; seal it afterwards. */
+void wire_readdress(uint8_t *message, uint32_t sender, uint16_t round, uint32_t k);
 
 /* Length of a message that this process wrote, from its header. */
 size_t wire_own_size(const uint8_t *message);
