@@ -1,0 +1,254 @@
+/* Collectives on plain bytes. Data travels in pieces of at most PIECE bytes behind a header each. */
+#include "exchange/collective.h"
+
+#include <string.h>
+
+#include "util/memory.h"
+
+#define PIECE ((size_t)1 << 20)
+
+/* Both sides of one collective's messages. */
+typedef struct mailbox {
+    link_t *link;
+    uint8_t algorithm;
+    uint32_t total; /* low 32 bits of the whole length: the same on all ranks */
+    uint64_t step;
+    double deadline;
+    uint8_t *send, *receive; /* WIRE_HEADER_SIZE + PIECE bytes each */
+    size_t capacity;
+} mailbox_t;
+
+static gtopk_status_t mailbox_open(mailbox_t *box, link_t *link, uint8_t algorithm, size_t total, size_t piece)
+{
+    *box = (mailbox_t){
+        .link = link,
+        .algorithm = algorithm,
+        .total = (uint32_t)(total & UINT32_MAX),
+        .step = link->sequence++,
+        .deadline = link_deadline(link),
+        .capacity = WIRE_HEADER_SIZE + (piece < PIECE ? piece : PIECE),
+    };
+    gtopk_status_t status = memory_alloc(&box->send, box->capacity, 1, "a collective's send buffer");
+    if (status == GTOPK_OK)
+        status = memory_alloc(&box->receive, box->capacity, 1, "a collective's receive buffer");
+    return status;
+}
+
+static void mailbox_close(mailbox_t *box)
+{
+    if (box->link->buffers_lost)
+        return;
+    memory_free(box->send);
+    memory_free(box->receive);
+}
+
+/* Sends `out_bytes` (at most PIECE) of `out` to one rank and receives `in_bytes` from one. The received bytes are left
+ * in the mailbox, behind the header. */
+static gtopk_status_t mailbox_exchange(mailbox_t *box, uint32_t piece, int32_t to, const void *out, size_t out_bytes,
+                                       int32_t from, size_t in_bytes)
+{
+    link_t *link = box->link;
+    if (to != TRANSPORT_NONE) {
+        const wire_header_t header = {
+            .value_type = WIRE_VALUE_BYTES,
+            .algorithm = box->algorithm,
+            .sender = (uint32_t)link->transport->rank,
+            .epoch = link->epoch,
+            .k = piece,
+            .dim = box->total,
+            .count = (uint32_t)out_bytes,
+            .step = box->step,
+            .scale = 1.0f,
+        };
+        wire_header_write(&header, box->send);
+        if (out_bytes > 0)
+            memcpy(box->send + WIRE_HEADER_SIZE, out, out_bytes);
+        wire_seal(box->send, out_bytes);
+    }
+    const link_message_t message = {
+        .to = to,
+        .from = from,
+        .send = box->send,
+        .send_bytes = WIRE_HEADER_SIZE + out_bytes,
+        .send_capacity = WIRE_HEADER_SIZE + out_bytes,
+        .receive = box->receive,
+        .receive_capacity = WIRE_HEADER_SIZE + in_bytes,
+    };
+    const link_expect_t expect = {.algorithm = box->algorithm,
+                                  .value_type = WIRE_VALUE_BYTES,
+                                  .step = box->step,
+                                  .dim = box->total,
+                                  .k = piece};
+    wire_header_t got;
+    gtopk_status_t status = link_exchange(link, &message, box->deadline, &expect, &got);
+    if (status == GTOPK_OK && from != TRANSPORT_NONE && got.count != in_bytes)
+        status = status_set(GTOPK_ERR_DESYNC, "rank %d sent %u bytes where %zu were awaited: give the same lengths on all ranks",
+                            (int)from, got.count, in_bytes);
+    return status;
+}
+
+static size_t piece_size(size_t bytes, size_t at)
+{
+    return bytes - at < PIECE ? bytes - at : PIECE;
+}
+
+gtopk_status_t collective_broadcast(link_t *link, void *buffer, size_t bytes, int32_t root)
+{
+    const int32_t size = link->transport->size;
+    const int32_t from_root = (link->transport->rank - root + size) % size; /* place in the tree */
+    mailbox_t box;
+    gtopk_status_t status = mailbox_open(&box, link, WIRE_BROADCAST, bytes, bytes);
+    uint8_t *data = buffer;
+    size_t at = 0;
+    uint32_t piece = 0;
+    do { /* at least one message, so that a broadcast of nothing is checked too */
+        const size_t part = piece_size(bytes, at);
+        int64_t distance = 1;
+        while (distance < size && !(from_root & distance))
+            distance *= 2;
+        if (status == GTOPK_OK && from_root != 0) {
+            const int32_t parent = (int32_t)((from_root - distance + root) % size);
+            status = mailbox_exchange(&box, piece, TRANSPORT_NONE, NULL, 0, parent, part);
+            if (status == GTOPK_OK && part > 0)
+                memcpy(data + at, box.receive + WIRE_HEADER_SIZE, part);
+        }
+        for (distance /= 2; distance > 0 && status == GTOPK_OK; distance /= 2)
+            if (from_root + distance < size)
+                status = mailbox_exchange(&box, piece, (int32_t)((from_root + distance + root) % size), data + at, part,
+                                          TRANSPORT_NONE, 0);
+        at += part;
+        piece++;
+    } while (at < bytes && status == GTOPK_OK);
+    mailbox_close(&box);
+    return status;
+}
+
+typedef void (*combine_fn)(void *into, const uint8_t *from, size_t bytes);
+
+/* Sends [out, out + out_bytes) to the right and combines in_bytes from the left into `in`, in as many pieces as
+ * `longest` bytes take: the lengths differ from rank to rank, the number of messages may not. */
+static gtopk_status_t ring_shift(mailbox_t *box, uint32_t *piece, size_t longest, const uint8_t *out, size_t out_bytes,
+                                 uint8_t *in, size_t in_bytes, combine_fn combine)
+{
+    const int32_t size = box->link->transport->size, rank = box->link->transport->rank;
+    const int32_t right = (rank + 1) % size, left = (rank + size - 1) % size;
+    size_t sent = 0, received = 0, done = 0;
+    do {
+        const size_t out_part = piece_size(out_bytes, sent), in_part = piece_size(in_bytes, received);
+        const gtopk_status_t status = mailbox_exchange(box, (*piece)++, right, out + sent, out_part, left, in_part);
+        if (status != GTOPK_OK)
+            return status;
+        combine(in + received, box->receive + WIRE_HEADER_SIZE, in_part);
+        sent += out_part;
+        received += in_part;
+        done += PIECE;
+    } while (done < longest);
+    return GTOPK_OK;
+}
+
+static void combine_copy(void *into, const uint8_t *from, size_t bytes)
+{
+    if (bytes > 0)
+        memcpy(into, from, bytes);
+}
+
+static void combine_float(void *into, const uint8_t *from, size_t bytes)
+{
+    float *sum = into;
+    for (size_t i = 0; i < bytes / sizeof(float); i++) {
+        float value;
+        memcpy(&value, from + i * sizeof value, sizeof value);
+        sum[i] += value;
+    }
+}
+
+static void combine_double(void *into, const uint8_t *from, size_t bytes)
+{
+    double *sum = into;
+    for (size_t i = 0; i < bytes / sizeof(double); i++) {
+        double value;
+        memcpy(&value, from + i * sizeof value, sizeof value);
+        sum[i] += value;
+    }
+}
+
+gtopk_status_t collective_allgather(link_t *link, const void *in, size_t bytes, void *out)
+{
+    const int32_t size = link->transport->size, rank = link->transport->rank;
+    uint8_t *all = out;
+    combine_copy(all + (size_t)rank * bytes, in, bytes);
+    if (size == 1)
+        return GTOPK_OK;
+    mailbox_t box;
+    gtopk_status_t status = mailbox_open(&box, link, WIRE_ALLGATHER, bytes, bytes);
+    uint32_t piece = 0;
+    for (int32_t shift = 0; shift < size - 1 && status == GTOPK_OK; shift++) {
+        const size_t mine = (size_t)((rank - shift + size) % size), next = (size_t)((rank - shift - 1 + size) % size);
+        status = ring_shift(&box, &piece, bytes, all + mine * bytes, bytes, all + next * bytes, bytes, combine_copy);
+    }
+    mailbox_close(&box);
+    return status;
+}
+
+/* Start of chunk c when `count` items are split into `parts`. */
+static size_t chunk_start(size_t count, int32_t parts, int32_t c)
+{
+    return count / (size_t)parts * (size_t)c + (count % (size_t)parts) * (size_t)c / (size_t)parts;
+}
+
+static gtopk_status_t ring_allreduce(link_t *link, uint8_t *data, size_t count, size_t item, combine_fn sum)
+{
+    const int32_t size = link->transport->size, rank = link->transport->rank;
+    mailbox_t box;
+    gtopk_status_t status = mailbox_open(&box, link, WIRE_REDUCE_SCATTER, count * item, count * item);
+    const size_t longest = (count / (size_t)size + 1) * item;
+    uint32_t piece = 0;
+    for (int32_t shift = 0; shift < 2 * (size - 1) && status == GTOPK_OK; shift++) {
+        /* The first size - 1 shifts leave the sum of chunk rank + 1 here, the others pass the sums around. */
+        const int32_t c = ((rank - shift) % size + size) % size, d = (c + size - 1) % size;
+        const size_t out = chunk_start(count, size, c) * item, in = chunk_start(count, size, d) * item;
+        status = ring_shift(&box, &piece, longest, data + out, chunk_start(count, size, c + 1) * item - out, data + in,
+                            chunk_start(count, size, d + 1) * item - in, shift < size - 1 ? sum : combine_copy);
+    }
+    mailbox_close(&box);
+    return status;
+}
+
+/* Dissemination; `total` is compared with what the neighbours are about to do. */
+static gtopk_status_t disseminate(link_t *link, size_t total)
+{
+    const int32_t size = link->transport->size, rank = link->transport->rank;
+    mailbox_t box;
+    gtopk_status_t status = mailbox_open(&box, link, WIRE_BARRIER, total, 0);
+    uint32_t round = 0;
+    for (int64_t distance = 1; distance < size && status == GTOPK_OK; distance *= 2)
+        status = mailbox_exchange(&box, round++, (int32_t)((rank + distance) % size), NULL, 0,
+                                  (int32_t)((rank - distance + size) % size), 0);
+    mailbox_close(&box);
+    return status;
+}
+
+gtopk_status_t collective_sum(link_t *link, float *buffer, size_t count)
+{
+    if (link->transport->size == 1)
+        return GTOPK_OK;
+    if (link->transport->ops->allreduce && count > 0)
+        return link_allreduce(link, buffer, count, link_deadline(link));
+    return ring_allreduce(link, (uint8_t *)buffer, count, sizeof(float), combine_float);
+}
+
+gtopk_status_t collective_allreduce(link_t *link, void *buffer, size_t count, gtopk_dtype_t dtype)
+{
+    if (link->transport->size == 1)
+        return GTOPK_OK;
+    if (dtype == GTOPK_F64)
+        return ring_allreduce(link, buffer, count, sizeof(double), combine_double);
+    /* A transport's own collective cannot tell that the lengths differ. */
+    const gtopk_status_t status = link->transport->ops->allreduce ? disseminate(link, count) : GTOPK_OK;
+    return status == GTOPK_OK ? collective_sum(link, buffer, count) : status;
+}
+
+gtopk_status_t collective_barrier(link_t *link)
+{
+    return disseminate(link, 0);
+}

@@ -1,0 +1,24 @@
+/* Broadcast, all-gather, all-reduce and barrier of plain bytes over a link: for set-up, checkpoints and the dense
+ * baseline. Messages carry headers, so that a rank in another call is found out. They do not break the link: the
+ * caller does. */
+#ifndef GTOPK_EXCHANGE_COLLECTIVE_H
+#define GTOPK_EXCHANGE_COLLECTIVE_H
+
+#include "exchange/link.h"
+
+gtopk_status_t collective_broadcast(link_t *link, void *buffer, size_t bytes, int32_t root);
+
+/* Ring: size - 1 rounds. */
+gtopk_status_t collective_allgather(link_t *link, const void *in, size_t bytes, void *out);
+
+/* Sum in place, all ranks known to give the same count: the transport's own where it has one, else a ring
+ * (reduce-scatter, then all-gather). */
+gtopk_status_t collective_sum(link_t *link, float *buffer, size_t count);
+
+/* The same for what a user calls: floats or doubles, counts compared first. */
+gtopk_status_t collective_allreduce(link_t *link, void *buffer, size_t count, gtopk_dtype_t dtype);
+
+/* Dissemination: ceil(log2 P) rounds. */
+gtopk_status_t collective_barrier(link_t *link);
+
+#endif
