@@ -368,6 +368,11 @@ gtopk_status_t gtopk_state_inspect(const void *buffer, size_t bytes, gtopk_state
  * the first that differs; or another rank's state, or another size: load a consolidated one). */
 gtopk_status_t gtopk_reducer_state_load(gtopk_reducer_t *reducer, const void *buffer, size_t bytes);
 
+/* For a state that is another rank's, or of another number of ranks (people save on rank 0 only): takes its step and run,
+ * so that all ranks go on together, and sets the residual (and velocity) to zero: what was in it is lost. Errors as
+ * _state_load, but for rank and size. */
+gtopk_status_t gtopk_reducer_state_adopt(gtopk_reducer_t *reducer, const void *buffer, size_t bytes);
+
 /* Copies the residual of one segment, as float, to `out` (lengths[segment] entries). Allowed at any time. */
 gtopk_status_t gtopk_reducer_residual(gtopk_reducer_t *reducer, uint32_t segment, float *out, uint64_t length);
 

@@ -1,0 +1,253 @@
+/* Communicators: creation, the lock of one call, and the collectives of the public API. */
+#include "core/comm.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "exchange/collective.h"
+#include "util/clock.h"
+#include "util/memory.h"
+
+#define DEFAULT_TIMEOUT 1800.0
+#define DEFAULT_WARN_AFTER 60.0
+
+uint64_t comm_random(void)
+{
+    uint64_t number = 0;
+    if (getrandom(&number, sizeof number, 0) != (ssize_t)sizeof number)
+        number = (uint64_t)(clock_now() * 1e9) ^ (uint64_t)getpid() << 40;
+    return number;
+}
+
+/* What the ranks compare before anything else. Fixed layout: it must be readable by every version. */
+typedef struct hello {
+    uint32_t wire_format, library;
+    uint64_t random;
+} hello_t;
+
+static gtopk_status_t exchange_hello(gtopk_comm_t *comm)
+{
+    const int32_t size = comm->transport->size, rank = comm->transport->rank;
+    const hello_t mine = {WIRE_FORMAT_VERSION, (uint32_t)gtopk_version(), comm_random()};
+    hello_t *all;
+    gtopk_status_t status = memory_alloc(&all, (size_t)size, sizeof *all, "the ranks' versions");
+    if (status == GTOPK_OK)
+        status = collective_allgather(&comm->link, &mine, sizeof mine, all);
+    for (int32_t r = 0; r < size && status == GTOPK_OK; r++)
+        if (all[r].wire_format != mine.wire_format || all[r].library != mine.library)
+            status = status_set(GTOPK_ERR_MISMATCH,
+                                "rank %d has gtopk %u with wire format %u, rank %d has gtopk %u with wire format %u: "
+                                "install the same version on all machines",
+                                (int)rank, mine.library, mine.wire_format, (int)r, all[r].library, all[r].wire_format);
+    if (status == GTOPK_OK)
+        comm->link.epoch = (uint32_t)(all[0].random >> 32) | 1u; /* never 0: that is the hello's */
+    memory_free(all);
+    return status;
+}
+
+static double timeout_of(const gtopk_comm_config_t *config)
+{
+    const char *text = getenv("GTOPK_TIMEOUT");
+    if (config->timeout > 0.0 || !text)
+        return config->timeout > 0.0 ? config->timeout : DEFAULT_TIMEOUT;
+    const double seconds = strtod(text, NULL);
+    return seconds > 0.0 && isfinite(seconds) ? seconds : DEFAULT_TIMEOUT;
+}
+
+static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm_config_t *full)
+{
+    const gtopk_comm_config_t defaults = GTOPK_COMM_CONFIG_INIT;
+    *full = defaults;
+    if (!config)
+        return GTOPK_OK;
+    if (config->struct_size < sizeof(size_t) || config->struct_size > sizeof *full)
+        return status_set(GTOPK_ERR_INVALID, "gtopk_comm_config_t has struct_size %zu, this library knows up to %zu: fill it "
+                          "with GTOPK_COMM_CONFIG_INIT, and do not use a newer header than the library",
+                          config->struct_size, sizeof *full);
+    memcpy(full, config, config->struct_size);
+    if (!(full->timeout >= 0.0) || !(full->warn_after >= 0.0) || isinf(full->timeout))
+        return status_set(GTOPK_ERR_INVALID, "timeout %g s and warn_after %g s must be finite and not negative", full->timeout,
+                          full->warn_after);
+    return GTOPK_OK;
+}
+
+gtopk_status_t gtopk_comm_create(gtopk_comm_t **out, const gtopk_comm_config_t *config)
+{
+    gtopk_comm_config_t full;
+    gtopk_comm_t *comm = NULL;
+    if (!out)
+        return status_set(GTOPK_ERR_INVALID, "gtopk_comm_create needs a place for the handle");
+    *out = NULL;
+    gtopk_status_t status = check_config(config, &full);
+    if (status == GTOPK_OK)
+        status = memory_alloc(&comm, 1, sizeof *comm, "a communicator");
+    if (status != GTOPK_OK)
+        return status;
+    atomic_flag_clear(&comm->busy);
+    atomic_init(&comm->references, 1);
+    comm->owner = getpid();
+    status = transport_open(&full, &comm->transport);
+    if (status != GTOPK_OK)
+        goto cleanup;
+    comm->link.transport = comm->transport;
+    comm->link.timeout = timeout_of(&full);
+    comm->link.warn_after = full.warn_after > 0.0 ? full.warn_after : DEFAULT_WARN_AFTER;
+    link_stats_reset(&comm->link);
+    status = exchange_hello(comm);
+    if (status != GTOPK_OK)
+        goto cleanup;
+    *out = comm;
+    return GTOPK_OK;
+
+cleanup:
+    comm_release(comm);
+    return status;
+}
+
+void gtopk_comm_destroy(gtopk_comm_t *comm)
+{
+    if (comm)
+        comm_release(comm);
+}
+
+void comm_retain(gtopk_comm_t *comm)
+{
+    atomic_fetch_add(&comm->references, 1);
+}
+
+void comm_release(gtopk_comm_t *comm)
+{
+    if (atomic_fetch_sub(&comm->references, 1) > 1)
+        return;
+    /* In a forked child the transport's sockets and threads are the parent's. */
+    if (comm->transport && comm->owner == getpid())
+        comm->transport->ops->close(comm->transport);
+    memory_free(comm);
+}
+
+gtopk_status_t comm_enter(gtopk_comm_t *comm)
+{
+    if (!comm)
+        return status_set(GTOPK_ERR_INVALID, "the communicator is NULL: create one with gtopk_comm_create");
+    if (comm->owner != getpid())
+        return status_set(GTOPK_ERR_STATE, "this communicator belongs to the parent process (%d): create one in the child after "
+                          "fork, or do not use gtopk there", (int)comm->owner);
+    if (atomic_flag_test_and_set(&comm->busy))
+        return status_set(GTOPK_ERR_STATE, "another thread is using this communicator: one call at a time, or one communicator "
+                          "for each thread");
+    const gtopk_status_t status = link_check_alive(&comm->link);
+    if (status != GTOPK_OK)
+        comm_leave(comm);
+    return status;
+}
+
+void comm_leave(gtopk_comm_t *comm)
+{
+    atomic_flag_clear(&comm->busy);
+}
+
+gtopk_status_t comm_settle(gtopk_comm_t *comm, gtopk_status_t status, uint64_t step)
+{
+    return status == GTOPK_OK ? status : link_break(&comm->link, status, step);
+}
+
+gtopk_status_t comm_agree(gtopk_comm_t *comm, gtopk_status_t mine, const char *what)
+{
+    const int32_t size = comm->transport->size, code = mine;
+    char text[STATUS_TEXT_SIZE];
+    (void)strncpy(text, gtopk_last_error(), sizeof text - 1);
+    text[sizeof text - 1] = 0;
+    int32_t *codes;
+    gtopk_status_t status = memory_alloc(&codes, (size_t)size, sizeof *codes, "the ranks' answers");
+    if (status == GTOPK_OK)
+        status = collective_allgather(&comm->link, &code, sizeof code, codes);
+    if (status != GTOPK_OK) {
+        memory_free(codes);
+        return comm_settle(comm, status, 0);
+    }
+    status = mine == GTOPK_OK ? GTOPK_OK : status_set(mine, "%s", text);
+    for (int32_t r = 0; r < size && status == GTOPK_OK; r++)
+        if (codes[r] != GTOPK_OK)
+            status = status_set(GTOPK_ERR_MISMATCH, "%s failed on rank %d (%s): its own error says why; nothing was changed here",
+                                what, (int)r, gtopk_status_name(codes[r]));
+    memory_free(codes);
+    return status;
+}
+
+int32_t gtopk_comm_rank(const gtopk_comm_t *comm)
+{
+    return comm ? comm->transport->rank : -1;
+}
+
+int32_t gtopk_comm_size(const gtopk_comm_t *comm)
+{
+    return comm ? comm->transport->size : -1;
+}
+
+int32_t gtopk_comm_local_rank(const gtopk_comm_t *comm)
+{
+    return comm ? comm->transport->local_rank : -1;
+}
+
+const char *gtopk_comm_describe(const gtopk_comm_t *comm)
+{
+    return comm ? comm->transport->description : "";
+}
+
+/* ---- collectives ---- */
+
+gtopk_status_t gtopk_broadcast(gtopk_comm_t *comm, void *buffer, size_t bytes, int32_t root)
+{
+    gtopk_status_t status = comm_enter(comm);
+    if (status != GTOPK_OK)
+        return status;
+    if (root < 0 || root >= comm->transport->size)
+        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root, (int)comm->transport->size);
+    else if (bytes > 0 && !buffer)
+        status = status_set(GTOPK_ERR_INVALID, "gtopk_broadcast of %zu bytes got no buffer", bytes);
+    else
+        status = comm_settle(comm, collective_broadcast(&comm->link, buffer, bytes, root), 0);
+    comm_leave(comm);
+    return status;
+}
+
+gtopk_status_t gtopk_allgather(gtopk_comm_t *comm, const void *in, size_t bytes, void *out)
+{
+    gtopk_status_t status = comm_enter(comm);
+    if (status != GTOPK_OK)
+        return status;
+    if (bytes > 0 && (!in || !out))
+        status = status_set(GTOPK_ERR_INVALID, "gtopk_allgather of %zu bytes got no buffer", bytes);
+    else
+        status = comm_settle(comm, collective_allgather(&comm->link, in, bytes, out), 0);
+    comm_leave(comm);
+    return status;
+}
+
+gtopk_status_t gtopk_allreduce(gtopk_comm_t *comm, void *buffer, size_t count, int32_t dtype)
+{
+    gtopk_status_t status = comm_enter(comm);
+    if (status != GTOPK_OK)
+        return status;
+    if (dtype != GTOPK_F32 && dtype != GTOPK_F64)
+        status = status_set(GTOPK_ERR_INVALID, "gtopk_allreduce sums GTOPK_F32 and GTOPK_F64, not dtype %d: convert first", (int)dtype);
+    else if (count > 0 && !buffer)
+        status = status_set(GTOPK_ERR_INVALID, "gtopk_allreduce of %zu values got no buffer", count);
+    else
+        status = comm_settle(comm, collective_allreduce(&comm->link, buffer, count, (gtopk_dtype_t)dtype), 0);
+    comm_leave(comm);
+    return status;
+}
+
+gtopk_status_t gtopk_barrier(gtopk_comm_t *comm)
+{
+    gtopk_status_t status = comm_enter(comm);
+    if (status != GTOPK_OK)
+        return status;
+    status = comm_settle(comm, collective_barrier(&comm->link), 0);
+    comm_leave(comm);
+    return status;
+}

@@ -1,0 +1,364 @@
+/* Saving, consolidating and loading the residual.
+ *
+ * A state is a header, the segments' lengths (u64 each), the residual (dim floats) and, if there is one, the velocity.
+ * Little-endian. Header offsets:
+ *    0  magic "GTKS"       24  step u64            48  flags u32 (1: velocity)
+ *    4  version u32        32  run u64             52  CRC-32C of everything else
+ *    8  dim u64            40  rank i32 (-1: sum)  56  zero u64
+ *   16  segments u64       44  size i32 */
+#include <math.h>
+#include <string.h>
+
+#include "core/reducer.h"
+#include "exchange/collective.h"
+#include "util/memory.h"
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "states are written in memory order, which must be little-endian"
+#endif
+
+#define STATE_HEADER 64u
+#define STATE_VERSION 1u
+#define STATE_CRC_AT 52u
+#define HAS_VELOCITY 1u
+#define CONSOLIDATED (-1)
+#define PART ((size_t)1 << 16) /* floats handled at a time */
+
+static const char magic[4] = {'G', 'T', 'K', 'S'};
+
+enum { RESIDUAL = 0, VELOCITY = 1 };
+
+static size_t state_bytes(uint64_t dim, uint64_t segments, int has_velocity)
+{
+    return STATE_HEADER + (size_t)segments * sizeof(uint64_t) + (size_t)dim * sizeof(float) * (has_velocity ? 2 : 1);
+}
+
+size_t gtopk_reducer_state_size(const gtopk_reducer_t *reducer)
+{
+    if (!reducer)
+        return 0;
+    return state_bytes(reducer->record.dim, reducer->record.segments, reducer->record.momentum_correction);
+}
+
+static void put(uint8_t *state, size_t at, const void *value, size_t bytes)
+{
+    memcpy(state + at, value, bytes);
+}
+
+static uint32_t state_crc(const uint8_t *state, size_t bytes)
+{
+    const uint32_t crc = wire_crc(0, state, STATE_CRC_AT);
+    return wire_crc(crc, state + STATE_CRC_AT + sizeof crc, bytes - STATE_CRC_AT - sizeof crc);
+}
+
+/* ---- save ---- */
+
+static void write_header(const gtopk_reducer_t *reducer, uint8_t *state, int32_t rank)
+{
+    const config_record_t *record = &reducer->record;
+    const uint32_t version = STATE_VERSION, flags = record->momentum_correction ? HAS_VELOCITY : 0;
+    const int32_t size = reducer->comm->transport->size;
+    memset(state, 0, STATE_HEADER);
+    put(state, 0, magic, sizeof magic);
+    put(state, 4, &version, sizeof version);
+    put(state, 8, &record->dim, sizeof record->dim);
+    put(state, 16, &record->segments, sizeof record->segments);
+    put(state, 24, &reducer->step, sizeof reducer->step);
+    put(state, 32, &record->run, sizeof record->run);
+    put(state, 40, &rank, sizeof rank);
+    put(state, 44, &size, sizeof size);
+    put(state, 48, &flags, sizeof flags);
+    if (record->segments > 0)
+        put(state, STATE_HEADER, reducer->lengths, (size_t)record->segments * sizeof *reducer->lengths);
+}
+
+static void seal(uint8_t *state, size_t bytes)
+{
+    const uint32_t crc = state_crc(state, bytes);
+    put(state, STATE_CRC_AT, &crc, sizeof crc);
+}
+
+/* Where the floats of an array begin. */
+static size_t array_at(const config_record_t *record, int which)
+{
+    return state_bytes(which == VELOCITY ? record->dim : 0, record->segments, 0);
+}
+
+static gtopk_status_t check_buffer(const gtopk_reducer_t *reducer, const void *buffer, size_t bytes)
+{
+    const size_t needed = gtopk_reducer_state_size(reducer);
+    if (buffer && bytes == needed)
+        return GTOPK_OK;
+    return status_set(GTOPK_ERR_INVALID, "a state of this reducer takes %zu bytes, the buffer has %zu: see gtopk_reducer_state_size",
+                      needed, buffer ? bytes : 0);
+}
+
+gtopk_status_t gtopk_reducer_state_save(gtopk_reducer_t *reducer, void *buffer, size_t bytes)
+{
+    gtopk_status_t status = reducer_enter(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    const config_record_t *record = &reducer->record;
+    uint8_t *state = buffer;
+    status = reducer_check_between_steps(reducer, "gtopk_reducer_state_save");
+    if (status == GTOPK_OK)
+        status = check_buffer(reducer, buffer, bytes);
+    if (status == GTOPK_OK)
+        write_header(reducer, state, reducer->comm->transport->rank);
+    for (int which = RESIDUAL; which <= record->momentum_correction && status == GTOPK_OK; which++)
+        status = reducer->device->ops->store_read(reducer->store, which, 0, record->dim,
+                                                  (float *)(void *)(state + array_at(record, which)));
+    if (status == GTOPK_OK)
+        seal(state, bytes);
+    reducer_leave(reducer);
+    return status;
+}
+
+/* Sums one array over the ranks, part by part; `state` is NULL where nobody asked. */
+static gtopk_status_t consolidate_array(gtopk_reducer_t *reducer, int which, float *part, uint8_t *state)
+{
+    const uint64_t dim = reducer->record.dim;
+    gtopk_status_t status = GTOPK_OK;
+    for (uint64_t at = 0; at < dim && status == GTOPK_OK; at += PART) {
+        const uint64_t length = dim - at < PART ? dim - at : PART;
+        status = reducer->device->ops->store_read(reducer->store, which, at, length, part);
+        if (status == GTOPK_OK)
+            status = collective_sum(&reducer->comm->link, part, length);
+        if (status == GTOPK_OK && state)
+            memcpy(state + array_at(&reducer->record, which) + at * sizeof(float), part, length * sizeof(float));
+    }
+    return status;
+}
+
+gtopk_status_t gtopk_reducer_state_consolidate(gtopk_reducer_t *reducer, void *buffer, size_t bytes, int32_t root)
+{
+    gtopk_status_t status = reducer_enter(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    gtopk_comm_t *comm = reducer->comm;
+    status = comm_enter(comm);
+    if (status != GTOPK_OK) {
+        reducer_leave(reducer);
+        return status;
+    }
+    float *part = NULL;
+    uint8_t *state = comm->transport->rank == root ? buffer : NULL;
+    status = reducer_check_between_steps(reducer, "gtopk_reducer_state_consolidate");
+    if (status == GTOPK_OK && (root < 0 || root >= comm->transport->size))
+        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root, (int)comm->transport->size);
+    if (status == GTOPK_OK && comm->transport->rank == root)
+        status = check_buffer(reducer, buffer, bytes);
+    if (status == GTOPK_OK)
+        status = memory_alloc(&part, PART, sizeof *part, "the consolidation of a state");
+    status = comm_agree(comm, status, "gtopk_reducer_state_consolidate");
+    if (status == GTOPK_OK) {
+        for (int which = RESIDUAL; which <= reducer->record.momentum_correction && status == GTOPK_OK; which++)
+            status = consolidate_array(reducer, which, part, state);
+        status = comm_settle(comm, status, reducer->step);
+    }
+    if (status == GTOPK_OK && state) {
+        write_header(reducer, state, CONSOLIDATED);
+        seal(state, bytes);
+    }
+    if (!comm->link.buffers_lost)
+        memory_free(part);
+    comm_leave(comm);
+    reducer_leave(reducer);
+    return status;
+}
+
+/* ---- load ---- */
+
+static gtopk_status_t corrupt(const char *what)
+{
+    return status_set(GTOPK_ERR_CORRUPT, "this is no usable state: %s; load another checkpoint", what);
+}
+
+gtopk_status_t gtopk_state_inspect(const void *buffer, size_t bytes, gtopk_state_info_t *info)
+{
+    const uint8_t *state = buffer;
+    uint32_t version, flags, crc;
+    uint64_t reserved;
+    gtopk_state_info_t found = {.reserved = 0};
+    if (!buffer || !info || info->struct_size < sizeof(size_t))
+        return status_set(GTOPK_ERR_INVALID, "gtopk_state_inspect needs a buffer and an info with its struct_size set");
+    if (bytes < STATE_HEADER || memcmp(state, magic, sizeof magic) != 0)
+        return corrupt("it does not begin as one");
+    memcpy(&version, state + 4, sizeof version);
+    memcpy(&found.dim, state + 8, sizeof found.dim);
+    memcpy(&found.segments, state + 16, sizeof found.segments);
+    memcpy(&found.step, state + 24, sizeof found.step);
+    memcpy(&found.run, state + 32, sizeof found.run);
+    memcpy(&found.rank, state + 40, sizeof found.rank);
+    memcpy(&found.size, state + 44, sizeof found.size);
+    memcpy(&flags, state + 48, sizeof flags);
+    memcpy(&crc, state + STATE_CRC_AT, sizeof crc);
+    memcpy(&reserved, state + 56, sizeof reserved);
+    if (version != STATE_VERSION)
+        return status_set(GTOPK_ERR_CORRUPT, "the state has format version %u, this library reads %u: load it with the library that "
+                          "wrote it", version, STATE_VERSION);
+    if (found.dim > UINT32_MAX || found.segments > UINT32_MAX || found.size < 1 || found.rank < CONSOLIDATED ||
+        found.rank >= found.size || flags > HAS_VELOCITY || reserved != 0)
+        return corrupt("a field of its header is out of range");
+    found.has_velocity = (flags & HAS_VELOCITY) != 0;
+    if (bytes != state_bytes(found.dim, found.segments, found.has_velocity))
+        return corrupt("its length is not what its header says");
+    if (crc != state_crc(state, bytes))
+        return corrupt("its checksum is wrong");
+    found.struct_size = info->struct_size;
+    memcpy(info, &found, info->struct_size < sizeof found ? info->struct_size : sizeof found);
+    return GTOPK_OK;
+}
+
+/* The segments and arrays that this reducer has. */
+static gtopk_status_t check_fits(const gtopk_reducer_t *reducer, const uint8_t *state, const gtopk_state_info_t *info)
+{
+    const config_record_t *record = &reducer->record;
+    if (info->segments != record->segments)
+        return status_set(GTOPK_ERR_MISMATCH, "the state has %llu segments, the reducer has %llu: it is another model's",
+                          (unsigned long long)info->segments, (unsigned long long)record->segments);
+    for (uint64_t s = 0; s < record->segments; s++) {
+        uint64_t length;
+        memcpy(&length, state + STATE_HEADER + s * sizeof length, sizeof length);
+        if (length != reducer->lengths[s])
+            return status_set(GTOPK_ERR_MISMATCH, "segment %llu has %llu entries in the state and %llu in the reducer: it is another "
+                              "model's", (unsigned long long)s, (unsigned long long)length,
+                              (unsigned long long)reducer->lengths[s]);
+    }
+    if (info->has_velocity != record->momentum_correction)
+        return status_set(GTOPK_ERR_MISMATCH, "the state has %s velocity, the reducer has %s: create it with the same momentum "
+                          "correction", info->has_velocity ? "a" : "no", record->momentum_correction ? "one" : "none");
+    return GTOPK_OK;
+}
+
+/* Every value finite, sums of shares included. */
+static gtopk_status_t check_values(const uint8_t *state, size_t bytes, const gtopk_state_info_t *info)
+{
+    for (size_t at = state_bytes(0, info->segments, 0); at < bytes; at += sizeof(float)) {
+        float value;
+        memcpy(&value, state + at, sizeof value);
+        if (!isfinite(value))
+            return corrupt("it holds a value that is not finite");
+    }
+    return GTOPK_OK;
+}
+
+/* Overwrites one array with the state's, divided among `shares` ranks; with shares 0, zeros. */
+static gtopk_status_t load_array(gtopk_reducer_t *reducer, int which, const uint8_t *state, int32_t shares)
+{
+    float part[1024];
+    const uint64_t dim = reducer->record.dim, capacity = sizeof part / sizeof *part;
+    gtopk_status_t status = GTOPK_OK;
+    for (uint64_t at = 0; at < dim && status == GTOPK_OK; at += capacity) {
+        const uint64_t length = dim - at < capacity ? dim - at : capacity;
+        memcpy(part, state + array_at(&reducer->record, which) + at * sizeof(float), length * sizeof(float));
+        for (uint64_t i = 0; i < length && shares != 1; i++)
+            part[i] = shares == 0 ? 0.0f : part[i] / (float)shares;
+        status = reducer->device->ops->store_write(reducer->store, which, at, length, part);
+    }
+    return status;
+}
+
+static gtopk_status_t load(gtopk_reducer_t *reducer, const void *buffer, size_t bytes, int adopt)
+{
+    gtopk_status_t status = reducer_enter(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    const int32_t rank = reducer->comm->transport->rank, size = reducer->comm->transport->size;
+    gtopk_state_info_t info = {.struct_size = sizeof info};
+    status = reducer_check_between_steps(reducer, "loading a state");
+    if (status == GTOPK_OK)
+        status = gtopk_state_inspect(buffer, bytes, &info);
+    if (status == GTOPK_OK)
+        status = check_fits(reducer, buffer, &info);
+    if (status == GTOPK_OK)
+        status = check_values(buffer, bytes, &info);
+    if (status == GTOPK_OK && !adopt && info.rank != CONSOLIDATED && (info.rank != rank || info.size != size))
+        status = status_set(GTOPK_ERR_MISMATCH, "the state is that of rank %d of %d, this is rank %d of %d: load each rank's own, or a "
+                            "consolidated one (gtopk_reducer_state_consolidate)", (int)info.rank, (int)info.size, (int)rank, (int)size);
+    const int32_t shares = adopt ? 0 : info.rank == CONSOLIDATED ? size : 1;
+    for (int which = RESIDUAL; which <= reducer->record.momentum_correction && status == GTOPK_OK; which++)
+        status = load_array(reducer, which, buffer, shares);
+    if (status == GTOPK_OK) {
+        reducer->step = info.step;
+        reducer->record.run = info.run;
+        reducer->hash = config_hash(&reducer->record);
+    }
+    reducer_leave(reducer);
+    return status;
+}
+
+gtopk_status_t gtopk_reducer_state_load(gtopk_reducer_t *reducer, const void *buffer, size_t bytes)
+{
+    return load(reducer, buffer, bytes, 0);
+}
+
+gtopk_status_t gtopk_reducer_state_adopt(gtopk_reducer_t *reducer, const void *buffer, size_t bytes)
+{
+    return load(reducer, buffer, bytes, 1);
+}
+
+/* ---- one segment, norm ---- */
+
+static gtopk_status_t check_segment(const gtopk_reducer_t *reducer, uint32_t segment, const void *data, uint64_t length)
+{
+    if (segment >= reducer->record.segments)
+        return status_set(GTOPK_ERR_INVALID, "segment %u does not exist: the reducer has %llu", segment,
+                          (unsigned long long)reducer->record.segments);
+    if (length != reducer->lengths[segment] || (length > 0 && !data))
+        return status_set(GTOPK_ERR_INVALID, "segment %u has %llu entries, the array has %llu", segment,
+                          (unsigned long long)reducer->lengths[segment], data ? (unsigned long long)length : 0ull);
+    return GTOPK_OK;
+}
+
+gtopk_status_t gtopk_reducer_residual(gtopk_reducer_t *reducer, uint32_t segment, float *out, uint64_t length)
+{
+    gtopk_status_t status = reducer_enter(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    status = check_segment(reducer, segment, out, length);
+    if (status == GTOPK_OK)
+        status = reducer->device->ops->store_read(reducer->store, RESIDUAL, reducer->offsets[segment], length, out);
+    reducer_leave(reducer);
+    return status;
+}
+
+gtopk_status_t gtopk_reducer_set_residual(gtopk_reducer_t *reducer, uint32_t segment, const float *in, uint64_t length)
+{
+    gtopk_status_t status = reducer_enter(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    status = reducer_check_between_steps(reducer, "gtopk_reducer_set_residual");
+    if (status == GTOPK_OK)
+        status = check_segment(reducer, segment, in, length);
+    for (uint64_t i = 0; i < length && status == GTOPK_OK; i++)
+        if (!isfinite(in[i]))
+            status = status_set(GTOPK_ERR_INVALID, "entry %llu is %g: a residual holds finite values", (unsigned long long)i,
+                                (double)in[i]);
+    if (status == GTOPK_OK)
+        status = reducer->device->ops->store_write(reducer->store, RESIDUAL, reducer->offsets[segment], length, in);
+    reducer_leave(reducer);
+    return status;
+}
+
+gtopk_status_t gtopk_reducer_residual_norm(gtopk_reducer_t *reducer, double *norm)
+{
+    if (!norm)
+        return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_residual_norm needs a place for the result");
+    gtopk_status_t status = reducer_enter(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    float part[1024];
+    const uint64_t dim = reducer->record.dim, capacity = sizeof part / sizeof *part;
+    double sum = 0.0;
+    for (uint64_t at = 0; at < dim && status == GTOPK_OK; at += capacity) {
+        const uint64_t length = dim - at < capacity ? dim - at : capacity;
+        status = reducer->device->ops->store_read(reducer->store, RESIDUAL, at, length, part);
+        for (uint64_t i = 0; i < length && status == GTOPK_OK; i++)
+            sum += (double)part[i] * (double)part[i];
+    }
+    if (status == GTOPK_OK)
+        *norm = sqrt(sum);
+    reducer_leave(reducer);
+    return status;
+}
