@@ -1,0 +1,154 @@
+/* The pass over the residual and what comes of it: accumulate, scan, select. The driver loop cuts spans into blocks
+ * and hands what the kernels find to the pool; it knows no instruction set. */
+#include "device/cpu/store.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+#include "util/fpenv.h"
+
+/* Blocks that are worth a thread's while: a megabyte of residual, some 100 microseconds. */
+#define PASS_GRAIN 64
+
+typedef struct pass {
+    device_store_t *store;
+    const device_span_t *spans;
+    size_t count;
+    const device_accumulate_t *params;
+    atomic_int nonfinite;
+} pass_t;
+
+static uint64_t span_blocks(const device_span_t *span)
+{
+    return (span->length + KERNEL_BLOCK - 1) / KERNEL_BLOCK;
+}
+
+static void pass_flush(device_store_t *store, kernel_found_t *found)
+{
+    if (found->count == 0)
+        return;
+    (void)pthread_mutex_lock(&store->lock);
+    pool_offer(&store->pool, found);
+    (void)pthread_mutex_unlock(&store->lock);
+}
+
+static void pass_block(pass_t *pass, const device_span_t *span, uint64_t block, kernel_found_t *found)
+{
+    device_store_t *store = pass->store;
+    uint64_t begin = block * KERNEL_BLOCK, left = span->length - begin, first = span->offset + begin;
+    kernel_job_t job = {
+        .residual = store->residual + first,
+        .length = (size_t)(left < KERNEL_BLOCK ? left : KERNEL_BLOCK),
+        .first = (uint32_t)first,
+        .above = pool_above(&store->pool, (uint32_t)first),
+    };
+    if (!span->data) {
+        store->kernels->scan(&job, found);
+    } else {
+        job.input = (char *)span->data + begin * (span->dtype == GTOPK_F32 ? 4u : 2u);
+        job.scale = pass->params->scale;
+        job.zero_input = pass->params->zero_input;
+        job.momentum = pass->params->momentum;
+        job.nesterov = pass->params->nesterov;
+        int bad;
+        if (store->velocity) {
+            job.velocity = store->velocity + first;
+            bad = store->kernels->momentum[span->dtype](&job, found);
+        } else {
+            bad = store->kernels->accumulate[span->dtype](&job, found);
+        }
+        if (bad)
+            atomic_store_explicit(&pass->nonfinite, 1, memory_order_relaxed);
+    }
+    if (found->count > KERNEL_BLOCK)
+        pass_flush(store, found);
+}
+
+/* Blocks [begin, end) of all spans, counted one after the other. */
+static void pass_body(int64_t begin, int64_t end, void *arg)
+{
+    pass_t *pass = arg;
+    kernel_found_t found;
+    found.count = 0;
+    fpenv_t saved = fpenv_enter();
+    uint64_t from = (uint64_t)begin, to = (uint64_t)end, base = 0;
+    for (size_t s = 0; s < pass->count && base < to; s++) {
+        const device_span_t *span = &pass->spans[s];
+        uint64_t blocks = span_blocks(span);
+        uint64_t block = from > base ? from - base : 0, stop = to - base < blocks ? to - base : blocks;
+        for (; block < stop; block++)
+            pass_block(pass, span, block, &found);
+        base += blocks;
+    }
+    pass_flush(pass->store, &found);
+    fpenv_leave(saved);
+}
+
+/* Returns 1 when a sum was not finite. */
+static int pass_run(device_store_t *store, const device_span_t *spans, size_t count, const device_accumulate_t *params)
+{
+    pass_t pass = {.store = store, .spans = spans, .count = count, .params = params};
+    atomic_init(&pass.nonfinite, 0);
+    uint64_t blocks = 0;
+    for (size_t s = 0; s < count; s++)
+        blocks += span_blocks(&spans[s]);
+    store_parallel(store, (int64_t)blocks, PASS_GRAIN, pass_body, &pass);
+    return atomic_load_explicit(&pass.nonfinite, memory_order_relaxed);
+}
+
+void store_step_begin(device_store_t *store)
+{
+    fpenv_t saved = fpenv_enter();
+    pool_reset(&store->pool, hint_magnitude(&store->hint));
+    fpenv_leave(saved);
+}
+
+gtopk_status_t store_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
+                                const device_accumulate_t *params, device_words_t *words, void *stream)
+{
+    (void)stream;
+    if (pass_run(store, spans, count, params))
+        words->nonfinite = 1;
+    return GTOPK_OK;
+}
+
+/* Writes the pool's entries, and returns the smallest magnitude among them. */
+static uint32_t write_out(const pool_t *pool, device_set_t *out)
+{
+    uint32_t smallest = UINT32_MAX;
+    for (size_t i = 0; i < pool->count; i++) {
+        uint64_t key = pool->keys[i];
+        uint32_t bits = key_bits(key), magnitude = key_magnitude(key);
+        out->index[i] = key_index(key);
+        memcpy(&out->value[i], &bits, sizeof bits);
+        smallest = magnitude < smallest ? magnitude : smallest;
+    }
+    *out->count = (uint32_t)pool->count;
+    return smallest;
+}
+
+gtopk_status_t store_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
+                            uint64_t *misses)
+{
+    (void)stream;
+    if (k > store->k || out->capacity < k)
+        return status_set(GTOPK_ERR_INTERNAL, "select of %llu entries from a store made for %llu into a set of %u",
+                          (unsigned long long)k, (unsigned long long)store->k, out->capacity);
+    pool_t *pool = &store->pool;
+    fpenv_t saved = fpenv_enter();
+    *misses = 0;
+    *candidates = pool->offered;
+    if (!pool_is_complete(pool, (size_t)k)) {
+        const device_span_t everything = {.offset = 0, .length = store->dim};
+        *misses = 1;
+        pool_reset(pool, 1);
+        (void)pass_run(store, &everything, 1, NULL);
+        *candidates += pool->offered;
+    }
+    pool_cut(pool, (size_t)k);
+    keys_sort_by_index(pool->keys, pool->count, store->dim, pool->scratch);
+    uint32_t smallest = write_out(pool, out);
+    hint_learn(&store->hint, pool->count < k ? 0 : smallest);
+    fpenv_leave(saved);
+    return GTOPK_OK;
+}

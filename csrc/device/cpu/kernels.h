@@ -1,0 +1,55 @@
+/* The loops over the whole residual, once an instruction set: kernels_<isa>.c each give the same table. A kernel works
+ * on one block of one span and knows nothing of pools, hints or threads. All give the same bits. */
+#ifndef GTOPK_DEVICE_CPU_KERNELS_H
+#define GTOPK_DEVICE_CPU_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Entries a call at most: residual, velocity and input of a block stay in the first-level cache. */
+#define KERNEL_BLOCK 4096u
+
+/* Kernels store whole vectors behind the last entry that they found. */
+#define KERNEL_SLACK 16u
+
+/* Where a kernel appends entries: there is always room for a block. bits: of the value, with its sign. */
+typedef struct kernel_found {
+    uint32_t count;
+    uint32_t index[2 * KERNEL_BLOCK + KERNEL_SLACK];
+    uint32_t bits[2 * KERNEL_BLOCK + KERNEL_SLACK];
+} kernel_found_t;
+
+typedef struct kernel_job {
+    float *residual, *velocity;
+    void *input;
+    size_t length;  /* <= KERNEL_BLOCK */
+    uint32_t first; /* index of residual[0] */
+    uint32_t above; /* entries are found whose bits of |v| are greater; at most those of the largest finite value */
+    float scale, momentum;
+    int zero_input, nesterov;
+} kernel_job_t;
+
+typedef struct kernels {
+    const char *name;
+
+    /* By gtopk_dtype_t. residual = fma(scale, input, residual); returns 1 when a sum was not finite: that entry keeps
+     * its residual and is not found. */
+    int (*accumulate[3])(const kernel_job_t *job, kernel_found_t *found);
+
+    /* The same with a velocity: t = scale * input; velocity = fma(momentum, velocity, t); residual += nesterov ?
+     * fma(momentum, velocity, t) : velocity. A velocity that is not finite makes the residual's sum so too, whence one
+     * test serves both. */
+    int (*momentum[3])(const kernel_job_t *job, kernel_found_t *found);
+
+    /* Reads the residual only. */
+    void (*scan)(const kernel_job_t *job, kernel_found_t *found);
+} kernels_t;
+
+extern const kernels_t kernels_scalar;
+#if defined(__x86_64__)
+extern const kernels_t kernels_avx2, kernels_avx512;
+#elif defined(__aarch64__)
+extern const kernels_t kernels_neon;
+#endif
+
+#endif

@@ -1,0 +1,97 @@
+/* One entry at a time: the whole of the scalar kernels, and the last entries of a block in the vector ones. */
+#ifndef GTOPK_DEVICE_CPU_KERNELS_GENERIC_H
+#define GTOPK_DEVICE_CPU_KERNELS_GENERIC_H
+
+#include <math.h>
+#include <string.h>
+
+#include "device/cpu/kernels.h"
+#include "gtopk.h"
+#include "wire/convert.h"
+
+#define GENERIC_INLINE static inline __attribute__((always_inline))
+
+#define GENERIC_MAGNITUDE 0x7fffffffu
+#define GENERIC_INFINITY 0x7f800000u
+
+GENERIC_INLINE uint32_t generic_bits(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+GENERIC_INLINE float generic_load(const kernel_job_t *job, size_t i, int dtype)
+{
+    if (dtype == GTOPK_F32)
+        return ((const float *)job->input)[i];
+    uint16_t bits = ((const uint16_t *)job->input)[i];
+    return dtype == GTOPK_F16 ? convert_float_from_fp16(bits) : convert_float_from_bf16(bits);
+}
+
+GENERIC_INLINE void generic_clear(const kernel_job_t *job, size_t i, int dtype)
+{
+    if (dtype == GTOPK_F32)
+        ((float *)job->input)[i] = 0.0f;
+    else
+        ((uint16_t *)job->input)[i] = 0;
+}
+
+/* Branchless: the entry is always written, and counts if it passes. */
+GENERIC_INLINE void generic_offer(const kernel_job_t *job, size_t i, uint32_t bits, kernel_found_t *found)
+{
+    found->index[found->count] = job->first + (uint32_t)i;
+    found->bits[found->count] = bits;
+    found->count += (bits & GENERIC_MAGNITUDE) > job->above;
+}
+
+GENERIC_INLINE int generic_accumulate(const kernel_job_t *job, size_t from, kernel_found_t *found, int dtype)
+{
+    int bad = 0, plain = job->scale == 1.0f;
+    for (size_t i = from; i < job->length; i++) {
+        float x = generic_load(job, i, dtype), r = job->residual[i];
+        float sum = plain ? x + r : fmaf(job->scale, x, r);
+        if (job->zero_input)
+            generic_clear(job, i, dtype);
+        uint32_t bits = generic_bits(sum);
+        if ((bits & GENERIC_MAGNITUDE) >= GENERIC_INFINITY) {
+            bad = 1;
+            sum = r;
+            bits = generic_bits(r);
+        }
+        job->residual[i] = sum;
+        generic_offer(job, i, bits, found);
+    }
+    return bad;
+}
+
+GENERIC_INLINE int generic_momentum(const kernel_job_t *job, size_t from, kernel_found_t *found, int dtype)
+{
+    int bad = 0;
+    for (size_t i = from; i < job->length; i++) {
+        float t = job->scale * generic_load(job, i, dtype), r = job->residual[i], u = job->velocity[i];
+        float v = fmaf(job->momentum, u, t);
+        float sum = r + (job->nesterov ? fmaf(job->momentum, v, t) : v);
+        if (job->zero_input)
+            generic_clear(job, i, dtype);
+        uint32_t bits = generic_bits(sum);
+        if ((bits & GENERIC_MAGNITUDE) >= GENERIC_INFINITY) {
+            bad = 1;
+            sum = r;
+            v = u;
+            bits = generic_bits(r);
+        }
+        job->residual[i] = sum;
+        job->velocity[i] = v;
+        generic_offer(job, i, bits, found);
+    }
+    return bad;
+}
+
+GENERIC_INLINE void generic_scan(const kernel_job_t *job, size_t from, kernel_found_t *found)
+{
+    for (size_t i = from; i < job->length; i++)
+        generic_offer(job, i, generic_bits(job->residual[i]), found);
+}
+
+#endif

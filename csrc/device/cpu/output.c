@@ -1,0 +1,25 @@
+/* Fills dense outputs. */
+#include "device/cpu/output.h"
+
+#include <math.h>
+#include <string.h>
+
+void outputs_clear(const device_span_t *outputs, size_t count)
+{
+    for (size_t s = 0; s < count; s++)
+        if (outputs[s].length)
+            memset(outputs[s].data, 0, (size_t)outputs[s].length * output_entry_size(outputs[s].dtype));
+}
+
+void outputs_fill_nan(const device_span_t *outputs, size_t count)
+{
+    for (size_t s = 0; s < count; s++) {
+        uint16_t half = outputs[s].dtype == GTOPK_F16 ? 0x7e00u : 0x7fc0u;
+        for (uint64_t i = 0; i < outputs[s].length; i++) {
+            if (outputs[s].dtype == GTOPK_F32)
+                ((float *)outputs[s].data)[i] = NAN;
+            else
+                ((uint16_t *)outputs[s].data)[i] = half;
+        }
+    }
+}

@@ -1,0 +1,39 @@
+/* Dense outputs, float or 16-bit: reading and writing one entry, the remainder of a conversion, filling. */
+#ifndef GTOPK_DEVICE_CPU_OUTPUT_H
+#define GTOPK_DEVICE_CPU_OUTPUT_H
+
+#include "device/device.h"
+#include "gtopk.h"
+#include "wire/convert.h"
+
+static inline size_t output_entry_size(int dtype)
+{
+    return dtype == GTOPK_F32 ? 4 : 2;
+}
+
+/* Stores a finite value, the largest finite one where it does not fit, and returns what was stored. */
+static inline float output_store(void *data, uint64_t at, int dtype, float value)
+{
+    if (dtype == GTOPK_F32) {
+        ((float *)data)[at] = value;
+        return value;
+    }
+    uint16_t *to = (uint16_t *)data + at;
+    if (dtype == GTOPK_F16) {
+        *to = convert_fp16_from_float(value);
+        return convert_float_from_fp16(*to);
+    }
+    *to = convert_bf16_from_float(value);
+    return convert_float_from_bf16(*to);
+}
+
+static inline int output_is_finite(float value)
+{
+    return (convert_bits(value) & 0x7fffffffu) < CONVERT_INF;
+}
+
+/* All entries become zero, or NaN. */
+void outputs_clear(const device_span_t *outputs, size_t count);
+void outputs_fill_nan(const device_span_t *outputs, size_t count);
+
+#endif

@@ -1,0 +1,51 @@
+/* The store of the CPU device and the operations on it, one file each: store.c, accumulate.c, commit.c, dense.c. */
+#ifndef GTOPK_DEVICE_CPU_STORE_H
+#define GTOPK_DEVICE_CPU_STORE_H
+
+#include <pthread.h>
+
+#include "device/cpu/hint.h"
+#include "device/cpu/kernels.h"
+#include "device/cpu/pool.h"
+#include "device/device.h"
+
+/* The device: no state but the choice of kernels. */
+typedef struct device_cpu {
+    device_t base;
+    const kernels_t *kernels;
+} device_cpu_t;
+
+struct device_store {
+    const kernels_t *kernels;
+    device_parallel_t parallel;
+    uint64_t dim, k;
+    float *residual, *velocity; /* velocity NULL: none */
+    pool_t pool;
+    hint_t hint;
+    pthread_mutex_t lock; /* of the pool, while several threads accumulate */
+};
+
+gtopk_status_t store_create(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
+                            const device_parallel_t *parallel, device_store_t **store);
+void store_destroy(device_store_t *store);
+gtopk_status_t store_resize(device_store_t *store, uint64_t k);
+gtopk_status_t store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out);
+gtopk_status_t store_write(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in);
+
+/* Runs body over [0, items), on the caller's threads when that is more than one grain. */
+void store_parallel(const device_store_t *store, int64_t items, int64_t grain, gtopk_parallel_body_fn body, void *arg);
+
+void store_step_begin(device_store_t *store);
+gtopk_status_t store_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
+                                const device_accumulate_t *params, device_words_t *words, void *stream);
+gtopk_status_t store_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
+                            uint64_t *misses);
+
+gtopk_status_t store_commit(device_store_t *store, const device_journal_t *journal, const device_span_t *outputs,
+                            size_t count, int outputs_are_zero, const device_words_t *words, void *stream);
+
+gtopk_status_t store_dense_gather(device_store_t *store, float *out, void *stream);
+gtopk_status_t store_dense_commit(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
+                                  size_t count, device_words_t *words, void *stream);
+
+#endif
