@@ -1,0 +1,29 @@
+/* The transports by name. What is behind a name, this file does not know. */
+#include "transport/transport.h"
+
+#include <string.h>
+
+typedef struct named_transport {
+    const char *name;
+    gtopk_status_t (*open)(const gtopk_comm_config_t *config, transport_t **transport);
+} named_transport_t;
+
+static const named_transport_t TRANSPORTS[] = {
+    {"self", transport_self_open},
+    {"thread", transport_thread_open},
+};
+
+gtopk_status_t transport_open(const gtopk_comm_config_t *config, transport_t **transport)
+{
+    const char *name = config->transport ? config->transport : "self";
+    *transport = NULL;
+    for (size_t i = 0; i < sizeof TRANSPORTS / sizeof TRANSPORTS[0]; i++)
+        if (strcmp(name, TRANSPORTS[i].name) == 0)
+            return TRANSPORTS[i].open(config, transport);
+    return status_set(GTOPK_ERR_INVALID, "there is no transport '%s': use self, thread, callback or mpi", name);
+}
+
+gtopk_status_t transport_finalize(void)
+{
+    return GTOPK_OK;
+}
