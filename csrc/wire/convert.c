@@ -38,7 +38,7 @@ static float power_of_two(int exponent)
 
 float wire_scale(int value_type, float max)
 {
-    if (max == 0.0f || (value_type != GTOPK_VALUE_F16 && value_type != GTOPK_VALUE_I8))
+    if (convert_bits(max) == 0 || (value_type != GTOPK_VALUE_F16 && value_type != GTOPK_VALUE_I8))
         return 1.0f;
 
     /* max = 1.mantissa * 2^exponent. Denormals count as less than 2^-126 and take the smallest scale. */

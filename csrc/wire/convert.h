@@ -1,7 +1,8 @@
 /* A float and its wire values: the arithmetic of wire.h's conversions and of a value under a scale, as inline functions
  * without a branch, so that a loop over them compiles to SIMD code. Every device must give these bits.
  *
- * Works on bits where a float operation could meet a denormal: results do not depend on the FTZ and DAZ flags. */
+ * Works on bits where a float operation could meet a denormal, so that the FTZ and DAZ flags change nothing. Only values
+ * under a scale need these flags off. */
 #ifndef GTOPK_WIRE_CONVERT_H
 #define GTOPK_WIRE_CONVERT_H
 
