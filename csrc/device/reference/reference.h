@@ -1,0 +1,64 @@
+/* The reference device: every operation of device.h as obviously as possible, on host memory and one thread, with no
+ * hint and no candidates. Other devices must give its bits. Slow: selection sorts everything.
+ *
+ * The operations run between fpenv_enter and fpenv_leave: float arithmetic here is IEEE, nearest even, denormals kept,
+ * so that `value == 0.0f` means +0 and -0 and nothing else. */
+#ifndef GTOPK_DEVICE_REFERENCE_H
+#define GTOPK_DEVICE_REFERENCE_H
+
+#include "device/device.h"
+
+struct device_store {
+    uint64_t dim;
+    float *residual;
+    float *velocity; /* NULL without momentum correction */
+};
+
+/* ---- reference_store.c ---- */
+
+gtopk_status_t reference_store_create(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
+                                      const device_parallel_t *parallel, device_store_t **store);
+void reference_store_destroy(device_store_t *store);
+gtopk_status_t reference_store_resize(device_store_t *store, uint64_t k);
+gtopk_status_t reference_store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out);
+gtopk_status_t reference_store_write(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in);
+void reference_step_begin(device_store_t *store);
+gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
+                                    const device_accumulate_t *params, device_words_t *words, void *stream);
+gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
+                                uint64_t *misses);
+
+/* ---- reference_commit.c ---- */
+
+gtopk_status_t reference_commit(device_store_t *store, const device_journal_t *journal, const device_span_t *outputs,
+                                size_t count, int outputs_are_zero, const device_words_t *words, void *stream);
+gtopk_status_t reference_dense_gather(device_store_t *store, float *out, void *stream);
+gtopk_status_t reference_dense_commit(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
+                                      size_t count, device_words_t *words, void *stream);
+
+/* ---- reference_sets.c ---- */
+
+gtopk_status_t reference_merge(device_t *device, const device_set_t *a, const device_set_t *b, uint64_t k,
+                               device_set_t *kept, device_set_t *all, device_words_t *words, void *stream);
+gtopk_status_t reference_deposit(device_t *device, const device_set_t *all, const device_set_t *sent, float share,
+                                 device_set_t *out, void *stream);
+gtopk_status_t reference_copy_set(device_t *device, const device_set_t *from, device_set_t *to, void *stream);
+
+/* Positions of the k largest of values[0..count) in ascending order: by magnitude, on equal magnitude the earlier one,
+ * zeros never. *taken is min(k, the number of non-zeros). */
+gtopk_status_t reference_largest(const float *values, uint64_t count, uint64_t k, uint32_t *positions, uint32_t *taken);
+
+/* The value that a set has at an index; 0 where it has none. */
+float reference_value_at(const device_set_t *set, uint32_t index);
+
+/* Adds an entry at the end. */
+void reference_append(device_set_t *set, uint32_t index, float value);
+
+/* ---- reference_message.c ---- */
+
+gtopk_status_t reference_encode(device_t *device, const device_set_t *set, const wire_header_t *header, uint8_t *message,
+                                device_set_t *decoded, const device_words_t *words, void *stream);
+gtopk_status_t reference_decode(device_t *device, const uint8_t *message, const wire_header_t *header, device_set_t *out,
+                                device_words_t *words, void *stream);
+
+#endif

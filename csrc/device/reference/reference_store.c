@@ -1,0 +1,143 @@
+/* The residual and velocity of one reducer: accumulate and select. */
+#include <math.h>
+#include <string.h>
+
+#include "device/reference/reference.h"
+#include "util/fpenv.h"
+#include "util/memory.h"
+
+gtopk_status_t reference_store_create(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
+                                      const device_parallel_t *parallel, device_store_t **store)
+{
+    (void)device;
+    (void)k;
+    (void)parallel;
+    device_store_t *made;
+    *store = NULL;
+    gtopk_status_t status = memory_alloc(&made, 1, sizeof *made, "a reducer's store");
+    if (status != GTOPK_OK)
+        return status;
+    made->dim = dim;
+    status = memory_alloc(&made->residual, dim, sizeof(float), "the residual");
+    if (status == GTOPK_OK && with_velocity)
+        status = memory_alloc(&made->velocity, dim, sizeof(float), "the velocity");
+    if (status == GTOPK_OK)
+        *store = made;
+    else
+        reference_store_destroy(made);
+    return status;
+}
+
+void reference_store_destroy(device_store_t *store)
+{
+    if (!store)
+        return;
+    memory_free(store->velocity);
+    memory_free(store->residual);
+    memory_free(store);
+}
+
+gtopk_status_t reference_store_resize(device_store_t *store, uint64_t k)
+{
+    (void)store;
+    (void)k;
+    return GTOPK_OK;
+}
+
+gtopk_status_t reference_store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out)
+{
+    if (length > 0)
+        memcpy(out, (which == 0 ? store->residual : store->velocity) + offset, length * sizeof(float));
+    return GTOPK_OK;
+}
+
+gtopk_status_t reference_store_write(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in)
+{
+    if (length > 0)
+        memcpy((which == 0 ? store->residual : store->velocity) + offset, in, length * sizeof(float));
+    return GTOPK_OK;
+}
+
+void reference_step_begin(device_store_t *store)
+{
+    (void)store;
+}
+
+/* ---- accumulate ---- */
+
+static float input_read(const device_span_t *span, uint64_t i)
+{
+    switch (span->dtype) {
+    case GTOPK_F16: return wire_float_from_fp16(((const uint16_t *)span->data)[i]);
+    case GTOPK_BF16: return wire_float_from_bf16(((const uint16_t *)span->data)[i]);
+    default: return ((const float *)span->data)[i];
+    }
+}
+
+static void input_zero(const device_span_t *span, uint64_t i)
+{
+    if (span->dtype == GTOPK_F32)
+        ((float *)span->data)[i] = 0.0f;
+    else
+        ((uint16_t *)span->data)[i] = 0;
+}
+
+/* Both return 0, and change nothing, when a result is not finite. */
+static int add_input(float *residual, float x, float scale)
+{
+    const float sum = scale == 1.0f ? *residual + x : fmaf(scale, x, *residual);
+    if (!isfinite(sum))
+        return 0;
+    *residual = sum;
+    return 1;
+}
+
+static int add_with_momentum(float *residual, float *velocity, float x, const device_accumulate_t *params)
+{
+    const float t = params->scale * x;
+    const float v = fmaf(params->momentum, *velocity, t);
+    const float sum = *residual + (params->nesterov ? fmaf(params->momentum, v, t) : v);
+    if (!isfinite(v) || !isfinite(sum))
+        return 0;
+    *velocity = v;
+    *residual = sum;
+    return 1;
+}
+
+gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
+                                    const device_accumulate_t *params, device_words_t *words, void *stream)
+{
+    (void)stream;
+    const fpenv_t saved = fpenv_enter();
+    for (const device_span_t *span = spans; span < spans + count; span++) {
+        for (uint64_t i = 0; i < span->length && span->data; i++) {
+            const uint64_t at = span->offset + i;
+            const float x = input_read(span, i);
+            const int finite = store->velocity
+                                   ? add_with_momentum(&store->residual[at], &store->velocity[at], x, params)
+                                   : add_input(&store->residual[at], x, params->scale);
+            if (!finite)
+                words->nonfinite = 1;
+            if (params->zero_input)
+                input_zero(span, i);
+        }
+    }
+    fpenv_leave(saved);
+    return GTOPK_OK;
+}
+
+/* ---- select ---- */
+
+gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
+                                uint64_t *misses)
+{
+    (void)stream;
+    *candidates = 0;
+    *misses = 0;
+    const fpenv_t saved = fpenv_enter();
+    gtopk_status_t status = reference_largest(store->residual, store->dim, k, out->index, out->count);
+    for (uint32_t i = 0; status == GTOPK_OK && i < *out->count; i++)
+        out->value[i] = store->residual[out->index[i]];
+    fpenv_leave(saved);
+    return status;
+}
