@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "gtopk.h"
-#include "random.h"
+#include "support/random.h"
 #include "wire/bytes.h"
 #include "wire/elias_fano.h"
 #include "wire/wire.h"

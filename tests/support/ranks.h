@@ -1,0 +1,65 @@
+/* Runs a function on P ranks, each a thread of this process with a communicator of its own. For tests. */
+#ifndef TESTS_SUPPORT_RANKS_H
+#define TESTS_SUPPORT_RANKS_H
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "gtopk.h"
+
+#define RANKS_MAX 64
+
+typedef void (*ranks_fn)(gtopk_comm_t *comm, int rank, int size, void *context);
+
+typedef struct ranks_thread {
+    pthread_t thread;
+    gtopk_thread_group_t *group;
+    ranks_fn fn;
+    void *context;
+    double timeout;
+    int rank, size;
+} ranks_thread_t;
+
+static void *ranks_main(void *argument)
+{
+    ranks_thread_t *self = argument;
+    gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
+    gtopk_comm_t *comm;
+    config.transport = "thread";
+    config.group = self->group;
+    config.rank = self->rank;
+    config.size = self->size;
+    config.timeout = self->timeout;
+    if (gtopk_comm_create(&comm, &config) != GTOPK_OK) {
+        (void)fprintf(stderr, "rank %d: %s\n", self->rank, gtopk_last_error());
+        abort();
+    }
+    self->fn(comm, self->rank, self->size, self->context);
+    gtopk_comm_destroy(comm);
+    return NULL;
+}
+
+static inline void ranks_run_flags(int size, ranks_fn fn, void *context, double timeout, uint32_t flags)
+{
+    ranks_thread_t threads[RANKS_MAX];
+    gtopk_thread_group_t *group;
+    if (size > RANKS_MAX || gtopk_thread_group_create(&group, size, flags) != GTOPK_OK)
+        abort();
+    for (int r = 0; r < size; r++) {
+        threads[r] = (ranks_thread_t){.group = group, .fn = fn, .context = context, .timeout = timeout, .rank = r, .size = size};
+        if (pthread_create(&threads[r].thread, NULL, ranks_main, &threads[r]) != 0)
+            abort();
+    }
+    for (int r = 0; r < size; r++)
+        (void)pthread_join(threads[r].thread, NULL);
+    gtopk_thread_group_destroy(group);
+}
+
+/* A deadline of 60 s: a deadlock fails the test in place of hanging it. */
+static inline void ranks_run(int size, ranks_fn fn, void *context)
+{
+    ranks_run_flags(size, fn, context, 60.0, 0);
+}
+
+#endif
