@@ -1,0 +1,499 @@
+"""The reducer: one training step of sparse gradient exchange, on numpy arrays and CPU torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import operator
+import os
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from . import _c_api, _tensors
+from . import comm as _comm
+from ._tensors import TensorLike
+from .errors import CorruptError, InvalidError, StateError
+
+__all__ = ["Reducer", "stats"]
+
+_log = logging.getLogger("gtopk")
+
+_STAT_NAMES = tuple(name for name, _ in _c_api.Stats._fields_ if name != "struct_size")
+_STATE_FORMAT = 1
+
+
+class Reducer:
+    """Adds up gradients over the ranks by exchanging the largest entries only. Making one is collective.
+
+    What is not sent stays in a residual on this rank, one float32 an entry, and is sent in a later step.
+
+    Parameters
+    ----------
+    segment_lengths : sequence of int
+        Entries of each segment (usually one for each parameter), the same on all ranks.
+    density : float
+        Part of all entries that a rank sends in a step, in (0, 1].
+    algorithm : {"gtopk", "gtopk-tree", "topk", "dense"}
+        ``gtopk``: the largest entries of the sum, in log2 P rounds. ``gtopk-tree``: the paper's tree and broadcast.
+        ``topk``: the union of all ranks' entries. ``dense``: everything, as a baseline.
+    value_type : {"bf16", "fp16", "int8", "fp32"}
+        How values travel. What rounding takes away stays in the residual.
+    residual_policy : {"share", "paper"}
+        ``share``: what a merge drops goes back to the residuals of its ranks. ``paper``: as published, which loses the
+        value of entries that one branch dropped and another kept.
+    merge_growth : float
+        At least 1: each round may keep this many times the entries of the one before.
+    momentum_correction : bool
+        Keep a velocity, 4 more bytes an entry; see `set_momentum`.
+    device : {"cpu", "reference"}, optional
+        ``reference`` is slow and obvious. Default: GTOPK_DEVICE, else "cpu".
+    comm : Comm, optional
+        Default: the one that ``gtopk.init()`` made.
+
+    Raises
+    ------
+    InvalidError
+        An argument is wrong.
+    MismatchError
+        Ranks gave different lengths or options; raised on every rank.
+
+    Notes
+    -----
+    A step is any number of `accumulate` calls, each segment at most once, and one `reduce` or `reduce_sparse`, which
+    are collective. Used by one thread at a time.
+
+    Examples
+    --------
+    >>> import numpy, gtopk
+    >>> gtopk.init()
+    >>> reducer = gtopk.Reducer([4, 2], density=0.5, value_type="fp32")
+    >>> reducer.accumulate(0, numpy.array([1, -8, 2, 0], dtype=numpy.float32))
+    >>> reducer.accumulate(1, numpy.array([4, 0], dtype=numpy.float32))
+    >>> update = [numpy.empty(4, dtype=numpy.float32), numpy.empty(2, dtype=numpy.float32)]
+    >>> reducer.reduce(update)["count"]
+    3
+    >>> update
+    [array([ 0., -8.,  2.,  0.], dtype=float32), array([4., 0.], dtype=float32)]
+    >>> reducer.residual(0)
+    array([1., 0., 0., 0.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        segment_lengths: Sequence[int],
+        *,
+        density: float = 0.001,
+        algorithm: str = "gtopk",
+        value_type: str = "bf16",
+        residual_policy: str = "share",
+        merge_growth: float = 1.0,
+        momentum_correction: bool = False,
+        device: str | None = None,
+        comm: _comm.Comm | None = None,
+    ) -> None:
+        self._handle: int | None = None
+        self._pid = os.getpid()
+        self.segment_lengths = _lengths(segment_lengths)
+        self.comm = _comm.current() if comm is None else comm
+        self.density = _number(density, "density")
+        self.algorithm, self.value_type = algorithm, value_type
+        config = _c_api.ReducerConfig(
+            struct_size=ctypes.sizeof(_c_api.ReducerConfig),
+            device=None if device is None else device.encode(),
+            density=self.density,
+            algorithm=_code(_c_api.ALGORITHMS, algorithm, "algorithm"),
+            value_type=_code(_c_api.VALUE_TYPES, value_type, "value_type"),
+            residual_policy=_code(_c_api.RESIDUAL_POLICIES, residual_policy, "residual_policy"),
+            momentum_correction=int(bool(momentum_correction)),
+            merge_growth=_number(merge_growth, "merge_growth"),
+        )
+        self._library = _c_api.library()
+        lengths = array("Q", self.segment_lengths)
+        handle = ctypes.c_void_p()
+        _c_api.check(
+            self._library.gtopk_reducer_create(
+                ctypes.byref(handle),
+                self.comm.handle,
+                ctypes.byref(config),
+                lengths.buffer_info()[0],
+                len(self.segment_lengths),
+            )
+        )
+        self._handle = handle.value
+        self.dim: int = self._library.gtopk_reducer_dim(handle)
+        self._kind: _tensors.Kind = _tensors.default_kind()
+        self._inputs = _tensors.TensorTable(len(self.segment_lengths))
+        self._outputs = _tensors.TensorTable(len(self.segment_lengths))
+        self._segments = array("I", bytes(4 * max(1, len(self.segment_lengths))))
+        self._stats = _c_api.Stats(struct_size=ctypes.sizeof(_c_api.Stats))
+        self._latest: dict[str, Any] = {}
+        _comm.register_dependent(self)
+
+    # ---- one step ----
+
+    def accumulate(
+        self,
+        segment: int,
+        grad: TensorLike,
+        scale: float = 1.0,
+        *,
+        zero_input: bool = False,
+        found_inf: bool = False,
+    ) -> None:
+        """Adds ``scale * grad`` to the residual of one segment. See `accumulate_many`."""
+        self.accumulate_many((segment,), (grad,), scale, zero_input=zero_input, found_inf=found_inf)
+
+    def accumulate_many(
+        self,
+        segments: Sequence[int] | None,
+        grads: Sequence[TensorLike],
+        scale: float = 1.0,
+        *,
+        zero_input: bool = False,
+        found_inf: bool = False,
+    ) -> None:
+        """Adds ``scale * grad`` to the residual of several segments, in one pass over memory.
+
+        Parameters
+        ----------
+        segments : sequence of int, or None
+            Which segment each gradient belongs to; each at most once a step. None: all, in order.
+        grads : sequence of numpy.ndarray or torch.Tensor
+            float32, float16 or bfloat16, contiguous, as long as their segments.
+        scale : float
+            1 / loss scale, 1 / number of accumulated batches, or 1.
+        zero_input : bool
+            Set the gradients to zero while reading them.
+        found_inf : bool
+            The gradients overflowed: touch nothing and make this a non-finite step on all ranks.
+
+        Notes
+        -----
+        Segments that are left out in a step count as zero. An entry that would become Inf or NaN stays as it was and
+        makes the step non-finite: see `reduce`.
+        """
+        lengths: Sequence[int] = self.segment_lengths
+        address = None
+        if segments is not None:
+            lengths, address = self._choose(segments), self._segments.buffer_info()[0]
+        if len(grads) != len(lengths):
+            raise InvalidError(
+                f"{len(grads)} gradients for {len(lengths)} segments: give one tensor for each segment, or name the segments"
+            )
+        self._inputs.fill(grads, lengths, _name("gradient", segments), write=zero_input)
+        if grads:
+            self._kind = _tensors.kind_of(grads[0], "gradient")
+        flags = (_c_api.ZERO_INPUT if zero_input else 0) | (_c_api.FOUND_INF if found_inf else 0)
+        status = self._library.gtopk_reducer_accumulate(
+            self.handle, address, self._inputs.address, len(grads), _number(scale, "scale"), flags, None
+        )
+        if status:
+            _c_api.check(status)
+
+    def reduce(
+        self, outputs: Sequence[TensorLike], *, outputs_are_zero: bool = False, joined: bool = False
+    ) -> dict[str, Any]:
+        """Exchanges with the other ranks and overwrites `outputs` with the mean update. Collective.
+
+        Parameters
+        ----------
+        outputs : sequence of numpy.ndarray or torch.Tensor
+            One for each segment, in order: float32, float16 or bfloat16, contiguous, writable. Usually the gradients.
+        outputs_are_zero : bool
+            They hold zeros already (after ``zero_input=True``), so writing takes time for the sent entries only.
+        joined : bool
+            This rank has no more data; the statistics say in ``all_joined`` when that is so on all ranks.
+
+        Returns
+        -------
+        dict
+            Statistics of this step on this rank; see `stats`.
+
+        Notes
+        -----
+        When an entry overflowed on any rank the step is non-finite on all: ``nonfinite`` is 1, outputs are NaN, and
+        the residual keeps what was accumulated.
+
+        After an error other than `InvalidError` and `StateError` the step did not happen on this rank, the residual is
+        as it was after accumulate, and the communicator is broken.
+        """
+        if len(outputs) != len(self.segment_lengths):
+            raise InvalidError(
+                f"{len(outputs)} outputs for {len(self.segment_lengths)} segments: reduce needs one for each"
+            )
+        self._outputs.fill(outputs, self.segment_lengths, _name("output", None), write=True)
+        flags = (_c_api.OUTPUT_IS_ZERO if outputs_are_zero else 0) | (_c_api.JOINED if joined else 0)
+        status = self._library.gtopk_reducer_reduce(
+            self.handle, self._outputs.address, len(outputs), flags, None, ctypes.byref(self._stats)
+        )
+        if status:
+            _c_api.check(status)
+        return self._keep_stats()
+
+    def reduce_sparse(self, *, joined: bool = False) -> tuple[TensorLike, TensorLike]:
+        """As `reduce`, the mean update given as (indices, values). Collective, also with ranks that call `reduce`.
+
+        Returns
+        -------
+        indices : uint32 array
+            Places in the concatenation of all segments, increasing. torch indexes with ``indices.long()``.
+        values : float32 array
+            Of the kind (numpy or torch) of the gradients. Both are empty after a non-finite step; see `stats`.
+        """
+        capacity = int(self._library.gtopk_reducer_max_count(self.handle))
+        indices = _tensors.empty(self._kind, capacity, "uint32")
+        values = _tensors.empty(self._kind, capacity, "float32")
+        out = _c_api.Set(_tensors.pointer(indices), _tensors.pointer(values), capacity, 0)
+        flags = _c_api.JOINED if joined else 0
+        _c_api.check(
+            self._library.gtopk_reducer_reduce_sparse(
+                self.handle, ctypes.byref(out), flags, None, ctypes.byref(self._stats)
+            )
+        )
+        self._keep_stats()
+        return indices[: out.count], values[: out.count]
+
+    def stats(self) -> dict[str, Any]:
+        """Statistics of the latest step on this rank, {} before the first.
+
+        step, k (entries a rank selects), selected, count (entries of the update), bytes_sent, bytes_received,
+        candidates, hint_misses, rounds, nonfinite, all_joined, slowest_peer (-1: none), and seconds: accumulate_s,
+        select_s, exchange_s (wait_s is part of it), commit_s.
+        """
+        return dict(self._latest)
+
+    # ---- settings and residual ----
+
+    def set_density(self, density: float) -> None:
+        """Another density from the next step on. Collective, between steps, the same on all ranks."""
+        value = _number(density, "density")
+        _c_api.check(self._library.gtopk_reducer_set_density(self.handle, value))
+        self.density = value
+
+    def set_momentum(self, momentum: float, nesterov: bool = False) -> None:
+        """The momentum of a reducer made with ``momentum_correction=True``. Between steps, the same on all ranks."""
+        value = _number(momentum, "momentum")
+        _c_api.check(self._library.gtopk_reducer_set_momentum(self.handle, value, int(bool(nesterov))))
+
+    def residual(self, segment: int) -> TensorLike:
+        """A float32 copy of one segment's residual: what this rank has not sent yet."""
+        length = self._choose((segment,))[0]
+        out = _tensors.empty(self._kind, length, "float32")
+        _c_api.check(self._library.gtopk_reducer_residual(self.handle, segment, _tensors.pointer(out), length))
+        return out
+
+    def set_residual(self, segment: int, values: TensorLike) -> None:
+        """Overwrites one segment's residual with finite float32 values. Between steps."""
+        length = self._choose((segment,))[0]
+        address, _, dtype = _tensors.describe(values, f"residual of segment {segment}", length=length)
+        if dtype != _c_api.F32:
+            raise InvalidError(f"residual of segment {segment} is {_tensors.dtype_name(values)}, but must be float32")
+        _c_api.check(self._library.gtopk_reducer_set_residual(self.handle, segment, address, length))
+
+    def residual_norm(self) -> float:
+        """Euclidean norm of this rank's whole residual: one pass over it."""
+        norm = ctypes.c_double()
+        _c_api.check(self._library.gtopk_reducer_residual_norm(self.handle, ctypes.byref(norm)))
+        return norm.value
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's residual (and velocity), to go on from bit for bit. Between steps.
+
+        Returns
+        -------
+        dict
+            Integers that say what it is (format, rank, size, step, run, dim) and ``state``, a uint8 array of the kind
+            (numpy or torch) of the gradients. With torch it can be loaded with ``weights_only=True``.
+        """
+        data = _tensors.empty(self._kind, int(self._library.gtopk_reducer_state_size(self.handle)), "uint8")
+        size = _tensors.byte_length(data)
+        _c_api.check(self._library.gtopk_reducer_state_save(self.handle, _tensors.pointer(data), size))
+        return _state(data)
+
+    def consolidate(self, root: int = 0) -> dict[str, Any] | None:
+        """The sum of all ranks' states on rank `root`, None elsewhere. Collective, between steps.
+
+        It can be loaded into any number of ranks: each takes an equal share, so nothing is lost.
+        """
+        data = None
+        if self.comm.rank == root:
+            data = _tensors.empty(self._kind, int(self._library.gtopk_reducer_state_size(self.handle)), "uint8")
+        _c_api.check(
+            self._library.gtopk_reducer_state_consolidate(
+                self.handle,
+                None if data is None else _tensors.pointer(data),
+                0 if data is None else _tensors.byte_length(data),
+                root,
+            )
+        )
+        return None if data is None else _state(data)
+
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = False) -> None:
+        """Takes over a state of `state_dict` or `consolidate`. To be done on every rank before the next step.
+
+        Parameters
+        ----------
+        state : mapping
+            This rank's own state, or a consolidated one.
+        strict : bool
+            A state of another rank or number of ranks is an error. Otherwise its step is taken, the residual is set to
+            zero, and a warning says so.
+
+        Raises
+        ------
+        CorruptError
+            It is no state, or damaged.
+        MismatchError
+            It belongs to other segments; the text names the first that differs.
+        """
+        data = state.get("state") if isinstance(state, Mapping) else None
+        if data is None or not (_tensors.is_torch(data) or _tensors.is_numpy(data)):
+            raise CorruptError("this is no state of a gtopk.Reducer: it has no array named 'state'")
+        if _tensors.dtype_name(data) != "uint8":
+            raise CorruptError(f"the array 'state' is {_tensors.dtype_name(data)}, but must be uint8")
+        data = _tensors.host_contiguous(data, "state")
+        address, size = _tensors.pointer(data), _tensors.byte_length(data)
+        load = self._library.gtopk_reducer_state_load
+        info = _inspect(data)
+        foreign = info.rank >= 0 and (info.rank, info.size) != (self.comm.rank, self.comm.size)
+        if foreign and not strict:
+            load = self._library.gtopk_reducer_state_adopt
+        _c_api.check(load(self.handle, address, size))
+        if foreign:
+            _log.warning(
+                "the loaded state is that of rank %d of %d, this is rank %d of %d: the residual starts at zero. To "
+                "keep it, save every rank's state, or a consolidated one (consolidate, consolidate_state_dict)",
+                info.rank,
+                info.size,
+                self.comm.rank,
+                self.comm.size,
+            )
+
+    # ---- life ----
+
+    @property
+    def handle(self) -> int:
+        """The C handle; `StateError` after `close`."""
+        if self._handle is None:
+            raise StateError("this reducer was closed: make a new one")
+        return self._handle
+
+    def close(self) -> None:
+        """Frees the residual. Not collective; may be called twice."""
+        handle, self._handle = self._handle, None
+        if handle is not None and os.getpid() == self._pid:
+            self._library.gtopk_reducer_destroy(handle)
+
+    def __enter__(self) -> Reducer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
+    def __repr__(self) -> str:
+        state = f"{self.algorithm}, density {self.density:g}" if self._handle is not None else "closed"
+        return f"<gtopk.Reducer of {len(self.segment_lengths)} segments, {state}>"
+
+    def _choose(self, segments: Sequence[int]) -> list[int]:
+        """Checks the numbers, writes them to the reusable array, and gives the lengths."""
+        lengths, count = self.segment_lengths, len(self.segment_lengths)
+        if len(segments) > count:
+            raise InvalidError(f"{len(segments)} segments were named, but the reducer has {count}")
+        try:
+            chosen = array("I", segments)
+        except (TypeError, OverflowError):
+            raise InvalidError(f"segments must be integers from 0 to {count - 1}, not {list(segments)!r}") from None
+        if chosen and max(chosen) >= count:
+            raise InvalidError(f"segment {max(chosen)} does not exist: the reducer has {count}, numbered from 0")
+        self._segments[: len(chosen)] = chosen
+        return [lengths[i] for i in chosen]
+
+    def _keep_stats(self) -> dict[str, Any]:
+        raw = self._stats
+        self._latest = {name: getattr(raw, name) for name in _STAT_NAMES}
+        _LatestStep.stats = self._latest
+        return dict(self._latest)
+
+
+class _LatestStep:
+    """Statistics of the latest step of any reducer."""
+
+    stats: Mapping[str, Any] = {}
+
+
+def stats() -> dict[str, Any]:
+    """Statistics of the latest step of any reducer on this rank, {} before the first. See `Reducer.stats`.
+
+    Examples
+    --------
+    >>> import numpy, gtopk
+    >>> gtopk.init()
+    >>> reducer = gtopk.Reducer([1000], density=0.01)
+    >>> reducer.accumulate(0, numpy.ones(1000, dtype=numpy.float32))
+    >>> indices, values = reducer.reduce_sparse()
+    >>> gtopk.stats()["count"]
+    10
+    """
+    return dict(_LatestStep.stats)
+
+
+def _state(data: TensorLike) -> dict[str, Any]:
+    info = _inspect(data)
+    return {
+        "format": _STATE_FORMAT,
+        "rank": info.rank,
+        "size": info.size,
+        "step": info.step,
+        "run": info.run,
+        "dim": info.dim,
+        "state": data,
+    }
+
+
+def _inspect(data: TensorLike) -> _c_api.StateInfo:
+    info = _c_api.StateInfo(struct_size=ctypes.sizeof(_c_api.StateInfo))
+    _c_api.check(
+        _c_api.library().gtopk_state_inspect(_tensors.pointer(data), _tensors.byte_length(data), ctypes.byref(info))
+    )
+    return info
+
+
+def _name(word: str, segments: Sequence[int] | None) -> Callable[[int], str]:
+    return lambda i: f"{word} of segment {i if segments is None else segments[i]}"
+
+
+def _code(table: Mapping[str, int], name: str, what: str) -> int:
+    code = table.get(name) if isinstance(name, str) else None
+    if code is None:
+        raise InvalidError(f"{what} is {name!r}, but must be one of {', '.join(table)}")
+    return code
+
+
+def _number(value: float, what: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidError(f"{what} is {value!r}, but must be a number") from None
+
+
+def _lengths(segment_lengths: Sequence[int]) -> list[int]:
+    try:
+        lengths = [operator.index(length) for length in segment_lengths]
+    except TypeError:
+        raise InvalidError("segment_lengths must be a sequence of integers: the entries of each segment") from None
+    for segment, length in enumerate(lengths):
+        if not 0 <= length < 1 << 32:
+            raise InvalidError(
+                f"segment {segment} has length {length}, but must have 0 to 2**32 - 1 entries: use more reducers"
+            )
+    return lengths
