@@ -71,6 +71,9 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#ifdef __GNUC__
+#pragma GCC visibility push(default) /* the library is compiled with -fvisibility=hidden */
+#endif
 
 #define GTOPK_VERSION_MAJOR 0
 #define GTOPK_VERSION_MINOR 1
@@ -435,6 +438,9 @@ struct gtopk_callbacks {
     int32_t reserved;
 };
 
+#ifdef __GNUC__
+#pragma GCC visibility pop
+#endif
 #ifdef __cplusplus
 }
 #endif
