@@ -89,7 +89,7 @@ static gtopk_status_t allocate_deposits(sparse_t *sparse)
 static gtopk_status_t allocate_sets(sparse_t *sparse)
 {
     device_t *device = sparse->device;
-    const uint64_t dim = sparse->config.dim, k = sparse->config.k;
+    const uint64_t k = sparse->config.k;
     const uint32_t last = sparse->level_k[sparse->schedule.levels];
     gtopk_status_t status = set_allocate(device, &sparse->selected, k);
     if (status == GTOPK_OK && sparse->link->transport->size == 1)
@@ -103,7 +103,7 @@ static gtopk_status_t allocate_sets(sparse_t *sparse)
     if (status == GTOPK_OK)
         status = set_allocate(device, &sparse->decoded, sparse->max_count);
     if (status == GTOPK_OK && sparse->policy.deposit)
-        status = set_allocate(device, &sparse->all, at_most(dim, 2 * (uint64_t)last));
+        status = set_allocate(device, &sparse->all, at_most(UINT32_MAX, 2 * (uint64_t)last));
     if (status == GTOPK_OK && sparse->policy.deposit)
         status = allocate_deposits(sparse);
     if (status == GTOPK_OK)
