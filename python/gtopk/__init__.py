@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .blocks import *  # noqa: F403
-    from .comm import *  # noqa: F403
-    from .errors import *  # noqa: F403
-    from .reducer import *  # noqa: F403
-    from .torch import *  # noqa: F403
+    from .blocks import *
+    from .comm import *
+    from .errors import *
+    from .reducer import *
+    from .torch import *
 
 # Where each public name lives: the modules' own __all__, known without importing them.
 _EXPORTS = {
@@ -67,7 +67,8 @@ _EXPORTS = {
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 _SUBMODULES = ("blocks", "comm", "errors", "horovod", "reducer", "torch")
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__: list[str] = ["__version__"]
+__all__.extend(sorted(_HOME))
 
 
 def __getattr__(name: str) -> Any:

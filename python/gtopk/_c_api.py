@@ -230,16 +230,18 @@ _logger = logging.getLogger("gtopk")
 _LEVELS = {LOG_ERROR: logging.ERROR, LOG_WARN: logging.WARNING, LOG_INFO: logging.INFO, LOG_TRACE: logging.DEBUG}
 
 
-@LogFn
 def _log(_context: int, level: int, text: bytes) -> None:
     _logger.log(_LEVELS.get(level, logging.DEBUG), "%s", text.decode("utf-8", "replace"))
+
+
+_log_fn = LogFn(_log)
 
 
 def _route_log(loaded: ctypes.CDLL) -> None:
     """Sends the library's warnings to `logging`. With GTOPK_DEBUG set the library writes to stderr by itself, so that
     its lines show without any set-up of logging."""
     if not os.environ.get("GTOPK_DEBUG"):
-        loaded.gtopk_set_log(_log, None, LOG_WARN)
+        loaded.gtopk_set_log(_log_fn, None, LOG_WARN)
 
 
 def silence_log() -> None:

@@ -18,11 +18,14 @@ import struct
 import sys
 import weakref
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import _c_api, _launcher, _tensors
 from ._tensors import TensorLike
 from .errors import GtopkError, InvalidError, MismatchError, StateError, TransportError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "Average",
@@ -162,7 +165,7 @@ class Comm:
             if self._torch is not None:
                 self._torch.close()
 
-    def __enter__(self) -> Comm:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

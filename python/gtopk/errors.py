@@ -38,6 +38,7 @@ class GtopkError(RuntimeError):
     Examples
     --------
     >>> import gtopk
+    >>> gtopk.init()
     >>> try:
     ...     gtopk.Reducer([10], density=-1.0)
     ... except gtopk.GtopkError as error:

@@ -9,12 +9,15 @@ import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _c_api, _tensors
 from . import comm as _comm
 from ._tensors import TensorLike
 from .errors import CorruptError, InvalidError, StateError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Reducer", "stats"]
 
@@ -388,7 +391,7 @@ class Reducer:
         if handle is not None and os.getpid() == self._pid:
             self._library.gtopk_reducer_destroy(handle)
 
-    def __enter__(self) -> Reducer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
