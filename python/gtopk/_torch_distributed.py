@@ -1,0 +1,212 @@
+"""torch.distributed as a transport: messages of the library travel through a gloo group of its own.
+
+Knows nothing of sets and rounds: it moves bytes between memory that the library owns. The library calls the functions
+on a helper thread of its own, one at a time; ctypes takes the GIL for that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from . import _c_api
+from .errors import GtopkError, InvalidError, NotFoundError, TransportError, UnsupportedError
+
+_log = logging.getLogger("gtopk")
+
+_WRITABLE = 0x200  # PyBUF_WRITE
+_view_of_memory = ctypes.pythonapi.PyMemoryView_FromMemory
+_view_of_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_view_of_memory.restype = ctypes.py_object
+
+
+class TorchDistributed:
+    """The ranks of a process group, and the callbacks that the C library sends and receives through.
+
+    Parameters
+    ----------
+    group : torch.distributed.ProcessGroup or None
+        Whose ranks to use; None: all. It is not used for messages itself, so its backend may be any.
+    timeout : float
+        Seconds.
+    """
+
+    def __init__(self, group: Any, timeout: float) -> None:
+        self._torch, self._dist = _import()
+        self._made_default = self._ensure_default_group(timeout)
+        self._group: Any = None
+        try:
+            ranks = self._dist.get_process_group_ranks(group if group is not None else self._dist.group.WORLD)
+            if self._dist.get_rank() not in ranks:
+                raise InvalidError(f"rank {self._dist.get_rank()} is no member of the given process group")
+            self._global_ranks = list(ranks)
+            self._group = self._dist.new_group(
+                ranks,
+                backend="gloo",
+                timeout=timedelta(seconds=timeout),
+                use_local_synchronization=group is not None,
+            )
+            self.rank = self._global_ranks.index(self._dist.get_rank())
+            self.size = len(self._global_ranks)
+            self.description = f"torch (gloo, PyTorch {self._torch.__version__})"
+            # Kept here: the library calls them as long as the communicator lives.
+            self.callbacks = _c_api.Callbacks(
+                struct_size=ctypes.sizeof(_c_api.Callbacks),
+                exchange=_c_api.ExchangeFn(self._exchange),
+                allreduce=_c_api.AllreduceFn(self._allreduce),
+                abort=_c_api.AbortFn(self._abort),
+                local_rank=self._local_rank(),
+            )
+        except GtopkError:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise TransportError(f"torch.distributed cannot make a gloo group: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Ends the groups that were made here."""
+        self._end_group()
+        if self._made_default and self._dist.is_initialized():
+            self._made_default = False
+            self._quietly(self._dist.destroy_process_group)
+
+    def _ensure_default_group(self, timeout: float) -> bool:
+        """True when the default group was made here."""
+        if self._dist.is_initialized():
+            return False
+        missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise InvalidError(
+                f"torch.distributed is not initialised, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
+                "not set: start the program with torchrun, or call torch.distributed.init_process_group first"
+            )
+        try:
+            self._dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+        except Exception as error:
+            raise TransportError(
+                f"torch.distributed.init_process_group failed at {os.environ['MASTER_ADDR']}:"
+                f"{os.environ['MASTER_PORT']}: {_first_line(error)}"
+            ) from error
+        return True
+
+    def _local_rank(self) -> int:
+        """LOCAL_RANK where it belongs to these ranks, else found by comparing the names of the hosts."""
+        if "LOCAL_RANK" in os.environ and self.size == self._dist.get_world_size():
+            return int(os.environ["LOCAL_RANK"])
+        torch = self._torch
+        digest = hashlib.sha256(f"{socket.gethostname()} {_boot_id()}".encode()).digest()
+        mine = torch.tensor(list(digest), dtype=torch.uint8)
+        hosts = [torch.empty_like(mine) for _ in range(self.size)]
+        self._dist.all_gather(hosts, mine, group=self._group)
+        return sum(bool(torch.equal(host, mine)) for host in hosts[: self.rank])
+
+    # ---- called by the library ----
+
+    def _exchange(
+        self,
+        _context: int,
+        to: int,
+        send: int,
+        send_bytes: int,
+        source: int,
+        receive: int,
+        receive_bytes: int,
+        timeout: float,
+        error: int,
+    ) -> int:
+        def run() -> None:
+            limit = _limit(timeout)
+            works = []
+            if source >= 0:
+                data = self._bytes(receive, receive_bytes)
+                works.append(self._dist.irecv(data, self._global_ranks[source], group=self._group))
+            if to >= 0:
+                data = self._bytes(send, send_bytes)
+                works.append(self._dist.isend(data, self._global_ranks[to], group=self._group))
+            for work in works:
+                work.wait(limit)
+
+        return _guarded(run, error)
+
+    def _allreduce(self, _context: int, buffer: int, count: int, timeout: float, error: int) -> int:
+        def run() -> None:
+            values = self._bytes(buffer, 4 * count).view(self._torch.float32)
+            self._dist.all_reduce(values, group=self._group, async_op=True).wait(_limit(timeout))
+
+        return _guarded(run, error)
+
+    def _abort(self, _context: int) -> None:
+        self._end_group()
+
+    def _bytes(self, address: int, length: int) -> Any:
+        """The library's memory as a uint8 tensor, without copying."""
+        if not length:
+            return self._torch.empty(0, dtype=self._torch.uint8)
+        return self._torch.frombuffer(_view_of_memory(address, length, _WRITABLE), dtype=self._torch.uint8)
+
+    def _end_group(self) -> None:
+        """Closes the connections, so that ranks that wait for this one notice."""
+        group, self._group = self._group, None
+        if group is not None and self._dist.is_initialized():
+            abort = getattr(group, "abort", None)
+            if abort is not None:
+                self._quietly(abort)
+            self._quietly(lambda: self._dist.destroy_process_group(group))
+
+    def _quietly(self, end: Callable[[], Any]) -> None:
+        try:
+            end()
+        except Exception as error:  # noqa: BLE001 - the group may be broken, which is why it is ended
+            _log.debug("ending a process group: %s", _first_line(error))
+
+
+def _import() -> tuple[Any, Any]:
+    try:
+        import torch
+        import torch.distributed as dist
+    except ImportError as error:
+        raise NotFoundError(
+            f"the transport of torchrun needs PyTorch, which cannot be imported ({error}): install torch, or start the "
+            "program with mpirun"
+        ) from error
+    if not (dist.is_available() and dist.is_gloo_available()):
+        raise UnsupportedError("this PyTorch was built without torch.distributed or gloo: use mpirun, or another build")
+    return torch, dist
+
+
+def _guarded(run: Callable[[], None], error: int) -> int:
+    """0, or 1 with the exception's text in the 256 bytes at `error`: nothing may be raised into C."""
+    try:
+        run()
+    except BaseException as raised:  # noqa: BLE001 - the caller is C
+        text = _first_line(raised).encode("utf-8", "replace")[: _c_api.ERROR_TEXT_SIZE - 1]
+        if error:
+            ctypes.memmove(error, text + b"\0", len(text) + 1)
+        return 1
+    return 0
+
+
+def _limit(timeout: float) -> timedelta:
+    # gloo counts milliseconds, and takes 0 for no limit.
+    return timedelta(milliseconds=max(1, round(timeout * 1000)))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _boot_id() -> str:
+    """Tells hosts of the same name apart."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
