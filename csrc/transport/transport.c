@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "transport/mpi.h"
+
 typedef struct named_transport {
     const char *name;
     gtopk_status_t (*open)(const gtopk_comm_config_t *config, transport_t **transport);
@@ -11,6 +13,7 @@ typedef struct named_transport {
 static const named_transport_t TRANSPORTS[] = {
     {"self", transport_self_open},
     {"thread", transport_thread_open},
+    {"mpi", transport_mpi_open},
 };
 
 gtopk_status_t transport_open(const gtopk_comm_config_t *config, transport_t **transport)
@@ -25,5 +28,5 @@ gtopk_status_t transport_open(const gtopk_comm_config_t *config, transport_t **t
 
 gtopk_status_t transport_finalize(void)
 {
-    return GTOPK_OK;
+    return transport_mpi_finalize();
 }

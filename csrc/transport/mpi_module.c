@@ -1,0 +1,524 @@
+/* The mpi transport, compiled by mpicc into libgtopk_mpi.so and opened on demand by mpi.c. It is linked with MPI and
+ * nothing else: error texts and log lines go back to the library through transport_host_t.
+ *
+ * Everything is non-blocking and polled, so that each wait has a deadline. One mutex is held around all calls, so that
+ * MPI_THREAD_SERIALIZED is enough when communicators are used from several threads. */
+#include <limits.h>
+#include <math.h>
+#include <mpi.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "transport/transport.h"
+#include "util/clock.h"
+
+#define MESSAGE_TAG 7
+#define HOST_SIZE 64 /* characters kept of a host's name */
+#define NOTICE_SIZE 64
+#define DEFAULT_TIMEOUT 1800.0
+
+/* Waiting: test without a pause for as long as a message between cores takes, then give the processor away after each
+ * test, then sleep, so that ranks which share a core get on. */
+#define SPIN_SECONDS 20e-6
+#define YIELD_SECONDS 1e-3
+#define SLEEP_NANOSECONDS 50000
+
+/* Counts in MPI are int: longer messages travel as one item of a derived type. Tests set a small limit. */
+#ifndef MPI_MODULE_COUNT_MAX
+#define MPI_MODULE_COUNT_MAX INT_MAX
+#endif
+#define TYPE_BLOCK ((size_t)1 << 20)
+
+/* How long a cancelled receive, or a last word, is given the chance to end. */
+#define FINAL_SECONDS 0.05
+
+/* A last word and its memory, which is kept until it was sent. */
+typedef struct notice {
+    struct notice *next;
+    MPI_Request request;
+    unsigned char bytes[NOTICE_SIZE];
+} notice_t;
+
+typedef struct mpi_transport {
+    transport_t base;
+    MPI_Comm comm;
+    transport_exchange_t *exchange;
+    MPI_Request receive, send;
+    notice_t *notices;
+    int broken; /* a request may never end: leave the communicator and MPI alone */
+    char host[HOST_SIZE], (*hosts)[HOST_SIZE];
+} mpi_transport_t;
+
+/* MPI is one for the process, and so is this. Under mpi_mutex. */
+static pthread_mutex_t mpi_mutex = PTHREAD_MUTEX_INITIALIZER;
+static int mpi_started_here, mpi_open, mpi_broken;
+static const transport_host_t *library;
+
+#define LOCKED(statement)                          \
+    do {                                           \
+        (void)pthread_mutex_lock(&mpi_mutex);      \
+        statement;                                 \
+        (void)pthread_mutex_unlock(&mpi_mutex);    \
+    } while (0)
+
+/* ---- errors ---- */
+
+static gtopk_status_t failed(int code, const char *what)
+{
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int length = 0;
+    (void)MPI_Error_string(code, text, &length);
+    return library->status_set(GTOPK_ERR_TRANSPORT, "MPI failed in %s: %s; look at the output of the other ranks", what, text);
+}
+
+static gtopk_status_t receive_failed(int code, const transport_exchange_t *exchange)
+{
+    int class = MPI_SUCCESS;
+    (void)MPI_Error_class(code, &class);
+    if (class == MPI_ERR_TRUNCATE)
+        return library->status_set(GTOPK_ERR_CORRUPT, "rank %d sent more than the %zu bytes that fit", (int)exchange->from,
+                                   exchange->receive_capacity);
+    char what[64];
+    (void)snprintf(what, sizeof what, "receiving from rank %d", (int)exchange->from);
+    return failed(code, what);
+}
+
+static void mark_broken(mpi_transport_t *self)
+{
+    self->broken = 1;
+    LOCKED(mpi_broken = 1);
+}
+
+/* ---- waiting ---- */
+
+static void pause_after(double waited)
+{
+    const struct timespec nap = {0, SLEEP_NANOSECONDS};
+    if (waited > YIELD_SECONDS)
+        (void)nanosleep(&nap, NULL);
+    else if (waited > SPIN_SECONDS)
+        (void)sched_yield();
+}
+
+/* Until the request of a collective ends. */
+static gtopk_status_t wait_for(MPI_Request *request, double deadline, const char *what)
+{
+    const double start = clock_now();
+    for (;;) {
+        int done = 0, code;
+        LOCKED(code = MPI_Test(request, &done, MPI_STATUS_IGNORE));
+        if (code != MPI_SUCCESS)
+            return failed(code, what);
+        if (done)
+            return GTOPK_OK;
+        const double now = clock_now();
+        if (now >= deadline)
+            return library->status_set(GTOPK_ERR_TIMEOUT,
+                                       "%s did not end in time: a rank died, is stuck, or did not call it; look at the "
+                                       "output of the others, or raise the timeout", what);
+        pause_after(now - start);
+    }
+}
+
+/* ---- messages ---- */
+
+/* How `bytes` bytes are described to MPI: as that many MPI_BYTE, or as one item of a type to be freed. */
+static int describe_bytes(size_t bytes, int *count, MPI_Datatype *type)
+{
+    *type = MPI_BYTE;
+    *count = (int)bytes;
+    if (bytes <= (size_t)MPI_MODULE_COUNT_MAX)
+        return MPI_SUCCESS;
+    MPI_Datatype block;
+    int code = MPI_Type_contiguous((int)TYPE_BLOCK, MPI_BYTE, &block);
+    if (code != MPI_SUCCESS)
+        return code;
+    const size_t blocks = bytes / TYPE_BLOCK;
+    int lengths[2] = {(int)blocks, (int)(bytes % TYPE_BLOCK)};
+    MPI_Aint places[2] = {0, (MPI_Aint)(blocks * TYPE_BLOCK)};
+    MPI_Datatype types[2] = {block, MPI_BYTE};
+    *count = 1;
+    code = MPI_Type_create_struct(2, lengths, places, types, type);
+    if (code == MPI_SUCCESS)
+        code = MPI_Type_commit(type);
+    (void)MPI_Type_free(&block);
+    return code;
+}
+
+static void forget_type(MPI_Datatype *type)
+{
+    if (*type != MPI_BYTE)
+        (void)MPI_Type_free(type);
+}
+
+static int start_receive(mpi_transport_t *self, const transport_exchange_t *exchange)
+{
+    int count, code;
+    MPI_Datatype type;
+    code = describe_bytes(exchange->receive_capacity, &count, &type);
+    if (code == MPI_SUCCESS)
+        code = MPI_Irecv(exchange->receive, count, type, exchange->from, MESSAGE_TAG, self->comm, &self->receive);
+    forget_type(&type);
+    return code;
+}
+
+static int start_send(mpi_transport_t *self, const transport_exchange_t *exchange)
+{
+    int count, code;
+    MPI_Datatype type;
+    code = describe_bytes(exchange->send_bytes, &count, &type);
+    if (code == MPI_SUCCESS)
+        code = MPI_Isend(exchange->send, count, type, exchange->to, MESSAGE_TAG, self->comm, &self->send);
+    forget_type(&type);
+    return code;
+}
+
+static gtopk_status_t mpi_post(transport_t *transport, transport_exchange_t *exchange, void *stream)
+{
+    mpi_transport_t *self = (mpi_transport_t *)transport;
+    int code = MPI_SUCCESS;
+    (void)stream;
+    exchange->received = 0;
+    self->exchange = exchange;
+    (void)pthread_mutex_lock(&mpi_mutex);
+    if (exchange->from != TRANSPORT_NONE)
+        code = start_receive(self, exchange);
+    if (code == MPI_SUCCESS && exchange->to != TRANSPORT_NONE)
+        code = start_send(self, exchange);
+    (void)pthread_mutex_unlock(&mpi_mutex);
+    return code == MPI_SUCCESS ? GTOPK_OK : failed(code, "starting an exchange");
+}
+
+/* Tests what is still under way. */
+static gtopk_status_t test_both(mpi_transport_t *self)
+{
+    int done = 0, code;
+    if (self->receive != MPI_REQUEST_NULL) {
+        MPI_Status got;
+        MPI_Count bytes;
+        code = MPI_Test(&self->receive, &done, &got);
+        if (code != MPI_SUCCESS)
+            return receive_failed(code, self->exchange);
+        if (done) {
+            (void)MPI_Get_elements_x(&got, MPI_BYTE, &bytes);
+            self->exchange->received = (size_t)bytes;
+        }
+    }
+    if (self->send != MPI_REQUEST_NULL) {
+        char what[64];
+        code = MPI_Test(&self->send, &done, MPI_STATUS_IGNORE);
+        if (code != MPI_SUCCESS) {
+            (void)snprintf(what, sizeof what, "sending to rank %d", (int)self->exchange->to);
+            return failed(code, what);
+        }
+    }
+    return GTOPK_OK;
+}
+
+static gtopk_status_t mpi_wait(transport_t *transport, double deadline)
+{
+    mpi_transport_t *self = (mpi_transport_t *)transport;
+    const double start = clock_now();
+    for (;;) {
+        gtopk_status_t status;
+        LOCKED(status = test_both(self));
+        if (status != GTOPK_OK)
+            return status;
+        if (self->receive == MPI_REQUEST_NULL && self->send == MPI_REQUEST_NULL)
+            return GTOPK_OK;
+        const double now = clock_now();
+        if (now >= deadline)
+            return library->status_set(GTOPK_ERR_TIMEOUT, "rank %d has not %s yet",
+                                       (int)(self->receive != MPI_REQUEST_NULL ? self->exchange->from : self->exchange->to),
+                                       self->receive != MPI_REQUEST_NULL ? "sent its message" : "taken this rank's message");
+        pause_after(now - start);
+    }
+}
+
+/* A receive that nothing has matched is cancelled at once; a send cannot be called back. */
+static int mpi_abandon(transport_t *transport)
+{
+    mpi_transport_t *self = (mpi_transport_t *)transport;
+    int received = self->receive == MPI_REQUEST_NULL, sent = self->send == MPI_REQUEST_NULL;
+    mark_broken(self);
+    (void)pthread_mutex_lock(&mpi_mutex);
+    if (!received)
+        (void)MPI_Cancel(&self->receive);
+    for (const double end = clock_now() + FINAL_SECONDS; !(received && sent) && clock_now() < end;) {
+        if (!received && MPI_Test(&self->receive, &received, MPI_STATUS_IGNORE) != MPI_SUCCESS)
+            break;
+        if (!sent && MPI_Test(&self->send, &sent, MPI_STATUS_IGNORE) != MPI_SUCCESS)
+            break;
+    }
+    (void)pthread_mutex_unlock(&mpi_mutex);
+    self->exchange = NULL;
+    return received && sent;
+}
+
+/* ---- last words ---- */
+
+static void test_notices(mpi_transport_t *self)
+{
+    for (notice_t **place = &self->notices; *place;) {
+        notice_t *notice = *place;
+        int sent = 0;
+        if (MPI_Test(&notice->request, &sent, MPI_STATUS_IGNORE) != MPI_SUCCESS || !sent) {
+            place = &notice->next;
+            continue;
+        }
+        *place = notice->next;
+        free(notice);
+    }
+}
+
+static void mpi_notify(transport_t *transport, int32_t to, const void *message, size_t bytes)
+{
+    mpi_transport_t *self = (mpi_transport_t *)transport;
+    notice_t *notice = calloc(1, sizeof *notice);
+    mark_broken(self);
+    if (!notice || bytes > sizeof notice->bytes) {
+        free(notice);
+        return;
+    }
+    memcpy(notice->bytes, message, bytes);
+    (void)pthread_mutex_lock(&mpi_mutex);
+    if (MPI_Isend(notice->bytes, (int)bytes, MPI_BYTE, to, MESSAGE_TAG, self->comm, &notice->request) == MPI_SUCCESS) {
+        notice->next = self->notices;
+        self->notices = notice;
+        test_notices(self);
+    } else {
+        free(notice);
+    }
+    (void)pthread_mutex_unlock(&mpi_mutex);
+}
+
+/* ---- collectives ---- */
+
+static gtopk_status_t mpi_allgather(transport_t *transport, const void *in, size_t bytes, void *out, double deadline)
+{
+    mpi_transport_t *self = (mpi_transport_t *)transport;
+    MPI_Request request = MPI_REQUEST_NULL;
+    MPI_Datatype type;
+    int count, code;
+    (void)pthread_mutex_lock(&mpi_mutex);
+    code = describe_bytes(bytes, &count, &type);
+    if (code == MPI_SUCCESS)
+        code = MPI_Iallgather(in, count, type, out, count, type, self->comm, &request);
+    forget_type(&type);
+    (void)pthread_mutex_unlock(&mpi_mutex);
+    const gtopk_status_t status = code == MPI_SUCCESS ? wait_for(&request, deadline, "an all-gather") : failed(code, "an all-gather");
+    if (status != GTOPK_OK)
+        mark_broken(self);
+    return status;
+}
+
+static gtopk_status_t mpi_allreduce(transport_t *transport, float *buffer, size_t count, double deadline)
+{
+    mpi_transport_t *self = (mpi_transport_t *)transport;
+    gtopk_status_t status = GTOPK_OK;
+    for (size_t done = 0; done < count && status == GTOPK_OK;) {
+        MPI_Request request = MPI_REQUEST_NULL;
+        const size_t part = count - done < (size_t)MPI_MODULE_COUNT_MAX ? count - done : (size_t)MPI_MODULE_COUNT_MAX;
+        int code;
+        LOCKED(code = MPI_Iallreduce(MPI_IN_PLACE, buffer + done, (int)part, MPI_FLOAT, MPI_SUM, self->comm, &request));
+        status = code == MPI_SUCCESS ? wait_for(&request, deadline, "an all-reduce") : failed(code, "an all-reduce");
+        done += part;
+    }
+    if (status != GTOPK_OK)
+        mark_broken(self);
+    return status;
+}
+
+/* ---- opening and closing ---- */
+
+static double mpi_now(transport_t *transport)
+{
+    (void)transport;
+    return clock_now();
+}
+
+static const char *mpi_host_of(transport_t *transport, int32_t rank)
+{
+    mpi_transport_t *self = (mpi_transport_t *)transport;
+    return rank >= 0 && rank < transport->size ? self->hosts[rank] : NULL;
+}
+
+static void mpi_close(transport_t *transport)
+{
+    mpi_transport_t *self = (mpi_transport_t *)transport;
+    int finalized = 0;
+    (void)pthread_mutex_lock(&mpi_mutex);
+    (void)MPI_Finalized(&finalized);
+    for (const double end = clock_now() + FINAL_SECONDS; self->notices && !finalized && clock_now() < end;)
+        test_notices(self);
+    /* A communicator with requests that never end stays, and so do they; what they refer to is not freed here. */
+    if (!self->broken && !finalized)
+        (void)MPI_Comm_free(&self->comm);
+    mpi_open--;
+    (void)pthread_mutex_unlock(&mpi_mutex);
+    free(self->hosts);
+    free(self);
+}
+
+static const transport_ops_t MPI_OPS = {
+    .name = "mpi",
+    .close = mpi_close,
+    .now = mpi_now,
+    .post = mpi_post,
+    .wait = mpi_wait,
+    .abandon = mpi_abandon,
+    .notify = mpi_notify,
+    .allgather = mpi_allgather,
+    .allreduce = mpi_allreduce,
+};
+
+/* MPI that is initialised, by whomever, and may be called from this thread. */
+static gtopk_status_t start_mpi(void)
+{
+    int finalized = 0, initialized = 0, level = MPI_THREAD_SINGLE, is_main = 0;
+    (void)MPI_Finalized(&finalized);
+    if (finalized)
+        return library->status_set(GTOPK_ERR_STATE, "MPI was finalized in this process and cannot be started again: create all "
+                                                    "communicators before gtopk_finalize or MPI_Finalize");
+    (void)MPI_Initialized(&initialized);
+    if (!initialized) {
+        const int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &level);
+        if (code != MPI_SUCCESS)
+            return failed(code, "MPI_Init_thread");
+        mpi_started_here = 1;
+    }
+    (void)MPI_Query_thread(&level);
+    (void)MPI_Is_thread_main(&is_main);
+    if (level < MPI_THREAD_SERIALIZED && !is_main)
+        return library->status_set(GTOPK_ERR_UNSUPPORTED, "MPI was initialised for its main thread alone, and this is another: "
+                                                          "use MPI_Init_thread with MPI_THREAD_SERIALIZED");
+    return GTOPK_OK;
+}
+
+/* Ranks of the caller's communicator must agree with what the config expects. */
+static gtopk_status_t check_parent(const gtopk_comm_config_t *config, MPI_Comm parent, transport_t *base)
+{
+    int inter = 0, size = 0, rank = 0;
+    if (parent == MPI_COMM_NULL)
+        return library->status_set(GTOPK_ERR_INVALID, "mpi_comm is MPI_COMM_NULL: this rank is in no communicator");
+    (void)MPI_Comm_test_inter(parent, &inter);
+    if (inter)
+        return library->status_set(GTOPK_ERR_INVALID, "mpi_comm is an inter-communicator: merge it with MPI_Intercomm_merge");
+    (void)MPI_Comm_size(parent, &size);
+    (void)MPI_Comm_rank(parent, &rank);
+    if ((config->size != -1 && config->size != size) || (config->rank != -1 && config->rank != rank))
+        return library->status_set(GTOPK_ERR_INVALID,
+                                   "MPI has this process as rank %d of %d, but rank %d of %d was asked for: start it with "
+                                   "mpirun -n %d, or leave size and rank at -1",
+                                   rank, size, (int)config->rank, (int)config->size, (int)config->size);
+    base->size = size;
+    base->rank = rank;
+    return GTOPK_OK;
+}
+
+/* A communicator of our own: no tag of the caller's can meet ours. Errors come back in place of ending the job. */
+static gtopk_status_t duplicate(mpi_transport_t *self, MPI_Comm parent, double deadline)
+{
+    MPI_Request request = MPI_REQUEST_NULL;
+    MPI_Errhandler handler;
+    (void)MPI_Comm_get_errhandler(parent, &handler);
+    (void)MPI_Comm_set_errhandler(parent, MPI_ERRORS_RETURN);
+    int code;
+    LOCKED(code = MPI_Comm_idup(parent, &self->comm, &request));
+    const gtopk_status_t status = code == MPI_SUCCESS ? wait_for(&request, deadline, "duplicating the communicator")
+                                                      : failed(code, "duplicating the communicator");
+    if (status == GTOPK_OK)
+        (void)MPI_Comm_set_errhandler(self->comm, MPI_ERRORS_RETURN);
+    (void)MPI_Comm_set_errhandler(parent, handler);
+    (void)MPI_Errhandler_free(&handler);
+    return status;
+}
+
+static gtopk_status_t gather_hosts(mpi_transport_t *self, double deadline)
+{
+    char name[MPI_MAX_PROCESSOR_NAME] = "";
+    int length = 0;
+    self->hosts = calloc((size_t)self->base.size, HOST_SIZE);
+    if (!self->hosts)
+        return library->status_set(GTOPK_ERR_NOMEM, "out of memory: the names of %d hosts", (int)self->base.size);
+    (void)MPI_Get_processor_name(name, &length);
+    (void)snprintf(self->host, sizeof self->host, "%.*s", HOST_SIZE - 1, name);
+    const gtopk_status_t status = mpi_allgather(&self->base, self->host, HOST_SIZE, self->hosts, deadline);
+    if (status != GTOPK_OK)
+        return status;
+    for (int32_t r = 0; r < self->base.rank; r++)
+        self->base.local_rank += strcmp(self->hosts[r], self->host) == 0;
+    self->base.host_of = mpi_host_of;
+    return GTOPK_OK;
+}
+
+/* "mpi (Open MPI 5.0.11)" out of "Open MPI v5.0.11, package: ...", the same for others. */
+static void describe(transport_t *base)
+{
+    char version[MPI_MAX_LIBRARY_VERSION_STRING] = "";
+    int length = 0;
+    (void)MPI_Get_library_version(version, &length);
+    version[strcspn(version, ",\r\n")] = 0;
+    char *v = strstr(version, " v");
+    if (v && v[2] >= '0' && v[2] <= '9')
+        memmove(v + 1, v + 2, strlen(v + 2) + 1);
+    (void)snprintf(base->description, sizeof base->description, "mpi (%.100s)", version);
+}
+
+static gtopk_status_t module_open(const gtopk_comm_config_t *config, const transport_host_t *host, transport_t **transport)
+{
+    const double deadline = clock_now() + (config->timeout > 0.0 ? config->timeout : DEFAULT_TIMEOUT);
+    gtopk_status_t status;
+    LOCKED(library = host; status = start_mpi());
+    if (status != GTOPK_OK)
+        return status;
+    mpi_transport_t *self = calloc(1, sizeof *self);
+    if (!self)
+        return library->status_set(GTOPK_ERR_NOMEM, "out of memory: transport mpi");
+    self->base.ops = &MPI_OPS;
+    self->receive = self->send = MPI_REQUEST_NULL;
+    const MPI_Comm parent = config->mpi_comm ? *(const MPI_Comm *)config->mpi_comm : MPI_COMM_WORLD;
+    LOCKED(status = check_parent(config, parent, &self->base));
+    if (status != GTOPK_OK) {
+        free(self);
+        return status;
+    }
+    /* When one of these fails MPI may go on writing to *self, so it stays. */
+    status = duplicate(self, parent, deadline);
+    if (status == GTOPK_OK)
+        status = gather_hosts(self, deadline);
+    if (status != GTOPK_OK) {
+        mark_broken(self);
+        return status;
+    }
+    describe(&self->base);
+    LOCKED(mpi_open++);
+    *transport = &self->base;
+    return GTOPK_OK;
+}
+
+static gtopk_status_t module_finalize(void)
+{
+    int finalized = 0;
+    gtopk_status_t status = GTOPK_OK;
+    (void)pthread_mutex_lock(&mpi_mutex);
+    (void)MPI_Finalized(&finalized);
+    if (mpi_started_here && !finalized && mpi_open > 0) {
+        status = library->status_set(GTOPK_ERR_STATE, "MPI cannot be finalized: %d communicators are open, destroy them first",
+                                     mpi_open);
+    } else if (mpi_started_here && !finalized && mpi_broken) {
+        library->log_write(GTOPK_LOG_INFO, "MPI is not finalized: after a failure that might wait for ever");
+    } else if (mpi_started_here && !finalized) {
+        const int code = MPI_Finalize();
+        if (code != MPI_SUCCESS)
+            status = failed(code, "MPI_Finalize");
+    }
+    (void)pthread_mutex_unlock(&mpi_mutex);
+    return status;
+}
+
+__attribute__((visibility("default"))) extern const transport_module_t gtopk_mpi_module;
+const transport_module_t gtopk_mpi_module = {TRANSPORT_ABI, module_open, module_finalize};
