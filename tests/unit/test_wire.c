@@ -91,6 +91,9 @@ static void sizes_match_worked_examples(void **state)
     assert_int_equal(wire_index_bytes(12345, 0), 0);
     assert_int_equal(wire_message_size(12345, 0, GTOPK_VALUE_F32), 64);
 
+    assert_int_equal(wire_index_bytes(66, 32), 8 + 8); /* 32 + (65 >> 1) = 64 unary bits */
+    assert_int_equal(wire_index_bytes(68, 32), 8 + 16);
+
     /* The ends of the range, where 32 bits would wrap. */
     assert_int_equal(wire_low_width(DIM_MAX, 1), 31);
     assert_int_equal(wire_index_bytes(DIM_MAX, 1), 8 + 8);
@@ -206,6 +209,25 @@ static void collectives_need_no_k_and_no_dim(void **state)
     assert_int_equal(wire_header_read(message, sizeof message - 1, 0, &header), GTOPK_ERR_CORRUPT);
 }
 
+/* What stands in the byte for the algorithm decides which value types may be there. */
+static void each_algorithm_has_its_value_types(void **state)
+{
+    (void)state;
+    uint8_t message[WIRE_HEADER_SIZE];
+    wire_header_t sent = {.scale = 1.0f}, header;
+    for (int algorithm = 0; algorithm < 256; algorithm++)
+        for (int type = 0; type < 256; type++) {
+            const int is_set = algorithm <= GTOPK_ALGORITHM_GTOPK_TREE || algorithm == WIRE_BLOCK;
+            const int is_collective = algorithm >= WIRE_BROADCAST && algorithm <= WIRE_BARRIER;
+            const int good = (is_set && type <= GTOPK_VALUE_I8) || (is_collective && type == WIRE_VALUE_BYTES);
+            sent.algorithm = (uint8_t)algorithm;
+            sent.value_type = (uint8_t)type;
+            wire_header_write(&sent, message);
+            wire_seal(message, 0);
+            assert_int_equal(wire_header_read(message, sizeof message, 0, &header), good ? GTOPK_OK : GTOPK_ERR_CORRUPT);
+        }
+}
+
 static void relayed_message_is_good_once_sealed_again(void **state)
 {
     (void)state;
@@ -242,10 +264,10 @@ static const broken_field_t broken_fields[] = {
     {5, 1, WIRE_VALUE_BYTES, "value type 255"},
     {5, 1, GTOPK_VALUE_F32, "86 bytes arrived, its header says 92"}, /* another size */
     {5, 1, GTOPK_VALUE_I8, "86 bytes arrived, its header says 83"},
-    {6, 1, 4, "algorithm 4"},
-    {6, 1, 31, "algorithm 31"},
-    {6, 1, WIRE_BARRIER + 1, "algorithm 37"},
-    {6, 1, 255, "algorithm 255"},
+    {6, 1, 4, "unknown algorithm 4"},
+    {6, 1, 31, "unknown algorithm 31"},
+    {6, 1, WIRE_BARRIER + 1, "unknown algorithm 37"},
+    {6, 1, 255, "unknown algorithm 255"},
     {6, 1, WIRE_BROADCAST, "value type 2"}, /* a set in a collective */
     {6, 1, WIRE_BARRIER, "value type 2"},
     {7, 1, 8, "flags 0x08"},
@@ -429,6 +451,7 @@ int main(void)
         cmocka_unit_test(example_has_the_documented_bytes),
         cmocka_unit_test(random_headers_come_back),
         cmocka_unit_test(collectives_need_no_k_and_no_dim),
+        cmocka_unit_test(each_algorithm_has_its_value_types),
         cmocka_unit_test(relayed_message_is_good_once_sealed_again),
         cmocka_unit_test(broken_field_is_refused),
         cmocka_unit_test(free_fields_are_accepted),

@@ -10,7 +10,7 @@
 #include <cmocka.h>
 
 #include "gtopk.h"
-#include "random.h"
+#include "support/random.h"
 #include "wire/convert.h"
 #include "wire/wire.h"
 
