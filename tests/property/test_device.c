@@ -1,0 +1,542 @@
+/* Every device gives the reference device's bits: random sequences of steps run on all of them at once, and everything
+ * that can be seen is compared after each call. GTOPK_TEST_SEED: another sequence; GTOPK_TEST_RUNS: how many. */
+#include "device_parallel.h"
+#include "device_world.h"
+#include "wire/bytes.h"
+
+enum { RUNS_DEFAULT = 600, ROUNDS_MAX = 3, FAR_BEHIND = 16 };
+
+static world_t world;
+
+/* ---- a world: sizes, segments, environment ---- */
+
+static uint64_t draw_dim(random_state_t *random)
+{
+    static const uint64_t edges[] = {1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 255, 1000, 4095, 4096, 4097};
+    if (random_chance(random, 16))
+        return 30000 + random_below(random, SIDE_DIM_MAX - 30000);
+    if (random_chance(random, 2))
+        return edges[random_below(random, sizeof edges / sizeof edges[0])];
+    return 1 + random_below(random, 9000);
+}
+
+static uint64_t draw_k(random_state_t *random, uint64_t dim)
+{
+    switch (random_below(random, 6)) {
+    case 0: return 1;
+    case 1: return dim;
+    case 2: return 1 + random_below(random, dim);
+    case 3: return 1 + dim / 10;
+    default: return 1 + dim / 500;
+    }
+}
+
+static int compare_u64(const void *a, const void *b)
+{
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Random cuts; where two are equal a segment is empty. */
+static void draw_segments(world_t *w)
+{
+    w->segments = 1 + (size_t)random_below(&w->random, WORLD_SEGMENTS);
+    w->offset[0] = 0;
+    w->offset[w->segments] = w->dim;
+    for (size_t s = 1; s < w->segments; s++)
+        w->offset[s] = random_below(&w->random, w->dim + 1);
+    qsort(w->offset, w->segments + 1, sizeof w->offset[0], compare_u64);
+}
+
+static void world_begin(world_t *w, uint64_t seed)
+{
+    static const gtopk_parallel_for_fn ways[] = {NULL, parallel_shuffled, parallel_two_threads};
+    w->seed = seed;
+    w->random.state = seed;
+    w->step = 0;
+    w->dim = draw_dim(&w->random);
+    w->k = draw_k(&w->random, w->dim);
+    w->with_velocity = random_chance(&w->random, 3);
+    w->flags = random_u64(&w->random) & random_u64(&w->random) & SIDE_FLAGS;
+    draw_segments(w);
+    const gtopk_parallel_for_fn way = ways[random_below(&w->random, 3)];
+    WORLD_CALL_OK(w, (side->parallel_random.state = seed,
+                      ops->store_create(side->device, w->dim, w->k, w->with_velocity,
+                                        &(device_parallel_t){way, &side->parallel_random}, &side->store)));
+}
+
+static void world_end(world_t *w)
+{
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++) {
+        side->device->ops->store_destroy(side->store);
+        side->store = NULL;
+    }
+}
+
+/* ---- accumulate ---- */
+
+static uint8_t arena[SIDE_ARENA];
+
+static uint8_t *arena_of(side_t *side)
+{
+    return side->arena;
+}
+
+/* Gives the segments places in the arena, aligned to their type and no better; returns the bytes used. */
+static size_t lay_out(world_t *w, device_span_t *spans, size_t *at)
+{
+    size_t used = 0;
+    for (size_t s = 0; s < w->segments; s++) {
+        const int32_t dtype = (int32_t)random_below(&w->random, 3);
+        const size_t size = dtype_size(dtype);
+        at[s] = (used + size - 1) / size * size + size * (size_t)random_below(&w->random, 16);
+        spans[s] = (device_span_t){.offset = w->offset[s], .length = w->offset[s + 1] - w->offset[s], .dtype = dtype};
+        used = at[s] + size * (size_t)spans[s].length;
+    }
+    assert_true(used + FAR_BEHIND <= sizeof arena);
+    return used + FAR_BEHIND;
+}
+
+static void fill_gradients(world_t *w, const device_span_t *spans, const size_t *at)
+{
+    static const float magnitudes[] = {1.0f, 1e6f, 1e-6f};
+    const style_t common = random_style(&w->random);
+    const float magnitude = magnitudes[random_below(&w->random, 3)];
+    const int mixed = random_chance(&w->random, 3), poisoned = random_chance(&w->random, 8);
+    for (size_t s = 0; s < w->segments; s++) {
+        const style_t style = mixed ? random_style(&w->random) : common;
+        const float factor = style < STYLE_DENORMAL ? magnitude : 1.0f;
+        for (uint64_t i = 0; i < spans[s].length; i++) {
+            float value = random_value(&w->random, style, spans[s].offset + i) * factor;
+            if (poisoned && random_chance(&w->random, 100))
+                value = random_chance(&w->random, 2) ? NAN : -INFINITY;
+            dtype_store(arena + at[s] + i * dtype_size(spans[s].dtype), spans[s].dtype, value);
+        }
+    }
+}
+
+static float draw_scale(random_state_t *random)
+{
+    static const float scales[] = {1.0f, 1.0f, 1.0f, 0.25f, 1.0f / 3.0f, 1.0f / 1024.0f, -3.0f, 1e30f, 0.0f};
+    return scales[random_below(random, sizeof scales / sizeof scales[0])];
+}
+
+/* The spans of order[from..to), each with its data in the side's arena. Left out: data NULL. */
+static gtopk_status_t accumulate_part(side_t *side, const device_span_t *spans, const size_t *at, const uint8_t *left_out,
+                                      const size_t *order, size_t count, const device_accumulate_t *params)
+{
+    device_span_t part[WORLD_SEGMENTS];
+    for (size_t i = 0; i < count; i++) {
+        part[i] = spans[order[i]];
+        part[i].data = left_out[order[i]] ? NULL : side->arena + at[order[i]];
+    }
+    return side->device->ops->accumulate(side->store, part, count, params, side->words, NULL);
+}
+
+/* All segments once, in any order, in any number of calls. */
+static void accumulate_all(world_t *w)
+{
+    device_span_t spans[WORLD_SEGMENTS];
+    size_t at[WORLD_SEGMENTS], order[WORLD_SEGMENTS];
+    uint8_t left_out[WORLD_SEGMENTS];
+    random_state_t *random = &w->random;
+    const size_t used = lay_out(w, spans, at);
+    memset(arena, 0xa5, used);
+    fill_gradients(w, spans, at);
+    world_upload(w, arena_of, arena, used);
+
+    const uint64_t leave_out = random_chance(random, 3) ? 2 : 50;
+    for (size_t i = 0; i < w->segments; i++) {
+        left_out[i] = (uint8_t)random_chance(random, leave_out);
+        const size_t j = (size_t)random_below(random, i + 1);
+        order[i] = order[j];
+        order[j] = i;
+    }
+    for (size_t from = 0, count; from < w->segments; from += count) {
+        const device_accumulate_t params = {.scale = draw_scale(random),
+                                            .zero_input = random_chance(random, 2),
+                                            .momentum = random_chance(random, 4) ? 0.0f : 0.9f,
+                                            .nesterov = random_chance(random, 2)};
+        count = 1 + (size_t)random_below(random, w->segments - from);
+        WORLD_CALL_OK(w, accumulate_part(side, spans, at, left_out, order + from, count, &params));
+    }
+    WORLD_COMPARE(w, arena, used);
+    world_compare_store(w);
+    (void)world_words(w);
+}
+
+/* ---- messages ---- */
+
+static uint8_t message[SIDE_MESSAGE];
+
+static uint8_t *message_of(side_t *side)
+{
+    return side->message;
+}
+
+/* Spoils the payload, or changes the scale to another that a header may have. */
+static void damage(random_state_t *random, wire_header_t *header, size_t size)
+{
+    static const uint32_t codes[] = {0, 0x80, 0x8000, 0x80000000u, 0x7c00, 0xfc01, 0x7f80, 0xffc0, 0x7f800000, 0x7fc00001, 1};
+    const size_t value_size = wire_value_size(header->value_type);
+    const size_t values = size - header->count * value_size;
+    const int scaled = header->value_type == GTOPK_VALUE_F16 || header->value_type == GTOPK_VALUE_I8;
+    if (scaled && random_chance(random, 3)) {
+        do
+            header->scale = ldexpf(1.0f, (int)random_below(random, 249) - 126);
+        while (!wire_scale_valid(header->value_type, header->scale));
+    } else if (random_chance(random, 2)) {
+        uint8_t code[4];
+        bytes_store32(code, codes[random_below(random, sizeof codes / sizeof codes[0])]);
+        memcpy(message + values + random_below(random, header->count) * value_size, code, value_size);
+    } else {
+        const size_t payload = size - WIRE_HEADER_SIZE;
+        message[WIRE_HEADER_SIZE + random_below(random, payload)] ^= (uint8_t)(1u << random_below(random, 8));
+    }
+}
+
+/* Decodes the message of all sides; they agree on what it holds, and on whether it holds anything. */
+static void decode_everywhere(world_t *w, const wire_header_t *header)
+{
+    const int no_words = random_chance(&w->random, 4);
+    const device_words_t before = world_words(w);
+    world_prepare(w, SET_RECEIVED, header->count);
+    WORLD_CALL(w, ops->decode(side->device, side->message, header, &side->sets[SET_RECEIVED], no_words ? NULL : side->words,
+                              NULL))
+    device_words_t expected = before;
+    if (!no_words) {
+        expected.ok = before.ok && w->status == GTOPK_OK;
+        expected.nonfinite = before.nonfinite || header->flags & WIRE_NONFINITE;
+        expected.joined = before.joined && header->flags & WIRE_JOINED;
+    }
+    const device_words_t after = world_words(w);
+    assert_memory_equal(&after, &expected, sizeof after);
+    if (w->status == GTOPK_OK)
+        world_compare_set(w, SET_RECEIVED, "decoded set");
+    else
+        assert_int_equal(w->status, GTOPK_ERR_CORRUPT);
+    world_set_words(w, before);
+}
+
+/* Encodes a set on all sides, with what it decodes to in SET_DECODED, and reads the message back, whole and damaged. */
+static void encode_everywhere(world_t *w, int which)
+{
+    const wire_header_t header = {.value_type = (uint8_t)random_below(&w->random, 4),
+                                  .algorithm = GTOPK_ALGORITHM_GTOPK,
+                                  .round = 3,
+                                  .k = (uint32_t)w->dim,
+                                  .dim = (uint32_t)w->dim,
+                                  .step = (uint64_t)w->step};
+    const size_t capacity = wire_message_capacity(w->dim, w->sides[0].sets[which].capacity, header.value_type);
+    memset(message, 0x5a, capacity + FAR_BEHIND);
+    world_upload(w, message_of, message, capacity + FAR_BEHIND);
+    world_prepare(w, SET_DECODED, world_count(w, which));
+    if (random_chance(&w->random, 8))
+        WORLD_CALL_OK(w, ops->encode(side->device, &side->sets[which], &header, side->message, NULL, side->words, NULL));
+    WORLD_CALL_OK(w, ops->encode(side->device, &side->sets[which], &header, side->message, &side->sets[SET_DECODED],
+                                 side->words, NULL));
+    world_compare_set(w, SET_DECODED, "what encode decodes");
+
+    side_copy(w->sides, message, w->sides->message, capacity + FAR_BEHIND);
+    const size_t size = wire_own_size(message);
+    assert_true(size <= capacity);
+    WORLD_COMPARE(w, message, size);
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++) {
+        uint8_t behind[FAR_BEHIND], expected[FAR_BEHIND];
+        side_copy(side, behind, side->message + capacity, FAR_BEHIND);
+        memset(expected, 0x5a, FAR_BEHIND);
+        world_compare(w, side, "bytes behind the message", expected, behind, FAR_BEHIND);
+    }
+
+    wire_header_t read;
+    wire_seal(message, size - WIRE_HEADER_SIZE);
+    SIDE_OK(wire_header_read(message, size, 0, &read));
+    decode_everywhere(w, &read);
+    assert_int_equal(w->status, GTOPK_OK);
+    for (int i = 0; i < 3 && read.count > 0; i++) {
+        wire_header_t spoilt = read;
+        side_copy(w->sides, message, w->sides->message, size);
+        damage(&w->random, &spoilt, size);
+        world_upload(w, message_of, message, size);
+        decode_everywhere(w, &spoilt);
+    }
+}
+
+/* ---- a round: merge with a random peer, deposit ---- */
+
+static host_set_t current, peer;
+
+/* Some of the indices of the current set, at times with the opposite value, and some others. */
+static void draw_peer(world_t *w)
+{
+    random_state_t *random = &w->random;
+    const style_t style = random_style(random);
+    const uint64_t extra = random_chance(random, 6) ? 0 : 1 + random_below(random, w->k);
+    const uint64_t overlap = 1 + random_below(random, 4), gap = 1 + w->dim / (extra + 1);
+    peer.count = 0;
+    if (random_chance(random, 10))
+        return;
+    for (uint64_t index = 0, c = 0, next = random_below(random, gap + 1); index < w->dim; index++) {
+        while (c < current.count && current.index[c] < index)
+            c++;
+        const int shared = c < current.count && current.index[c] == index && random_chance(random, overlap);
+        if (!shared && index != next)
+            continue;
+        if (index >= next)
+            next = index + 1 + random_below(random, 2 * gap);
+        peer.index[peer.count] = (uint32_t)index;
+        peer.value[peer.count++] =
+            shared && random_chance(random, 3) ? -current.value[c] : random_nonzero(random, style, index);
+    }
+}
+
+static void merge_round(world_t *w, int round, int last)
+{
+    random_state_t *random = &w->random;
+    assert_true(side_download_set(w->sides, SET_CURRENT, &current));
+    draw_peer(w);
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++)
+        side_upload_set(side, SET_PEER, &peer);
+
+    const uint64_t room = (uint64_t)current.count + peer.count;
+    uint64_t k = random_chance(random, 4) ? w->dim : 1 + random_below(random, 2 * w->k);
+    k = k < w->dim ? k : w->dim;
+    world_prepare(w, SET_KEPT, k < room ? k : room);
+    if (random_chance(random, 4)) {
+        WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_PEER], k, &side->sets[SET_KEPT],
+                                    NULL, side->words, NULL));
+        world_compare_set(w, SET_KEPT, "kept entries, all not wanted");
+    }
+    world_prepare(w, SET_ALL, room);
+    WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_PEER], k, &side->sets[SET_KEPT],
+                                &side->sets[SET_ALL], side->words, NULL));
+    world_compare_set(w, SET_ALL, "merged entries");
+    world_compare_set(w, SET_KEPT, "kept entries");
+    if (world_words(w).nonfinite && !random_chance(random, 3))
+        world_set_words(w, (device_words_t){.ok = 1});
+
+    int sent = SET_KEPT;
+    if (!last) {
+        encode_everywhere(w, SET_KEPT);
+        sent = SET_DECODED;
+    }
+    const float share = ldexpf(1.0f, -(int)random_below(random, 4));
+    world_prepare(w, SET_DEPOSIT + round, world_count(w, SET_ALL));
+    WORLD_CALL_OK(w, ops->deposit(side->device, &side->sets[SET_ALL], &side->sets[sent], share,
+                                  &side->sets[SET_DEPOSIT + round], NULL));
+    world_compare_set(w, SET_DEPOSIT + round, "deposits");
+    world_prepare(w, SET_CURRENT, world_count(w, sent));
+    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[sent], &side->sets[SET_CURRENT], NULL));
+    world_compare_set(w, SET_CURRENT, "copied set");
+}
+
+/* ---- commit ---- */
+
+/* Outputs of all segments, full of what must be overwritten; returns the bytes used. */
+static size_t draw_outputs(world_t *w, device_span_t *spans, size_t *at, int zero)
+{
+    const size_t used = lay_out(w, spans, at);
+    memset(arena, zero ? 0 : 0xa5, used);
+    world_upload(w, arena_of, arena, used);
+    return used;
+}
+
+static device_span_t *outputs_on(const side_t *side, const device_span_t *spans, const size_t *at, size_t count)
+{
+    static device_span_t outputs[WORLD_SEGMENTS];
+    for (size_t s = 0; s < count; s++) {
+        outputs[s] = spans[s];
+        outputs[s].data = spans[s].length ? side->arena + at[s] : NULL;
+    }
+    return outputs;
+}
+
+static uint32_t draw_size(random_state_t *random)
+{
+    static const uint32_t sizes[] = {1, 2, 3, 5, 8, 17, 1024};
+    return sizes[random_below(random, sizeof sizes / sizeof sizes[0])];
+}
+
+static void commit(world_t *w, uint32_t rounds)
+{
+    random_state_t *random = &w->random;
+    device_span_t spans[WORLD_SEGMENTS];
+    size_t at[WORLD_SEGMENTS];
+    const int zero = random_chance(random, 2), final_only = random_chance(random, 3);
+    const size_t used = draw_outputs(w, spans, at, zero), count = random_chance(random, 5) ? 0 : w->segments;
+    const uint32_t size = draw_size(random);
+    device_words_t words = world_words(w);
+    words.ok = !random_chance(random, 12);
+    world_set_words(w, words);
+    WORLD_CALL_OK(w, ops->commit(side->store,
+                                 &(device_journal_t){.selected = side->sets[SET_SELECTED],
+                                                     .first = side->sets[SET_FIRST],
+                                                     .deposits = &side->sets[SET_DEPOSIT],
+                                                     .deposit_count = rounds,
+                                                     .final = side->sets[SET_FINAL],
+                                                     .clear_final_only = final_only,
+                                                     .size = size},
+                                 outputs_on(side, spans, at, count), count, zero, side->words, NULL));
+    WORLD_COMPARE(w, arena, used);
+    world_compare_store(w);
+    (void)world_words(w);
+}
+
+/* ---- steps ---- */
+
+static void select_everywhere(world_t *w)
+{
+    const uint64_t k = random_chance(&w->random, 4) ? 1 + random_below(&w->random, w->k) : w->k;
+    world_prepare(w, SET_SELECTED, k);
+    uint64_t candidates = 0, misses = 0;
+    WORLD_CALL_OK(w, (misses = 0, ops->select(side->store, k, &side->sets[SET_SELECTED], NULL, &candidates, &misses),
+                      side->selections++, side->misses += misses, GTOPK_OK));
+    world_compare_set(w, SET_SELECTED, "selected entries");
+}
+
+static void sparse_step(world_t *w)
+{
+    select_everywhere(w);
+    world_compare_store(w);
+    encode_everywhere(w, SET_SELECTED);
+    world_prepare(w, SET_FIRST, world_count(w, SET_DECODED));
+    world_prepare(w, SET_CURRENT, world_count(w, SET_DECODED));
+    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_DECODED], &side->sets[SET_FIRST], NULL));
+    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_DECODED], &side->sets[SET_CURRENT], NULL));
+    const int rounds = (int)random_below(&w->random, ROUNDS_MAX + 1);
+    for (int round = 0; round < rounds; round++)
+        merge_round(w, round, round == rounds - 1 && random_chance(&w->random, 2));
+    world_prepare(w, SET_FINAL, world_count(w, SET_CURRENT));
+    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_CURRENT], &side->sets[SET_FINAL], NULL));
+    commit(w, (uint32_t)rounds);
+}
+
+static uint8_t *dense_of(side_t *side)
+{
+    return (uint8_t *)side->dense;
+}
+
+static void dense_step(world_t *w)
+{
+    static float sum[SIDE_DIM_MAX];
+    random_state_t *random = &w->random;
+    device_span_t spans[WORLD_SEGMENTS];
+    size_t at[WORLD_SEGMENTS];
+    const style_t style = random_style(random);
+    const uint32_t size = draw_size(random);
+    WORLD_CALL_OK(w, ops->dense_gather(side->store, side->dense, NULL));
+    WORLD_COMPARE(w, dense, w->dim * sizeof(float));
+    for (uint64_t i = 0; i < w->dim; i++)
+        sum[i] = world_expected.floats[i] + (style == STYLE_BITS ? random_value : random_finite)(random, style, i);
+    world_upload(w, dense_of, sum, w->dim * sizeof(float));
+
+    const size_t used = draw_outputs(w, spans, at, 0), count = random_chance(random, 5) ? 0 : w->segments;
+    WORLD_CALL_OK(w, ops->dense_commit(side->store, side->dense, size, outputs_on(side, spans, at, count), count,
+                                       side->words, NULL));
+    if (!world_words(w).nonfinite)
+        WORLD_COMPARE(w, dense, w->dim * sizeof(float));
+    WORLD_COMPARE(w, arena, used);
+    world_compare_store(w);
+}
+
+/* What may happen between steps: another density, a checkpoint. */
+static void between_steps(world_t *w)
+{
+    random_state_t *random = &w->random;
+    if (random_chance(random, 4)) {
+        w->k = draw_k(random, w->dim);
+        WORLD_CALL_OK(w, ops->store_resize(side->store, w->k));
+    }
+    if (random_chance(random, 4)) {
+        static float values[SIDE_DIM_MAX];
+        const int which = w->with_velocity && random_chance(random, 2);
+        const uint64_t offset = random_below(random, w->dim), length = 1 + random_below(random, w->dim - offset);
+        const style_t style = random_style(random);
+        for (uint64_t i = 0; i < length; i++)
+            values[i] = random_finite(random, style, i);
+        WORLD_CALL_OK(w, ops->store_write(side->store, which, offset, length, values));
+    }
+}
+
+static void step(world_t *w)
+{
+    between_steps(w);
+    world_set_words(w, (device_words_t){.ok = 1, .joined = (uint32_t)random_below(&w->random, 2)});
+    WORLD_CALL_OK(w, (ops->step_begin(side->store), GTOPK_OK));
+    accumulate_all(w);
+    /* Most go on as if nothing had happened: the residual is finite all the same. */
+    if (world_words(w).nonfinite && !random_chance(&w->random, 4))
+        world_set_words(w, (device_words_t){.ok = 1});
+    if (random_chance(&w->random, 8))
+        dense_step(w);
+    else
+        sparse_step(w);
+}
+
+/* ---- the tests ---- */
+
+static unsigned long long environment(const char *name, unsigned long long otherwise)
+{
+    const char *text = getenv(name);
+    return text && *text ? strtoull(text, NULL, 0) : otherwise;
+}
+
+static void add_side(world_t *w, const char *name, const char *device_name)
+{
+    device_t *device;
+    const gtopk_status_t status = device_open(device_name, &device);
+    if (status == GTOPK_ERR_UNSUPPORTED)
+        print_message("skipped: %s: %s\n", name, gtopk_last_error());
+    else if (status != GTOPK_OK)
+        fail_msg("%s: %s", name, gtopk_last_error());
+    else
+        side_open(&w->sides[w->side_count++], name, device);
+}
+
+static void add_sides(world_t *w)
+{
+    static const char *const sets[][2] = {{"scalar", "cpu scalar"}, {"avx2", "cpu avx2"}, {"avx512", "cpu avx512"}, {"neon", "cpu neon"}};
+    w->side_count = 0;
+    add_side(w, "reference", "reference");
+    add_side(w, "reference, caller's flags", "reference");
+    for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++) {
+        assert_int_equal(setenv("GTOPK_ISA", sets[i][0], 1), 0);
+        add_side(w, sets[i][1], "cpu");
+    }
+    (void)unsetenv("GTOPK_ISA");
+    assert_true(w->side_count >= 3); /* the scalar CPU device runs everywhere */
+}
+
+/* A side whose hint never misses, or always does, was not put to the test. */
+static void check_misses(const world_t *w)
+{
+    for (const side_t *side = w->sides; side < w->sides + w->side_count; side++) {
+        print_message("%s: %llu selections, %llu with a wrong hint\n", side->name, (unsigned long long)side->selections,
+                      (unsigned long long)side->misses);
+        if (strncmp(side->name, "reference", 9) != 0 && side->selections > 500)
+            assert_true(side->misses > side->selections / 100 && side->misses < side->selections);
+    }
+}
+
+static void test_devices_agree(void **state)
+{
+    (void)state;
+    const uint64_t seed = environment("GTOPK_TEST_SEED", 1), runs = environment("GTOPK_TEST_RUNS", RUNS_DEFAULT);
+    add_sides(&world);
+    for (uint64_t run = 0; run < runs; run++) {
+        world_begin(&world, seed + run);
+        const int steps = world.dim > 20000 ? 4 : 3 + (int)random_below(&world.random, 8);
+        for (world.step = 0; world.step < steps; world.step++)
+            step(&world);
+        world_end(&world);
+    }
+    check_misses(&world);
+    for (size_t s = 0; s < world.side_count; s++)
+        side_close(&world.sides[s]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_devices_agree)};
+    return cmocka_run_group_tests_name("device", tests, NULL, NULL);
+}
