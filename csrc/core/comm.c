@@ -74,37 +74,41 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm
     return GTOPK_OK;
 }
 
+gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *transport, const gtopk_comm_config_t *config)
+{
+    gtopk_comm_t *comm;
+    gtopk_status_t status = memory_alloc(&comm, 1, sizeof *comm, "a communicator");
+    if (status != GTOPK_OK) {
+        transport->ops->close(transport);
+        return status;
+    }
+    atomic_flag_clear(&comm->busy);
+    atomic_init(&comm->references, 1);
+    comm->owner = getpid();
+    comm->transport = transport;
+    comm->link.transport = transport;
+    comm->link.timeout = timeout_of(config);
+    comm->link.warn_after = config->warn_after > 0.0 ? config->warn_after : DEFAULT_WARN_AFTER;
+    link_stats_reset(&comm->link);
+    status = comm_settle(comm, exchange_hello(comm), 0);
+    if (status == GTOPK_OK)
+        *out = comm;
+    else
+        comm_release(comm);
+    return status;
+}
+
 gtopk_status_t gtopk_comm_create(gtopk_comm_t **out, const gtopk_comm_config_t *config)
 {
     gtopk_comm_config_t full;
-    gtopk_comm_t *comm = NULL;
+    transport_t *transport;
     if (!out)
         return status_set(GTOPK_ERR_INVALID, "gtopk_comm_create needs a place for the handle");
     *out = NULL;
     gtopk_status_t status = check_config(config, &full);
     if (status == GTOPK_OK)
-        status = memory_alloc(&comm, 1, sizeof *comm, "a communicator");
-    if (status != GTOPK_OK)
-        return status;
-    atomic_flag_clear(&comm->busy);
-    atomic_init(&comm->references, 1);
-    comm->owner = getpid();
-    status = transport_open(&full, &comm->transport);
-    if (status != GTOPK_OK)
-        goto cleanup;
-    comm->link.transport = comm->transport;
-    comm->link.timeout = timeout_of(&full);
-    comm->link.warn_after = full.warn_after > 0.0 ? full.warn_after : DEFAULT_WARN_AFTER;
-    link_stats_reset(&comm->link);
-    status = exchange_hello(comm);
-    if (status != GTOPK_OK)
-        goto cleanup;
-    *out = comm;
-    return GTOPK_OK;
-
-cleanup:
-    comm_release(comm);
-    return status;
+        status = transport_open(&full, &transport);
+    return status == GTOPK_OK ? comm_open(out, transport, &full) : status;
 }
 
 void gtopk_comm_destroy(gtopk_comm_t *comm)

@@ -16,6 +16,9 @@ struct gtopk_comm {
     atomic_int references; /* the handle and its reducers */
 };
 
+/* Collective. A communicator on an open transport, which it owns from now on, also on failure. */
+gtopk_status_t comm_open(gtopk_comm_t **comm, transport_t *transport, const gtopk_comm_config_t *config);
+
 /* Takes the communicator for one call: STATE in a forked child or when another thread is in it; the first error when
  * it is broken. Every OK is matched by comm_leave. */
 gtopk_status_t comm_enter(gtopk_comm_t *comm);
