@@ -1,0 +1,265 @@
+/* Memory: every allocation fails in turn, and nothing is lost, leaked or left hanging; handles come and go without
+ * growth; a reducer takes 4 bytes an entry and O(k log P). Linked with oom.c. GTOPK_TEST_CYCLES: creations (500). */
+#include <malloc.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "faults/oom.h"
+#include "support/ranks.h"
+
+#define DIM 400
+
+#define REQUIRE(condition)                                                                                             \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error());             \
+            abort();                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+static const uint64_t length = DIM;
+
+static long allocations_failed;
+
+/* ---- one rank: every call of its life ---- */
+
+/* Everything a program does, with errors let pass. Returns the number of calls that failed. */
+static int live_alone(const char *device, int momentum, double *mass)
+{
+    gtopk_comm_t *comm = NULL;
+    gtopk_reducer_t *reducer = NULL;
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    float x[DIM], residual[DIM];
+    static uint8_t state[65536];
+    int failures = 0;
+    config.density = 0.05;
+    config.device = device;
+    config.momentum_correction = momentum;
+    for (int i = 0; i < DIM; i++)
+        x[i] = (float)(i % 17) - 8.0f;
+    *mass = 0.0;
+    failures += gtopk_comm_create(&comm, NULL) != GTOPK_OK;
+    if (comm)
+        failures += gtopk_reducer_create(&reducer, comm, &config, &length, 1) != GTOPK_OK;
+    if (reducer) {
+        const gtopk_tensor_t tensor = {x, DIM, GTOPK_F32, 0};
+        failures += gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1, GTOPK_ZERO_INPUT, NULL) != GTOPK_OK;
+        failures += gtopk_reducer_reduce(reducer, &tensor, 1, GTOPK_OUTPUT_IS_ZERO, NULL, NULL) != GTOPK_OK;
+        failures += gtopk_reducer_set_density(reducer, 0.5) != GTOPK_OK;
+        const size_t bytes = gtopk_reducer_state_size(reducer);
+        REQUIRE(bytes <= sizeof state);
+        failures += gtopk_reducer_state_save(reducer, state, bytes) != GTOPK_OK;
+        failures += gtopk_reducer_state_consolidate(reducer, state, bytes, 0) != GTOPK_OK;
+        gtopk_oom_arm(-1);
+        REQUIRE(gtopk_reducer_residual(reducer, 0, residual, DIM) == GTOPK_OK);
+        for (int i = 0; i < DIM; i++)
+            *mass += (double)residual[i] + (double)x[i];
+    }
+    gtopk_oom_arm(-1);
+    gtopk_reducer_destroy(reducer);
+    gtopk_comm_destroy(comm);
+    return failures;
+}
+
+static void fail_each_allocation(const char *device, int momentum)
+{
+    double whole, mass;
+    assert_int_equal(live_alone(device, momentum, &whole), 0);
+    const long before = gtopk_oom_live();
+    for (long n = 0;; n++) {
+        gtopk_oom_arm(n);
+        const int failures = live_alone(device, momentum, &mass);
+        if (gtopk_oom_live() != before)
+            fail_msg("allocation %ld failed and %ld blocks were leaked (device %s)", n, gtopk_oom_live() - before, device);
+        if (!gtopk_oom_fired()) {
+            assert_int_equal(failures, 0);
+            assert_true(n > 10);
+            break;
+        }
+        allocations_failed++;
+        if (failures == 0)
+            fail_msg("allocation %ld failed and no call said so (device %s)", n, device);
+        if (mass != whole && mass != 0.0) /* 0: there was no reducer */
+            fail_msg("allocation %ld failed and mass was lost: %g of %g (device %s)", n, mass, whole, device);
+    }
+}
+
+static void test_each_allocation_fails_alone(void **state)
+{
+    (void)state;
+    const char *const devices[] = {"cpu", "reference"};
+    for (int d = 0; d < 2; d++)
+        for (int momentum = 0; momentum < 2; momentum++)
+            fail_each_allocation(devices[d], momentum);
+}
+
+/* ---- several ranks: one of them is short of memory ---- */
+
+typedef struct shortage {
+    int algorithm;
+    int rank;
+    long after;
+    int fired;
+} shortage_t;
+
+static void run_short(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    shortage_t *shortage = context;
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_reducer_t *reducer;
+    static uint8_t state[65536];
+    float x[DIM], before[DIM], after[DIM];
+    (void)size;
+    config.density = 0.05;
+    config.algorithm = shortage->algorithm;
+    for (int i = 0; i < DIM; i++)
+        x[i] = (float)((i * 7 + rank) % 17) - 8.0f;
+    if (rank == shortage->rank)
+        gtopk_oom_arm(shortage->after);
+    const gtopk_status_t created = gtopk_reducer_create(&reducer, comm, &config, &length, 1);
+    if (created == GTOPK_OK) {
+        const gtopk_tensor_t tensor = {x, DIM, GTOPK_F32, 0};
+        gtopk_status_t status = gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1, 0, NULL);
+        REQUIRE(gtopk_reducer_residual(reducer, 0, before, DIM) == GTOPK_OK);
+        if (status == GTOPK_OK)
+            status = gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL);
+        REQUIRE(gtopk_reducer_residual(reducer, 0, after, DIM) == GTOPK_OK);
+        REQUIRE(status == GTOPK_OK || memcmp(before, after, sizeof before) == 0);
+        (void)gtopk_reducer_set_density(reducer, 0.1);
+        (void)gtopk_reducer_state_consolidate(reducer, rank == 0 ? state : NULL, gtopk_reducer_state_size(reducer), 0);
+        (void)gtopk_barrier(comm);
+    }
+    if (rank == shortage->rank) {
+        shortage->fired = gtopk_oom_fired();
+        gtopk_oom_arm(-1);
+    }
+    gtopk_reducer_destroy(reducer);
+}
+
+static void test_each_allocation_fails_on_one_of_three(void **state)
+{
+    (void)state;
+    for (int algorithm = 0; algorithm < 4; algorithm++)
+        for (int rank = 0; rank < 3; rank++) {
+            shortage_t shortage = {.algorithm = algorithm, .rank = rank, .fired = 1};
+            for (long n = 0; shortage.fired; n++) {
+                const long before = gtopk_oom_live();
+                shortage.after = n;
+                ranks_run_flags(3, run_short, &shortage, 30.0, GTOPK_THREAD_VIRTUAL_CLOCK);
+                allocations_failed += shortage.fired;
+                if (gtopk_oom_live() != before)
+                    fail_msg("allocation %ld of rank %d failed and %ld blocks were leaked (algorithm %d)", n, rank,
+                             gtopk_oom_live() - before, algorithm);
+            }
+        }
+}
+
+/* ---- growth ---- */
+
+static void run_short_life(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    (void)context;
+    (void)rank;
+    (void)size;
+    for (int i = 0; i < 5; i++) {
+        gtopk_reducer_t *reducer;
+        float x[DIM] = {1.0f};
+        const gtopk_tensor_t tensor = {x, DIM, GTOPK_F32, 0};
+        REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
+        REQUIRE(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1, 0, NULL) == GTOPK_OK);
+        REQUIRE(gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL) == GTOPK_OK);
+        gtopk_reducer_destroy(reducer);
+    }
+}
+
+static void test_handles_come_and_go(void **state)
+{
+    (void)state;
+    const char *text = getenv("GTOPK_TEST_CYCLES");
+    const int cycles = (text ? atoi(text) : 500) / 5;
+    for (int i = 0; i < 5; i++)
+        ranks_run(2, run_short_life, NULL);
+    const long blocks = gtopk_oom_live();
+    const size_t bytes = mallinfo2().uordblks;
+    for (int i = 0; i < cycles; i++)
+        ranks_run(2, run_short_life, NULL);
+    assert_int_equal(gtopk_oom_live(), blocks);
+    if (mallinfo2().uordblks > bytes + 4096)
+        fail_msg("%zu bytes more after %d reducers", mallinfo2().uordblks - bytes, 5 * cycles);
+}
+
+/* ---- how much a step takes ---- */
+
+static long resident_kib(const char *field)
+{
+    char line[256];
+    long value = -1;
+    FILE *file = fopen("/proc/self/status", "r");
+    while (file && fgets(line, sizeof line, file))
+        if (strncmp(line, field, strlen(field)) == 0)
+            value = atol(line + strlen(field) + 1);
+    if (file)
+        (void)fclose(file);
+    return value;
+}
+
+static void run_large(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    const uint64_t n = *(const uint64_t *)context;
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_reducer_t *reducer;
+    (void)size;
+    float *x = malloc(n * sizeof *x);
+    REQUIRE(x);
+    for (uint64_t i = 0; i < n; i++)
+        x[i] = (float)((i * 2654435761u + (uint64_t)rank) % 10007) - 5000.0f;
+    const gtopk_tensor_t tensor = {x, n, GTOPK_F32, 0};
+    REQUIRE(gtopk_barrier(comm) == GTOPK_OK); /* all gradients are there */
+    const long before = resident_kib("VmRSS:");
+    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &n, 1) == GTOPK_OK);
+    for (int step = 0; step < 3; step++) {
+        REQUIRE(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1, 0, NULL) == GTOPK_OK);
+        REQUIRE(gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL) == GTOPK_OK);
+        for (uint64_t i = 0; i < n; i++)
+            x[i] = (float)((i * 2654435761u + (uint64_t)rank) % 10007) - 5000.0f;
+    }
+    REQUIRE(gtopk_barrier(comm) == GTOPK_OK);
+    if (rank == 0) {
+        const double residuals = 2.0 * 4.0 * (double)n / 1024.0, grown = (double)(resident_kib("VmHWM:") - before);
+        (void)printf("peak of a step: %.3f bytes an entry more than the gradient (n %llu, k %.0f, 2 ranks)\n",
+                     grown * 1024.0 / 2.0 / (double)n, (unsigned long long)n, 0.001 * (double)n);
+        REQUIRE(grown < 1.1 * residuals + 4096);
+    }
+    REQUIRE(gtopk_barrier(comm) == GTOPK_OK);
+    gtopk_reducer_destroy(reducer);
+    free(x);
+}
+
+static void test_peak_of_a_step(void **state)
+{
+    (void)state;
+    uint64_t n = 8000000;
+    ranks_run(2, run_large, &n);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_peak_of_a_step),
+        cmocka_unit_test(test_each_allocation_fails_alone),
+        cmocka_unit_test(test_each_allocation_fails_on_one_of_three),
+        cmocka_unit_test(test_handles_come_and_go),
+    };
+    const int failed = cmocka_run_group_tests_name("memory", tests, NULL, NULL);
+    (void)printf("{\"allocations_failed\": %ld}\n", allocations_failed);
+    return failed;
+}
