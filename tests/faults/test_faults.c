@@ -16,7 +16,7 @@
 #include <cmocka.h>
 
 #include "core/comm.h"
-#include "faults/faulty.h"
+#include "support/faulty.h"
 #include "support/random.h"
 #include "transport/thread.h"
 

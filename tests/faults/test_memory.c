@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "faults/oom.h"
+#include "support/oom.h"
 #include "support/ranks.h"
 
 #define DIM 400

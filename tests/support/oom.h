@@ -1,6 +1,6 @@
 /* Allocations that fail on request. Link with -Wl,--wrap=calloc -Wl,--wrap=free. For tests only. */
-#ifndef TESTS_FAULTS_OOM_H
-#define TESTS_FAULTS_OOM_H
+#ifndef TESTS_SUPPORT_OOM_H
+#define TESTS_SUPPORT_OOM_H
 
 /* The allocation number `after` (from 0) of this thread fails, once; -1: none, and what has fired is remembered. */
 void gtopk_oom_arm(long after);

@@ -1,6 +1,6 @@
 /* A transport around another one that spoils one message. For tests only. */
-#ifndef TESTS_FAULTS_FAULTY_H
-#define TESTS_FAULTS_FAULTY_H
+#ifndef TESTS_SUPPORT_FAULTY_H
+#define TESTS_SUPPORT_FAULTY_H
 
 #include "transport/transport.h"
 

@@ -1,5 +1,5 @@
 /* See faulty.h. A spoilt message is a copy: the sender's own buffer is its to use again. */
-#include "faults/faulty.h"
+#include "support/faulty.h"
 
 #include <stdlib.h>
 #include <string.h>

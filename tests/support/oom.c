@@ -1,5 +1,5 @@
 /* The library allocates by calloc alone (util/memory.c), so this is every allocation it makes. */
-#include "faults/oom.h"
+#include "support/oom.h"
 
 #include <stdatomic.h>
 #include <stddef.h>
