@@ -115,9 +115,10 @@ static inline int8_t convert_i8_scaled(float value, float inverse, float limit)
     return (int8_t)((int32_t)convert_bits(scaled + 0x1.8p23f) - (int32_t)convert_bits(0x1.8p23f));
 }
 
+/* -128 is no code. It reads as zero, which every decoder refuses. */
 static inline float convert_float_from_i8_scaled(int8_t code, float scale)
 {
-    return (float)code * scale;
+    return (float)(code == INT8_MIN ? 0 : code) * scale;
 }
 
 #endif

@@ -283,6 +283,9 @@ static void scaled_values_come_back_near(void **state)
     check_scaled(0x1p-149f, 0x1p-149f);
     check_scaled(2.5f, 127.0f); /* a tie */
     check_scaled(3.5f, 127.0f);
+    for (int code = -127; code <= 127; code++)
+        assert_true(convert_float_from_i8_scaled((int8_t)code, 0.5f) == (float)code / 2);
+    assert_true(convert_float_from_i8_scaled(-128, 1.0f) == 0.0f);
     assert_int_equal(convert_i8_scaled(-127.0f, 1.0f, convert_i8_limit(1.0f)), -127);
     assert_int_equal(convert_i8_scaled(1e9f, 1.0f, convert_i8_limit(1.0f)), 127);
 }
