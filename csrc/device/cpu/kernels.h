@@ -1,5 +1,6 @@
-/* The loops over the whole residual, once an instruction set: kernels_<isa>.c each give the same table. A kernel works
- * on one block of one span and knows nothing of pools, hints or threads. All give the same bits. */
+/* The loops that are worth SIMD code by hand, once an instruction set: kernels_<isa>.c each give the same table. Three go
+ * over a block of the residual, two over sets: all compress, which no compiler vectorises. A kernel knows nothing of
+ * pools, hints, threads or devices. All give the same bits. */
 #ifndef GTOPK_DEVICE_CPU_KERNELS_H
 #define GTOPK_DEVICE_CPU_KERNELS_H
 
@@ -29,6 +30,13 @@ typedef struct kernel_job {
     int zero_input, nesterov;
 } kernel_job_t;
 
+/* Room for `capacity` entries; kernels write nothing behind it. */
+typedef struct kernel_entries {
+    uint32_t *index;
+    float *value;
+    size_t capacity;
+} kernel_entries_t;
+
 typedef struct kernels {
     const char *name;
 
@@ -43,6 +51,14 @@ typedef struct kernels {
 
     /* Reads the residual only. */
     void (*scan)(const kernel_job_t *job, kernel_found_t *found);
+
+    /* In place: entries sorted by index, in which an index stands once or twice, become the sums over equal indices.
+     * Sums that are zero or not finite are left out; *nonfinite is set to 1 for the latter. Returns how many there are. */
+    size_t (*join)(uint32_t *index, float *value, size_t count, int *nonfinite);
+
+    /* Copies the entries whose bits of |v| are above `least`, and the first `ties` of those that have just these. */
+    void (*keep)(const uint32_t *index, const float *value, size_t count, uint32_t least, size_t ties,
+                 kernel_entries_t out);
 } kernels_t;
 
 extern const kernels_t kernels_scalar;

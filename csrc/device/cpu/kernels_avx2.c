@@ -38,29 +38,47 @@ GENERIC_INLINE __m256 not_finite(__m256 value)
     return passes(value, _mm256_set1_epi32((int)GENERIC_INFINITY - 1));
 }
 
-/* There is no compress before AVX-512. Few vectors come here at usual densities: bit by bit. */
-GENERIC_INLINE void append(const kernel_job_t *job, size_t i, __m256 value, __m256 mask, kernel_found_t *found)
+/* There is no compress before AVX-512, but a permutation of four lanes by a table: its row m begins with the lanes
+ * that are set in m. */
+static const uint32_t compress_table[16][4] = {
+    {0, 0, 0, 0}, {0, 0, 0, 0}, {1, 0, 0, 0}, {0, 1, 0, 0}, {2, 0, 0, 0}, {0, 2, 0, 0}, {1, 2, 0, 0}, {0, 1, 2, 0},
+    {3, 0, 0, 0}, {0, 3, 0, 0}, {1, 3, 0, 0}, {0, 1, 3, 0}, {2, 3, 0, 0}, {0, 2, 3, 0}, {1, 2, 3, 0}, {0, 1, 2, 3},
+};
+
+GENERIC_INLINE uint32_t put_half(uint32_t *index, uint32_t *bits, __m128i i, __m128 v, unsigned mask)
 {
-    uint32_t bits[LANES];
-    _mm256_storeu_si256((__m256i *)(void *)bits, _mm256_castps_si256(value));
-    for (unsigned left = (unsigned)_mm256_movemask_ps(mask); left != 0; left &= left - 1) {
-        unsigned lane = (unsigned)__builtin_ctz(left);
-        found->index[found->count] = job->first + (uint32_t)i + lane;
-        found->bits[found->count++] = bits[lane];
-    }
+    __m128i order = _mm_loadu_si128((const __m128i *)(const void *)compress_table[mask]);
+    _mm_storeu_ps((float *)(void *)index, _mm_permutevar_ps(_mm_castsi128_ps(i), order));
+    _mm_storeu_ps((float *)(void *)bits, _mm_permutevar_ps(v, order));
+    return (uint32_t)__builtin_popcount(mask);
+}
+
+/* Writes the entries of the mask, up to LANES of them, and returns their number. */
+GENERIC_INLINE uint32_t put(uint32_t *index, uint32_t *bits, __m256i i, __m256 v, unsigned mask)
+{
+    uint32_t low = put_half(index, bits, _mm256_castsi256_si128(i), _mm256_castps256_ps128(v), mask & 15u);
+    return low + put_half(index + low, bits + low, _mm256_extracti128_si256(i, 1), _mm256_extractf128_ps(v, 1), mask >> 4);
+}
+
+/* Returns the new count. */
+GENERIC_INLINE uint32_t append(const kernel_job_t *job, size_t i, __m256 value, __m256 mask, kernel_found_t *found,
+                               uint32_t count)
+{
+    __m256i index = _mm256_add_epi32(_mm256_set1_epi32((int)(job->first + (uint32_t)i)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return count + put(found->index + count, found->bits + count, index, value, (unsigned)_mm256_movemask_ps(mask));
 }
 
 /* Some sum of the group is above the bound, or not finite: puts the old values back where it is not, and appends.
  * Returns the lanes that were put back. */
 GENERIC_INLINE __m256 settle(const kernel_job_t *job, size_t i, __m256 old, __m256 sum, __m256i above,
-                             kernel_found_t *found)
+                             kernel_found_t *found, uint32_t *count)
 {
     __m256 bad = not_finite(sum);
     if (__builtin_expect(_mm256_movemask_ps(bad) != 0, 0)) {
         sum = _mm256_blendv_ps(sum, old, bad);
         _mm256_storeu_ps(job->residual + i, sum);
     }
-    append(job, i, sum, passes(sum, above), found);
+    *count = append(job, i, sum, passes(sum, above), found, *count);
     return bad;
 }
 
@@ -68,8 +86,8 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
 {
     const __m256 scale = _mm256_set1_ps(job->scale);
     const __m256i above = _mm256_set1_epi32((int)job->above);
-    const int zero = job->zero_input;
     int bad = 0;
+    uint32_t count = found->count;
     size_t i = 0;
     for (; i + GROUP * LANES <= job->length; i += GROUP * LANES) {
         __m256 old[GROUP], sum[GROUP], any = _mm256_setzero_ps();
@@ -79,13 +97,14 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
             _mm256_storeu_ps(job->residual + i + v * LANES, sum[v]);
             any = _mm256_or_ps(any, passes(sum[v], above));
         }
-        if (zero)
+        if (job->zero_input)
             for (size_t v = 0; v < GROUP; v++)
                 clear_input(job, i + v * LANES, dtype);
         if (_mm256_movemask_ps(any))
             for (size_t v = 0; v < GROUP; v++)
-                bad |= _mm256_movemask_ps(settle(job, i + v * LANES, old[v], sum[v], above, found));
+                bad |= _mm256_movemask_ps(settle(job, i + v * LANES, old[v], sum[v], above, found, &count));
     }
+    found->count = count;
     return generic_accumulate(job, i, found, dtype) | (bad != 0);
 }
 
@@ -94,6 +113,7 @@ GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int 
     const __m256 scale = _mm256_set1_ps(job->scale), factor = _mm256_set1_ps(job->momentum);
     const __m256i above = _mm256_set1_epi32((int)job->above);
     int bad = 0;
+    uint32_t count = found->count;
     size_t i = 0;
     for (; i + LANES <= job->length; i += LANES) {
         __m256 old = _mm256_loadu_ps(job->residual + i), before = _mm256_loadu_ps(job->velocity + i);
@@ -105,17 +125,19 @@ GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int 
         if (job->zero_input)
             clear_input(job, i, dtype);
         if (_mm256_movemask_ps(passes(sum, above))) {
-            __m256 wrong = settle(job, i, old, sum, above, found);
+            __m256 wrong = settle(job, i, old, sum, above, found, &count);
             _mm256_storeu_ps(job->velocity + i, _mm256_blendv_ps(velocity, before, wrong));
             bad |= _mm256_movemask_ps(wrong);
         }
     }
+    found->count = count;
     return generic_momentum(job, i, found, dtype) | (bad != 0);
 }
 
-static void scan(const kernel_job_t *job, kernel_found_t *found)
+GENERIC_INLINE void scan_block(const kernel_job_t *job, kernel_found_t *found)
 {
     const __m256i above = _mm256_set1_epi32((int)job->above);
+    uint32_t count = found->count;
     size_t i = 0;
     for (; i + GROUP * LANES <= job->length; i += GROUP * LANES) {
         __m256 value[GROUP], any = _mm256_setzero_ps();
@@ -125,39 +147,97 @@ static void scan(const kernel_job_t *job, kernel_found_t *found)
         }
         if (_mm256_movemask_ps(any))
             for (size_t v = 0; v < GROUP; v++)
-                append(job, i + v * LANES, value[v], passes(value[v], above), found);
+                count = append(job, i + v * LANES, value[v], passes(value[v], above), found, count);
     }
+    found->count = count;
     generic_scan(job, i, found);
 }
 
 static int accumulate_f32(const kernel_job_t *job, kernel_found_t *found)
 {
-    return accumulate(job, found, GTOPK_F32);
+    const kernel_job_t copy = *job;
+    return accumulate(&copy, found, GTOPK_F32);
 }
 
 static int accumulate_f16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return accumulate(job, found, GTOPK_F16);
+    const kernel_job_t copy = *job;
+    return accumulate(&copy, found, GTOPK_F16);
 }
 
 static int accumulate_bf16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return accumulate(job, found, GTOPK_BF16);
+    const kernel_job_t copy = *job;
+    return accumulate(&copy, found, GTOPK_BF16);
 }
 
 static int momentum_f32(const kernel_job_t *job, kernel_found_t *found)
 {
-    return momentum(job, found, GTOPK_F32);
+    const kernel_job_t copy = *job;
+    return momentum(&copy, found, GTOPK_F32);
 }
 
 static int momentum_f16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return momentum(job, found, GTOPK_F16);
+    const kernel_job_t copy = *job;
+    return momentum(&copy, found, GTOPK_F16);
 }
 
 static int momentum_bf16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return momentum(job, found, GTOPK_BF16);
+    const kernel_job_t copy = *job;
+    return momentum(&copy, found, GTOPK_BF16);
+}
+
+static void scan(const kernel_job_t *job, kernel_found_t *found)
+{
+    const kernel_job_t copy = *job;
+    scan_block(&copy, found);
+}
+
+static size_t join(uint32_t *index, float *value, size_t count, int *nonfinite)
+{
+    const __m256i back = _mm256_setr_epi32(7, 0, 1, 2, 3, 4, 5, 6);
+    /* No index is all ones: it is below a dim of 32 bits. */
+    uint32_t last = UINT32_MAX;
+    unsigned bad = 0;
+    size_t i = 0, out = 0;
+    for (; i + LANES + 1 <= count; i += LANES) {
+        __m256i here = _mm256_loadu_si256((const __m256i *)(const void *)(index + i));
+        __m256i next = _mm256_loadu_si256((const __m256i *)(const void *)(index + i + 1));
+        __m256i before = _mm256_permutevar8x32_epi32(here, back);
+        before = _mm256_blend_epi32(before, _mm256_set1_epi32((int)last), 1);
+        last = index[i + LANES - 1];
+        __m256 v = _mm256_loadu_ps(value + i), w = _mm256_loadu_ps(value + i + 1);
+        __m256 sum = _mm256_add_ps(v, _mm256_and_ps(w, _mm256_castsi256_ps(_mm256_cmpeq_epi32(here, next))));
+        unsigned second = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(here, before)));
+        unsigned infinite = (unsigned)_mm256_movemask_ps(not_finite(sum));
+        unsigned some = (unsigned)_mm256_movemask_ps(passes(sum, _mm256_setzero_si256()));
+        bad |= infinite & ~second;
+        /* Stores reach no further than what is loaded already: out <= i. */
+        out += put(index + out, (uint32_t *)(void *)(value + out), here, sum, some & ~second & ~infinite);
+    }
+    *nonfinite |= bad != 0;
+    return generic_join(index, value, count, i, out, last, nonfinite);
+}
+
+static void keep(const uint32_t *index, const float *value, size_t count, uint32_t least, size_t ties,
+                 kernel_entries_t out)
+{
+    const __m256i bound = _mm256_set1_epi32((int)least);
+    size_t i = 0, kept = 0;
+    for (; i + LANES <= count && kept + LANES <= out.capacity; i += LANES) {
+        __m256 v = _mm256_loadu_ps(value + i);
+        __m256i bits = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32((int)GENERIC_MAGNITUDE));
+        unsigned equal = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(bits, bound)));
+        while ((size_t)__builtin_popcount(equal) > ties)
+            equal &= ~(1u << (31 - __builtin_clz(equal)));
+        ties -= (size_t)__builtin_popcount(equal);
+        kept += put(out.index + kept, (uint32_t *)(void *)(out.value + kept),
+                    _mm256_loadu_si256((const __m256i *)(const void *)(index + i)), v,
+                    (unsigned)_mm256_movemask_ps(passes(v, bound)) | equal);
+    }
+    generic_keep(index, value, count, i, least, ties, kept, out);
 }
 
 const kernels_t kernels_avx2 = {
@@ -165,5 +245,7 @@ const kernels_t kernels_avx2 = {
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16},
     .momentum = {momentum_f32, momentum_f16, momentum_bf16},
     .scan = scan,
+    .join = join,
+    .keep = keep,
 };
 #endif

@@ -41,26 +41,27 @@ GENERIC_INLINE __mmask16 not_finite(__m512 value)
     return _mm512_cmpge_epi32_mask(magnitude(value), _mm512_set1_epi32((int)GENERIC_INFINITY));
 }
 
-GENERIC_INLINE void append(kernel_found_t *found, uint32_t first, __m512 value, __mmask16 mask)
+/* Returns the new count. */
+GENERIC_INLINE uint32_t append(kernel_found_t *found, uint32_t count, uint32_t first, __m512 value, __mmask16 mask)
 {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512i index = _mm512_add_epi32(_mm512_set1_epi32((int)first), lanes);
-    _mm512_storeu_si512(found->index + found->count, _mm512_maskz_compress_epi32(mask, index));
-    _mm512_storeu_si512(found->bits + found->count, _mm512_maskz_compress_epi32(mask, _mm512_castps_si512(value)));
-    found->count += (uint32_t)__builtin_popcount(mask);
+    _mm512_storeu_si512(found->index + count, _mm512_maskz_compress_epi32(mask, index));
+    _mm512_storeu_si512(found->bits + count, _mm512_maskz_compress_epi32(mask, _mm512_castps_si512(value)));
+    return count + (uint32_t)__builtin_popcount(mask);
 }
 
 /* Some sum of the vector is above the bound, or not finite: puts the old values back where it is not, and appends.
  * Returns the mask of those. */
 GENERIC_INLINE __mmask16 settle(const kernel_job_t *job, size_t i, __m512 old, __m512 sum, __m512i above,
-                                kernel_found_t *found)
+                                kernel_found_t *found, uint32_t *count)
 {
     __mmask16 bad = not_finite(sum);
     if (__builtin_expect(bad != 0, 0)) {
         sum = _mm512_mask_mov_ps(sum, bad, old);
         _mm512_storeu_ps(job->residual + i, sum);
     }
-    append(found, job->first + (uint32_t)i, sum, passes(sum, above));
+    *count = append(found, *count, job->first + (uint32_t)i, sum, passes(sum, above));
     return bad;
 }
 
@@ -68,8 +69,8 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
 {
     const __m512 scale = _mm512_set1_ps(job->scale);
     const __m512i above = _mm512_set1_epi32((int)job->above);
-    const int zero = job->zero_input;
     unsigned bad = 0;
+    uint32_t count = found->count;
     size_t i = 0;
     for (; i + GROUP * LANES <= job->length; i += GROUP * LANES) {
         __m512 old[GROUP], sum[GROUP];
@@ -80,13 +81,14 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
             _mm512_storeu_ps(job->residual + i + v * LANES, sum[v]);
             any |= passes(sum[v], above);
         }
-        if (zero)
+        if (job->zero_input)
             for (size_t v = 0; v < GROUP; v++)
                 clear_input(job, i + v * LANES, dtype);
         if (any)
             for (size_t v = 0; v < GROUP; v++)
-                bad |= settle(job, i + v * LANES, old[v], sum[v], above, found);
+                bad |= settle(job, i + v * LANES, old[v], sum[v], above, found, &count);
     }
+    found->count = count;
     return generic_accumulate(job, i, found, dtype) | (bad != 0);
 }
 
@@ -95,6 +97,7 @@ GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int 
     const __m512 scale = _mm512_set1_ps(job->scale), factor = _mm512_set1_ps(job->momentum);
     const __m512i above = _mm512_set1_epi32((int)job->above);
     unsigned bad = 0;
+    uint32_t count = found->count;
     size_t i = 0;
     for (; i + LANES <= job->length; i += LANES) {
         __m512 old = _mm512_loadu_ps(job->residual + i), before = _mm512_loadu_ps(job->velocity + i);
@@ -106,17 +109,19 @@ GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int 
         if (job->zero_input)
             clear_input(job, i, dtype);
         if (passes(sum, above)) {
-            __mmask16 wrong = settle(job, i, old, sum, above, found);
+            __mmask16 wrong = settle(job, i, old, sum, above, found, &count);
             _mm512_mask_storeu_ps(job->velocity + i, wrong, before);
             bad |= wrong;
         }
     }
+    found->count = count;
     return generic_momentum(job, i, found, dtype) | (bad != 0);
 }
 
-static void scan(const kernel_job_t *job, kernel_found_t *found)
+GENERIC_INLINE void scan_block(const kernel_job_t *job, kernel_found_t *found)
 {
     const __m512i above = _mm512_set1_epi32((int)job->above);
+    uint32_t count = found->count;
     size_t i = 0;
     for (; i + GROUP * LANES <= job->length; i += GROUP * LANES) {
         __m512 value[GROUP];
@@ -127,39 +132,102 @@ static void scan(const kernel_job_t *job, kernel_found_t *found)
         }
         if (any)
             for (size_t v = 0; v < GROUP; v++)
-                append(found, job->first + (uint32_t)(i + v * LANES), value[v], passes(value[v], above));
+                count = append(found, count, job->first + (uint32_t)(i + v * LANES), value[v], passes(value[v], above));
     }
+    found->count = count;
     generic_scan(job, i, found);
 }
 
 static int accumulate_f32(const kernel_job_t *job, kernel_found_t *found)
 {
-    return accumulate(job, found, GTOPK_F32);
+    const kernel_job_t copy = *job;
+    return accumulate(&copy, found, GTOPK_F32);
 }
 
 static int accumulate_f16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return accumulate(job, found, GTOPK_F16);
+    const kernel_job_t copy = *job;
+    return accumulate(&copy, found, GTOPK_F16);
 }
 
 static int accumulate_bf16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return accumulate(job, found, GTOPK_BF16);
+    const kernel_job_t copy = *job;
+    return accumulate(&copy, found, GTOPK_BF16);
 }
 
 static int momentum_f32(const kernel_job_t *job, kernel_found_t *found)
 {
-    return momentum(job, found, GTOPK_F32);
+    const kernel_job_t copy = *job;
+    return momentum(&copy, found, GTOPK_F32);
 }
 
 static int momentum_f16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return momentum(job, found, GTOPK_F16);
+    const kernel_job_t copy = *job;
+    return momentum(&copy, found, GTOPK_F16);
 }
 
 static int momentum_bf16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return momentum(job, found, GTOPK_BF16);
+    const kernel_job_t copy = *job;
+    return momentum(&copy, found, GTOPK_BF16);
+}
+
+static void scan(const kernel_job_t *job, kernel_found_t *found)
+{
+    const kernel_job_t copy = *job;
+    scan_block(&copy, found);
+}
+
+/* Writes the entries of the mask behind `at`, and returns their number. */
+GENERIC_INLINE size_t put(uint32_t *index, float *value, size_t at, __m512i i, __m512 v, __mmask16 mask)
+{
+    _mm512_storeu_si512(index + at, _mm512_maskz_compress_epi32(mask, i));
+    _mm512_storeu_ps(value + at, _mm512_maskz_compress_ps(mask, v));
+    return (size_t)__builtin_popcount(mask);
+}
+
+static size_t join(uint32_t *index, float *value, size_t count, int *nonfinite)
+{
+    /* No index is all ones: it is below a dim of 32 bits. */
+    __m512i before = _mm512_set1_epi32(-1);
+    unsigned bad = 0;
+    size_t i = 0, out = 0;
+    for (; i + LANES + 1 <= count; i += LANES) {
+        __m512i here = _mm512_loadu_si512(index + i), next = _mm512_loadu_si512(index + i + 1);
+        __m512 v = _mm512_loadu_ps(value + i), w = _mm512_loadu_ps(value + i + 1);
+        __mmask16 second = _mm512_cmpeq_epi32_mask(here, _mm512_alignr_epi32(here, before, LANES - 1));
+        __m512 sum = _mm512_mask_add_ps(v, _mm512_cmpeq_epi32_mask(here, next), v, w);
+        __mmask16 infinite = not_finite(sum), zero = _mm512_testn_epi32_mask(magnitude(sum), magnitude(sum));
+        bad |= infinite & ~(unsigned)second;
+        /* Stores reach no further than what is loaded already: out <= i. */
+        out += put(index, value, out, here, sum, (__mmask16)~(second | infinite | zero));
+        before = here;
+    }
+    *nonfinite |= bad != 0;
+    uint32_t last = (uint32_t)_mm_extract_epi32(_mm512_extracti32x4_epi32(before, 3), 3);
+    return generic_join(index, value, count, i, out, last, nonfinite);
+}
+
+/* The lowest `count` bits of those that are set. */
+GENERIC_INLINE __mmask16 lowest_bits(__mmask16 mask, size_t count)
+{
+    return count >= LANES ? mask : (__mmask16)_pdep_u32((1u << count) - 1, mask);
+}
+
+static void keep(const uint32_t *index, const float *value, size_t count, uint32_t least, size_t ties,
+                 kernel_entries_t out)
+{
+    const __m512i bound = _mm512_set1_epi32((int)least);
+    size_t i = 0, kept = 0;
+    for (; i + LANES <= count && kept + LANES <= out.capacity; i += LANES) {
+        __m512 v = _mm512_loadu_ps(value + i);
+        __mmask16 equal = lowest_bits(_mm512_cmpeq_epi32_mask(magnitude(v), bound), ties);
+        ties -= (size_t)__builtin_popcount(equal);
+        kept += put(out.index, out.value, kept, _mm512_loadu_si512(index + i), v, passes(v, bound) | equal);
+    }
+    generic_keep(index, value, count, i, least, ties, kept, out);
 }
 
 const kernels_t kernels_avx512 = {
@@ -167,5 +235,7 @@ const kernels_t kernels_avx512 = {
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16},
     .momentum = {momentum_f32, momentum_f16, momentum_bf16},
     .scan = scan,
+    .join = join,
+    .keep = keep,
 };
 #endif

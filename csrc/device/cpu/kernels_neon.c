@@ -42,25 +42,28 @@ GENERIC_INLINE int any_lane(uint32x4_t mask)
     return vmaxvq_u32(mask) != 0;
 }
 
-GENERIC_INLINE void append(const kernel_job_t *job, size_t i, float32x4_t value, kernel_found_t *found)
+/* Returns the new count. */
+GENERIC_INLINE uint32_t append(const kernel_job_t *job, size_t i, float32x4_t value, kernel_found_t *found,
+                               uint32_t count)
 {
     uint32_t bits[LANES];
     vst1q_u32(bits, vreinterpretq_u32_f32(value));
     for (size_t lane = 0; lane < LANES; lane++)
-        generic_offer(job, i + lane, bits[lane], found);
+        count = generic_offer(job, i + lane, bits[lane], found, count);
+    return count;
 }
 
 /* Some sum of the group is above the bound, or not finite: puts the old values back where it is not, and appends.
  * Returns the lanes that were put back. */
 GENERIC_INLINE uint32x4_t settle(const kernel_job_t *job, size_t i, float32x4_t old, float32x4_t sum,
-                                 kernel_found_t *found)
+                                 kernel_found_t *found, uint32_t *count)
 {
     uint32x4_t bad = not_finite(sum);
     if (any_lane(bad)) {
         sum = vbslq_f32(bad, old, sum);
         vst1q_f32(job->residual + i, sum);
     }
-    append(job, i, sum, found);
+    *count = append(job, i, sum, found, *count);
     return bad;
 }
 
@@ -69,6 +72,7 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
     const float32x4_t scale = vdupq_n_f32(job->scale);
     const uint32x4_t above = vdupq_n_u32(job->above);
     uint32x4_t bad = vdupq_n_u32(0);
+    uint32_t count = found->count;
     size_t i = 0;
     for (; i + GROUP * LANES <= job->length; i += GROUP * LANES) {
         float32x4_t old[GROUP], sum[GROUP];
@@ -84,8 +88,9 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
                 clear_input(job, i + v * LANES, dtype);
         if (any_lane(any))
             for (size_t v = 0; v < GROUP; v++)
-                bad = vorrq_u32(bad, settle(job, i + v * LANES, old[v], sum[v], found));
+                bad = vorrq_u32(bad, settle(job, i + v * LANES, old[v], sum[v], found, &count));
     }
+    found->count = count;
     return generic_accumulate(job, i, found, dtype) | any_lane(bad);
 }
 
@@ -94,6 +99,7 @@ GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int 
     const float32x4_t scale = vdupq_n_f32(job->scale), factor = vdupq_n_f32(job->momentum);
     const uint32x4_t above = vdupq_n_u32(job->above);
     uint32x4_t bad = vdupq_n_u32(0);
+    uint32_t count = found->count;
     size_t i = 0;
     for (; i + LANES <= job->length; i += LANES) {
         float32x4_t old = vld1q_f32(job->residual + i), before = vld1q_f32(job->velocity + i);
@@ -105,17 +111,19 @@ GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int 
         if (job->zero_input)
             clear_input(job, i, dtype);
         if (any_lane(passes(sum, above))) {
-            uint32x4_t wrong = settle(job, i, old, sum, found);
+            uint32x4_t wrong = settle(job, i, old, sum, found, &count);
             vst1q_f32(job->velocity + i, vbslq_f32(wrong, before, velocity));
             bad = vorrq_u32(bad, wrong);
         }
     }
+    found->count = count;
     return generic_momentum(job, i, found, dtype) | any_lane(bad);
 }
 
-static void scan(const kernel_job_t *job, kernel_found_t *found)
+GENERIC_INLINE void scan_block(const kernel_job_t *job, kernel_found_t *found)
 {
     const uint32x4_t above = vdupq_n_u32(job->above);
+    uint32_t count = found->count;
     size_t i = 0;
     for (; i + GROUP * LANES <= job->length; i += GROUP * LANES) {
         float32x4_t value[GROUP];
@@ -126,39 +134,63 @@ static void scan(const kernel_job_t *job, kernel_found_t *found)
         }
         if (any_lane(any))
             for (size_t v = 0; v < GROUP; v++)
-                append(job, i + v * LANES, value[v], found);
+                count = append(job, i + v * LANES, value[v], found, count);
     }
+    found->count = count;
     generic_scan(job, i, found);
 }
 
 static int accumulate_f32(const kernel_job_t *job, kernel_found_t *found)
 {
-    return accumulate(job, found, GTOPK_F32);
+    const kernel_job_t copy = *job;
+    return accumulate(&copy, found, GTOPK_F32);
 }
 
 static int accumulate_f16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return accumulate(job, found, GTOPK_F16);
+    const kernel_job_t copy = *job;
+    return accumulate(&copy, found, GTOPK_F16);
 }
 
 static int accumulate_bf16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return accumulate(job, found, GTOPK_BF16);
+    const kernel_job_t copy = *job;
+    return accumulate(&copy, found, GTOPK_BF16);
 }
 
 static int momentum_f32(const kernel_job_t *job, kernel_found_t *found)
 {
-    return momentum(job, found, GTOPK_F32);
+    const kernel_job_t copy = *job;
+    return momentum(&copy, found, GTOPK_F32);
 }
 
 static int momentum_f16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return momentum(job, found, GTOPK_F16);
+    const kernel_job_t copy = *job;
+    return momentum(&copy, found, GTOPK_F16);
 }
 
 static int momentum_bf16(const kernel_job_t *job, kernel_found_t *found)
 {
-    return momentum(job, found, GTOPK_BF16);
+    const kernel_job_t copy = *job;
+    return momentum(&copy, found, GTOPK_BF16);
+}
+
+static void scan(const kernel_job_t *job, kernel_found_t *found)
+{
+    const kernel_job_t copy = *job;
+    scan_block(&copy, found);
+}
+
+static size_t join(uint32_t *index, float *value, size_t count, int *nonfinite)
+{
+    return generic_join(index, value, count, 0, 0, 0, nonfinite);
+}
+
+static void keep(const uint32_t *index, const float *value, size_t count, uint32_t least, size_t ties,
+                 kernel_entries_t out)
+{
+    generic_keep(index, value, count, 0, least, ties, 0, out);
 }
 
 const kernels_t kernels_neon = {
@@ -166,5 +198,7 @@ const kernels_t kernels_neon = {
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16},
     .momentum = {momentum_f32, momentum_f16, momentum_bf16},
     .scan = scan,
+    .join = join,
+    .keep = keep,
 };
 #endif

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "device/cpu/store.h"
 #include "util/fpenv.h"
 #include "util/memory.h"
 #include "wire/convert.h"
@@ -17,37 +18,52 @@ static gtopk_status_t check_capacity(const char *what, uint64_t needed, const de
                       (unsigned long long)needed, out->capacity);
 }
 
-/* Sum over the union of a and b; returns its entries. */
-static size_t add_union(const device_set_t *a, const device_set_t *b, uint32_t *index, float *value, int *nonfinite)
+/* a where take is 1, b where it is 0. The compiler would make an unpredictable branch of a conditional. */
+static inline float choose(uint32_t take, float a, float b)
 {
-    size_t i = 0, j = 0, na = *a->count, nb = *b->count, n = 0;
-    uint32_t largest = 0;
-    while (i < na && j < nb) {
-        uint32_t ia = a->index[i], ib = b->index[j];
-        float from_a = ia <= ib ? a->value[i] : 0.0f, from_b = ib <= ia ? b->value[j] : 0.0f;
-        float sum = from_a + from_b;
-        uint32_t bits = convert_bits(sum) & MAGNITUDE;
-        index[n] = ia < ib ? ia : ib;
-        value[n] = sum;
-        n += bits - 1 < CONVERT_INF - 1; /* neither zero nor beyond the finite */
-        largest = bits > largest ? bits : largest;
-        i += ia <= ib;
-        j += ib <= ia;
-    }
-    *nonfinite = largest >= CONVERT_INF;
-    const device_set_t *rest = i < na ? a : b;
-    size_t from = i < na ? i : j, count = *rest->count - from;
-    if (count) {
-        memcpy(index + n, rest->index + from, count * sizeof *index);
-        memcpy(value + n, rest->value + from, count * sizeof *value);
-    }
-    return n + count;
+    uint32_t x = convert_bits(a), y = convert_bits(b);
+    return convert_float(y ^ ((x ^ y) & -take));
 }
 
-static void keep(const uint32_t *index, const float *value, size_t count, uint64_t k, device_set_t *kept)
+/* The entries of a and b, sorted by index, those of a before those of b. What a step costs is the time from loading an
+ * index to knowing the next one to load, so the merge runs from both ends at once: two such chains overlap. */
+static void interleave(const device_set_t *a, const device_set_t *b, uint32_t *restrict index, float *restrict value)
+{
+    const uint32_t *restrict ai = a->index, *restrict bi = b->index;
+    const float *restrict av = a->value, *restrict bv = b->value;
+    size_t i = 0, j = 0, i_end = *a->count, j_end = *b->count;
+    for (;;) {
+        /* So many steps cannot run out of either set, whichever way they go. */
+        size_t left_a = i_end - i, left_b = j_end - j, steps = (left_a < left_b ? left_a : left_b) / 2;
+        if (steps == 0)
+            break;
+        for (; steps > 0; steps--) {
+            uint32_t x = ai[i], y = bi[j], from_a = x <= y;
+            index[i + j] = x < y ? x : y;
+            value[i + j] = choose(from_a, av[i], bv[j]);
+            i += from_a;
+            j += 1 - from_a;
+            x = ai[i_end - 1], y = bi[j_end - 1];
+            uint32_t from_b = x <= y;
+            index[i_end + j_end - 1] = x < y ? y : x;
+            value[i_end + j_end - 1] = choose(from_b, bv[j_end - 1], av[i_end - 1]);
+            i_end -= 1 - from_b;
+            j_end -= from_b;
+        }
+    }
+    while (i < i_end || j < j_end) {
+        int from_a = j == j_end || (i < i_end && ai[i] <= bi[j]);
+        index[i + j] = from_a ? ai[i] : bi[j];
+        value[i + j] = from_a ? av[i] : bv[j];
+        i += (size_t)from_a;
+        j += (size_t)!from_a;
+    }
+}
+
+static void keep(const kernels_t *kernels, const uint32_t *index, const float *value, size_t count, uint64_t k, device_set_t *kept)
 {
     if (count > k) {
-        rank_keep_largest(index, value, count, (size_t)k, kept->index, kept->value);
+        rank_keep_largest(kernels, index, value, count, (size_t)k, kept->index, kept->value);
         count = (size_t)k;
     } else if (count) {
         memcpy(kept->index, index, count * sizeof *index);
@@ -59,8 +75,8 @@ static void keep(const uint32_t *index, const float *value, size_t count, uint64
 gtopk_status_t sets_merge(device_t *device, const device_set_t *a, const device_set_t *b, uint64_t k,
                           device_set_t *kept, device_set_t *all, device_words_t *words, void *stream)
 {
-    (void)device;
     (void)stream;
+    const kernels_t *kernels = ((const device_cpu_t *)device)->kernels;
     uint64_t room = (uint64_t)*a->count + *b->count;
     gtopk_status_t status = check_capacity("merge", k < room ? k : room, kept);
     if (status == GTOPK_OK && all)
@@ -81,9 +97,10 @@ gtopk_status_t sets_merge(device_t *device, const device_set_t *a, const device_
     float *value = all ? all->value : own_value;
 
     fpenv_t saved = fpenv_enter();
-    int nonfinite;
-    size_t count = add_union(a, b, index, value, &nonfinite);
-    keep(index, value, count, k, kept);
+    int nonfinite = 0;
+    interleave(a, b, index, value);
+    size_t count = kernels->join(index, value, (size_t)room, &nonfinite);
+    keep(kernels, index, value, count, k, kept);
     if (all)
         *all->count = (uint32_t)count;
     if (nonfinite)

@@ -3,11 +3,12 @@
 #ifndef GTOPK_DEVICE_CPU_SETS_H
 #define GTOPK_DEVICE_CPU_SETS_H
 
+#include "device/cpu/kernels.h"
 #include "device/device.h"
 
 /* Copies the k entries of largest key of `count` sorted ones, count > k >= 1. */
-void rank_keep_largest(const uint32_t *index, const float *value, size_t count, size_t k, uint32_t *out_index,
-                       float *out_value);
+void rank_keep_largest(const kernels_t *kernels, const uint32_t *index, const float *value, size_t count, size_t k,
+                       uint32_t *out_index, float *out_value);
 
 gtopk_status_t sets_merge(device_t *device, const device_set_t *a, const device_set_t *b, uint64_t k,
                           device_set_t *kept, device_set_t *all, device_words_t *words, void *stream);
