@@ -2,6 +2,7 @@
  * and hands what the kernels find to the pool; it knows no instruction set. */
 #include "device/cpu/store.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -112,6 +113,45 @@ gtopk_status_t store_accumulate(device_store_t *store, const device_span_t *span
     return GTOPK_OK;
 }
 
+/* Sampling reads this many pieces of a block, each of a few cache lines. */
+#define SAMPLE_PIECES 512u
+#define SAMPLE_PIECE 64u
+
+/* A magnitude that more than k entries have, if a sample of the residual does not mislead: the one of the rank that is
+ * expected in the sample, and four standard deviations. 1 (the smallest) where the sample is no use. Empties the pool. */
+static uint32_t sample_magnitude(device_store_t *store, uint64_t k)
+{
+    const size_t size = SAMPLE_PIECES * SAMPLE_PIECE;
+    pool_t *pool = &store->pool;
+    double expected = (double)k * (double)size / (double)store->dim;
+    size_t rank = (size_t)(expected + 4.0 * sqrt(expected) + 4.0), taken = 0;
+    if (store->dim < 16 * size || pool->capacity < size || rank >= size)
+        return 1;
+    uint64_t stride = store->dim / SAMPLE_PIECES;
+    for (uint64_t p = 0; p < SAMPLE_PIECES; p++)
+        for (uint64_t i = p * stride; i < p * stride + SAMPLE_PIECE; i++) {
+            uint32_t bits;
+            memcpy(&bits, &store->residual[i], sizeof bits);
+            pool->keys[taken++] = key_make((uint32_t)i, bits);
+        }
+    uint32_t magnitude = key_magnitude(keys_keep_largest(pool->keys, taken, rank, pool->scratch));
+    return magnitude > 1 ? magnitude : 1;
+}
+
+/* Reads the residual again, from a magnitude that a sample suggests; should that be too high as well, from the smallest
+ * one, which leaves nothing out. */
+static void rescan(device_store_t *store, uint64_t k, uint64_t *candidates)
+{
+    const device_span_t everything = {.offset = 0, .length = store->dim};
+    uint32_t magnitude = sample_magnitude(store, k);
+    do {
+        pool_reset(&store->pool, magnitude);
+        (void)pass_run(store, &everything, 1, NULL);
+        *candidates += store->pool.offered;
+        magnitude = 1;
+    } while (!pool_is_complete(&store->pool, (size_t)k));
+}
+
 /* Writes the pool's entries, and returns the smallest magnitude among them. */
 static uint32_t write_out(const pool_t *pool, device_set_t *out)
 {
@@ -139,11 +179,8 @@ gtopk_status_t store_select(device_store_t *store, uint64_t k, device_set_t *out
     *misses = 0;
     *candidates = pool->offered;
     if (!pool_is_complete(pool, (size_t)k)) {
-        const device_span_t everything = {.offset = 0, .length = store->dim};
         *misses = 1;
-        pool_reset(pool, 1);
-        (void)pass_run(store, &everything, 1, NULL);
-        *candidates += pool->offered;
+        rescan(store, k, candidates);
     }
     pool_cut(pool, (size_t)k);
     keys_sort_by_index(pool->keys, pool->count, store->dim, pool->scratch);

@@ -93,6 +93,15 @@ static void decode_values(int type, const uint8_t *codes, size_t count, float sc
     }
 }
 
+/* int8 goes from -127 to 127: -128 would be a second code for what is clamped. */
+static int codes_are_valid(int type, const uint8_t *codes, size_t count)
+{
+    uint32_t bad = 0;
+    for (size_t i = 0; i < count && type == GTOPK_VALUE_I8; i++)
+        bad |= codes[i] == 0x80;
+    return !bad;
+}
+
 /* Whether each value is finite and not zero. */
 static int values_are_valid(const float *value, size_t count)
 {
@@ -188,7 +197,7 @@ gtopk_status_t message_decode(device_t *device, const uint8_t *message, const wi
 {
     (void)device;
     (void)stream;
-    const uint8_t *payload = message + WIRE_HEADER_SIZE;
+    const uint8_t *payload = message + WIRE_HEADER_SIZE, *codes = payload + header->index_bytes;
     gtopk_status_t status = GTOPK_OK;
     if (header->count > out->capacity)
         status = status_set(GTOPK_ERR_INTERNAL, "decode needs room for %u entries; the set has %u", header->count,
@@ -197,10 +206,10 @@ gtopk_status_t message_decode(device_t *device, const uint8_t *message, const wi
         status = wire_indices_decode_fast(payload, header->count, header->dim, out->index);
     if (status == GTOPK_OK) {
         fpenv_t saved = fpenv_enter();
-        decode_values(header->value_type, payload + header->index_bytes, header->count, header->scale, out->value);
+        decode_values(header->value_type, codes, header->count, header->scale, out->value);
         fpenv_leave(saved);
-        if (!values_are_valid(out->value, header->count))
-            status = status_set(GTOPK_ERR_CORRUPT, "malformed message: a value is zero or not finite");
+        if (!values_are_valid(out->value, header->count) || !codes_are_valid(header->value_type, codes, header->count))
+            status = status_set(GTOPK_ERR_CORRUPT, "one of %u values is zero, not finite or no code", header->count);
     }
     *out->count = status == GTOPK_OK ? header->count : 0;
     if (words) {
