@@ -1,0 +1,97 @@
+/* The checkpoint loader: any byte string is refused, with the reducer left as it was bit for bit, or loaded, and then
+ * saving gives back the same values. */
+#include <string.h>
+
+#include "fuzz.h"
+#include "gtopk.h"
+#include "wire/bytes.h"
+#include "wire/wire.h"
+
+enum { SEGMENTS = 3, DIM = 12, HEADER = 64, ARRAYS = HEADER + 8 * SEGMENTS, CRC_AT = 52 };
+enum { SIZE_PLAIN = ARRAYS + 4 * DIM, SIZE_VELOCITY = ARRAYS + 8 * DIM };
+
+static const uint64_t lengths[SEGMENTS] = {5, 0, 7};
+
+static const fuzz_field_t fields[] = {{0, 4},  {4, 4},  {8, 8},  {16, 8}, {24, 8}, {32, 8}, {40, 4}, {44, 4}, {48, 4}, {52, 4},
+                                      {56, 8}, {60, 4}, {64, 8}, {72, 8}, {80, 8}, {88, 4}, {90, 2}, {92, 4}, {132, 4}, {136, 4}};
+
+/* Two reducers, without and with a velocity; they live as long as the process. */
+static gtopk_reducer_t *reducer_of(int with_velocity)
+{
+    static gtopk_comm_t *comm;
+    static gtopk_reducer_t *reducers[2];
+    if (!reducers[with_velocity]) {
+        const gtopk_comm_config_t network = GTOPK_COMM_CONFIG_INIT;
+        gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+        config.momentum_correction = with_velocity;
+        FUZZ_CHECK(comm || gtopk_comm_create(&comm, &network) == GTOPK_OK);
+        FUZZ_CHECK(gtopk_reducer_create(&reducers[with_velocity], comm, &config, lengths, SEGMENTS) == GTOPK_OK);
+        FUZZ_CHECK(gtopk_reducer_state_size(reducers[with_velocity]) == (with_velocity ? SIZE_VELOCITY : SIZE_PLAIN));
+    }
+    return reducers[with_velocity];
+}
+
+/* ---- inputs ---- */
+
+static void seal(uint8_t *data, size_t bytes)
+{
+    const uint32_t crc = wire_crc(0, data, CRC_AT);
+    bytes_store32(data + CRC_AT, wire_crc(crc, data + CRC_AT + 4, bytes - CRC_AT - 4));
+}
+
+static size_t valid_state(random_state_t *random, uint8_t *out)
+{
+    const int with_velocity = (int)random_below(random, 2);
+    const size_t bytes = with_velocity ? SIZE_VELOCITY : SIZE_PLAIN;
+    FUZZ_CHECK(gtopk_reducer_state_save(reducer_of(with_velocity), out, bytes) == GTOPK_OK);
+    bytes_store64(out + 24, random_u64(random));
+    bytes_store64(out + 32, random_u64(random));
+    if (random_below(random, 4) == 0)
+        bytes_store32(out + 40, UINT32_MAX); /* consolidated */
+    for (size_t at = ARRAYS; at < bytes; at += 4)
+        bytes_store32(out + at, (uint32_t)random_u64(random) & 0xbfffffffu); /* finite */
+    seal(out, bytes);
+    return bytes;
+}
+
+static void repair_state(random_state_t *random, uint8_t *data, size_t bytes)
+{
+    (void)random;
+    if (bytes >= HEADER)
+        seal(data, bytes);
+}
+
+/* ---- promises ---- */
+
+static int try_load(int with_velocity, const uint8_t *data, size_t bytes)
+{
+    gtopk_reducer_t *reducer = reducer_of(with_velocity);
+    uint8_t before[SIZE_VELOCITY], after[SIZE_VELOCITY];
+    const size_t size = gtopk_reducer_state_size(reducer);
+    FUZZ_CHECK(gtopk_reducer_state_save(reducer, before, size) == GTOPK_OK);
+    const gtopk_status_t status = gtopk_reducer_state_load(reducer, data, bytes);
+    FUZZ_CHECK(status == GTOPK_OK || status == GTOPK_ERR_CORRUPT || status == GTOPK_ERR_MISMATCH);
+    FUZZ_CHECK(gtopk_reducer_state_save(reducer, after, size) == GTOPK_OK);
+    if (status != GTOPK_OK) {
+        FUZZ_CHECK(memcmp(before, after, size) == 0);
+        return 0;
+    }
+    FUZZ_CHECK(bytes == size && memcmp(after + HEADER, data + HEADER, size - HEADER) == 0);
+    FUZZ_CHECK(memcmp(after + 24, data + 24, 16) == 0); /* step and run */
+    for (size_t at = ARRAYS; at < size; at += 4)
+        FUZZ_CHECK((bytes_load32(after + at) & 0x7f800000u) != 0x7f800000u);
+    return 1;
+}
+
+static int run_state(const uint8_t *data, size_t bytes)
+{
+    gtopk_state_info_t info = {.struct_size = sizeof info};
+    const gtopk_status_t status = gtopk_state_inspect(data, bytes, &info);
+    FUZZ_CHECK(status == GTOPK_OK || status == GTOPK_ERR_CORRUPT);
+    const int plain = try_load(0, data, bytes), velocity = try_load(1, data, bytes);
+    FUZZ_CHECK(!(plain && velocity));
+    FUZZ_CHECK(status == GTOPK_OK || !(plain || velocity));
+    return plain || velocity;
+}
+
+const fuzz_target_t fuzz_target = {"state", fields, sizeof fields / sizeof *fields, valid_state, repair_state, run_state};
