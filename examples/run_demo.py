@@ -1,0 +1,177 @@
+"""What `make run` shows: ResNet-20 trained by four processes, with a dense all-reduce and with gTop-k, side by side.
+
+Both runs see the same images in the same order for the same number of steps. A short trial run measures how fast this
+machine is; the number of steps is then chosen so that each run fits into --seconds. Ends with a table of what was
+measured, a table of what is predicted for slower networks, and a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import data
+import report
+
+EXAMPLES = Path(__file__).resolve().parent
+TRIAL_STEPS = 8
+LINES = 16
+
+NETWORKS = [report.Network("1 Gb/s", 1e9, 50e-6), report.Network("10 Gb/s", 1e10, 50e-6)]
+OTHER_ENTRIES = 25_000_000
+OTHER_COMPUTING = 0.1
+
+WHAT_WAS_MEASURED = """
+gTop-k sent {less:.0f} times fewer bytes in all, and {less_a_step:.0f} times fewer a step once its density was {density:g}.
+It is no faster here and cannot be: all processes are on one machine, and shared memory moves the dense gradient at
+once. What fewer bytes save is time on a network. That time was not measured; it is"""
+PREDICTED = """
+PREDICTED for {ranks} machines, {latency:.0f} us a message, by the formula in examples/README.md
+"""
+WHAT_WAS_PREDICTED = """
+Rest of the step: as measured above for ResNet-20 ({measured:.2f}M parameters). For {other:.0f}M parameters
+{computing:.0f} ms of computing are assumed, and gtopk's own work (accumulate, select, commit) is scaled up from here."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--ranks", type=int, default=4, help="processes (%(default)s)")
+    parser.add_argument("--steps", type=int, default=640, help="at most so many steps a run (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=150.0, help="for each of the two runs (%(default)s)")
+    parser.add_argument("--data", help="as for cifar_resnet20.py")
+    parser.add_argument("--launcher", choices=("mpirun", "torchrun"), help="mpirun if there is one")
+    parser.add_argument("--output", type=Path, default=Path("build/demo"), help="folder (%(default)s)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    launcher = find_launcher(options)
+    folder = data.locate(options.data, download_seconds=60.0)
+    subset = 20 * 128 * options.ranks  # images: 80 steps of 32 a worker are an epoch
+    recipe = ["--data", str(folder), "--subset", str(subset), "--test-images", "1000"]
+
+    print(f"trial: {TRIAL_STEPS} steps, to see how fast this machine is", flush=True)
+    trial = train(launcher, "dense", [*recipe, "--steps", str(TRIAL_STEPS), "--report-every", str(TRIAL_STEPS // 2)])
+    steps = steps_that_fit(trial, options)
+    recipe += schedule(steps, subset // (32 * options.ranks))
+    recipe += ["--steps", str(steps), "--report-every", str(steps // LINES), "--time-limit", str(1.3 * options.seconds)]
+
+    runs = []
+    for algorithm in ("dense", "gtopk"):
+        print(f"\n{algorithm}: {steps} steps with {options.ranks} processes", flush=True)
+        runs.append(train(launcher, algorithm, recipe))
+    conclude(runs, shlex.join(launcher), options.output)
+
+
+# ---- the runs -------------------------------------------------------------------------------------------------------
+
+
+def find_launcher(options: argparse.Namespace) -> list[str]:
+    """The command that starts the processes: the environment's or the system's mpirun, else torchrun."""
+    beside_python = Path(sys.executable).parent
+    mpirun = shutil.which("mpirun", path=os.pathsep.join([str(beside_python), os.environ.get("PATH", "")]))
+    if options.launcher == "torchrun" or (options.launcher is None and mpirun is None):
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.ranks}"]
+    if mpirun is None:
+        raise SystemExit("no mpirun was found: install an MPI, or use --launcher torchrun")
+    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
+    extra = []
+    if "Open MPI" in version or "OpenRTE" in version:
+        # More processes than cores: let them share, and let those that wait give way to those that compute.
+        extra = ["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
+    return [mpirun, "-n", str(options.ranks), *extra, sys.executable]
+
+
+def train(launcher: list[str], algorithm: str, arguments: list[str]) -> dict[str, Any]:
+    environment = dict(os.environ)
+    if os.geteuid() == 0:  # in a container, say: Open MPI wants to be told twice that this is meant
+        environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "run.json"
+        command = [*launcher, str(EXAMPLES / "cifar_resnet20.py"), "--algorithm", algorithm, *arguments]
+        done = subprocess.run([*command, "--json", str(result)], env=environment, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"exit status {done.returncode} of: {shlex.join(command)}")
+        run: dict[str, Any] = json.loads(result.read_text())
+        return run
+
+
+def steps_that_fit(trial: dict[str, Any], options: argparse.Namespace) -> int:
+    """A multiple of LINES. The trial's second half counts: its first steps also warm up caches and allocators."""
+    steps_per_s = trial["history"][-1]["images_per_s"] / (trial["batch_size"] * trial["ranks"])
+    fitting = int(options.seconds * 0.85 * steps_per_s)  # the rest is for the test images
+    return max(LINES, min(int(options.steps), fitting) // LINES * LINES)
+
+
+def schedule(steps: int, steps_an_epoch: int) -> list[str]:
+    """The recipe's shape, shortened: density and learning rate warm up for 40 %, the last quarter is at a tenth."""
+    epochs = steps / steps_an_epoch
+    return ["--warmup-epochs", f"{0.4 * epochs:.4f}", "--lr-drops", f"{0.75 * epochs:.4f}"]
+
+
+# ---- the end --------------------------------------------------------------------------------------------------------
+
+
+def conclude(runs: list[dict[str, Any]], launcher: str, output: Path) -> None:
+    dense, sparse = runs
+    predictions = report.predict(runs, NETWORKS, other_entries=OTHER_ENTRIES, other_computing=OTHER_COMPUTING)
+    print(f"\nMEASURED on this machine ({report.cores()} cores, {dense['ranks']} processes, {dense['data']})\n")
+    print(report.table(runs))
+    print(
+        WHAT_WAS_MEASURED.format(
+            less=dense["bytes_sent"] / sparse["bytes_sent"],
+            less_a_step=last_bytes(dense) / last_bytes(sparse),
+            density=sparse["density"],
+        )
+    )
+    print(PREDICTED.format(ranks=dense["ranks"], latency=NETWORKS[0].latency * 1e6))
+    print(report.prediction_table(predictions))
+    print(
+        WHAT_WAS_PREDICTED.format(
+            measured=dense["parameters"] / 1e6, other=OTHER_ENTRIES / 1e6, computing=OTHER_COMPUTING * 1e3
+        )
+    )
+    if dense["steps"] != sparse["steps"]:
+        print(f"\nThe machine became slower: dense ran {dense['steps']} steps, gTop-k {sparse['steps']}.")
+    output.mkdir(parents=True, exist_ok=True)
+    picture, numbers = output / "run_demo.png", output / "run_demo.json"
+    report.plot(runs, picture, predictions)
+    numbers.write_text(
+        json.dumps(
+            {
+                "machine": report.machine(),
+                "command": launcher_without_paths(launcher),
+                "measured": runs,
+                "predicted": [
+                    {"parameters": p.model, "network": p.network, "algorithm": p.algorithm}
+                    | {"exchange_ms": p.exchange * 1e3, "rest_ms": p.other * 1e3, "step_ms": p.step * 1e3}
+                    for p in predictions
+                ],
+            },
+            indent=1,
+        )
+        + "\n"
+    )
+    print(f"\npicture: {picture}\nnumbers: {numbers}")
+
+
+def last_bytes(run: dict[str, Any]) -> float:
+    return float(run["history"][-1]["bytes_sent_per_step"])
+
+
+def launcher_without_paths(launcher: str) -> str:
+    """The command as somebody else would type it."""
+    return " ".join(Path(word).name if word.startswith("/") else word for word in shlex.split(launcher))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,370 @@
+"""The examples' data, model, plan and report: everything in examples/ that needs no second process."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def examples_on_path() -> Iterator[None]:
+    """As when a script of the folder is run."""
+    sys.path.insert(0, str(EXAMPLES))
+    yield
+    sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, no network, and no data set installed in the system."""
+    import data
+
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("GTOPK_CACHE", str(folder))
+    monkeypatch.setattr(data, "CIFAR10_URL", (tmp_path / "nowhere.tar.gz").as_uri())
+    monkeypatch.setattr(data, "FASHION_SYSTEM", tmp_path / "nowhere")
+    monkeypatch.setattr(data, "FASHION_PACKAGE", "no-such-package-of-gtopk")
+    return folder
+
+
+# ---- small data sets in the real formats ----------------------------------------------------------------------------
+
+
+def cifar10_records(count: int, seed: int) -> np.ndarray:
+    records = np.random.default_rng(seed).integers(0, 256, (count, 3073), dtype=np.uint8)
+    records[:, 0] %= 10
+    return records
+
+
+def write_cifar10(folder: Path, count: int = 20) -> None:
+    folder.mkdir(parents=True)
+    for i in range(1, 6):
+        cifar10_records(count, i).tofile(folder / f"data_batch_{i}.bin")
+    cifar10_records(count, 6).tofile(folder / "test_batch.bin")
+
+
+def write_idx(file: Path, values: np.ndarray) -> None:
+    head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+    file.write_bytes(gzip.compress(head + values.tobytes()))
+
+
+def write_fashion_mnist(folder: Path, count: int = 30) -> None:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(7)
+    for part in ("train", "t10k"):
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", random.integers(1, 256, (count, 28, 28), dtype=np.uint8))
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", random.integers(0, 10, count, dtype=np.uint8))
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
+    """The official archive in small, with one member that tries to leave the folder; served from a file."""
+    import data
+
+    write_cifar10(tmp_path / "official" / "cifar-10-batches-bin")
+    file = tmp_path / "cifar-10-binary.tar.gz"
+    with tarfile.open(file, "w:gz") as tar:
+        tar.add(tmp_path / "official" / "cifar-10-batches-bin", "cifar-10-batches-bin")
+        member = tarfile.TarInfo("../../escaped")
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"evil"))
+    monkeypatch.setattr(data, "CIFAR10_URL", file.as_uri())
+    monkeypatch.setattr(data, "CIFAR10_MD5", hashlib.md5(file.read_bytes()).hexdigest())
+    return file
+
+
+# ---- locate ---------------------------------------------------------------------------------------------------------
+
+
+def test_download_fills_the_cache_once_and_completely(archive: Path, cache: Path, tmp_path: Path) -> None:
+    import data
+
+    folder = data.locate(progress=False)
+    assert folder == cache / "cifar-10-batches-bin"
+    assert len(data.load(folder).train) == 100
+    assert [entry.name for entry in cache.iterdir()] == [folder.name]
+    assert not list(tmp_path.rglob("escaped"))
+    archive.unlink()
+    assert data.locate(download=False) == folder
+
+
+def test_wrong_checksum_leaves_nothing(archive: Path, cache: Path) -> None:
+    import data
+
+    archive.write_bytes(archive.read_bytes() + b"\0")
+    with pytest.raises(data.DataError, match="MD5"):
+        data.locate("cifar10", progress=False)
+    assert list(cache.iterdir()) == []
+
+
+def test_an_archive_without_all_files_leaves_nothing(
+    archive: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import data
+
+    with tarfile.open(archive, "w:gz"):
+        pass
+    monkeypatch.setattr(data, "CIFAR10_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    with pytest.raises(data.DataError, match="data_batch_1"):
+        data.locate("cifar10", progress=False)
+    assert list(cache.iterdir()) == []
+
+
+def test_an_interrupted_download_leaves_nothing(archive: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import data
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "_unpack", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        data.locate(progress=False)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_download_that_takes_too_long_is_given_up(archive: Path, cache: Path) -> None:
+    import data
+
+    with pytest.raises(data.DataError, match="too slow"):
+        data.locate("cifar10", progress=False, download_seconds=-1.0)
+
+
+def test_fashion_mnist_when_cifar10_cannot_be_had(cache: Path) -> None:
+    import data
+
+    write_fashion_mnist(cache / "fashion-mnist")
+    said: list[str] = []
+    assert data.locate(progress=False, say=said.append) == cache / "fashion-mnist"
+    assert len(said) == 1 and "CIFAR-10" in said[0] and "Fashion-MNIST" in said[0]
+
+
+def test_nothing_to_be_had_names_what_was_tried(cache: Path) -> None:
+    import data
+
+    with pytest.raises(data.DataError, match=r"CIFAR-10.*Fashion-MNIST.*--data"):
+        data.locate(download=False)
+    with pytest.raises(data.DataError, match=r"CIFAR-10.*package.*--data"):
+        data.locate(progress=False)
+
+
+def test_a_given_folder_must_hold_a_data_set(tmp_path: Path, cache: Path) -> None:
+    import data
+
+    with pytest.raises(data.DataError, match=r"data_batch_1\.bin"):
+        data.locate(str(tmp_path))
+    write_cifar10(tmp_path / "cifar-10-batches-bin")
+    assert data.locate(str(tmp_path)) == tmp_path / "cifar-10-batches-bin"
+
+
+# ---- load -----------------------------------------------------------------------------------------------------------
+
+
+def test_cifar10_is_read_in_order(tmp_path: Path) -> None:
+    import data
+
+    write_cifar10(tmp_path / "c")
+    images = data.load(tmp_path / "c")
+    assert images.name == "CIFAR-10"
+    assert images.train.images.shape == (100, 3, 32, 32)
+    record = cifar10_records(20, 3)[4]
+    assert images.train.labels[2 * 20 + 4] == record[0]
+    assert images.train.images[2 * 20 + 4, 1, 5, 9] == record[1 + 1024 + 5 * 32 + 9]
+    assert images.test.labels[0] == cifar10_records(20, 6)[0, 0]
+
+
+def test_fashion_mnist_is_padded_with_black(tmp_path: Path) -> None:
+    import data
+
+    write_fashion_mnist(tmp_path / "f")
+    images = data.load(tmp_path / "f").train.images
+    assert images.shape == (30, 1, 32, 32)
+    inside = images[:, :, 2:30, 2:30]
+    assert (inside > 0).all()
+    assert images.sum() == inside.sum()
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    import data
+
+    write_cifar10(tmp_path / "c")
+    (tmp_path / "c" / "data_batch_2.bin").write_bytes(bytes(3072))
+    with pytest.raises(data.DataError, match=r"data_batch_2\.bin"):
+        data.load(tmp_path / "c")
+    np.full(3073, 200, np.uint8).tofile(tmp_path / "c" / "data_batch_2.bin")
+    with pytest.raises(data.DataError, match="label 200"):
+        data.load(tmp_path / "c")
+
+    write_fashion_mnist(tmp_path / "f")
+    file = tmp_path / "f" / "train-images-idx3-ubyte.gz"
+    content = file.read_bytes()
+    file.write_bytes(content[:-100])
+    with pytest.raises(data.DataError, match="damaged"):
+        data.load(tmp_path / "f")
+    file.write_bytes(gzip.compress(gzip.decompress(content)[:-1]))
+    with pytest.raises(data.DataError, match="no IDX file"):
+        data.load(tmp_path / "f")
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_share_an_epoch_without_overlap() -> None:
+    import data
+
+    orders = [data.epoch_order(103, 2, batch=4, rank=rank, size=3, seed=5) for rank in range(3)]
+    assert all(order.shape == (8, 4) for order in orders)
+    seen = torch.cat([order.flatten() for order in orders])
+    assert len(seen.unique()) == 96 and seen.max() < 103
+    again = data.epoch_order(103, 2, batch=4, rank=1, size=3, seed=5)
+    assert torch.equal(again, orders[1])
+    assert not torch.equal(data.epoch_order(103, 3, batch=4, rank=1, size=3, seed=5), orders[1])
+
+
+def test_augment_shifts_and_mirrors_whole_images() -> None:
+    import data
+
+    images = torch.randn(400, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    out = data.augment(images, torch.Generator().manual_seed(2), margin=2)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    found: set[tuple[int, int, bool]] = set()
+    for i in range(len(images)):
+        matches = [
+            (dy, dx, mirrored)
+            for dy in range(5)
+            for dx in range(5)
+            for mirrored in (False, True)
+            if torch.equal(
+                out[i].flip(-1) if mirrored else out[i],
+                padded[i, :, dy : dy + 6, dx : dx + 6],
+            )
+        ]
+        assert len(matches) == 1
+        found.update(matches)
+    assert len(found) == 50  # 25 shifts, both ways round
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_normalised_images_have_mean_0_and_deviation_1(tmp_path: Path) -> None:
+    import data
+
+    for write, name in ((write_cifar10, "c"), (write_fashion_mnist, "f")):
+        write(tmp_path / name)
+        images = data.load(tmp_path / name)
+        x = data.normalise(images.train.images, images.mean, images.std)
+        assert x.shape[1:] == (3, 32, 32)
+        assert torch.allclose(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-4)
+        assert torch.allclose(x.std((0, 2, 3)), torch.ones(3), atol=1e-3)
+
+
+# ---- model, plan, report --------------------------------------------------------------------------------------------
+
+
+def test_resnet20_is_the_published_one() -> None:
+    from resnet20 import Block, ResNet20
+
+    model = ResNet20()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 269_722
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(convolutions) == 19  # and one linear layer
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+    block = Block(4, 8, stride=2).eval()
+    torch.nn.init.zeros_(block.conv2.weight)
+    x = torch.rand(1, 4, 6, 6)
+    expected = torch.zeros(1, 8, 3, 3)
+    expected[:, 2:6] = x[:, :, ::2, ::2]
+    assert torch.equal(block(x), expected)
+
+
+def test_the_plan_is_the_papers_recipe() -> None:
+    from cifar_resnet20 import Plan, parse_arguments
+
+    plan = Plan.make(parse_arguments([]), 50_000, ranks=4)
+    assert plan.steps_an_epoch == 390 and plan.steps == 160 * 390
+    assert plan.density_warmup == [(390, 0.25), (390, 0.0725), (390, 0.015), (390, 0.004)]
+    rates = {epoch: plan.learning_rate(epoch * 390) for epoch in (4, 80, 81, 122, 155)}
+    assert rates == pytest.approx({4: 0.1, 80: 0.1, 81: 0.01, 122: 0.001, 155: 0.0001})
+    assert 0 < plan.learning_rate(0) < plan.learning_rate(780) < 0.1
+
+    options = parse_arguments(["--steps", "30", "--subset", "1280", "--warmup-epochs", "0.25"])
+    short = Plan.make(options, 50_000, ranks=4)
+    assert short.steps == 30 and short.steps_an_epoch == 10
+    assert short.density_warmup == [(1, 0.0725), (1, 0.004)]  # two steps of warm-up have room for two of the four
+    assert Plan.make(parse_arguments(["--algorithm", "dense"]), 50_000, ranks=4).density_warmup is None
+
+
+def test_prediction_follows_the_formula() -> None:
+    import report
+
+    network = report.Network("1 Gb/s", 1e9, 50e-6)
+
+    def seconds(algorithm: str) -> float:
+        return report.exchange_seconds(
+            algorithm, ranks=4, entries=25_000_000, k=25_000, bytes_an_entry=3.5, network=network
+        )
+
+    message = 25_000 * 3.5 * 8e-9  # 0.7 ms
+    assert seconds("dense") == pytest.approx(6 * 50e-6 + 1.2)
+    assert seconds("topk") == pytest.approx(2 * 50e-6 + 3 * message)
+    assert seconds("gtopk") == pytest.approx(2 * 50e-6 + 2 * message)
+    assert seconds("gtopk-tree") == pytest.approx(2 * seconds("gtopk"))
+
+
+def run_of(algorithm: str, local_ms: float, share: float) -> dict[str, object]:
+    line = {"step": 10, "loss": 1.0, "accuracy": 0.5, "communication_share": share, "bytes_sent_per_step": 2000.0}
+    return {
+        "algorithm": algorithm,
+        "density": None if algorithm == "dense" else 0.001,
+        "ranks": 4,
+        "parameters": 250_000,
+        "data": "images",
+        "batch_size": 32,
+        "steps": 20,
+        "loss": 1.0,
+        "accuracy": 0.5,
+        "images_per_s": 1280.0,
+        "steps_per_s": 10.0,
+        "communication_share": share,
+        "bytes_sent": 40_000.0,
+        "local_ms": local_ms,
+        "last_step": {"k": 250, "rounds": 2, "bytes_sent": 2000},
+        "history": [line, line | {"step": 20}],
+    }
+
+
+def test_prediction_adds_the_measured_rest(tmp_path: Path) -> None:
+    import report
+
+    runs = [run_of("dense", 1.0, 0.2), run_of("gtopk", 3.0, 0.1)]
+    network = report.Network("1 Gb/s", 1e9, 0.0)
+    dense, sparse, large_dense, large_sparse = report.predict(runs, [network])
+    # Of 100 ms a step 80 are outside the exchange in dense, 1 of them gtopk's: 79 ms of computing for both.
+    assert dense.other == pytest.approx(0.080) and sparse.other == pytest.approx(0.082)
+    assert sparse.exchange == pytest.approx(2 * 250 * 4 * 8e-9)  # 4 bytes an entry were measured
+    assert large_dense.other == pytest.approx(0.1 + 0.1) and large_sparse.other == pytest.approx(0.1 + 0.3)
+    text = report.prediction_table([dense, sparse])
+    assert f"{dense.step / sparse.step:.2f} x" in text
+
+    file = tmp_path / "new" / "picture.png"
+    report.plot(runs, file, [dense, sparse])
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (1_618_332, "1.62 MB"), (999_600, "1.00 MB")]
+)
+def test_sizes_are_readable(size: float, text: str) -> None:
+    import report
+
+    assert report.size_text(size) == text
