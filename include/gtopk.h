@@ -382,6 +382,10 @@ gtopk_status_t gtopk_reducer_residual(gtopk_reducer_t *reducer, uint32_t segment
 /* Sets the residual of one segment (finite values). Between steps. For redistribution by hand. */
 gtopk_status_t gtopk_reducer_set_residual(gtopk_reducer_t *reducer, uint32_t segment, const float *in, uint64_t length);
 
+/* The same for the velocity of a reducer with momentum correction; STATE without. */
+gtopk_status_t gtopk_reducer_velocity(gtopk_reducer_t *reducer, uint32_t segment, float *out, uint64_t length);
+gtopk_status_t gtopk_reducer_set_velocity(gtopk_reducer_t *reducer, uint32_t segment, const float *in, uint64_t length);
+
 /* Euclidean norm of the whole residual, in double: one pass. */
 gtopk_status_t gtopk_reducer_residual_norm(gtopk_reducer_t *reducer, double *norm);
 

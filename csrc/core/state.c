@@ -311,34 +311,66 @@ static gtopk_status_t check_segment(const gtopk_reducer_t *reducer, uint32_t seg
     return GTOPK_OK;
 }
 
-gtopk_status_t gtopk_reducer_residual(gtopk_reducer_t *reducer, uint32_t segment, float *out, uint64_t length)
+static gtopk_status_t check_has(const gtopk_reducer_t *reducer, int which)
+{
+    if (which == RESIDUAL || reducer->record.momentum_correction)
+        return GTOPK_OK;
+    return status_set(GTOPK_ERR_STATE, "this reducer has no velocity: create it with momentum correction");
+}
+
+static gtopk_status_t read_segment(gtopk_reducer_t *reducer, int which, uint32_t segment, float *out, uint64_t length)
 {
     gtopk_status_t status = reducer_enter(reducer);
     if (status != GTOPK_OK)
         return status;
-    status = check_segment(reducer, segment, out, length);
+    status = check_has(reducer, which);
     if (status == GTOPK_OK)
-        status = reducer->device->ops->store_read(reducer->store, RESIDUAL, reducer->offsets[segment], length, out);
+        status = check_segment(reducer, segment, out, length);
+    if (status == GTOPK_OK)
+        status = reducer->device->ops->store_read(reducer->store, which, reducer->offsets[segment], length, out);
     reducer_leave(reducer);
     return status;
 }
 
-gtopk_status_t gtopk_reducer_set_residual(gtopk_reducer_t *reducer, uint32_t segment, const float *in, uint64_t length)
+static gtopk_status_t write_segment(gtopk_reducer_t *reducer, int which, uint32_t segment, const float *in, uint64_t length,
+                                    const char *call)
 {
     gtopk_status_t status = reducer_enter(reducer);
     if (status != GTOPK_OK)
         return status;
-    status = reducer_check_between_steps(reducer, "gtopk_reducer_set_residual");
+    status = reducer_check_between_steps(reducer, call);
+    if (status == GTOPK_OK)
+        status = check_has(reducer, which);
     if (status == GTOPK_OK)
         status = check_segment(reducer, segment, in, length);
     for (uint64_t i = 0; i < length && status == GTOPK_OK; i++)
         if (!isfinite(in[i]))
-            status = status_set(GTOPK_ERR_INVALID, "entry %llu is %g: a residual holds finite values", (unsigned long long)i,
-                                (double)in[i]);
+            status = status_set(GTOPK_ERR_INVALID, "entry %llu is %g: a %s holds finite values", (unsigned long long)i, (double)in[i],
+                                which == VELOCITY ? "velocity" : "residual");
     if (status == GTOPK_OK)
-        status = reducer->device->ops->store_write(reducer->store, RESIDUAL, reducer->offsets[segment], length, in);
+        status = reducer->device->ops->store_write(reducer->store, which, reducer->offsets[segment], length, in);
     reducer_leave(reducer);
     return status;
+}
+
+gtopk_status_t gtopk_reducer_residual(gtopk_reducer_t *reducer, uint32_t segment, float *out, uint64_t length)
+{
+    return read_segment(reducer, RESIDUAL, segment, out, length);
+}
+
+gtopk_status_t gtopk_reducer_set_residual(gtopk_reducer_t *reducer, uint32_t segment, const float *in, uint64_t length)
+{
+    return write_segment(reducer, RESIDUAL, segment, in, length, "gtopk_reducer_set_residual");
+}
+
+gtopk_status_t gtopk_reducer_velocity(gtopk_reducer_t *reducer, uint32_t segment, float *out, uint64_t length)
+{
+    return read_segment(reducer, VELOCITY, segment, out, length);
+}
+
+gtopk_status_t gtopk_reducer_set_velocity(gtopk_reducer_t *reducer, uint32_t segment, const float *in, uint64_t length)
+{
+    return write_segment(reducer, VELOCITY, segment, in, length, "gtopk_reducer_set_velocity");
 }
 
 gtopk_status_t gtopk_reducer_residual_norm(gtopk_reducer_t *reducer, double *norm)

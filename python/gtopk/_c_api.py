@@ -183,6 +183,8 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_reducer_state_adopt": (c_int, (c_void_p, c_void_p, c_size_t)),
     "gtopk_reducer_residual": (c_int, (c_void_p, c_uint32, c_void_p, c_uint64)),
     "gtopk_reducer_set_residual": (c_int, (c_void_p, c_uint32, c_void_p, c_uint64)),
+    "gtopk_reducer_velocity": (c_int, (c_void_p, c_uint32, c_void_p, c_uint64)),
+    "gtopk_reducer_set_velocity": (c_int, (c_void_p, c_uint32, c_void_p, c_uint64)),
     "gtopk_reducer_residual_norm": (c_int, (c_void_p, POINTER(c_double))),
     "gtopk_select": (c_int, (c_void_p, c_uint64, c_uint64, POINTER(Set))),
     "gtopk_merge": (c_int, (POINTER(Set), POINTER(Set), c_uint64, POINTER(Set))),

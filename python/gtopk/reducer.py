@@ -282,18 +282,19 @@ class Reducer:
 
     def residual(self, segment: int) -> TensorLike:
         """A float32 copy of one segment's residual: what this rank has not sent yet."""
-        length = self._choose((segment,))[0]
-        out = _tensors.empty(self._kind, length, "float32")
-        _c_api.check(self._library.gtopk_reducer_residual(self.handle, segment, _tensors.pointer(out), length))
-        return out
+        return self._read(self._library.gtopk_reducer_residual, segment)
 
     def set_residual(self, segment: int, values: TensorLike) -> None:
         """Overwrites one segment's residual with finite float32 values. Between steps."""
-        length = self._choose((segment,))[0]
-        address, _, dtype = _tensors.describe(values, f"residual of segment {segment}", length=length)
-        if dtype != _c_api.F32:
-            raise InvalidError(f"residual of segment {segment} is {_tensors.dtype_name(values)}, but must be float32")
-        _c_api.check(self._library.gtopk_reducer_set_residual(self.handle, segment, address, length))
+        self._write(self._library.gtopk_reducer_set_residual, segment, values, "residual")
+
+    def velocity(self, segment: int) -> TensorLike:
+        """A float32 copy of one segment's velocity, of a reducer made with ``momentum_correction=True``."""
+        return self._read(self._library.gtopk_reducer_velocity, segment)
+
+    def set_velocity(self, segment: int, values: TensorLike) -> None:
+        """Overwrites one segment's velocity with finite float32 values. Between steps."""
+        self._write(self._library.gtopk_reducer_set_velocity, segment, values, "velocity")
 
     def residual_norm(self) -> float:
         """Euclidean norm of this rank's whole residual: one pass over it."""
@@ -420,6 +421,19 @@ class Reducer:
             raise InvalidError(f"segment {max(chosen)} does not exist: the reducer has {count}, numbered from 0")
         self._segments[: len(chosen)] = chosen
         return [lengths[i] for i in chosen]
+
+    def _read(self, function: Callable[..., int], segment: int) -> TensorLike:
+        length = self._choose((segment,))[0]
+        out = _tensors.empty(self._kind, length, "float32")
+        _c_api.check(function(self.handle, segment, _tensors.pointer(out), length))
+        return out
+
+    def _write(self, function: Callable[..., int], segment: int, values: TensorLike, what: str) -> None:
+        length = self._choose((segment,))[0]
+        address, _, dtype = _tensors.describe(values, f"{what} of segment {segment}", length=length)
+        if dtype != _c_api.F32:
+            raise InvalidError(f"{what} of segment {segment} is {_tensors.dtype_name(values)}, but must be float32")
+        _c_api.check(function(self.handle, segment, address, length))
 
     def _keep_stats(self) -> dict[str, Any]:
         raw = self._stats
