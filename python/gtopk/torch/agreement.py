@@ -1,0 +1,76 @@
+"""Do all ranks describe the same thing? One small exchange; every rank finds the same first difference.
+
+Used before reducers are made and parameters are broadcast, because the library sees lengths only, not names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from ..comm import Comm
+from ..errors import DesyncError, MismatchError
+
+
+def agree(comm: Comm, what: str, rows: list[list[Any]]) -> None:
+    """Raises `MismatchError` on every rank unless all have the same rows. Collective.
+
+    Parameters
+    ----------
+    comm : Comm
+        The ranks to ask.
+    what : str
+        Names the whole in the error text: "parameters".
+    rows : list of list
+        One for each item, of what JSON can hold; the first entry is its name.
+    """
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    digests = comm.allgather_json(digest)
+    other = next((r for r, found in enumerate(digests) if found != digests[0]), None)
+    if other is None:
+        return
+    described = comm.allgather_json(rows)
+    raise MismatchError(_first_difference(what, described[0], described[other], other))
+
+
+def agree_on_progress(comm: Comm, mine: tuple[int, int] | None, proposal: int) -> tuple[int, int]:
+    """(run, steps done), the same on all ranks: what they all loaded or have done, else a new run. Collective.
+
+    Raises
+    ------
+    DesyncError
+        Some rank is at another step, or goes on from another checkpoint; on every rank.
+    """
+    found = comm.allgather_json({"at": mine, "proposal": proposal})
+    first = found[0]["at"]
+    for other, entry in enumerate(found):
+        if entry["at"] != first:
+            raise DesyncError(
+                f"rank 0 {_progress(first)}, but rank {other} {_progress(entry['at'])}: load a checkpoint of one and the "
+                "same step on every rank, or load it on one rank and call gtopk.broadcast_optimizer_state on all"
+            )
+    return (int(first[0]), int(first[1])) if first else (int(found[0]["proposal"]), 0)
+
+
+def _progress(at: list[int] | None) -> str:
+    return f"goes on after step {at[1]} of run {at[0]:016x}" if at else "starts anew"
+
+
+def _first_difference(what: str, first: list[list[Any]], second: list[list[Any]], rank: int) -> str:
+    for mine, theirs in zip(first, second, strict=False):
+        if mine != theirs:
+            return (
+                f"ranks have different {what}: rank 0 has {_row(mine)}, rank {rank} has {_row(theirs)} in its place. "
+                "Build the same model on every rank, in the same memory format and type, with the same parameters frozen"
+            )
+    longer, holder = (first, 0) if len(first) > len(second) else (second, rank)
+    extra = longer[min(len(first), len(second))]
+    return (
+        f"ranks have different {what}: rank 0 has {len(first)}, rank {rank} has {len(second)}; {_row(extra)} is on rank "
+        f"{holder} only. Build the same model on every rank, with the same parameters frozen"
+    )
+
+
+def _row(row: list[Any]) -> str:
+    return " ".join(str(part) for part in row)

@@ -1,0 +1,54 @@
+"""What a torch.amp.GradScaler tells an optimizer: whether gradients overflowed, and their scale.
+
+A scaler that finds ``_step_supports_amp_scaling`` calls ``step()`` on every rank, also after an overflow, and leaves
+``found_inf`` and ``grad_scale`` on the optimizer for the time of the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+_ATTRIBUTES = ("found_inf", "grad_scale")
+
+
+class Scaled(NamedTuple):
+    """One scaler's message."""
+
+    present: bool  # a scaler called step()
+    found_inf: bool
+    scale: float  # gradients are to be multiplied by it
+
+
+def read(optimizer: torch.optim.Optimizer) -> Scaled:
+    """What the scaler that calls ``optimizer.step()`` left there."""
+    found_inf, grad_scale = (optimizer.__dict__.get(name) for name in _ATTRIBUTES)
+    return Scaled(
+        present=found_inf is not None,
+        found_inf=found_inf is not None and float(found_inf) != 0.0,
+        scale=1.0 if grad_scale is None else 1.0 / float(grad_scale),
+    )
+
+
+@contextmanager
+def hidden(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Keeps the two from the wrapped optimizer, whose fused kernels would apply them a second time."""
+    attributes = optimizer.__dict__
+    kept = {name: attributes.pop(name) for name in _ATTRIBUTES if name in attributes}
+    try:
+        yield
+    finally:
+        attributes.update(kept)
+
+
+def unscale(scaler: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Unscales the gradients unless that was done in this step already; True when they overflowed."""
+    if not scaler.is_enabled():
+        return False
+    state = scaler._per_optimizer_states[id(optimizer)]
+    if state["stage"].name == "READY":
+        scaler.unscale_(optimizer)
+    return any(float(found) != 0.0 for found in state["found_inf_per_device"].values())

@@ -1,0 +1,203 @@
+"""The part of an optimizer's state_dict that is gtopk's: this rank's residual, by parameter.
+
+Plain tensors, numbers and strings only, so that it loads with ``weights_only=True``. The step's own state is the
+wrapped optimizer's, beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..comm import Sum
+from ..errors import CorruptError, MismatchError, StateError
+from .exchange import Waiting
+from .synchronizer import Synchronizer
+
+_log = logging.getLogger("gtopk")
+
+KEY = "gtopk"
+_FORMAT = 1
+_CONSOLIDATED = -1
+_DCP = "torch.distributed.checkpoint.state_dict"
+_DCP_TEXT = (
+    "get_optimizer_state_dict and get_state_dict of torch.distributed.checkpoint {what}, so they cannot be used with a "
+    "gtopk optimizer: save optimizer.state_dict() itself, with each rank's residual under a name of its own, for example "
+    'state = optimizer.state_dict(); dcp.save({{"optimizer": state, f"gtopk.{{gtopk.rank()}}": state.pop("gtopk")}}, ...)'
+)
+
+
+# ---- saving ----
+
+
+def save(sync: Synchronizer, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+    """This rank's residual and progress."""
+    return _document(sync, parameters, sync.comm.rank, sync.exchange.state())
+
+
+def consolidate(sync: Synchronizer, parameters: Mapping[str, Tensor], to: int) -> dict[str, Any] | None:
+    """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective."""
+    mine = sync.exchange.state()
+    listed = sync.comm.allgather_json([[name, entry.velocity is not None] for name, entry in mine.items()])
+    velocities: dict[str, bool] = {}
+    for names in listed:
+        for name, has_velocity in names:
+            velocities[name] = velocities.get(name, False) or has_velocity
+    total: dict[str, Waiting] = {}
+    for name in sorted(velocities):
+        entry = mine.get(name)
+        length = parameters[name].numel() if name in parameters else 0
+        residual = _summed(sync, None if entry is None else entry.residual, length)
+        velocity = _summed(sync, None if entry is None else entry.velocity, length) if velocities[name] else None
+        total[name] = Waiting(residual, velocity)
+    return _document(sync, parameters, _CONSOLIDATED, total) if sync.comm.rank == to else None
+
+
+def _summed(sync: Synchronizer, mine: Tensor | None, length: int) -> Tensor:
+    total: Tensor = sync.comm.allreduce(torch.zeros(length) if mine is None else mine, Sum)
+    return total
+
+
+def _document(
+    sync: Synchronizer, parameters: Mapping[str, Tensor], rank: int, entries: Mapping[str, Waiting]
+) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "rank": rank,
+        "size": sync.comm.size,
+        "run": sync.run,
+        "step": sync.steps,
+        "names": list(parameters),
+        "lengths": [parameter.numel() for parameter in parameters.values()],
+        "residual": {name: entry.residual for name, entry in entries.items()},
+        "velocity": {name: entry.velocity for name, entry in entries.items() if entry.velocity is not None},
+    }
+
+
+# ---- loading ----
+
+
+def check(
+    sync: Synchronizer, parameters: Mapping[str, Tensor], saved: Mapping[str, Any], strict: bool
+) -> dict[str, Waiting]:
+    """What this rank is to go on with. Changes nothing.
+
+    Raises
+    ------
+    CorruptError
+        It is no state of gtopk.
+    MismatchError
+        It belongs to another model, and the text names the first difference; or, with `strict`, to another rank.
+    """
+    _check_form(saved)
+    _check_model(parameters, saved)
+    entries = {
+        name: Waiting(_values(saved["residual"], name, parameters), _velocity(saved["velocity"], name, parameters))
+        for name in saved["residual"]
+    }
+    if saved["velocity"] and not sync.exchange.options.momentum_correction:
+        raise MismatchError(
+            "the state was saved with momentum_correction=True and holds a velocity: wrap the optimizer with "
+            "momentum_correction=True before loading it"
+        )
+    if saved["rank"] == _CONSOLIDATED:
+        return {name: _share(entry, sync.comm.size) for name, entry in entries.items()}
+    if (saved["rank"], saved["size"]) == (sync.comm.rank, sync.comm.size) or not entries:
+        return {name: _share(entry, 1) for name, entry in entries.items()}
+    text = (
+        f"the loaded state is that of rank {saved['rank']} of {saved['size']}, this is rank {sync.comm.rank} of "
+        f"{sync.comm.size}"
+    )
+    if strict:
+        raise MismatchError(f"{text}: load this rank's own, or one of consolidate_state_dict, or leave out strict=True")
+    _log.warning(
+        "%s: the residual starts at zero here. To keep what had not been sent, save the state of every rank, or call "
+        "consolidate_state_dict on all ranks and save its result",
+        text,
+    )
+    return {}
+
+
+def _check_form(saved: Mapping[str, Any]) -> None:
+    wanted = ("format", "rank", "size", "run", "step", "names", "lengths", "residual", "velocity")
+    missing = [name for name in wanted if name not in saved] if isinstance(saved, Mapping) else list(wanted)
+    if missing:
+        raise CorruptError(f"the state's entry {KEY!r} has no {missing[0]!r}: it was not made by this package")
+    if saved["format"] != _FORMAT:
+        raise CorruptError(
+            f"the state has format {saved['format']!r}, this version reads {_FORMAT}: install a newer gtopk"
+        )
+    if len(saved["names"]) != len(saved["lengths"]):
+        raise CorruptError("the state names another number of parameters than it has lengths: it is damaged")
+
+
+def _check_model(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
+    mine = [(name, parameter.numel()) for name, parameter in parameters.items()]
+    theirs = list(zip(saved["names"], saved["lengths"], strict=True))
+    for i, (here, there) in enumerate(zip(mine, theirs, strict=False)):
+        if here != there:
+            raise MismatchError(
+                f"the state belongs to another model: its parameter {i} is {there[0]} with {there[1]} entries, this "
+                f"optimizer's is {here[0]} with {here[1]}"
+            )
+    if len(mine) != len(theirs):
+        extra = (mine if len(mine) > len(theirs) else theirs)[min(len(mine), len(theirs))][0]
+        where = "this optimizer" if len(mine) > len(theirs) else "the state"
+        raise MismatchError(
+            f"the state belongs to another model: it has {len(theirs)} parameters, this optimizer has {len(mine)}; "
+            f"{extra} is in {where} only"
+        )
+
+
+def _values(entries: Mapping[str, Any], name: str, parameters: Mapping[str, Tensor]) -> Tensor:
+    values = entries[name]
+    if name not in parameters or not isinstance(values, Tensor) or values.dtype is not torch.float32:
+        raise CorruptError(f"the state's residual of {name} is no float32 tensor of a parameter: it is damaged")
+    if tuple(values.shape) != (parameters[name].numel(),):
+        raise CorruptError(
+            f"the state's residual of {name} has shape {tuple(values.shape)}, the parameter has "
+            f"{parameters[name].numel()} entries: it is damaged"
+        )
+    if not bool(torch.isfinite(values).all()):
+        raise CorruptError(f"the state's residual of {name} holds Inf or NaN: it is damaged")
+    return values
+
+
+def _velocity(entries: Mapping[str, Any], name: str, parameters: Mapping[str, Tensor]) -> Tensor | None:
+    return _values(entries, name, parameters) if name in entries else None
+
+
+def _share(entry: Waiting, ranks: int) -> Waiting:
+    """A copy on the host, divided among the ranks."""
+    velocity = None if entry.velocity is None else entry.velocity.to("cpu", copy=True).div_(ranks)
+    return Waiting(entry.residual.to("cpu", copy=True).div_(ranks), velocity)
+
+
+# ---- torch.distributed.checkpoint ----
+
+
+def reject_dcp_step(optimizer: torch.optim.Optimizer) -> None:
+    """An error when torch.distributed.checkpoint calls step() with learning rate 0 to make the optimizer's state."""
+    if any("lr" in group and group["lr"] != 0 for group in optimizer.param_groups):
+        return
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(8):
+        if frame is None:
+            return
+        if frame.f_globals.get("__name__") == _DCP:
+            raise StateError(
+                _DCP_TEXT.format(what="call step() with a learning rate of 0, which would exchange gradients")
+            )
+        frame = frame.f_back
+
+
+def reject_dcp_state() -> None:
+    """An error when torch.distributed.checkpoint is about to drop the residual from state_dict()."""
+    if sys._getframe(2).f_globals.get("__name__") == _DCP:
+        raise StateError(_DCP_TEXT.format(what="drop the residual from optimizer.state_dict()"))

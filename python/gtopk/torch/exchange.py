@@ -1,0 +1,258 @@
+"""The reducers of a model: which parameter goes through which, one exchange of all gradients, and residuals by name.
+
+Knows parameters and reducers; knows nothing of optimizers, schedules and checkpoints' formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..comm import Comm
+from ..reducer import Reducer
+from .layout import flat_view
+from .parameters import Slot, hand_over
+
+
+@dataclass(frozen=True)
+class Options:
+    """How gradients are exchanged; the same on all ranks. See `gtopk.DistributedOptimizer`."""
+
+    algorithm: str = "gtopk"
+    value_type: str = "bf16"
+    residual_policy: str = "share"
+    merge_growth: float = 1.0
+    momentum_correction: bool = False
+    dense_below: int = 0
+
+    def describe(self) -> list[Any]:
+        """For the comparison of ranks: what the library does not compare by itself."""
+        return ["the options", f"dense_below={self.dense_below}", f"momentum_correction={self.momentum_correction}"]
+
+
+class Part(NamedTuple):
+    """A reducer and the parameters that are its segments."""
+
+    reducer: Reducer
+    slots: list[Slot]
+    dense: bool
+
+
+class Waiting(NamedTuple):
+    """What belongs to one parameter and is in no reducer now, as float32 in the parameter's memory order."""
+
+    residual: Tensor
+    velocity: Tensor | None
+
+
+# Statistics that add up when one step takes two reducers.
+_SUMMED = (
+    "k",
+    "selected",
+    "count",
+    "bytes_sent",
+    "bytes_received",
+    "candidates",
+    "hint_misses",
+    "rounds",
+    "accumulate_s",
+    "select_s",
+    "exchange_s",
+    "commit_s",
+    "wait_s",
+)
+
+
+class Exchange:
+    """Moves the gradients of a changing set of parameters.
+
+    Parameters below `Options.dense_below` entries go through a dense reducer, which comes first in a step: when it
+    turns out non-finite, the sparse one is told before it commits anything.
+    """
+
+    def __init__(self, comm: Comm, options: Options) -> None:
+        self.comm = comm
+        self.options = options
+        self.parts: list[Part] = []
+        self.waiting: dict[str, Waiting] = {}
+        self._density = 0.0
+        self._momentum = (0.0, False)
+
+    # ---- set-up ----
+
+    def build(self, slots: Sequence[Slot], density: float) -> None:
+        """Makes the reducers for `slots`. Collective. Residuals follow their parameters; those left out wait."""
+        self.park()
+        small = [slot for slot in slots if slot.numel < self.options.dense_below]
+        large = [slot for slot in slots if slot.numel >= self.options.dense_below]
+        if small:
+            self.parts.append(Part(self._reducer(small, density, dense=True), small, True))
+        if large or not small:
+            self.parts.append(Part(self._reducer(large, density, dense=False), large, False))
+        self._density, self._momentum = density, (0.0, False)
+        for part in self.parts:
+            for segment, slot in enumerate(part.slots):
+                self._unpark(part, segment, self.waiting.pop(slot.name, None))
+
+    def park(self) -> None:
+        """Takes every residual out of the reducers and closes them."""
+        for part in self.parts:
+            for segment, slot in enumerate(part.slots):
+                self.waiting[slot.name] = self._read(part, segment)
+        self.close()
+
+    def close(self) -> None:
+        """Frees the reducers with all that is in them."""
+        for part in self.parts:
+            part.reducer.close()
+        self.parts = []
+
+    def set_density(self, density: float) -> None:
+        """The density of the steps to come. Collective when it changes."""
+        if density == self._density:
+            return
+        for part in self.parts:
+            if not part.dense:
+                part.reducer.set_density(density)
+        self._density = density
+
+    def set_momentum(self, momentum: float, nesterov: bool) -> None:
+        """The momentum of the velocity, where there is one. A dense part has none: its optimizer does it as always."""
+        if (momentum, nesterov) == self._momentum:
+            return
+        for part in self.parts:
+            if not part.dense:
+                part.reducer.set_momentum(momentum, nesterov)
+        self._momentum = (momentum, nesterov)
+
+    # ---- one step ----
+
+    def run(self, scale: float, found_inf: bool) -> dict[str, Any]:
+        """Adds every gradient, times `scale`, to the residuals, exchanges, and puts the mean update into the gradients.
+
+        One C call accumulates all gradients of a part, and zeroes them on the way, so that writing the update takes
+        time for the sent entries only.
+        """
+        handed = [hand_over(part.slots) for part in self.parts]
+        for part, (blocks, _) in zip(self.parts, handed, strict=True):
+            part.reducer.accumulate_many(None, blocks, scale, zero_input=not found_inf, found_inf=found_inf)
+        stats = self._reduce([blocks for blocks, _ in handed], are_zero=not found_inf)
+        for _, copied in handed:
+            for slot, grad in copied:
+                slot.put_back(grad)
+        return stats
+
+    def run_joined(self) -> dict[str, Any]:
+        """Takes part in a step of the others without a gradient. The update is not for this rank."""
+        results: list[dict[str, Any]] = []
+        updates: list[tuple[Part, Tensor, Tensor]] = []
+        for part in self.parts:
+            if results and results[-1]["nonfinite"]:
+                part.reducer.accumulate_many((), (), found_inf=True)
+            indices, values = part.reducer.reduce_sparse(joined=True)
+            results.append(part.reducer.stats())
+            updates.append((part, indices.long(), values))
+        stats = _merged(results)
+        # Nobody takes the update of a step in which all had joined, or of the finite part of a non-finite step.
+        if stats["all_joined"] or stats["nonfinite"]:
+            for part, indices, values in updates:
+                _give_back_sparse(part, indices, values)
+        return stats
+
+    def _reduce(self, blocks: list[list[Tensor]], are_zero: bool) -> dict[str, Any]:
+        results: list[dict[str, Any]] = []
+        for part, outputs in zip(self.parts, blocks, strict=True):
+            if results and results[-1]["nonfinite"]:
+                part.reducer.accumulate_many((), (), found_inf=True)
+            results.append(part.reducer.reduce(outputs, outputs_are_zero=are_zero))
+        stats = _merged(results)
+        if stats["nonfinite"]:
+            for part, outputs, result in zip(self.parts, blocks, results, strict=True):
+                if not result["nonfinite"]:
+                    _give_back(part, outputs)
+        return stats
+
+    # ---- residuals ----
+
+    def state(self) -> dict[str, Waiting]:
+        """A copy of what every parameter has, in reducers and waiting."""
+        found = {name: _copied(entry) for name, entry in self.waiting.items()}
+        for part in self.parts:
+            for segment, slot in enumerate(part.slots):
+                found[slot.name] = self._read(part, segment)
+        return found
+
+    def residual_norm(self) -> float:
+        """Euclidean norm of this rank's residual."""
+        norms = [part.reducer.residual_norm() for part in self.parts]
+        norms += [float(entry.residual.double().norm()) for entry in self.waiting.values()]
+        return float(sum(norm**2 for norm in norms) ** 0.5)
+
+    def _reducer(self, slots: Iterable[Slot], density: float, *, dense: bool) -> Reducer:
+        options = self.options
+        return Reducer(
+            [slot.numel for slot in slots],
+            density=density,
+            algorithm="dense" if dense else options.algorithm,
+            value_type="fp32" if dense else options.value_type,
+            residual_policy=options.residual_policy,
+            merge_growth=1.0 if dense else options.merge_growth,
+            momentum_correction=options.momentum_correction and not dense,
+            comm=self.comm,
+        )
+
+    def _has_velocity(self, part: Part) -> bool:
+        return self.options.momentum_correction and not part.dense
+
+    def _read(self, part: Part, segment: int) -> Waiting:
+        velocity = part.reducer.velocity(segment) if self._has_velocity(part) else None
+        return Waiting(_torch(part.reducer.residual(segment)), None if velocity is None else _torch(velocity))
+
+    def _unpark(self, part: Part, segment: int, entry: Waiting | None) -> None:
+        if entry is None:
+            return
+        part.reducer.set_residual(segment, entry.residual)
+        if entry.velocity is not None and self._has_velocity(part):
+            part.reducer.set_velocity(segment, entry.velocity)
+
+
+def _give_back(part: Part, outputs: list[Tensor]) -> None:
+    """Every rank takes the mean back: what they sent is in their residuals again, in equal shares."""
+    for segment, output in enumerate(outputs):
+        part.reducer.set_residual(segment, _torch(part.reducer.residual(segment)).add_(flat_view(output).reshape(-1)))
+        output.fill_(torch.nan)
+
+
+def _give_back_sparse(part: Part, indices: Tensor, values: Tensor) -> None:
+    begin = 0
+    for segment, slot in enumerate(part.slots):
+        end = begin + slot.numel
+        mine = (indices >= begin) & (indices < end)
+        if bool(mine.any()):
+            residual = _torch(part.reducer.residual(segment))
+            residual.index_add_(0, indices[mine] - begin, values[mine])
+            part.reducer.set_residual(segment, residual)
+        begin = end
+
+
+def _merged(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The statistics of a step: the sparse part's, with what adds up added up."""
+    stats = dict(results[-1])
+    if len(results) > 1:
+        for name in _SUMMED:
+            stats[name] = sum(result[name] for result in results)
+        stats["nonfinite"] = max(result["nonfinite"] for result in results)
+    return stats
+
+
+def _copied(entry: Waiting) -> Waiting:
+    return Waiting(entry.residual.clone(), None if entry.velocity is None else entry.velocity.clone())
+
+
+def _torch(array: Any) -> Tensor:
+    """A reducer that has not seen a tensor yet may answer with numpy."""
+    return array if isinstance(array, Tensor) else torch.from_numpy(array)

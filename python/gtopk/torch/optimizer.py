@@ -1,0 +1,305 @@
+"""`DistributedOptimizer`: the user's own optimizer, which exchanges gradients in `step()`.
+
+What users call is here; what happens inside a step is in `synchronizer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from .. import comm as _comm
+from ..errors import InvalidError, StateError, UnsupportedError
+from . import amp, checkpoint, momentum
+from .checkpoint import KEY
+from .exchange import Options
+from .synchronizer import Synchronizer
+from .warmup import DensitySchedule, Warmup
+
+OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
+
+
+def DistributedOptimizer(
+    optimizer: OptimizerT,
+    named_parameters: Iterable[tuple[str, Tensor]] | None = None,
+    *,
+    density: float = 0.001,
+    algorithm: str = "gtopk",
+    value_type: str = "bf16",
+    residual_policy: str = "share",
+    merge_growth: float = 1.0,
+    warmup: Warmup | None = None,
+    momentum_correction: bool = False,
+    dense_below: int = 0,
+    backward_passes_per_step: int = 1,
+    grad_scaler: Any = None,
+) -> OptimizerT:
+    """Makes an optimizer exchange its gradients with the other ranks in `step()`.
+
+    The optimizer itself is changed and returned: its class becomes a subclass of what it was, so schedulers and other
+    references to it go on working. Call it on every rank, after `gtopk.init()`.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Any optimizer that takes dense gradients and needs one evaluation a step.
+    named_parameters : iterable of (str, Tensor), optional
+        Usually ``model.named_parameters()``. Names are compared between ranks, and are used in checkpoints and errors.
+        Default: the places in the optimizer.
+    density : float
+        Part of all gradient entries that a rank sends in a step, in (0, 1].
+    algorithm, value_type, residual_policy, merge_growth
+        See `gtopk.Reducer`.
+    warmup : list of (steps, density), or callable of the step, optional
+        Densities to begin with; the same on every rank.
+    momentum_correction : bool
+        Apply SGD's momentum on each rank before entries are selected (Deep Gradient Compression). Takes 4 bytes a
+        parameter more in the exchange, and none in SGD unless it has weight decay.
+    dense_below : int
+        Parameters with fewer entries than this (biases, normalisation layers) are sent dense.
+    backward_passes_per_step : int
+        As in Horovod: backward passes before each `step()`. Gradients are added up, not averaged. Any number works,
+        whatever is given here, since nothing happens before `step()`.
+    grad_scaler : torch.amp.GradScaler, optional
+        Needed when `synchronize()` is called by hand in mixed precision; `step()` alone does without.
+
+    Returns
+    -------
+    torch.optim.Optimizer
+        The same object, with the methods of `DistributedMixin`.
+
+    Raises
+    ------
+    StateError
+        `gtopk.init()` was not called, or the optimizer is wrapped already.
+    UnsupportedError
+        LBFGS, SparseAdam, complex parameters; momentum correction for anything but SGD without dampening.
+
+    Notes
+    -----
+    Every parameter that requires a gradient gets one in `step()`, zeros where none arrived on any rank. With one rank
+    nothing is compressed and gradients stay as they are.
+
+    When a gradient is not finite on some rank, the step is skipped on all: gradients become NaN, ``stats()["nonfinite"]``
+    is 1, and the wrapped optimizer is not called.
+
+    Examples
+    --------
+    >>> import torch, gtopk
+    >>> gtopk.init()
+    >>> model = torch.nn.Linear(4, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    >>> optimizer = gtopk.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), density=0.001)
+    >>> model(torch.ones(2, 4)).sum().backward()
+    >>> optimizer.step()
+    >>> isinstance(optimizer, torch.optim.SGD)
+    True
+    """
+    _check_wrappable(optimizer)
+    if not isinstance(backward_passes_per_step, int) or backward_passes_per_step < 1:
+        raise InvalidError(f"backward_passes_per_step is {backward_passes_per_step!r}, but must be at least 1")
+    if not isinstance(dense_below, int) or dense_below < 0:
+        raise InvalidError(f"dense_below is {dense_below!r}, but must be a number of entries, 0 or more")
+    if momentum_correction:
+        momentum.check(optimizer)
+    options = Options(
+        algorithm=algorithm,
+        value_type=value_type,
+        residual_policy=residual_policy,
+        merge_growth=merge_growth,
+        momentum_correction=bool(momentum_correction),
+        dense_below=dense_below,
+    )
+    schedule = DensitySchedule(density, warmup)
+    sync = Synchronizer(_comm.current(), optimizer, named_parameters, options, schedule, grad_scaler)
+    base = type(optimizer)
+    optimizer.__dict__.pop("step", None)  # a scheduler's patch of the old class's step
+    optimizer.__class__ = type(base.__name__, (DistributedMixin, base), {"__module__": base.__module__})
+    cast(DistributedMixin, optimizer)._gtopk = sync
+    return optimizer
+
+
+class DistributedMixin(torch.optim.Optimizer):
+    """What `DistributedOptimizer` adds to an optimizer."""
+
+    _gtopk: Synchronizer
+    # A GradScaler then calls step() on every rank, also after an overflow, and says in two attributes what it found.
+    _step_supports_amp_scaling = True
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """Exchanges the gradients and lets the wrapped optimizer apply the mean update. Collective.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Computes loss and gradients; called once, with gradients enabled, before the exchange.
+        **kwargs
+            Passed to the wrapped optimizer's step.
+
+        Returns
+        -------
+        The closure's loss, or what the wrapped optimizer returns.
+        """
+        sync = self._sync()
+        checkpoint.reject_dcp_step(self)
+        self.__dict__["_opt_called"] = True  # what a scheduler's patch of step() would note
+        loss = None
+        if closure is not None:
+            if sync.skipping:
+                raise StateError(
+                    "step(closure) inside skip_synchronize() would compute gradients after the exchange: call the closure "
+                    "before synchronize(), and step() without it"
+                )
+            with torch.enable_grad():
+                loss = closure()
+        self._exchange_for_step(sync)
+        sync.synchronized = False
+        if sync.nonfinite:
+            return loss
+        with sync.wrapped_step(self):
+            result = super().step(**kwargs)
+        return result if closure is None else loss
+
+    def synchronize(self) -> None:
+        """Exchanges the gradients now: they are the mean update afterwards, for global clipping. Collective.
+
+        To be followed by `step()` inside `skip_synchronize()`. In mixed precision the optimizer must have been wrapped
+        with ``grad_scaler=``; gradients are unscaled first unless ``scaler.unscale_(optimizer)`` was called.
+        """
+        sync = self._sync()
+        found_inf = sync.grad_scaler is not None and amp.unscale(sync.grad_scaler, self)
+        sync.synchronize(self, 1.0, found_inf)
+        sync.synchronized = True
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Inside, `step()` does not exchange: the gradients are those of `synchronize()`."""
+        sync = self._sync()
+        sync.skipping = True
+        try:
+            yield
+        finally:
+            sync.skipping = False
+
+    def join(self) -> int:
+        """Tells the others that this rank has no more batches, and goes on exchanging until nobody has. Collective.
+
+        Returns
+        -------
+        int
+            The rank that had the most batches; call ``gtopk.broadcast_parameters(model.state_dict(), root_rank=...)``
+            with it, as the parameters of the others are out of date.
+        """
+        return self._sync().join(self)
+
+    def stats(self, *, residual_norm: bool = False) -> dict[str, Any]:
+        """Statistics of the latest exchange on this rank, {} before the first; see `gtopk.Reducer.stats`.
+
+        Parameters
+        ----------
+        residual_norm : bool
+            Also the Euclidean norm of this rank's residual, which takes a pass over it.
+        """
+        sync = self._sync()
+        found = dict(sync.stats)
+        if residual_norm:
+            found["residual_norm"] = sync.exchange.residual_norm()
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's state, and under "gtopk" this rank's residual; loads with ``weights_only=True``."""
+        sync = self._sync()
+        checkpoint.reject_dcp_state()
+        state = super().state_dict()
+        state[KEY] = checkpoint.save(sync, sync.names.of(self))
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False) -> None:
+        """Goes on from `state_dict` or `consolidate_state_dict`, or from the state of an optimizer without gtopk.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            This rank's own, a consolidated one, or that of another rank: then the residual starts at zero here.
+        strict : bool
+            Make a state of another rank, or of another number of ranks, an error.
+        """
+        sync = self._sync()
+        saved = state_dict.get(KEY)
+        waiting = {} if saved is None else checkpoint.check(sync, sync.names.of(self), saved, strict)
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != KEY})
+        if saved is None:
+            sync.restore(None, 0, {})
+        else:
+            sync.restore(saved["run"], saved["step"], waiting)
+
+    def consolidate_state_dict(self, to: int = 0) -> dict[str, Any] | None:
+        """A state with the sum of all ranks' residuals, on rank `to`; None elsewhere. Collective.
+
+        It can be loaded on any number of ranks: each takes an equal share, and nothing is lost.
+        """
+        sync = self._sync()
+        if not isinstance(to, int) or not 0 <= to < sync.comm.size:
+            raise InvalidError(f"to is {to!r}, but must be one of the ranks, 0 to {sync.comm.size - 1}")
+        summed = checkpoint.consolidate(sync, sync.names.of(self), to)
+        if summed is None:
+            return None
+        state = super().state_dict()
+        state[KEY] = summed
+        return state
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise StateError(
+            "a gtopk optimizer cannot be copied or pickled, as its reducers are tied to this process: save "
+            "optimizer.state_dict(), or copy the optimizer before it is wrapped"
+        )
+
+    def _sync(self) -> Synchronizer:
+        return self._gtopk
+
+    def _exchange_for_step(self, sync: Synchronizer) -> None:
+        scaled = amp.read(self)
+        if not sync.skipping:
+            if sync.synchronized:
+                raise StateError(
+                    "step() after synchronize() would exchange the gradients a second time: write\n"
+                    "    with optimizer.skip_synchronize():\n        optimizer.step()"
+                )
+            sync.synchronize(self, scaled.scale, scaled.found_inf)
+        elif scaled.present and sync.grad_scaler is None:
+            raise StateError(
+                "synchronize() was called in mixed precision, but it cannot see whether gradients are scaled: wrap the "
+                "optimizer with gtopk.DistributedOptimizer(..., grad_scaler=scaler); synchronize() then unscales them "
+                "first, unless scaler.unscale_(optimizer) was called before"
+            )
+
+
+# A scheduler looks for the first on step() and would patch it otherwise; torch for the second, to add its hooks. Both
+# are done by the wrapped optimizer's own step, which runs inside.
+DistributedMixin.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+DistributedMixin.step.hooked = True  # type: ignore[attr-defined]
+
+
+def _check_wrappable(optimizer: Any) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InvalidError(f"a {type(optimizer).__name__} is no torch.optim.Optimizer: pass the optimizer itself")
+    if isinstance(optimizer, DistributedMixin):
+        raise StateError("this optimizer is wrapped by gtopk.DistributedOptimizer already: wrap it once")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UnsupportedError(
+            "LBFGS evaluates the model several times in a step, each time with another gradient, and gtopk exchanges once "
+            "a step: use another optimizer"
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise UnsupportedError(
+            "SparseAdam needs sparse gradients, which gtopk cannot exchange: use Adam with sparse=False"
+        )
+    patched = optimizer.__dict__.get("step")
+    if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
+        raise InvalidError(
+            f"something has replaced step() of this {type(optimizer).__name__}: wrap it with gtopk.DistributedOptimizer first"
+        )

@@ -1,0 +1,224 @@
+"""Everything that a distributed optimizer does beside the optimizer's own step, for one optimizer on one rank.
+
+The order of a step reads here from top to bottom: prepare (build the reducers when the set of parameters changed),
+settings (density, momentum), exchange, verdict (was it finite?). What the user calls is in `optimizer`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._autograd import _profiler_enabled
+
+from ..comm import Comm
+from ..errors import StateError, UnsupportedError
+from . import amp, momentum
+from .agreement import agree, agree_on_progress
+from .exchange import Exchange, Options, Waiting
+from .layout import block_like, flat_view
+from .parameters import Names, Slot, check_types, sparse_text
+from .warmup import DensitySchedule
+
+_log = logging.getLogger("gtopk")
+
+
+class Synchronizer:
+    """The state of a distributed optimizer that is not the wrapped optimizer's own."""
+
+    def __init__(
+        self,
+        comm: Comm,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, Tensor]] | None,
+        options: Options,
+        schedule: DensitySchedule,
+        grad_scaler: Any,
+    ) -> None:
+        self.comm = comm
+        self.schedule = schedule
+        self.grad_scaler = grad_scaler
+        self.names = Names(named_parameters)
+        self.names.check(optimizer)
+        check_types(self.names.of(optimizer))
+        self.exchange = Exchange(comm, options)
+        self.run: int | None = None  # random id of the training run, the same on all ranks and over checkpoints
+        self.steps = 0  # exchanges done, over checkpoints
+        self.batches = 0  # exchanges since the start to which this rank gave gradients
+        self.skipping = False  # in skip_synchronize
+        self.synchronized = False  # synchronize() was called and step() not yet
+        self.nonfinite = False  # the latest exchange was
+        self.stats: dict[str, Any] = {}
+        self._nonfinite_in_a_row = 0
+        self._active: list[int] | None = None
+        self._dense: set[int] = set()
+
+    @property
+    def solo(self) -> bool:
+        """One rank: nothing is exchanged, and nothing is compressed."""
+        return self.comm.size == 1
+
+    # ---- one step ----
+
+    def synchronize(self, optimizer: torch.optim.Optimizer, scale: float, found_inf: bool) -> None:
+        """Replaces all gradients by the mean update of all ranks. Collective."""
+        with record("gtopk.synchronize"):
+            if self.solo:
+                self.stats = self._run_solo(optimizer, scale, found_inf)
+            else:
+                self._prepare(optimizer)
+                self._apply_settings(optimizer)
+                self.stats = self.exchange.run(scale, found_inf)
+        self.batches += 1
+        self._end_step()
+
+    def synchronize_joined(self, optimizer: torch.optim.Optimizer) -> bool:
+        """One exchange of a rank that has no more batches; True when all ranks are such."""
+        self._prepare(optimizer)
+        self._apply_settings(optimizer)
+        self.stats = self.exchange.run_joined()
+        self._end_step()
+        return bool(self.stats["all_joined"])
+
+    def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
+        active = [id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if active == self._active:
+            return
+        parameters = self.names.of(optimizer)
+        check_types(parameters)
+        slots = [Slot(name, p) for name, p in parameters.items() if p.requires_grad]
+        rows = [self.exchange.options.describe(), *(slot.describe() for slot in slots)]
+        agree(self.comm, "parameters", rows)
+        mine = None if self.run is None else (self.run, self.steps)
+        self.run, self.steps = agree_on_progress(self.comm, mine, secrets.randbits(63))
+        self.exchange.build(slots, self.schedule(self.steps))
+        self._dense = {id(slot.parameter) for part in self.exchange.parts if part.dense for slot in part.slots}
+        self._active = active
+
+    def _apply_settings(self, optimizer: torch.optim.Optimizer) -> None:
+        self.exchange.set_density(self.schedule(self.steps))
+        if self.exchange.options.momentum_correction:
+            self.exchange.set_momentum(*momentum.settings(optimizer))
+
+    def _end_step(self) -> None:
+        self.stats["step"] = self.steps
+        self.steps += 1
+        self.nonfinite = bool(self.stats["nonfinite"])
+        if not self.nonfinite:
+            self._nonfinite_in_a_row = 0
+            return
+        self._nonfinite_in_a_row += 1
+        count = self._nonfinite_in_a_row
+        if count in (1, 10, 100) or count % 1000 == 0:
+            _log.warning(
+                "rank %d, step %d: a gradient was Inf or NaN on some rank, so this step is skipped on all (%d in a row). "
+                "A few are normal with a GradScaler; otherwise lower the learning rate or clip gradients",
+                self.comm.rank,
+                self.steps - 1,
+                count,
+            )
+
+    @contextmanager
+    def wrapped_step(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """What the wrapped optimizer must not see, or must see otherwise, for the time of its step."""
+        with amp.hidden(optimizer):
+            if self.exchange.options.momentum_correction and not self.solo:
+                with momentum.applied(optimizer, self._dense):
+                    yield
+            else:
+                yield
+
+    # ---- one rank alone ----
+
+    def _run_solo(self, optimizer: torch.optim.Optimizer, scale: float, found_inf: bool) -> dict[str, Any]:
+        for name, parameter in self.names.of(optimizer).items():
+            grad = parameter.grad
+            if grad is not None and grad.layout is not torch.strided:
+                raise UnsupportedError(sparse_text(name))
+            if grad is not None and scale != 1.0 and not found_inf:
+                grad.detach().mul_(scale)
+            if name in self.exchange.waiting and parameter.requires_grad and not found_inf:
+                self._add_waiting(optimizer, parameter, self.exchange.waiting.pop(name))
+        return {**_SOLO_STATS, "nonfinite": int(found_inf)}
+
+    def _add_waiting(self, optimizer: torch.optim.Optimizer, parameter: Tensor, entry: Waiting) -> None:
+        """A loaded residual is sent at once, that is: added to the first gradient; a velocity goes on in SGD."""
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad.detach().add_(_in_memory_order(parameter, entry.residual))
+        if entry.velocity is not None:
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            sign = -1.0 if any(group.get("maximize") for group in optimizer.param_groups) else 1.0
+            state["momentum_buffer"].add_(_in_memory_order(parameter, entry.velocity), alpha=sign)
+
+    # ---- checkpoints ----
+
+    def restore(self, run: int | None, steps: int, waiting: dict[str, Waiting]) -> None:
+        """Goes on from a checkpoint: the reducers are made anew, collectively, at the next exchange."""
+        self.exchange.close()
+        self.exchange.waiting = waiting
+        self.run, self.steps = run, steps
+        self._active = None
+        self.skipping = self.synchronized = self.nonfinite = False
+
+    def adopt_progress(self, run: int, steps: int) -> None:
+        """Goes on at another rank's step, with the residual that this rank has."""
+        self.exchange.park()
+        self.restore(run, steps, self.exchange.waiting)
+
+    # ---- join ----
+
+    def join(self, optimizer: torch.optim.Optimizer) -> int:
+        """Exchanges without gradients until all ranks do; the rank that had the most batches."""
+        if self.solo:
+            return 0
+        if self.skipping:
+            raise StateError("join() inside skip_synchronize(): leave that block first")
+        while not self.synchronize_joined(optimizer):
+            pass
+        batches = self.comm.allgather_json(self.batches)
+        return max(range(len(batches)), key=lambda r: (batches[r], r))
+
+
+_SOLO_STATS: dict[str, Any] = {
+    "step": 0,
+    "k": 0,
+    "selected": 0,
+    "count": 0,
+    "bytes_sent": 0,
+    "bytes_received": 0,
+    "candidates": 0,
+    "hint_misses": 0,
+    "rounds": 0,
+    "nonfinite": 0,
+    "all_joined": 0,
+    "slowest_peer": -1,
+    "accumulate_s": 0.0,
+    "select_s": 0.0,
+    "exchange_s": 0.0,
+    "commit_s": 0.0,
+    "wait_s": 0.0,
+}
+
+
+@contextmanager
+def record(name: str) -> Iterator[None]:
+    """A range for torch.profiler; costs next to nothing while no profiler runs."""
+    if not _profiler_enabled():
+        yield
+        return
+    with torch.profiler.record_function(name):
+        yield
+
+
+def _in_memory_order(parameter: Tensor, flat: Tensor) -> Tensor:
+    block = block_like(parameter.detach(), torch.float32)
+    flat_view(block).view(-1).copy_(flat)
+    return block
