@@ -1,6 +1,6 @@
 /* The loops that are worth SIMD code by hand, once an instruction set: kernels_<isa>.c each give the same table. Three go
- * over a block of the residual, two over sets: all compress, which no compiler vectorises. A kernel knows nothing of
- * pools, hints, threads or devices. All give the same bits. */
+ * over a block of the residual, the others over sets. A kernel knows nothing of pools, hints, threads or devices. All
+ * give the same bits. */
 #ifndef GTOPK_DEVICE_CPU_KERNELS_H
 #define GTOPK_DEVICE_CPU_KERNELS_H
 
@@ -55,6 +55,11 @@ typedef struct kernels {
     /* In place: entries sorted by index, in which an index stands once or twice, become the sums over equal indices.
      * Sums that are zero or not finite are left out; *nonfinite is set to 1 for the latter. Returns how many there are. */
     size_t (*join)(uint32_t *index, float *value, size_t count, int *nonfinite);
+
+    /* `count` values of a message of this gtopk_value_type_t, scale as in its header; wire/convert.h says what they are.
+     * Encoding gives back what a decoder will see; value and decoded may be the same. */
+    void (*encode_values)(int type, const float *value, size_t count, float scale, uint8_t *codes, float *decoded);
+    void (*decode_values)(int type, const uint8_t *codes, size_t count, float scale, float *value);
 
     /* Copies the entries whose bits of |v| are above `least`, and the first `ties` of those that have just these. */
     void (*keep)(const uint32_t *index, const float *value, size_t count, uint32_t least, size_t ties,

@@ -5,6 +5,8 @@
 #ifdef __AVX2__
 #include <immintrin.h>
 
+#include "device/cpu/kernels_values.h"
+
 #define LANES 8u
 #define GROUP 4u /* vectors for one branch */
 
@@ -247,5 +249,7 @@ const kernels_t kernels_avx2 = {
     .scan = scan,
     .join = join,
     .keep = keep,
+    .encode_values = encode_values,
+    .decode_values = decode_values,
 };
 #endif

@@ -5,6 +5,8 @@
 #ifdef __AVX512F__
 #include <immintrin.h>
 
+#include "device/cpu/kernels_values.h"
+
 #define LANES 16u
 #define GROUP 4u /* vectors for one branch */
 
@@ -237,5 +239,7 @@ const kernels_t kernels_avx512 = {
     .scan = scan,
     .join = join,
     .keep = keep,
+    .encode_values = encode_values,
+    .decode_values = decode_values,
 };
 #endif

@@ -5,6 +5,8 @@
 #ifdef __aarch64__
 #include <arm_neon.h>
 
+#include "device/cpu/kernels_values.h"
+
 #define LANES 4u
 #define GROUP 4u /* vectors for one branch */
 
@@ -200,5 +202,7 @@ const kernels_t kernels_neon = {
     .scan = scan,
     .join = join,
     .keep = keep,
+    .encode_values = encode_values,
+    .decode_values = decode_values,
 };
 #endif

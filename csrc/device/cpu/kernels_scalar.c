@@ -1,5 +1,6 @@
 /* The kernels for any machine. Knows no instruction set. */
 #include "device/cpu/kernels_generic.h"
+#include "device/cpu/kernels_values.h"
 
 static int accumulate_f32(const kernel_job_t *job, kernel_found_t *found)
 {
@@ -61,4 +62,6 @@ const kernels_t kernels_scalar = {
     .scan = scan,
     .join = join,
     .keep = keep,
+    .encode_values = encode_values,
+    .decode_values = decode_values,
 };

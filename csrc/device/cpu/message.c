@@ -1,11 +1,10 @@
-/* Encode and decode: sets to whole messages and back. The index codes and the conversions of one value are wire's; the
- * loops here are plain enough for the compiler to make SIMD code of them. */
+/* Encode and decode: sets to whole messages and back. The codes of indices and of one value are wire's. */
 #include <string.h>
 
 #include "device/cpu/sets.h"
+#include "device/cpu/store.h"
 #include "util/fpenv.h"
 #include "util/memory.h"
-#include "wire/bytes.h"
 #include "wire/convert.h"
 #include "wire/elias_fano.h"
 
@@ -19,78 +18,6 @@ static float largest_magnitude(const float *value, size_t count)
         largest = (int32_t)bits > (int32_t)largest ? bits : largest;
     }
     return convert_float(largest);
-}
-
-/* ---- values: each writes the codes, and what they decode to; `value` and `decoded` may be the same ---- */
-
-static void encode_f32(const float *value, size_t count, uint8_t *codes, float *decoded)
-{
-    for (size_t i = 0; i < count; i++) {
-        uint32_t bits = convert_bits(value[i]);
-        bytes_store32(codes + 4 * i, bits);
-        decoded[i] = value[i];
-    }
-}
-
-static void encode_bf16(const float *value, size_t count, uint8_t *codes, float *decoded)
-{
-    for (size_t i = 0; i < count; i++) {
-        uint16_t code = convert_bf16_from_float(value[i]);
-        bytes_store16(codes + 2 * i, code);
-        decoded[i] = convert_float_from_bf16(code);
-    }
-}
-
-static void encode_fp16(const float *value, size_t count, float scale, uint8_t *codes, float *decoded)
-{
-    const float inverse = 1.0f / scale, limit = convert_fp16_limit(scale);
-    for (size_t i = 0; i < count; i++) {
-        uint16_t code = convert_fp16_scaled(value[i], inverse, limit);
-        bytes_store16(codes + 2 * i, code);
-        decoded[i] = convert_float_from_fp16_scaled(code, scale);
-    }
-}
-
-static void encode_i8(const float *value, size_t count, float scale, uint8_t *codes, float *decoded)
-{
-    const float inverse = 1.0f / scale, limit = convert_i8_limit(scale);
-    for (size_t i = 0; i < count; i++) {
-        int8_t code = convert_i8_scaled(value[i], inverse, limit);
-        codes[i] = (uint8_t)code;
-        decoded[i] = convert_float_from_i8_scaled(code, scale);
-    }
-}
-
-static void encode_values(int type, const float *value, size_t count, float scale, uint8_t *codes, float *decoded)
-{
-    switch (type) {
-    case GTOPK_VALUE_F32: encode_f32(value, count, codes, decoded); break;
-    case GTOPK_VALUE_BF16: encode_bf16(value, count, codes, decoded); break;
-    case GTOPK_VALUE_F16: encode_fp16(value, count, scale, codes, decoded); break;
-    default: encode_i8(value, count, scale, codes, decoded); break;
-    }
-}
-
-static void decode_values(int type, const uint8_t *codes, size_t count, float scale, float *value)
-{
-    switch (type) {
-    case GTOPK_VALUE_F32:
-        for (size_t i = 0; i < count; i++)
-            value[i] = convert_float(bytes_load32(codes + 4 * i));
-        break;
-    case GTOPK_VALUE_BF16:
-        for (size_t i = 0; i < count; i++)
-            value[i] = convert_float_from_bf16(bytes_load16(codes + 2 * i));
-        break;
-    case GTOPK_VALUE_F16:
-        for (size_t i = 0; i < count; i++)
-            value[i] = convert_float_from_fp16_scaled(bytes_load16(codes + 2 * i), scale);
-        break;
-    default:
-        for (size_t i = 0; i < count; i++)
-            value[i] = convert_float_from_i8_scaled((int8_t)codes[i], scale);
-        break;
-    }
 }
 
 /* int8 goes from -127 to 127: -128 would be a second code for what is clamped. */
@@ -136,7 +63,7 @@ static uint8_t flags_of(const device_words_t *words)
 
 /* Writes header, values and indices, in that order: the values say how many entries remain. decoded has room for all
  * of them. */
-static void encode_set(const device_set_t *set, wire_header_t *head, uint8_t *message, device_set_t *decoded)
+static void encode_set(const kernels_t *kernels, const device_set_t *set, wire_header_t *head, uint8_t *message, device_set_t *decoded)
 {
     size_t count = *set->count;
     int type = head->value_type;
@@ -147,10 +74,10 @@ static void encode_set(const device_set_t *set, wire_header_t *head, uint8_t *me
 
     if (count)
         memcpy(decoded->index, set->index, count * sizeof *set->index);
-    encode_values(type, set->value, count, head->scale, payload + wire_index_bytes(head->dim, count), decoded->value);
+    kernels->encode_values(type, set->value, count, head->scale, payload + wire_index_bytes(head->dim, count), decoded->value);
     if (!values_are_valid(decoded->value, count)) {
         count = drop_zeros(decoded->index, decoded->value, count);
-        encode_values(type, decoded->value, count, head->scale, payload + wire_index_bytes(head->dim, count),
+        kernels->encode_values(type, decoded->value, count, head->scale, payload + wire_index_bytes(head->dim, count),
                       decoded->value);
     }
     *decoded->count = head->count = (uint32_t)count;
@@ -161,7 +88,6 @@ static void encode_set(const device_set_t *set, wire_header_t *head, uint8_t *me
 gtopk_status_t message_encode(device_t *device, const device_set_t *set, const wire_header_t *header, uint8_t *message,
                               device_set_t *decoded, const device_words_t *words, void *stream)
 {
-    (void)device;
     (void)stream;
     wire_header_t head = *header;
     head.flags = (uint8_t)(head.flags | flags_of(words));
@@ -183,7 +109,7 @@ gtopk_status_t message_encode(device_t *device, const device_set_t *set, const w
         goto cleanup;
     }
     fpenv_t saved = fpenv_enter();
-    encode_set(&input, &head, message, decoded);
+    encode_set(((const device_cpu_t *)device)->kernels, &input, &head, message, decoded);
     fpenv_leave(saved);
 
 cleanup:
@@ -195,7 +121,6 @@ cleanup:
 gtopk_status_t message_decode(device_t *device, const uint8_t *message, const wire_header_t *header, device_set_t *out,
                               device_words_t *words, void *stream)
 {
-    (void)device;
     (void)stream;
     const uint8_t *payload = message + WIRE_HEADER_SIZE, *codes = payload + header->index_bytes;
     gtopk_status_t status = GTOPK_OK;
@@ -206,7 +131,7 @@ gtopk_status_t message_decode(device_t *device, const uint8_t *message, const wi
         status = wire_indices_decode_fast(payload, header->count, header->dim, out->index);
     if (status == GTOPK_OK) {
         fpenv_t saved = fpenv_enter();
-        decode_values(header->value_type, codes, header->count, header->scale, out->value);
+        ((const device_cpu_t *)device)->kernels->decode_values(header->value_type, codes, header->count, header->scale, out->value);
         fpenv_leave(saved);
         if (!values_are_valid(out->value, header->count) || !codes_are_valid(header->value_type, codes, header->count))
             status = status_set(GTOPK_ERR_CORRUPT, "one of %u values is zero, not finite or no code", header->count);

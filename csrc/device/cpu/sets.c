@@ -113,32 +113,82 @@ cleanup:
     return status;
 }
 
+/* One of the two halves that a deposit is computed in, in turn, for the reason given at interleave. */
+typedef struct half {
+    size_t i, j, out; /* places in all, in sent and in the result */
+} half_t;
+
+static inline __attribute__((always_inline)) void deposit_step(half_t *half, const device_set_t *all,
+                                                               const device_set_t *sent, size_t last, float share,
+                                                               uint32_t *restrict index, float *restrict value)
+{
+    /* Behind its end sent stays at the last entry, whose index was met already. */
+    size_t j = half->j < last ? half->j : last;
+    uint32_t here = all->index[half->i], match = sent->index[j] == here;
+    float left = (all->value[half->i] - choose(match, sent->value[j], 0.0f)) * share;
+    index[half->out] = here;
+    value[half->out] = left;
+    half->out += (convert_bits(left) & MAGNITUDE) != 0;
+    half->i++;
+    half->j += match;
+}
+
+/* The first entry of a sorted set whose index is not below `index`. */
+static size_t lower_bound(const device_set_t *set, uint32_t index)
+{
+    size_t low = 0, high = *set->count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (set->index[middle] < index)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static size_t deposit_all(const device_set_t *all_entries, const device_set_t *sent_entries, float share,
+                          const device_set_t *out)
+{
+    const device_set_t all = *all_entries, sent = *sent_entries;
+    uint32_t *index = out->index;
+    float *value = out->value;
+    size_t count = *all.count, middle = count / 2, last = *sent.count - 1u;
+    half_t low = {0, 0, 0}, high = {middle, lower_bound(&sent, all.index[middle]), middle};
+    for (size_t steps = middle; steps > 0; steps--) {
+        deposit_step(&low, &all, &sent, last, share, index, value);
+        deposit_step(&high, &all, &sent, last, share, index, value);
+    }
+    if (high.i < count)
+        deposit_step(&high, &all, &sent, last, share, index, value);
+    size_t moved = high.out - middle;
+    memmove(index + low.out, index + middle, moved * sizeof *index);
+    memmove(value + low.out, value + middle, moved * sizeof *value);
+    return low.out + moved;
+}
+
+/* Nothing was sent: everything goes back. */
+static size_t deposit_unsent(const device_set_t *all, float share, const device_set_t *out)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < *all->count; i++) {
+        out->index[n] = all->index[i];
+        out->value[n] = all->value[i] * share;
+        n += out->value[n] != 0.0f;
+    }
+    return n;
+}
+
 gtopk_status_t sets_deposit(device_t *device, const device_set_t *all, const device_set_t *sent, float share,
                             device_set_t *out, void *stream)
 {
     (void)device;
     (void)stream;
-    size_t count = *all->count, sent_count = *sent->count, i = 0, j = 0, n = 0;
-    gtopk_status_t status = check_capacity("deposit", count, out);
+    gtopk_status_t status = check_capacity("deposit", *all->count, out);
     if (status != GTOPK_OK)
         return status;
     fpenv_t saved = fpenv_enter();
-    for (; i < count && j < sent_count; i++) {
-        uint32_t index = all->index[i];
-        int match = sent->index[j] == index;
-        float left = (all->value[i] - (match ? sent->value[j] : 0.0f)) * share;
-        out->index[n] = index;
-        out->value[n] = left;
-        n += left != 0.0f;
-        j += (size_t)match;
-    }
-    for (; i < count; i++) {
-        float left = all->value[i] * share;
-        out->index[n] = all->index[i];
-        out->value[n] = left;
-        n += left != 0.0f;
-    }
-    *out->count = (uint32_t)n;
+    *out->count = (uint32_t)(*sent->count ? deposit_all(all, sent, share, out) : deposit_unsent(all, share, out));
     fpenv_leave(saved);
     return GTOPK_OK;
 }
