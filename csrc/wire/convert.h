@@ -25,15 +25,23 @@ static inline float convert_float(uint32_t bits)
 
 #define CONVERT_INF 0x7f800000u /* bits of +Inf; above: NaN */
 
+/* a < b ? yes : no, for a and b below 2^31. By mask: a conditional expression lets the compiler move what only one side
+ * needs behind a branch, which a loop with float operations does not come back from; signed: SSE2 has no other compare. */
+static inline uint32_t convert_if_less(uint32_t a, uint32_t b, uint32_t yes, uint32_t no)
+{
+    const uint32_t mask = 0u - (uint32_t)((int32_t)a < (int32_t)b);
+    return (yes & mask) | (no & ~mask);
+}
+
 /* ---- bf16: the upper half of a float ---- */
 
 static inline uint16_t convert_bf16_from_float(float value)
 {
     const uint32_t bits = convert_bits(value), magnitude = bits & 0x7fffffffu;
     uint32_t result = (magnitude + 0x7fffu + (magnitude >> 16 & 1)) >> 16;
-    result = result >= 0x7f80u ? 0x7f7fu : result; /* finite, but rounds to Inf */
-    result = magnitude >= CONVERT_INF ? magnitude >> 16 : result;
-    result |= magnitude > CONVERT_INF ? 0x40u : 0; /* a quiet NaN, also when its payload was in the lower half */
+    result = convert_if_less(result, 0x7f80u, result, 0x7f7fu); /* finite, but rounds to Inf */
+    result = convert_if_less(magnitude, CONVERT_INF, result, magnitude >> 16);
+    result |= convert_if_less(CONVERT_INF, magnitude, 0x40u, 0); /* a quiet NaN, also one whose payload was all below */
     return (uint16_t)((bits >> 16 & 0x8000u) | result);
 }
 
@@ -54,10 +62,10 @@ static inline uint16_t convert_fp16_from_float(float value)
     /* Below: adding 1/2 puts the unit in the last place at 2^-24, that of an fp16 denormal; the adder rounds. */
     const uint32_t denormal = convert_bits(convert_float(magnitude) + 0.5f) - convert_bits(0.5f);
 
-    uint32_t result = magnitude < 113u << 23 ? denormal : normal;
-    result = magnitude >= 0x477ff000u ? 0x7bffu : result; /* 65520 and more: the largest finite value */
-    result = magnitude >= CONVERT_INF ? 0x7c00u : result;
-    result |= magnitude > CONVERT_INF ? 0x200u | (magnitude >> 13 & 0x3ffu) : 0;
+    uint32_t result = convert_if_less(magnitude, 113u << 23, denormal, normal);
+    result = convert_if_less(magnitude, 0x477ff000u, result, 0x7bffu); /* 65520 and more: the largest finite value */
+    result = convert_if_less(magnitude, CONVERT_INF, result, 0x7c00u);
+    result |= convert_if_less(CONVERT_INF, magnitude, 0x200u | (magnitude >> 13 & 0x3ffu), 0);
     return (uint16_t)((bits >> 16 & 0x8000u) | result);
 }
 
@@ -70,9 +78,9 @@ static inline float convert_float_from_fp16(uint16_t bits)
     const uint32_t denormal = convert_bits(convert_float(shifted + (113u << 23)) - convert_float(113u << 23));
 
     const uint32_t special = shifted + (224u << 23);
-    uint32_t result = shifted < 1u << 23 ? denormal : normal;
-    result = shifted >= 31u << 23 ? special : result;
-    result |= shifted > 31u << 23 ? 0x400000u : 0;
+    uint32_t result = convert_if_less(shifted, 1u << 23, denormal, normal);
+    result = convert_if_less(shifted, 31u << 23, result, special);
+    result |= convert_if_less(31u << 23, shifted, 0x400000u, 0);
     return convert_float(sign | result);
 }
 
@@ -92,8 +100,8 @@ static inline float convert_i8_limit(float scale)
 
 static inline float convert_clamp(float value, float limit)
 {
-    value = value > limit ? limit : value;
-    return value < -limit ? -limit : value;
+    const uint32_t bits = convert_bits(value), magnitude = bits & 0x7fffffffu, most = convert_bits(limit);
+    return convert_float((bits & 0x80000000u) | convert_if_less(magnitude, most, magnitude, most));
 }
 
 /* `inverse` is 1 / scale, which is exact; `limit` is that of the scale. Dividing is exact too, but for results so small
@@ -118,7 +126,8 @@ static inline int8_t convert_i8_scaled(float value, float inverse, float limit)
 /* -128 is no code. It reads as zero, which every decoder refuses. */
 static inline float convert_float_from_i8_scaled(int8_t code, float scale)
 {
-    return (float)(code == INT8_MIN ? 0 : code) * scale;
+    const int32_t wide = code;
+    return (float)(wide & -(int32_t)(wide != INT8_MIN)) * scale;
 }
 
 #endif
