@@ -17,12 +17,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "transport/condition.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/memory.h"
-
-/* A deadline that no timespec needs to hold. */
-#define FOREVER 1e15
 
 typedef struct message {
     struct message *next;
@@ -119,15 +117,12 @@ static void sleep_until(gtopk_thread_group_t *group, rank_t *rank, double deadli
     rank->state = RANK_WAITS;
     rank->deadline = deadline;
     advance_clock(group);
-    if (group->virtual_clock || deadline > FOREVER) {
+    if (group->virtual_clock)
         while (rank->state == RANK_WAITS)
             (void)pthread_cond_wait(&rank->wake, &group->mutex);
-        return;
-    }
-    const struct timespec until = {(time_t)floor(deadline), (long)(1e9 * (deadline - floor(deadline)))};
-    int expired = 0;
-    while (rank->state == RANK_WAITS && !expired)
-        expired = pthread_cond_timedwait(&rank->wake, &group->mutex, &until) != 0;
+    else
+        while (rank->state == RANK_WAITS && condition_wait(&rank->wake, &group->mutex, deadline))
+            continue;
     rank->state = RANK_RUNS;
 }
 
@@ -340,17 +335,6 @@ gtopk_status_t transport_thread_open(const gtopk_comm_config_t *config, transpor
 
 /* ---- the group ---- */
 
-/* Condition variables on the clock that deadlines are given in. */
-static int init_wake(pthread_cond_t *condition)
-{
-    pthread_condattr_t attributes;
-    if (pthread_condattr_init(&attributes) != 0)
-        return 0;
-    const int done = pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0 && pthread_cond_init(condition, &attributes) == 0;
-    (void)pthread_condattr_destroy(&attributes);
-    return done;
-}
-
 gtopk_status_t gtopk_thread_group_create(gtopk_thread_group_t **out, int32_t size, uint32_t flags)
 {
     gtopk_thread_group_t *group = NULL;
@@ -369,7 +353,7 @@ gtopk_status_t gtopk_thread_group_create(gtopk_thread_group_t **out, int32_t siz
         status = memory_alloc(&group->queues, (size_t)size, (size_t)size * sizeof *group->queues, "the queues of a thread group");
     if (status != GTOPK_OK)
         goto cleanup;
-    while (ready < size && init_wake(&group->ranks[ready].wake))
+    while (ready < size && condition_init(&group->ranks[ready].wake))
         ready++;
     if (ready < size || pthread_mutex_init(&group->mutex, NULL) != 0) {
         status = status_set(GTOPK_ERR_NOMEM, "a thread group of %d ranks: no more condition variables", (int)size);

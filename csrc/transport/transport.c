@@ -13,6 +13,7 @@ typedef struct named_transport {
 static const named_transport_t TRANSPORTS[] = {
     {"self", transport_self_open},
     {"thread", transport_thread_open},
+    {"callback", transport_callback_open},
     {"mpi", transport_mpi_open},
 };
 
