@@ -1,0 +1,106 @@
+"""Set-up and collectives of the Python API on every rank."""
+
+from __future__ import annotations
+
+import numpy as np
+from harness import as_numpy, assert_same_on_all_ranks, given, raises
+
+import gtopk
+from gtopk import comm
+
+
+def mine(*shape, dtype=np.float32):
+    return (np.arange(np.prod(shape, dtype=int)).reshape(shape) + 100 * gtopk.rank()).astype(dtype)
+
+
+def case_ranks_are_numbered():
+    assert 0 <= gtopk.rank() < gtopk.size()
+    assert (gtopk.allgather(np.array([gtopk.rank()])) == np.arange(gtopk.size())).all()
+    assert gtopk.local_rank() == gtopk.rank()  # the tests run on one host
+    before = comm.current()
+    gtopk.init()
+    assert comm.current() is before
+    raises(gtopk.StateError, lambda: gtopk.init(transport="self"), "shutdown")
+
+
+def case_allreduce_of_floats():
+    for dtype in (np.float32, np.float64, np.float16):
+        x = mine(3, 4, dtype=dtype)
+        kept = x.copy()
+        for op, divisor in ((gtopk.Sum, 1), (gtopk.Average, gtopk.size())):
+            expected = sum(np.arange(12).reshape(3, 4) + 100.0 * r for r in range(gtopk.size())) / divisor
+            out = as_numpy(gtopk.allreduce(given(x), op=op))
+            assert out.dtype == dtype
+            assert out.shape == (3, 4)
+            assert np.allclose(out, expected, rtol=1e-3 if dtype == np.float16 else 1e-6)
+            assert_same_on_all_ranks(out)
+        assert (x == kept).all()
+    assert as_numpy(gtopk.allreduce(given(np.array(2.0)))).shape == ()
+    assert (as_numpy(gtopk.allreduce(given(mine(4, 6)[:, ::2]))) == as_numpy(gtopk.allreduce(given(mine(4, 6))))[:, ::2]).all()
+
+
+def case_allreduce_of_integers_is_exact():
+    big = 2**53 + 1
+    out = as_numpy(gtopk.allreduce(given(np.array([big, gtopk.rank()], np.int64)), op=gtopk.Sum))
+    assert out.dtype == np.int64
+    assert out[0] == big * gtopk.size()
+    assert out[1] == sum(range(gtopk.size()))
+    raises(gtopk.InvalidError, lambda: gtopk.allreduce(given(np.array([1]))), "gtopk.Sum")
+    raises(gtopk.InvalidError, lambda: gtopk.allreduce(given(np.array([True]))))
+    raises(gtopk.InvalidError, lambda: gtopk.allreduce(given(np.array([1.0])), op="sum"))
+
+
+def case_allgather_joins_along_the_first_dimension():
+    out = as_numpy(gtopk.allgather(given(mine(2, 3))))
+    assert out.shape == (2 * gtopk.size(), 3)
+    assert (out[2 * gtopk.rank() : 2 * gtopk.rank() + 2] == mine(2, 3)).all()
+    rows = gtopk.rank()  # rank 0 has none
+    ragged = as_numpy(gtopk.allgather(given(np.full((rows, 2), rows, np.int32))))
+    expected = np.concatenate([np.full((r, 2), r, np.int32) for r in range(gtopk.size())])
+    assert ragged.dtype == np.int32
+    assert (ragged == expected).all()
+    assert (as_numpy(gtopk.allgather(given(np.array(gtopk.rank() + 0.5)))) == np.arange(gtopk.size()) + 0.5).all()
+
+
+def case_allgather_of_different_layouts_is_an_error_on_every_rank():
+    odd = gtopk.rank() == gtopk.size() - 1
+    raises(gtopk.MismatchError, lambda: gtopk.allgather(given(mine(2, 4 if odd else 3))), "rank")
+    raises(gtopk.MismatchError, lambda: gtopk.allgather(given(mine(2, dtype=np.int32 if odd else np.float32))), "float32")
+
+
+def case_broadcast():
+    for root in range(gtopk.size()):
+        x = mine(2, 3)
+        out = as_numpy(gtopk.broadcast(given(x), root))
+        assert (out == mine(2, 3) + 100 * (root - gtopk.rank())).all()
+        assert (x == mine(2, 3)).all()
+    x = mine(3, 4)
+    assert gtopk.broadcast_(given(x[:, ::2]), 1) is not None
+    assert (x[:, ::2] == (mine(3, 4) + 100 * (1 - gtopk.rank()))[:, ::2]).all()
+    assert (x[:, 1::2] == mine(3, 4)[:, 1::2]).all()
+    raises(gtopk.InvalidError, lambda: gtopk.broadcast(given(x), gtopk.size()), "root rank")
+    raises(gtopk.InvalidError, lambda: gtopk.broadcast(given(x), -1))
+
+
+def case_broadcast_object():
+    root = gtopk.size() - 1
+    obj = {"epoch": 3, "names": ["a", "b"], "rank": gtopk.rank()}
+    assert gtopk.broadcast_object(obj, root)["rank"] == root
+    assert gtopk.broadcast_object(None, 0) is None
+    large = gtopk.broadcast_object(b"x" * 1_000_000 if gtopk.rank() == 0 else None)
+    assert large == b"x" * 1_000_000
+
+
+def case_values_for_comparing():
+    texts = comm.current().allgather_json({"name": "x" * gtopk.rank()})
+    assert texts == [{"name": "x" * r} for r in range(gtopk.size())]
+
+
+def case_many_communicators():
+    for _ in range(3):
+        other = gtopk.Comm(transport=comm.current().transport)
+        assert (other.rank, other.size) == (gtopk.rank(), gtopk.size())
+        assert (other.allgather(np.array([other.rank])) == np.arange(other.size)).all()
+        other.barrier()
+        other.close()
+        raises(gtopk.StateError, other.barrier, "closed")

@@ -1,0 +1,84 @@
+"""Runs cases on all ranks of a launch: harness.py MODULE... calls every case_* function of the modules, in order.
+
+Started by mpirun with numpy arrays, by torchrun with torch tensors (GTOPK_TEST_KIND=torch). Rank 0 prints one line a
+case. The first failure ends the process at once with status 1, and the launcher ends the other ranks: after it they
+would not be doing the same things any more.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+import traceback
+
+import numpy as np
+
+import gtopk
+
+KIND = os.environ.get("GTOPK_TEST_KIND", "numpy")
+
+
+def given(x):
+    """A numpy array as the kind of tensor that this launch tests, sharing its memory."""
+    if KIND == "torch":
+        import torch
+
+        return torch.from_numpy(x)
+    return x
+
+
+def as_numpy(x):
+    return x if isinstance(x, np.ndarray) else x.detach().numpy()
+
+
+def gather(x):
+    """Every rank's array, stacked along a new first dimension."""
+    return gtopk.allgather(np.ascontiguousarray(x)[None])
+
+
+def assert_same_on_all_ranks(x):
+    everywhere = gather(np.ascontiguousarray(x).view(np.uint8))
+    for rank, other in enumerate(everywhere):
+        assert (other == everywhere[0]).all(), f"rank {rank} differs from rank 0"
+
+
+def raises(error, call, *words):
+    """The exception of `call`, which must be of type `error` and contain the words."""
+    try:
+        call()
+    except error as raised:
+        for word in words:
+            assert word in str(raised), f"{word!r} is not in: {raised}"
+        return raised
+    raise AssertionError(f"{error.__name__} was not raised")
+
+
+def main(modules):
+    gtopk.init()
+    count = 0
+    for module in map(importlib.import_module, modules):
+        for name, case in vars(module).items():
+            if not name.startswith("case_"):
+                continue
+            begin = time.monotonic()
+            try:
+                case()
+                gtopk.barrier()
+            except BaseException:
+                sys.stdout.flush()
+                sys.stderr.write(f"FAILED {name} on rank {gtopk.rank()} of {gtopk.size()}\n{traceback.format_exc()}\n")
+                sys.stderr.flush()
+                os._exit(1)
+            count += 1
+            if gtopk.rank() == 0:
+                print(f"passed {name} ({time.monotonic() - begin:.2f} s)", flush=True)
+    if gtopk.rank() == 0:
+        print(f"all {count} cases passed on {gtopk.size()} ranks", flush=True)
+
+
+if __name__ == "__main__":
+    # The cases import this file as `harness`; it must be one module, not two.
+    sys.modules["harness"] = sys.modules["__main__"]
+    main(sys.argv[1:])
