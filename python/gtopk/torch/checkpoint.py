@@ -10,15 +10,14 @@ import logging
 import sys
 from collections.abc import Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..comm import Sum
+from ..comm import Comm, Sum
 from ..errors import CorruptError, MismatchError, StateError
-from .exchange import Waiting
-from .synchronizer import Synchronizer
+from .exchange import Exchange, Waiting
 
 _log = logging.getLogger("gtopk")
 
@@ -33,18 +32,33 @@ _DCP_TEXT = (
 )
 
 
+class Trainer(Protocol):
+    """What has a residual to save: the optimizer's Synchronizer, or the DDP hook's state."""
+
+    run: int | None
+    steps: int
+
+    @property
+    def comm(self) -> Comm:
+        """Its ranks."""
+
+    @property
+    def exchange(self) -> Exchange:
+        """Its reducers."""
+
+
 # ---- saving ----
 
 
-def save(sync: Synchronizer, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+def save(trainer: Trainer, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
     """This rank's residual and progress."""
-    return _document(sync, parameters, sync.comm.rank, sync.exchange.state())
+    return _document(trainer, parameters, trainer.comm.rank, trainer.exchange.state())
 
 
-def consolidate(sync: Synchronizer, parameters: Mapping[str, Tensor], to: int) -> dict[str, Any] | None:
+def consolidate(trainer: Trainer, parameters: Mapping[str, Tensor], to: int) -> dict[str, Any] | None:
     """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective."""
-    mine = sync.exchange.state()
-    listed = sync.comm.allgather_json([[name, entry.velocity is not None] for name, entry in mine.items()])
+    mine = trainer.exchange.state()
+    listed = trainer.comm.allgather_json([[name, entry.velocity is not None] for name, entry in mine.items()])
     velocities: dict[str, bool] = {}
     for names in listed:
         for name, has_velocity in names:
@@ -53,26 +67,26 @@ def consolidate(sync: Synchronizer, parameters: Mapping[str, Tensor], to: int) -
     for name in sorted(velocities):
         entry = mine.get(name)
         length = parameters[name].numel() if name in parameters else 0
-        residual = _summed(sync, None if entry is None else entry.residual, length)
-        velocity = _summed(sync, None if entry is None else entry.velocity, length) if velocities[name] else None
+        residual = _summed(trainer, None if entry is None else entry.residual, length)
+        velocity = _summed(trainer, None if entry is None else entry.velocity, length) if velocities[name] else None
         total[name] = Waiting(residual, velocity)
-    return _document(sync, parameters, _CONSOLIDATED, total) if sync.comm.rank == to else None
+    return _document(trainer, parameters, _CONSOLIDATED, total) if trainer.comm.rank == to else None
 
 
-def _summed(sync: Synchronizer, mine: Tensor | None, length: int) -> Tensor:
-    total: Tensor = sync.comm.allreduce(torch.zeros(length) if mine is None else mine, Sum)
+def _summed(trainer: Trainer, mine: Tensor | None, length: int) -> Tensor:
+    total: Tensor = trainer.comm.allreduce(torch.zeros(length) if mine is None else mine, Sum)
     return total
 
 
 def _document(
-    sync: Synchronizer, parameters: Mapping[str, Tensor], rank: int, entries: Mapping[str, Waiting]
+    trainer: Trainer, parameters: Mapping[str, Tensor], rank: int, entries: Mapping[str, Waiting]
 ) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "rank": rank,
-        "size": sync.comm.size,
-        "run": sync.run,
-        "step": sync.steps,
+        "size": trainer.comm.size,
+        "run": trainer.run,
+        "step": trainer.steps,
         "names": list(parameters),
         "lengths": [parameter.numel() for parameter in parameters.values()],
         "residual": {name: entry.residual for name, entry in entries.items()},
@@ -84,7 +98,7 @@ def _document(
 
 
 def check(
-    sync: Synchronizer, parameters: Mapping[str, Tensor], saved: Mapping[str, Any], strict: bool
+    trainer: Trainer, parameters: Mapping[str, Tensor], saved: Mapping[str, Any], strict: bool
 ) -> dict[str, Waiting]:
     """What this rank is to go on with. Changes nothing.
 
@@ -101,18 +115,18 @@ def check(
         name: Waiting(_values(saved["residual"], name, parameters), _velocity(saved["velocity"], name, parameters))
         for name in saved["residual"]
     }
-    if saved["velocity"] and not sync.exchange.options.momentum_correction:
+    if saved["velocity"] and not trainer.exchange.options.momentum_correction:
         raise MismatchError(
             "the state was saved with momentum_correction=True and holds a velocity: wrap the optimizer with "
             "momentum_correction=True before loading it"
         )
     if saved["rank"] == _CONSOLIDATED:
-        return {name: _share(entry, sync.comm.size) for name, entry in entries.items()}
-    if (saved["rank"], saved["size"]) == (sync.comm.rank, sync.comm.size) or not entries:
+        return {name: _share(entry, trainer.comm.size) for name, entry in entries.items()}
+    if (saved["rank"], saved["size"]) == (trainer.comm.rank, trainer.comm.size) or not entries:
         return {name: _share(entry, 1) for name, entry in entries.items()}
     text = (
-        f"the loaded state is that of rank {saved['rank']} of {saved['size']}, this is rank {sync.comm.rank} of "
-        f"{sync.comm.size}"
+        f"the loaded state is that of rank {saved['rank']} of {saved['size']}, this is rank {trainer.comm.rank} of "
+        f"{trainer.comm.size}"
     )
     if strict:
         raise MismatchError(f"{text}: load this rank's own, or one of consolidate_state_dict, or leave out strict=True")

@@ -140,10 +140,25 @@ class Exchange:
         handed = [hand_over(part.slots) for part in self.parts]
         for part, (blocks, _) in zip(self.parts, handed, strict=True):
             part.reducer.accumulate_many(None, blocks, scale, zero_input=not found_inf, found_inf=found_inf)
-        stats = self._reduce([blocks for blocks, _ in handed], are_zero=not found_inf)
+        stats = self.reduce([blocks for blocks, _ in handed], are_zero=not found_inf)
         for _, copied in handed:
             for slot, grad in copied:
                 slot.put_back(grad)
+        return stats
+
+    def reduce(self, blocks: list[list[Tensor]], *, are_zero: bool) -> dict[str, Any]:
+        """After everything was accumulated: exchanges, and writes the mean update to one block for each slot of each
+        part."""
+        results: list[dict[str, Any]] = []
+        for part, outputs in zip(self.parts, blocks, strict=True):
+            if results and results[-1]["nonfinite"]:
+                part.reducer.accumulate_many((), (), found_inf=True)
+            results.append(part.reducer.reduce(outputs, outputs_are_zero=are_zero))
+        stats = _merged(results)
+        if stats["nonfinite"]:
+            for part, outputs, result in zip(self.parts, blocks, results, strict=True):
+                if not result["nonfinite"]:
+                    _give_back(part, outputs)
         return stats
 
     def run_joined(self) -> dict[str, Any]:
@@ -161,19 +176,6 @@ class Exchange:
         if stats["all_joined"] or stats["nonfinite"]:
             for part, indices, values in updates:
                 _give_back_sparse(part, indices, values)
-        return stats
-
-    def _reduce(self, blocks: list[list[Tensor]], are_zero: bool) -> dict[str, Any]:
-        results: list[dict[str, Any]] = []
-        for part, outputs in zip(self.parts, blocks, strict=True):
-            if results and results[-1]["nonfinite"]:
-                part.reducer.accumulate_many((), (), found_inf=True)
-            results.append(part.reducer.reduce(outputs, outputs_are_zero=are_zero))
-        stats = _merged(results)
-        if stats["nonfinite"]:
-            for part, outputs, result in zip(self.parts, blocks, results, strict=True):
-                if not result["nonfinite"]:
-                    _give_back(part, outputs)
         return stats
 
     # ---- residuals ----

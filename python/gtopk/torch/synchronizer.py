@@ -6,7 +6,6 @@ settings (density, momentum), exchange, verdict (was it finite?). What the user 
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._autograd import _profiler_enabled
 
 from ..comm import Comm
 from ..errors import StateError, UnsupportedError
@@ -22,10 +20,10 @@ from . import amp, momentum
 from .agreement import agree, agree_on_progress
 from .exchange import Exchange, Options, Waiting
 from .layout import block_like, flat_view
+from .nonfinite import NonfiniteWarning
 from .parameters import Names, Slot, check_types, sparse_text
+from .profile import record
 from .warmup import DensitySchedule
-
-_log = logging.getLogger("gtopk")
 
 
 class Synchronizer:
@@ -54,7 +52,7 @@ class Synchronizer:
         self.synchronized = False  # synchronize() was called and step() not yet
         self.nonfinite = False  # the latest exchange was
         self.stats: dict[str, Any] = {}
-        self._nonfinite_in_a_row = 0
+        self._warning = NonfiniteWarning()
         self._active: list[int] | None = None
         self._dense: set[int] = set()
 
@@ -109,19 +107,7 @@ class Synchronizer:
         self.stats["step"] = self.steps
         self.steps += 1
         self.nonfinite = bool(self.stats["nonfinite"])
-        if not self.nonfinite:
-            self._nonfinite_in_a_row = 0
-            return
-        self._nonfinite_in_a_row += 1
-        count = self._nonfinite_in_a_row
-        if count in (1, 10, 100) or count % 1000 == 0:
-            _log.warning(
-                "rank %d, step %d: a gradient was Inf or NaN on some rank, so this step is skipped on all (%d in a row). "
-                "A few are normal with a GradScaler; otherwise lower the learning rate or clip gradients",
-                self.comm.rank,
-                self.steps - 1,
-                count,
-            )
+        self._warning.note(self.nonfinite, self.comm.rank, self.stats["step"])
 
     @contextmanager
     def wrapped_step(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
@@ -206,16 +192,6 @@ _SOLO_STATS: dict[str, Any] = {
     "commit_s": 0.0,
     "wait_s": 0.0,
 }
-
-
-@contextmanager
-def record(name: str) -> Iterator[None]:
-    """A range for torch.profiler; costs next to nothing while no profiler runs."""
-    if not _profiler_enabled():
-        yield
-        return
-    with torch.profiler.record_function(name):
-        yield
 
 
 def _in_memory_order(parameter: Tensor, flat: Tensor) -> Tensor:
