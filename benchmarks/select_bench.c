@@ -1,0 +1,599 @@
+/* How fast the CPU device is, per operation and in sum, as ratios to a bare `r += g` loop that runs in between. Prints a
+ * table and, with --json FILE, the same as JSON (times in milliseconds, medians).
+ *
+ *   select_bench [--n N,..] [--density D,..] [--threads T,..] [--repeat R] [--trace FILE] [--json FILE]
+ *
+ * Columns: bare       r += g over n floats: 12 bytes an entry
+ *          acc        accumulate with zeroing, predicted threshold right; /bare: as a ratio (16 bytes an entry)
+ *          select     exact k of the candidates, sorted
+ *          commit     clear what was sent and write k means into zeroed outputs
+ *          first      accumulate + select when nothing is known of the threshold
+ *          miss       accumulate + select when the prediction was 4 times too high
+ *          merge..    two sets of k that share about a quarter of their entries; k are kept; bf16 values, with CRC
+ *
+ * --trace FILE: gradients recorded from a real training run, n floats a step, steps one after the other; gives for each
+ * n = file's own dimension (--n) the share of steps that missed, and the candidates for each selected entry. */
+#include <errno.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "device/cpu/isa.h"
+#include "device/cpu/store.h"
+#include "util/clock.h"
+#include "util/memory.h"
+
+#define MAX_LIST 16
+#define MAX_REPEAT 1001
+#define WARM_STEPS 6
+
+typedef struct options {
+    double n[MAX_LIST], density[MAX_LIST], threads[MAX_LIST];
+    size_t n_count, density_count, thread_count;
+    int repeat;
+    const char *json, *trace;
+} options_t;
+
+static void fail(const char *what, const char *why)
+{
+    (void)fprintf(stderr, "select_bench: %s: %s\n", what, why);
+    exit(1);
+}
+
+static void check(gtopk_status_t status)
+{
+    if (status != GTOPK_OK)
+        fail(gtopk_status_name(status), gtopk_last_error());
+}
+
+/* ---- threads: a parallel-for with waiting helpers, as a training framework has them ---- */
+
+typedef struct team {
+    pthread_t helpers[64];
+    int size; /* this thread included */
+    atomic_uint round, left;
+    atomic_int quit;
+    int64_t begin, end;
+    gtopk_parallel_body_fn body;
+    void *arg;
+} team_t;
+
+typedef struct seat {
+    team_t *team;
+    int place;
+} seat_t;
+
+static seat_t seats[64];
+
+static void team_share(const team_t *team, int place)
+{
+    int64_t items = team->end - team->begin;
+    int64_t from = team->begin + items * place / team->size, to = team->begin + items * (place + 1) / team->size;
+    if (from < to)
+        team->body(from, to, team->arg);
+}
+
+static void *helper_main(void *arg)
+{
+    const seat_t *seat = arg;
+    team_t *team = seat->team;
+    for (unsigned seen = 0;;) {
+        while (atomic_load(&team->round) == seen)
+            if (atomic_load(&team->quit))
+                return NULL;
+        seen++;
+        team_share(team, seat->place);
+        atomic_fetch_sub(&team->left, 1);
+    }
+}
+
+static void team_open(team_t *team, int size)
+{
+    *team = (team_t){.size = size};
+    for (int i = 1; i < size; i++) {
+        seats[i] = (seat_t){team, i};
+        if (pthread_create(&team->helpers[i], NULL, helper_main, &seats[i]) != 0)
+            fail("thread", "cannot be started");
+    }
+}
+
+static void team_close(team_t *team)
+{
+    atomic_store(&team->quit, 1);
+    for (int i = 1; i < team->size; i++)
+        (void)pthread_join(team->helpers[i], NULL);
+}
+
+static void team_run(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body, void *arg)
+{
+    team_t *team = context;
+    (void)grain;
+    team->begin = begin;
+    team->end = end;
+    team->body = body;
+    team->arg = arg;
+    atomic_store(&team->left, (unsigned)team->size - 1);
+    atomic_fetch_add(&team->round, 1);
+    team_share(team, 0);
+    while (atomic_load(&team->left) != 0) {
+    }
+}
+
+/* ---- the loop to compare with ---- */
+
+typedef struct bare {
+    float *r;
+    const float *g;
+} bare_t;
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+static void bare_loop(float *restrict r, const float *restrict g, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        r[i] += g[i];
+}
+
+static void bare_body(int64_t begin, int64_t end, void *arg)
+{
+    const bare_t *bare = arg;
+    bare_loop(bare->r + begin, bare->g + begin, end - begin);
+}
+
+/* ---- data ---- */
+
+static uint64_t random_next(uint64_t *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state;
+}
+
+/* Laplace: the tails of gradients are heavier than a normal distribution's. */
+static float random_laplace(uint64_t *state)
+{
+    double u = ((double)(random_next(state) >> 11) + 0.5) / 9007199254740992.0;
+    return (float)(u < 0.5 ? log(2.0 * u) : -log(2.0 * (1.0 - u)));
+}
+
+/* As the store allocates: with huge pages where the system has them, so that the comparison is one of loops. */
+static float *vector_new(size_t n)
+{
+    float *vector;
+    check(memory_alloc(&vector, n, sizeof *vector, "a vector"));
+#ifdef MADV_HUGEPAGE
+    uintptr_t page = 2u << 20, begin = ((uintptr_t)vector + page - 1) & ~(page - 1);
+    uintptr_t end = ((uintptr_t)vector + n * sizeof *vector) & ~(page - 1);
+    if (begin < end)
+        (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+#endif
+    memset(vector, 0, n * sizeof *vector);
+    return vector;
+}
+
+/* Another gradient each step: the same values, rotated. */
+static void gradient_fill(float *gradient, const float *base, size_t n, uint64_t step)
+{
+    size_t shift = (size_t)(step * 7919 % n);
+    memcpy(gradient, base + shift, (n - shift) * sizeof *gradient);
+    memcpy(gradient + (n - shift), base, shift * sizeof *gradient);
+}
+
+static device_set_t set_new(uint64_t capacity)
+{
+    device_set_t set = {.capacity = (uint32_t)capacity};
+    check(memory_alloc(&set.index, capacity, sizeof *set.index, "a set"));
+    check(memory_alloc(&set.value, capacity, sizeof *set.value, "a set"));
+    check(memory_alloc(&set.count, 1, sizeof *set.count, "a set"));
+    return set;
+}
+
+static void set_free(device_set_t *set)
+{
+    memory_free(set->index);
+    memory_free(set->value);
+    memory_free(set->count);
+}
+
+/* About a quarter of the entries of both sets are common. */
+static void set_fill(device_set_t *set, uint64_t n, uint64_t k, uint64_t seed)
+{
+    uint64_t common = 12345, own = seed;
+    uint32_t count = 0;
+    double stride = (double)n / (double)k;
+    for (uint64_t i = 0; i < k; i++) {
+        uint64_t state = i % 4 == 0 ? random_next(&common) : random_next(&own);
+        uint64_t low = (uint64_t)((double)i * stride), high = (uint64_t)((double)(i + 1) * stride);
+        set->index[count] = (uint32_t)(low + (high > low ? state % (high - low) : 0));
+        float value = random_laplace(&own);
+        set->value[count] = value + (value < 0 ? -6.0f : 6.0f);
+        count++;
+    }
+    *set->count = count;
+}
+
+/* ---- times ---- */
+
+typedef struct times {
+    double of[MAX_REPEAT];
+    int count;
+} times_t;
+
+static int compare_double(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median_ms(times_t *times)
+{
+    if (times->count == 0)
+        return 0;
+    qsort(times->of, (size_t)times->count, sizeof times->of[0], compare_double);
+    return 1e3 * times->of[times->count / 2];
+}
+
+static void add_time(times_t *times, double begin)
+{
+    double now = clock_now();
+    times->of[times->count++] = now - begin;
+}
+
+typedef struct row {
+    uint64_t n, k;
+    double density;
+    int threads;
+    double bare, accumulate, select, commit, first, miss, merge, deposit, encode, decode;
+    double candidates, miss_rate;
+} row_t;
+
+/* ---- one step ---- */
+
+typedef struct bench {
+    device_t *device;
+    device_store_t *store;
+    device_accumulate_t params;
+    device_words_t words;
+    device_set_t selected, none;
+    float *gradient;
+    uint64_t n, k, candidates, misses, steps;
+} bench_t;
+
+static void accumulate(bench_t *b)
+{
+    device_span_t span = {.offset = 0, .length = b->n, .data = b->gradient, .dtype = GTOPK_F32};
+    b->device->ops->step_begin(b->store);
+    check(b->device->ops->accumulate(b->store, &span, 1, &b->params, &b->words, NULL));
+}
+
+static void select_k(bench_t *b)
+{
+    uint64_t candidates, misses;
+    check(b->device->ops->select(b->store, b->k, &b->selected, NULL, &candidates, &misses));
+    b->candidates += candidates;
+    b->misses += misses;
+    b->steps++;
+}
+
+static void commit(bench_t *b)
+{
+    device_span_t span = {.offset = 0, .length = b->n, .data = b->gradient, .dtype = GTOPK_F32};
+    device_journal_t journal = {.selected = b->selected, .first = b->selected, .final = b->selected, .size = 1};
+    check(b->device->ops->commit(b->store, &journal, &span, 1, 1, &b->words, NULL));
+}
+
+static void measure_step(row_t *row, team_t *team, const float *base, float *r, float *gradient, int repeat)
+{
+    bench_t b = {.n = row->n, .k = row->k, .gradient = gradient, .params = {1.0f, 1, 0.0f, 0}, .words = {1, 0, 0, 0}};
+    device_parallel_t parallel = {team->size > 1 ? team_run : NULL, team};
+    check(device_cpu_open(&b.device));
+    check(b.device->ops->store_create(b.device, b.n, b.k, 0, &parallel, &b.store));
+    b.selected = set_new(b.k);
+
+    static times_t bare, acc, sel, com, first, miss;
+    bare.count = acc.count = sel.count = com.count = first.count = miss.count = 0;
+    bare_t loop = {r, gradient};
+    uint64_t step = 0;
+    for (int i = -WARM_STEPS; i < repeat; i++) {
+        gradient_fill(gradient, base, row->n, step++);
+        double begin = clock_now();
+        if (team->size > 1)
+            team_run(team, 0, (int64_t)row->n, 1, bare_body, &loop);
+        else
+            bare_body(0, (int64_t)row->n, &loop);
+        add_time(&bare, begin);
+
+        gradient_fill(gradient, base, row->n, step);
+        begin = clock_now();
+        accumulate(&b);
+        add_time(&acc, begin);
+        begin = clock_now();
+        select_k(&b);
+        add_time(&sel, begin);
+        begin = clock_now();
+        commit(&b);
+        add_time(&com, begin);
+        if (i < 0) {
+            bare.count = acc.count = sel.count = com.count = 0;
+            b.candidates = b.misses = b.steps = 0;
+        }
+    }
+    row->candidates = (double)b.candidates / (double)(b.steps * b.k);
+    row->miss_rate = (double)b.misses / (double)b.steps;
+
+    for (int i = 0; i < (repeat + 2) / 3; i++) {
+        gradient_fill(gradient, base, row->n, step++);
+        hint_reset(&b.store->hint);
+        double begin = clock_now();
+        accumulate(&b);
+        select_k(&b);
+        add_time(&first, begin);
+        commit(&b);
+        gradient_fill(gradient, base, row->n, step++);
+        b.store->hint.last *= 4;
+        begin = clock_now();
+        accumulate(&b);
+        select_k(&b);
+        add_time(&miss, begin);
+        commit(&b);
+    }
+    row->bare = median_ms(&bare);
+    row->accumulate = median_ms(&acc);
+    row->select = median_ms(&sel);
+    row->commit = median_ms(&com);
+    row->first = median_ms(&first);
+    row->miss = median_ms(&miss);
+    set_free(&b.selected);
+    b.device->ops->store_destroy(b.store);
+    b.device->ops->close(b.device);
+}
+
+static void measure_sets(row_t *row, int repeat)
+{
+    device_t *device;
+    check(device_cpu_open(&device));
+    device_set_t a = set_new(row->k), b = set_new(row->k), kept = set_new(row->k), all = set_new(2 * row->k);
+    device_set_t decoded = set_new(row->k), rest = set_new(2 * row->k), received = set_new(row->k);
+    device_words_t words = {1, 0, 0, 0};
+    wire_header_t header = {.value_type = GTOPK_VALUE_BF16, .algorithm = GTOPK_ALGORITHM_GTOPK, .dim = (uint32_t)row->n};
+    header.k = (uint32_t)row->k;
+    uint8_t *message;
+    check(memory_alloc(&message, wire_message_capacity(row->n, row->k, GTOPK_VALUE_BF16), 1, "a message"));
+    static times_t merge, deposit, encode, decode;
+    merge.count = deposit.count = encode.count = decode.count = 0;
+    for (int i = 0; i < repeat; i++) {
+        set_fill(&a, row->n, row->k, 77 + (uint64_t)i * 2);
+        set_fill(&b, row->n, row->k, 78 + (uint64_t)i * 2);
+        double begin = clock_now();
+        check(device->ops->merge(device, &a, &b, row->k, &kept, &all, &words, NULL));
+        add_time(&merge, begin);
+        begin = clock_now();
+        check(device->ops->encode(device, &kept, &header, message, &decoded, &words, NULL));
+        size_t bytes = wire_message_size(row->n, *decoded.count, GTOPK_VALUE_BF16);
+        wire_seal(message, bytes - WIRE_HEADER_SIZE);
+        add_time(&encode, begin);
+        begin = clock_now();
+        check(device->ops->deposit(device, &all, &decoded, 0.5f, &rest, NULL));
+        add_time(&deposit, begin);
+        wire_header_t read;
+        begin = clock_now();
+        check(wire_header_read(message, bytes, 0, &read));
+        check(device->ops->decode(device, message, &read, &received, &words, NULL));
+        add_time(&decode, begin);
+    }
+    row->merge = median_ms(&merge);
+    row->deposit = median_ms(&deposit);
+    row->encode = median_ms(&encode);
+    row->decode = median_ms(&decode);
+    memory_free(message);
+    set_free(&a), set_free(&b), set_free(&kept), set_free(&all);
+    set_free(&decoded), set_free(&rest), set_free(&received);
+    device->ops->close(device);
+}
+
+/* ---- recorded gradients ---- */
+
+static void run_trace(const options_t *options, double density)
+{
+    uint64_t n = (uint64_t)options->n[0];
+    FILE *file = fopen(options->trace, "rb");
+    if (!file)
+        fail(options->trace, strerror(errno));
+    bench_t b = {.n = n, .params = {1.0f, 1, 0.0f, 0}, .words = {1, 0, 0, 0}, .gradient = vector_new((size_t)n)};
+    double wanted = rint(density * (double)n);
+    b.k = wanted < 1 ? 1 : (uint64_t)wanted;
+    b.selected = set_new(b.k);
+    check(device_cpu_open(&b.device));
+    check(b.device->ops->store_create(b.device, n, b.k, 0, NULL, &b.store));
+    double begin, spent = 0;
+    while (fread(b.gradient, sizeof *b.gradient, (size_t)n, file) == n) {
+        begin = clock_now();
+        accumulate(&b);
+        select_k(&b);
+        commit(&b);
+        spent += clock_now() - begin;
+    }
+    (void)fclose(file);
+    if (b.steps == 0)
+        fail(options->trace, "holds less than one step of n floats; give its n with --n");
+    (void)printf("trace: n %llu, k %llu, steps %llu, hint hit %.2f %%, candidates / k %.2f, %.3f ms a step\n",
+                 (unsigned long long)n, (unsigned long long)b.k, (unsigned long long)b.steps,
+                 100.0 * (1.0 - (double)b.misses / (double)b.steps), (double)b.candidates / (double)(b.steps * b.k),
+                 1e3 * spent / (double)b.steps);
+    set_free(&b.selected);
+    memory_free(b.gradient);
+    b.device->ops->store_destroy(b.store);
+    b.device->ops->close(b.device);
+}
+
+/* ---- output ---- */
+
+static double copy_bandwidth(void)
+{
+    size_t n = (size_t)32 << 20;
+    float *from = vector_new(n), *to = vector_new(n);
+    static times_t times;
+    for (int i = 0; i < 9; i++) {
+        double begin = clock_now();
+        memcpy(to, from, n * sizeof *to);
+        add_time(&times, begin);
+        from[i] = to[i] + 1.0f;
+    }
+    memory_free(from);
+    memory_free(to);
+    return 2.0 * (double)n * sizeof *to / (1e6 * median_ms(&times));
+}
+
+static void print_head(void)
+{
+    (void)printf("%10s %8s %7s %3s | %8s %8s %6s %7s %7s %6s | %6s %6s | %5s %5s | %8s %8s %8s %8s\n", "n", "density", "k", "thr",
+                 "bare ms", "acc ms", "/bare", "select", "commit", "rest", "first", "miss", "cand", "hit",
+                 "merge us", "deposit", "encode", "decode");
+}
+
+static void print_row(const row_t *r)
+{
+    (void)printf("%10llu %8g %7llu %3d | %8.4f %8.4f %6.2f %7.4f %7.4f %5.1f%% | %6.2f %6.2f | %5.2f %4.0f%% | %8.1f %8.1f %8.1f %8.1f\n",
+                 (unsigned long long)r->n, r->density, (unsigned long long)r->k, r->threads, r->bare, r->accumulate,
+                 r->accumulate / r->bare, r->select, r->commit, 100 * (r->select + r->commit) / r->accumulate,
+                 r->first / r->bare, r->miss / r->bare, r->candidates, 100 * (1 - r->miss_rate), 1e3 * r->merge,
+                 1e3 * r->deposit, 1e3 * r->encode, 1e3 * r->decode);
+    (void)fflush(stdout);
+}
+
+static void cpu_name(char *name, size_t size)
+{
+    (void)snprintf(name, size, "unknown");
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    char line[256];
+    while (file && fgets(line, sizeof line, file)) {
+        char *colon = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || !colon)
+            continue;
+        line[strcspn(line, "\n")] = 0;
+        (void)snprintf(name, size, "%s", colon + 2);
+        break;
+    }
+    if (file)
+        (void)fclose(file);
+}
+
+static void write_json(const char *path, const row_t *rows, size_t count, double bandwidth, int argc, char **argv)
+{
+    FILE *file = fopen(path, "w");
+    if (!file)
+        fail(path, strerror(errno));
+    char cpu[256];
+    cpu_name(cpu, sizeof cpu);
+    (void)fprintf(file, "{\n \"machine\": {\"cpu\": \"%s\", \"cores\": %ld, \"isa\": \"%s\", \"copy_gb_s\": %.2f},\n \"command\": \"select_bench",
+                  cpu, sysconf(_SC_NPROCESSORS_ONLN), device_cpu_isa(), bandwidth);
+    for (int i = 1; i < argc; i++)
+        (void)fprintf(file, " %s", argv[i]);
+    (void)fprintf(file, "\",\n \"rows\": [");
+    for (size_t i = 0; i < count; i++) {
+        const row_t *r = &rows[i];
+        (void)fprintf(file,
+                      "%s\n  {\"n\": %llu, \"density\": %g, \"k\": %llu, \"threads\": %d, \"bare_ms\": %.5f, \"accumulate_ms\": %.5f, "
+                      "\"select_ms\": %.5f, \"commit_ms\": %.5f, \"first_ms\": %.5f, \"miss_ms\": %.5f, \"merge_ms\": %.5f, "
+                      "\"deposit_ms\": %.5f, \"encode_ms\": %.5f, \"decode_ms\": %.5f, \"candidates_per_k\": %.3f, \"miss_rate\": %.3f, "
+                      "\"accumulate_to_bare\": %.3f, \"rest_to_accumulate\": %.3f}",
+                      i ? "," : "", (unsigned long long)r->n, r->density, (unsigned long long)r->k, r->threads, r->bare,
+                      r->accumulate, r->select, r->commit, r->first, r->miss, r->merge, r->deposit, r->encode, r->decode,
+                      r->candidates, r->miss_rate, r->accumulate / r->bare, (r->select + r->commit) / r->accumulate);
+    }
+    (void)fprintf(file, "\n ]\n}\n");
+    if (fclose(file) != 0)
+        fail(path, strerror(errno));
+}
+
+/* ---- main ---- */
+
+static size_t parse_list(const char *text, double *list)
+{
+    size_t count = 0;
+    while (*text && count < MAX_LIST) {
+        char *end;
+        list[count] = strtod(text, &end);
+        if (end == text || list[count] <= 0 || (*end && *end != ','))
+            fail(text, "is no list of positive numbers");
+        count++;
+        text = *end ? end + 1 : end;
+    }
+    return count;
+}
+
+static options_t parse(int argc, char **argv)
+{
+    options_t o = {.n = {1e4, 1e5, 1e6, 1e7, 25e6, 1e8}, .n_count = 6, .density = {1e-4, 1e-3, 1e-2, 5e-2},
+                   .density_count = 4, .threads = {1, 2}, .thread_count = 2, .repeat = 15};
+    for (int i = 1; i < argc; i++) {
+        if (i + 1 == argc)
+            fail(argv[i], "unknown, or its value is missing; see the head of select_bench.c");
+        const char *value = argv[i + 1];
+        if (strcmp(argv[i], "--n") == 0)
+            o.n_count = parse_list(value, o.n);
+        else if (strcmp(argv[i], "--density") == 0)
+            o.density_count = parse_list(value, o.density);
+        else if (strcmp(argv[i], "--threads") == 0)
+            o.thread_count = parse_list(value, o.threads);
+        else if (strcmp(argv[i], "--repeat") == 0)
+            o.repeat = atoi(value);
+        else if (strcmp(argv[i], "--json") == 0)
+            o.json = value;
+        else if (strcmp(argv[i], "--trace") == 0)
+            o.trace = value;
+        else
+            fail(argv[i], "unknown option; see the head of select_bench.c");
+        i++;
+    }
+    if (o.repeat < 1 || o.repeat > MAX_REPEAT - WARM_STEPS)
+        fail("--repeat", "is out of range");
+    return o;
+}
+
+int main(int argc, char **argv)
+{
+    options_t options = parse(argc, argv);
+    if (options.trace) {
+        for (size_t d = 0; d < options.density_count; d++)
+            run_trace(&options, options.density[d]);
+        return 0;
+    }
+    double bandwidth = copy_bandwidth();
+    (void)printf("isa %s (of %s), copy %.1f GB/s\n", device_cpu_isa(), device_cpu_isa_supported(), bandwidth);
+    print_head();
+    static row_t rows[MAX_LIST * MAX_LIST * MAX_LIST];
+    size_t count = 0;
+    for (size_t i = 0; i < options.n_count; i++) {
+        size_t n = (size_t)options.n[i];
+        float *base = vector_new(n), *r = vector_new(n), *gradient = vector_new(n);
+        uint64_t state = 88172645463325252u;
+        for (size_t j = 0; j < n; j++)
+            base[j] = random_laplace(&state);
+        for (size_t d = 0; d < options.density_count; d++)
+            for (size_t t = 0; t < options.thread_count; t++) {
+                row_t *row = &rows[count++];
+                double k = rint(options.density[d] * (double)n);
+                *row = (row_t){.n = n, .k = k < 1 ? 1 : (uint64_t)k, .density = options.density[d], .threads = (int)options.threads[t]};
+                team_t team;
+                team_open(&team, row->threads);
+                measure_step(row, &team, base, r, gradient, options.repeat);
+                team_close(&team);
+                measure_sets(row, options.repeat);
+                print_row(row);
+            }
+        memory_free(base);
+        memory_free(r);
+        memory_free(gradient);
+    }
+    if (options.json)
+        write_json(options.json, rows, count, bandwidth, argc, argv);
+    return 0;
+}
