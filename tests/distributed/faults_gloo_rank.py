@@ -1,0 +1,45 @@
+"""A rank over gloo, started by hand with RANK and WORLD_SIZE, that takes steps until one fails: the torch counterpart of
+step_until_error.c, with the same output."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import numpy as np
+
+import gtopk
+
+DIM = 20000
+
+
+def main(timeout):
+    gtopk.init(transport="torch", timeout=timeout)
+    rank = gtopk.rank()
+    reducer = gtopk.Reducer([DIM])
+    print(f"rank {rank} pid {os.getpid()}", flush=True)
+    random = np.random.default_rng(rank)
+    for step in range(10**9):
+        x = random.standard_normal(DIM).astype(np.float32)
+        reducer.accumulate(0, x)
+        before = reducer.residual(0)
+        try:
+            reducer.reduce([x])
+        except gtopk.GtopkError as error:
+            first, when = error, time.time()
+            break
+        if step % 50 == 0:
+            print(f"rank {rank} step {step}", flush=True)
+    print(f"rank {rank}: {first}", file=sys.stderr, flush=True)
+    kept = int(np.array_equal(before, reducer.residual(0)))
+    later = 0
+    try:
+        gtopk.barrier()
+    except gtopk.GtopkError as error:
+        later = int(type(error) is type(first) and time.time() - when < 0.2)
+    print(f"rank {rank} failed {type(first).__name__} at {when:.6f} kept {kept} later {later}", flush=True)
+    os._exit(3)
+
+
+main(float(sys.argv[1]))

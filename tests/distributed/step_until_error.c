@@ -1,0 +1,81 @@
+/* A rank that takes steps until one fails, and says when and how: for tests that kill and stop ranks. Public API only.
+ *
+ *   step_until_error SECONDS      under mpirun; the deadline of an exchange
+ *
+ * Prints "rank R pid P", then every 50 steps "rank R step S", at the end "rank R failed STATUS at TIME kept K later L":
+ * the clock's time, whether the residual is bit for bit what it was after accumulate, whether a later call failed with
+ * the same error at once. Ends without MPI_Finalize, as a program does that leaves with an error. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "gtopk.h"
+
+#define DIM 20000
+
+static double wall_clock(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_REALTIME, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void require(gtopk_status_t status)
+{
+    if (status == GTOPK_OK)
+        return;
+    (void)fprintf(stderr, "%s: %s\n", gtopk_status_name(status), gtopk_last_error());
+    _exit(2);
+}
+
+static void fill(float *x, uint64_t seed)
+{
+    for (size_t i = 0; i < DIM; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        x[i] = (float)(int32_t)(seed >> 32) * 1e-9f;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static float x[DIM], before[DIM], after[DIM];
+    const uint64_t length = DIM;
+    gtopk_comm_config_t net = GTOPK_COMM_CONFIG_INIT;
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_comm_t *comm;
+    gtopk_reducer_t *reducer;
+    net.transport = "mpi";
+    net.timeout = argc > 1 ? atof(argv[1]) : 2.0;
+    require(gtopk_comm_create(&comm, &net));
+    require(gtopk_reducer_create(&reducer, comm, &config, &length, 1));
+    const int rank = gtopk_comm_rank(comm);
+    (void)printf("rank %d pid %ld\n", rank, (long)getpid());
+    (void)fflush(stdout);
+
+    const gtopk_tensor_t tensor = {x, DIM, GTOPK_F32, 0};
+    gtopk_status_t status = GTOPK_OK;
+    for (uint64_t step = 0; status == GTOPK_OK; step++) {
+        fill(x, step * 64 + (uint64_t)rank);
+        require(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, 0, NULL));
+        require(gtopk_reducer_residual(reducer, 0, before, DIM));
+        status = gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL);
+        if (step % 50 == 0) {
+            (void)printf("rank %d step %llu\n", rank, (unsigned long long)step);
+            (void)fflush(stdout);
+        }
+    }
+    const double when = wall_clock();
+    (void)fprintf(stderr, "rank %d: %s\n", rank, gtopk_last_error());
+    require(gtopk_reducer_residual(reducer, 0, after, DIM));
+    const gtopk_status_t later = gtopk_barrier(comm);
+    (void)printf("rank %d failed %s at %.6f kept %d later %d\n", rank, gtopk_status_name(status), when,
+                 memcmp(before, after, sizeof before) == 0, later == status && wall_clock() - when < 0.1);
+    (void)fflush(stdout);
+    gtopk_reducer_destroy(reducer);
+    gtopk_comm_destroy(comm);
+    (void)sleep(60); /* a rank that leaves with an error takes the others with it, also under --enable-recovery */
+    _exit(3);
+}
