@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cifar10_python
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -35,6 +36,7 @@ __all__ = ["DataError", "DataSet", "Split", "augment", "cache_folder", "epoch_or
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 CIFAR10_FOLDER = "cifar-10-batches-bin"
+CIFAR10_PYTHON_FOLDER = "cifar-10-batches-py"
 CIFAR10_TRAIN = [f"data_batch_{i}.bin" for i in range(1, 6)]
 CIFAR10_TEST = ["test_batch.bin"]
 
@@ -146,12 +148,12 @@ def locate(
 
 
 def _given(folder: Path) -> Path:
-    for candidate in (folder, folder / CIFAR10_FOLDER, folder / FASHION_FOLDER):
-        if _is_cifar10(candidate) or _is_fashion_mnist(candidate):
+    for candidate in (folder, folder / CIFAR10_FOLDER, folder / CIFAR10_PYTHON_FOLDER, folder / FASHION_FOLDER):
+        if _is_cifar10(candidate) or cifar10_python.is_cifar10_python(candidate) or _is_fashion_mnist(candidate):
             return candidate
     raise DataError(
-        f"{folder} holds neither CIFAR-10's binary version ({', '.join(CIFAR10_TRAIN + CIFAR10_TEST)}) "
-        f"nor Fashion-MNIST ({', '.join(FASHION_FILES)})"
+        f"{folder} holds neither CIFAR-10 (data_batch_1.bin to data_batch_5.bin and test_batch.bin, or the Python "
+        f"version, without .bin) nor Fashion-MNIST ({', '.join(FASHION_FILES)})"
     )
 
 
@@ -271,6 +273,10 @@ def load(folder: Path) -> DataSet:
     if _is_cifar10(folder):
         name, note = "CIFAR-10", ""
         train, test = (_read_cifar10(folder, names) for names in (CIFAR10_TRAIN, CIFAR10_TEST))
+    elif cifar10_python.is_cifar10_python(folder):
+        name, note = "CIFAR-10", ""
+        groups = (cifar10_python.TRAIN, cifar10_python.TEST)
+        train, test = (_read_cifar10_python(folder, names) for names in groups)
     else:
         name, note = "Fashion-MNIST", "padded to 32 x 32, the channel repeated three times"
         train, test = (_read_fashion_mnist(folder, part) for part in ("train", "t10k"))
@@ -291,6 +297,14 @@ def _read_cifar10(folder: Path, names: list[str]) -> Split:
         parts.append(content.reshape(-1, record))
     records = np.concatenate(parts)
     return _split(records[:, 1:].reshape(-1, 3, SIDE, SIDE), records[:, 0], folder)
+
+
+def _read_cifar10_python(folder: Path, names: list[str]) -> Split:
+    try:
+        parts = [cifar10_python.read(folder / name) for name in names]
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return _split(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), folder)
 
 
 def _read_fashion_mnist(folder: Path, part: str) -> Split:

@@ -45,17 +45,17 @@ def machine() -> dict[str, Any]:
 
 
 def size_text(size: float) -> str:
-    """Decimal units, as networks have them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.2f} {unit}"
+    """Three digits, in decimal units, as networks have them."""
+    unit, units = "B", ["kB", "MB", "GB", "TB"]
+    while size >= 999.5 and units:
         size /= 1000
-    raise AssertionError("unreachable")
+        unit = units.pop(0)
+    return f"{size:.3g} {unit}"
 
 
 def table(runs: list[Run]) -> str:
-    """A line a run. Bytes are those that one rank sent, in the mean over the ranks."""
-    head = ["", "density", "ranks", "steps", "loss", "accuracy", "images/s", "steps/s", "communication", "sent a step",
+    """A line a run, and what the columns mean. Bytes are those that one rank sent, in the mean over the ranks."""
+    head = ["", "density", "ranks", "steps", "loss", "accuracy", "images/s", "steps/s", "communication", "sent a step*",
             "sent in all"]  # fmt: skip
     rows = [
         [
@@ -73,7 +73,9 @@ def table(runs: list[Run]) -> str:
         ]
         for run in runs
     ]
-    return _aligned(head, rows)
+    return (
+        _aligned(head, rows) + "\n* by each process, in the steps of the last line; the loss is that of these steps too"
+    )
 
 
 def _aligned(head: list[str], rows: list[list[str]]) -> str:
@@ -144,7 +146,11 @@ def predict(
     }
     computing = min(outside.values())
     predictions = []
-    for entries, compute in ((runs[0]["parameters"], computing), (other_entries, other_computing)):
+    models = (
+        (f"ResNet-20, {_millions(runs[0]['parameters'])}", runs[0]["parameters"], computing),
+        (f"a model of {_millions(other_entries)}", other_entries, other_computing),
+    )
+    for name, entries, compute in models:
         for network in networks:
             for run in runs:
                 algorithm = run["algorithm"]
@@ -158,7 +164,7 @@ def predict(
                     network=network,
                 )
                 other = compute + local[algorithm] * entries / run["parameters"]
-                predictions.append(Prediction(_millions(entries), network.name, algorithm, other, exchange))
+                predictions.append(Prediction(name, network.name, algorithm, other, exchange))
     return predictions
 
 
@@ -174,7 +180,7 @@ def _millions(entries: int) -> str:
 
 
 def prediction_table(predictions: list[Prediction]) -> str:
-    head = ["parameters", "network", "", "exchange", "rest of the step", "step", "speed-up"]
+    head = ["model", "network", "", "exchange", "rest of the step", "step", "speed-up"]
     dense = {(p.model, p.network): p.step for p in predictions if p.algorithm == "dense"}
     rows = []
     for p in predictions:
@@ -280,6 +286,13 @@ def _sent(axes: Axes, runs: list[Run]) -> None:
     axes.set_title("Sent by each process in a step (measured)")
 
 
+def _light(colour: str) -> tuple[float, float, float]:
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = (1 - 0.35 * (1 - part) for part in to_rgb(colour))
+    return red, green, blue
+
+
 def _bars(axes: Axes, predictions: list[Prediction]) -> None:
     """Stacked horizontal bars, a group for each model and network, with the step's time at the end."""
     groups = list(dict.fromkeys((p.model, p.network) for p in predictions))
@@ -291,7 +304,7 @@ def _bars(axes: Axes, predictions: list[Prediction]) -> None:
         for j, p in enumerate(p for p in predictions if (p.model, p.network) == group):
             other, exchange = p.other * 1e3, p.exchange * 1e3
             colour = _COLOURS[p.algorithm]
-            axes.barh(place + j, other, color=colour, alpha=0.3, height=0.9)
+            axes.barh(place + j, other, color=_light(colour), height=0.9)
             axes.barh(place + j, exchange, left=other, color=colour, height=0.9)
             axes.annotate(
                 _ms(p.step),

@@ -30,15 +30,15 @@ OTHER_ENTRIES = 25_000_000
 OTHER_COMPUTING = 0.1
 
 WHAT_WAS_MEASURED = """
-gTop-k sent {less:.0f} times fewer bytes in all, and {less_a_step:.0f} times fewer a step once its density was {density:g}.
-It is no faster here and cannot be: all processes are on one machine, and shared memory moves the dense gradient at
-once. What fewer bytes save is time on a network. That time was not measured; it is"""
+gTop-k sent {less:.0f} times fewer bytes in all, {less_a_step:.0f} times fewer a step at density {density:g}. It is no
+faster here and cannot be: all processes are on one machine, and shared memory moves the dense gradient at once. What
+fewer bytes save is time on a network, and that was not measured."""
 PREDICTED = """
-PREDICTED for {ranks} machines, {latency:.0f} us a message, by the formula in examples/README.md
+PREDICTED for {ranks} machines with a network, {latency:.0f} us a message, by the formula in examples/README.md
 """
 WHAT_WAS_PREDICTED = """
 Rest of the step: as measured above for ResNet-20 ({measured:.2f}M parameters). For {other:.0f}M parameters
-{computing:.0f} ms of computing are assumed, and gtopk's own work (accumulate, select, commit) is scaled up from here."""
+{computing:.0f} ms of computing are assumed, and gtopk's own work (accumulate, select, commit) is scaled up to them."""
 
 
 def parse_arguments() -> argparse.Namespace:

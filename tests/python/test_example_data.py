@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
+import pickle
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -181,6 +183,31 @@ def test_cifar10_is_read_in_order(tmp_path: Path) -> None:
     assert images.train.labels[2 * 20 + 4] == record[0]
     assert images.train.images[2 * 20 + 4, 1, 5, 9] == record[1 + 1024 + 5 * 32 + 9]
     assert images.test.labels[0] == cifar10_records(20, 6)[0, 0]
+
+
+def test_the_python_version_is_the_same_data_and_runs_no_code(tmp_path: Path) -> None:
+    import data
+
+    write_cifar10(tmp_path / "binary")
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for file in (tmp_path / "binary").iterdir():
+        records = np.fromfile(file, np.uint8).reshape(-1, 3073)
+        batch = {"batch_label": "a", "labels": records[:, 0].tolist(), "data": records[:, 1:]}
+        (folder / file.stem).write_bytes(pickle.dumps(batch, protocol=2))
+    expected, images = data.load(tmp_path / "binary"), data.load(data.locate(str(tmp_path)))
+    for part in ("train", "test"):
+        assert torch.equal(getattr(images, part).images, getattr(expected, part).images)
+        assert torch.equal(getattr(images, part).labels, getattr(expected, part).labels)
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    (folder / "test_batch").write_bytes(pickle.dumps({"labels": Evil()}))
+    with pytest.raises(data.DataError, match=r"test_batch.*mkdir"):
+        data.load(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_fashion_mnist_is_padded_with_black(tmp_path: Path) -> None:
@@ -362,7 +389,8 @@ def test_prediction_adds_the_measured_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (1_618_332, "1.62 MB"), (999_600, "1.00 MB")]
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_618_332, "1.62 MB"), (99_960, "100 kB"), (999_600, "1 MB")],
 )
 def test_sizes_are_readable(size: float, text: str) -> None:
     import report
