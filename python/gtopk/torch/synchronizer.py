@@ -48,6 +48,7 @@ class Synchronizer:
         self.run: int | None = None  # random id of the training run, the same on all ranks and over checkpoints
         self.steps = 0  # exchanges done, over checkpoints
         self.batches = 0  # exchanges since the start to which this rank gave gradients
+        self.multiplier = 1.0  # of the mean update; the number of ranks makes it the sum
         self.skipping = False  # in skip_synchronize
         self.synchronized = False  # synchronize() was called and step() not yet
         self.nonfinite = False  # the latest exchange was
@@ -72,6 +73,7 @@ class Synchronizer:
                 self._prepare(optimizer)
                 self._apply_settings(optimizer)
                 self.stats = self.exchange.run(scale, found_inf)
+                self._multiply(optimizer)
         self.batches += 1
         self._end_step()
 
@@ -102,6 +104,11 @@ class Synchronizer:
         self.exchange.set_density(self.schedule(self.steps))
         if self.exchange.options.momentum_correction:
             self.exchange.set_momentum(*momentum.settings(optimizer))
+
+    def _multiply(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.multiplier != 1.0:
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+            torch._foreach_mul_([p.grad for p in parameters], self.multiplier)
 
     def _end_step(self) -> None:
         self.stats["step"] = self.steps
