@@ -27,6 +27,11 @@ struct gtopk_reducer {
     atomic_flag busy;
 };
 
+static inline int reducer_is_dense(const gtopk_reducer_t *reducer)
+{
+    return reducer->record.algorithm == GTOPK_ALGORITHM_DENSE;
+}
+
 /* Takes the reducer for one call: INVALID, or STATE in a forked child or when another thread is in it. */
 gtopk_status_t reducer_enter(gtopk_reducer_t *reducer);
 void reducer_leave(gtopk_reducer_t *reducer);
