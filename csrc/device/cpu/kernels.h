@@ -61,6 +61,11 @@ typedef struct kernels {
     void (*encode_values)(int type, const float *value, size_t count, float scale, uint8_t *codes, float *decoded);
     void (*decode_values)(int type, const uint8_t *codes, size_t count, float scale, float *value);
 
+    /* Copies the values with low <= bits of |v| <= high, in order, until fewer than KERNEL_SLACK places are free; returns
+     * how many. *above: how many have bits above high. */
+    size_t (*within)(const float *value, size_t count, uint32_t low, uint32_t high, float *out, size_t capacity,
+                     size_t *above);
+
     /* Copies the entries whose bits of |v| are above `least`, and the first `ties` of those that have just these. */
     void (*keep)(const uint32_t *index, const float *value, size_t count, uint32_t least, size_t ties,
                  kernel_entries_t out);

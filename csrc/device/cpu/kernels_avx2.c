@@ -47,9 +47,14 @@ static const uint32_t compress_table[16][4] = {
     {3, 0, 0, 0}, {0, 3, 0, 0}, {1, 3, 0, 0}, {0, 1, 3, 0}, {2, 3, 0, 0}, {0, 2, 3, 0}, {1, 2, 3, 0}, {0, 1, 2, 3},
 };
 
+GENERIC_INLINE __m128i compress_order(unsigned mask)
+{
+    return _mm_loadu_si128((const __m128i *)(const void *)compress_table[mask]);
+}
+
 GENERIC_INLINE uint32_t put_half(uint32_t *index, uint32_t *bits, __m128i i, __m128 v, unsigned mask)
 {
-    __m128i order = _mm_loadu_si128((const __m128i *)(const void *)compress_table[mask]);
+    __m128i order = compress_order(mask);
     _mm_storeu_ps((float *)(void *)index, _mm_permutevar_ps(_mm_castsi128_ps(i), order));
     _mm_storeu_ps((float *)(void *)bits, _mm_permutevar_ps(v, order));
     return (uint32_t)__builtin_popcount(mask);
@@ -242,12 +247,32 @@ static void keep(const uint32_t *index, const float *value, size_t count, uint32
     generic_keep(index, value, count, i, least, ties, kept, out);
 }
 
+static size_t within(const float *value, size_t count, uint32_t low, uint32_t high, float *out, size_t capacity,
+                     size_t *above)
+{
+    const __m256i below = _mm256_set1_epi32((int)low - 1), top = _mm256_set1_epi32((int)high);
+    size_t i = 0, found = 0, greater = 0;
+    for (; i + LANES <= count && found + KERNEL_SLACK <= capacity; i += LANES) {
+        __m256 v = _mm256_loadu_ps(value + i);
+        unsigned beyond = (unsigned)_mm256_movemask_ps(passes(v, top));
+        unsigned inside = (unsigned)_mm256_movemask_ps(passes(v, below)) & ~beyond;
+        greater += (size_t)__builtin_popcount(beyond);
+        _mm_storeu_ps(out + found, _mm_permutevar_ps(_mm256_castps256_ps128(v), compress_order(inside & 15u)));
+        found += (size_t)__builtin_popcount(inside & 15u);
+        _mm_storeu_ps(out + found, _mm_permutevar_ps(_mm256_extractf128_ps(v, 1), compress_order(inside >> 4)));
+        found += (size_t)__builtin_popcount(inside >> 4);
+    }
+    *above = greater;
+    return generic_within(value, count, i, low, high, out, capacity, found, above);
+}
+
 const kernels_t kernels_avx2 = {
     .name = "avx2",
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16},
     .momentum = {momentum_f32, momentum_f16, momentum_bf16},
     .scan = scan,
     .join = join,
+    .within = within,
     .keep = keep,
     .encode_values = encode_values,
     .decode_values = decode_values,

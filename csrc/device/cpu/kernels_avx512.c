@@ -232,12 +232,29 @@ static void keep(const uint32_t *index, const float *value, size_t count, uint32
     generic_keep(index, value, count, i, least, ties, kept, out);
 }
 
+static size_t within(const float *value, size_t count, uint32_t low, uint32_t high, float *out, size_t capacity,
+                     size_t *above)
+{
+    const __m512i bottom = _mm512_set1_epi32((int)low), top = _mm512_set1_epi32((int)high);
+    size_t i = 0, found = 0, greater = 0;
+    for (; i + LANES <= count && found + KERNEL_SLACK <= capacity; i += LANES) {
+        __m512 v = _mm512_loadu_ps(value + i);
+        __mmask16 beyond = passes(v, top), inside = (__mmask16)(_mm512_cmpge_epi32_mask(magnitude(v), bottom) & ~beyond);
+        greater += (size_t)__builtin_popcount(beyond);
+        _mm512_storeu_ps(out + found, _mm512_maskz_compress_ps(inside, v));
+        found += (size_t)__builtin_popcount(inside);
+    }
+    *above = greater;
+    return generic_within(value, count, i, low, high, out, capacity, found, above);
+}
+
 const kernels_t kernels_avx512 = {
     .name = "avx512",
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16},
     .momentum = {momentum_f32, momentum_f16, momentum_bf16},
     .scan = scan,
     .join = join,
+    .within = within,
     .keep = keep,
     .encode_values = encode_values,
     .decode_values = decode_values,

@@ -135,4 +135,19 @@ GENERIC_INLINE void generic_keep(const uint32_t *index, const float *value, size
     }
 }
 
+/* From entry `from` on; `found` are copied, and *above are counted. */
+GENERIC_INLINE size_t generic_within(const float *value, size_t count, size_t from, uint32_t low, uint32_t high,
+                                     float *out, size_t capacity, size_t found, size_t *above)
+{
+    size_t greater = 0;
+    for (size_t i = from; i < count && found + KERNEL_SLACK <= capacity; i++) {
+        uint32_t magnitude = generic_bits(value[i]) & GENERIC_MAGNITUDE;
+        out[found] = value[i];
+        found += magnitude - low <= high - low;
+        greater += magnitude > high;
+    }
+    *above += greater;
+    return found;
+}
+
 #endif

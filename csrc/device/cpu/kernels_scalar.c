@@ -55,12 +55,20 @@ static void keep(const uint32_t *index, const float *value, size_t count, uint32
     generic_keep(index, value, count, 0, least, ties, 0, out);
 }
 
+static size_t within(const float *value, size_t count, uint32_t low, uint32_t high, float *out, size_t capacity,
+                     size_t *above)
+{
+    *above = 0;
+    return generic_within(value, count, 0, low, high, out, capacity, 0, above);
+}
+
 const kernels_t kernels_scalar = {
     .name = "scalar",
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16},
     .momentum = {momentum_f32, momentum_f16, momentum_bf16},
     .scan = scan,
     .join = join,
+    .within = within,
     .keep = keep,
     .encode_values = encode_values,
     .decode_values = decode_values,

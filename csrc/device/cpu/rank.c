@@ -78,34 +78,14 @@ static range_t guess_range(const float *value, size_t count, size_t k)
                      from >= 1 ? magnitude_of_rank(sample, SAMPLE, &from) : CONVERT_INF};
 }
 
-static size_t count_above(uint32_t magnitude, const float *value, size_t count)
+static uint32_t magnitude_by_sample(const kernels_t *kernels, const float *value, size_t count, size_t *k)
 {
-    uint32_t n = 0;
-    for (size_t i = 0; i < count; i++)
-        n += (int32_t)magnitude_of(value[i]) > (int32_t)magnitude;
-    return n;
-}
-
-/* Copies the values in the range, but no more than fit; returns their number, or FEW + 1 when there are more. */
-static size_t copy_range(range_t range, const float *value, size_t count, float few[FEW + 1])
-{
-    size_t n = 0;
-    uint32_t width = range.high - range.low;
-    for (size_t i = 0; i < count && n <= FEW; i++) {
-        few[n] = value[i];
-        n += magnitude_of(value[i]) - range.low <= width;
-    }
-    return n;
-}
-
-static uint32_t magnitude_by_sample(const float *value, size_t count, size_t *k)
-{
-    float few[FEW + 1];
+    float few[FEW];
     if (count < SAMPLE_FROM)
         return magnitude_of_rank(value, count, k);
     range_t range = guess_range(value, count, *k);
-    size_t above = count_above(range.high, value, count), size = copy_range(range, value, count, few);
-    if (size > FEW || *k <= above || *k > above + size)
+    size_t above, size = kernels->within(value, count, range.low, range.high, few, FEW, &above);
+    if (size + KERNEL_SLACK > FEW || *k <= above || *k > above + size)
         return magnitude_of_rank(value, count, k);
     *k -= above;
     return magnitude_of_rank(few, size, k);
@@ -115,6 +95,6 @@ void rank_keep_largest(const kernels_t *kernels, const uint32_t *index, const fl
                        uint32_t *out_index, float *out_value)
 {
     size_t ties = k;
-    uint32_t least = magnitude_by_sample(value, count, &ties);
+    uint32_t least = magnitude_by_sample(kernels, value, count, &ties);
     kernels->keep(index, value, count, least, ties, (kernel_entries_t){out_index, out_value, k});
 }

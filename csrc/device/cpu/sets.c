@@ -26,7 +26,8 @@ static inline float choose(uint32_t take, float a, float b)
 }
 
 /* The entries of a and b, sorted by index, those of a before those of b. What a step costs is the time from loading an
- * index to knowing the next one to load, so the merge runs from both ends at once: two such chains overlap. */
+ * index to knowing the next one to load, so the merge runs from both ends at once: two such chains overlap. Choosing
+ * between addresses, not values, is what compilers make a conditional move of; a branch would be a coin toss. */
 static void interleave(const device_set_t *a, const device_set_t *b, uint32_t *restrict index, float *restrict value)
 {
     const uint32_t *restrict ai = a->index, *restrict bi = b->index;
@@ -37,19 +38,23 @@ static void interleave(const device_set_t *a, const device_set_t *b, uint32_t *r
         size_t left_a = i_end - i, left_b = j_end - j, steps = (left_a < left_b ? left_a : left_b) / 2;
         if (steps == 0)
             break;
-        for (; steps > 0; steps--) {
-            uint32_t x = ai[i], y = bi[j], from_a = x <= y;
-            index[i + j] = x < y ? x : y;
-            value[i + j] = choose(from_a, av[i], bv[j]);
-            i += from_a;
-            j += 1 - from_a;
+        size_t low = i + j, high = i_end + j_end, stop = low + steps;
+        while (low < stop) {
+            uint32_t x = ai[i], y = bi[low - i];
+            const float *of_a = av + i, *of_b = bv + (low - i), *from = x <= y ? of_a : of_b;
+            index[low] = x < y ? x : y;
+            value[low++] = *from;
+            i += x <= y;
+
+            high--;
             x = ai[i_end - 1], y = bi[j_end - 1];
-            uint32_t from_b = x <= y;
-            index[i_end + j_end - 1] = x < y ? y : x;
-            value[i_end + j_end - 1] = choose(from_b, bv[j_end - 1], av[i_end - 1]);
-            i_end -= 1 - from_b;
-            j_end -= from_b;
+            of_a = av + i_end - 1, of_b = bv + j_end - 1, from = x <= y ? of_b : of_a;
+            index[high] = x < y ? y : x;
+            value[high] = *from;
+            j_end -= x <= y;
+            i_end -= x > y;
         }
+        j = low - i;
     }
     while (i < i_end || j < j_end) {
         int from_a = j == j_end || (i < i_end && ai[i] <= bi[j]);
