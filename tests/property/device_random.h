@@ -43,7 +43,8 @@ static inline style_t random_style(random_state_t *random)
 
 static inline float random_denormal(random_state_t *random)
 {
-    const uint32_t bits = (uint32_t)random_u64(random) & 0x807fffffu;
+    const uint32_t mantissa = 0x7fffffu >> random_below(random, 23);
+    const uint32_t bits = (uint32_t)random_u64(random) & (0x80000000u | mantissa);
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;

@@ -16,6 +16,7 @@ typedef struct world {
     uint64_t flags; /* of the other sides' environment */
     uint64_t dim, k;
     int with_velocity, step;
+    int one_tie; /* gradients of one magnitude, far more than a device keeps as candidates */
     uint64_t offset[WORLD_SEGMENTS + 1];
     size_t segments;
     gtopk_status_t status; /* the reference's, of the latest call */
