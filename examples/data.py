@@ -41,6 +41,7 @@ CIFAR10_TRAIN = [f"data_batch_{i}.bin" for i in range(1, 6)]
 CIFAR10_TEST = ["test_batch.bin"]
 
 FASHION_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "debian_package.sh"
 FASHION_SYSTEM = Path("/usr/share/datasets/fashion-mnist")
 FASHION_FOLDER = "fashion-mnist"
 FASHION_FILES = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
@@ -193,11 +194,10 @@ def _fashion_mnist(download: bool) -> Path:
         raise DataError(f"Fashion-MNIST is neither in {folder} nor in {FASHION_SYSTEM}")
 
     def fill(scratch: Path, target: Path) -> None:
-        script = Path(__file__).resolve().parent.parent / "scripts" / "debian_package.sh"
-        done = subprocess.run([script, FASHION_PACKAGE, scratch], capture_output=True, text=True, check=False)
+        done = subprocess.run([DEBIAN_SCRIPT, FASHION_PACKAGE, scratch], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-            raise OSError(f"{script.name}: {''.join(last) or f'exit status {done.returncode}'}")
+            raise OSError(f"{DEBIAN_SCRIPT.name}: {''.join(last) or f'exit status {done.returncode}'}")
         target.mkdir()
         for name in FASHION_FILES:
             found = next(scratch.rglob(name), None)

@@ -36,8 +36,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GTOPK_CACHE", str(folder))
     monkeypatch.setattr(data, "CIFAR10_URL", (tmp_path / "nowhere.tar.gz").as_uri())
     monkeypatch.setattr(data, "FASHION_SYSTEM", tmp_path / "nowhere")
-    monkeypatch.setattr(data, "FASHION_PACKAGE", "no-such-package-of-gtopk")
+    debian_script(tmp_path, monkeypatch, "echo 'no network here' >&2; exit 1")
     return folder
+
+
+def debian_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Puts `body` in place of scripts/debian_package.sh, which has $1, the package's name, and $2, a folder."""
+    import data
+
+    script = tmp_path / "debian_package.sh"
+    script.write_text(f"#!/bin/sh\n{body}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(data, "DEBIAN_SCRIPT", script)
 
 
 # ---- small data sets in the real formats ----------------------------------------------------------------------------
@@ -151,12 +161,23 @@ def test_fashion_mnist_when_cifar10_cannot_be_had(cache: Path) -> None:
     assert len(said) == 1 and "CIFAR-10" in said[0] and "Fashion-MNIST" in said[0]
 
 
+def test_fashion_mnist_from_debians_package(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import data
+
+    write_fashion_mnist(tmp_path / "usr" / "share")
+    debian_script(tmp_path, monkeypatch, f'test "$1" = dataset-fashion-mnist && cp -r "{tmp_path}/usr" "$2"')
+    folder = data.locate(progress=False, say=lambda text: None)
+    assert folder == cache / "fashion-mnist"
+    assert len(data.load(folder).test) == 30
+    assert [entry.name for entry in cache.iterdir()] == [folder.name]
+
+
 def test_nothing_to_be_had_names_what_was_tried(cache: Path) -> None:
     import data
 
     with pytest.raises(data.DataError, match=r"CIFAR-10.*Fashion-MNIST.*--data"):
         data.locate(download=False)
-    with pytest.raises(data.DataError, match=r"CIFAR-10.*package.*--data"):
+    with pytest.raises(data.DataError, match=r"CIFAR-10.*package.*no network here.*--data"):
         data.locate(progress=False)
 
 
