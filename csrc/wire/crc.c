@@ -22,36 +22,59 @@ uint32_t wire_crc_reference(uint32_t crc, const void *data, size_t bytes)
     return ~crc;
 }
 
-/* ---- the CPU's instruction ---- */
+/* ---- the CPU's instruction ----
+ *
+ * As assembly: intrinsics for a CPU that is newer than the one compiled for are spelt differently by each compiler. A
+ * register is 64 bits wide so that nothing is widened between two instructions. */
 
 #if defined(__x86_64__)
-#include <nmmintrin.h>
-#define CRC_TARGET __attribute__((target("sse4.2")))
-#define CRC_BYTE(crc, byte) _mm_crc32_u8((crc), (byte))
-#define CRC_WORD(crc, word) ((uint32_t)_mm_crc32_u64((crc), (word)))
+
+static inline uint64_t crc_word(uint64_t crc, uint64_t word)
+{
+    __asm__("crc32q %1, %0" : "+r"(crc) : "r"(word));
+    return crc;
+}
+
+static inline uint64_t crc_byte(uint64_t crc, uint8_t byte)
+{
+    __asm__("crc32b %1, %k0" : "+r"(crc) : "r"(byte));
+    return crc;
+}
 
 static int crc_has_instruction(void)
 {
     return __builtin_cpu_supports("sse4.2");
 }
+
+#define HAS_INSTRUCTION
+
 #elif defined(__aarch64__) && defined(__linux__)
+
 #include <sys/auxv.h>
-#if defined(__clang__)
-#define CRC_TARGET __attribute__((target("crc")))
-#else
-#define CRC_TARGET __attribute__((target("+crc")))
-#endif
-#define CRC_BYTE(crc, byte) __builtin_aarch64_crc32cb((crc), (byte))
-#define CRC_WORD(crc, word) __builtin_aarch64_crc32cx((crc), (word))
 #define HWCAP_CRC32_BIT (1ul << 7)
+
+static inline uint64_t crc_word(uint64_t crc, uint64_t word)
+{
+    __asm__(".arch_extension crc\n\tcrc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(word));
+    return crc;
+}
+
+static inline uint64_t crc_byte(uint64_t crc, uint8_t byte)
+{
+    __asm__(".arch_extension crc\n\tcrc32cb %w0, %w0, %w1" : "+r"(crc) : "r"(byte));
+    return crc;
+}
 
 static int crc_has_instruction(void)
 {
     return (getauxval(AT_HWCAP) & HWCAP_CRC32_BIT) != 0;
 }
+
+#define HAS_INSTRUCTION
+
 #endif
 
-#ifdef CRC_TARGET
+#ifdef HAS_INSTRUCTION
 
 /* Below this, working out the power costs more than three streams save. */
 #define THREE_STREAMS_FROM 2048u
@@ -83,32 +106,32 @@ static uint32_t polynomial_power(size_t words)
 
 /* The instruction takes one word a cycle but gives its result after three: three streams at once, each over a third
  * of the data, put together by multiplying with the power of x that their distance stands for. */
-CRC_TARGET static uint32_t crc_three_streams(uint32_t crc, const uint8_t *at, size_t words)
+static uint32_t crc_three_streams(uint32_t crc, const uint8_t *at, size_t words)
 {
-    uint32_t a = crc, b = 0, c = 0;
+    uint64_t a = crc, b = 0, c = 0;
     for (size_t i = 0; i < words; i++) {
-        a = CRC_WORD(a, bytes_load64(at + 8 * i));
-        b = CRC_WORD(b, bytes_load64(at + 8 * (words + i)));
-        c = CRC_WORD(c, bytes_load64(at + 8 * (2 * words + i)));
+        a = crc_word(a, bytes_load64(at + 8 * i));
+        b = crc_word(b, bytes_load64(at + 8 * (words + i)));
+        c = crc_word(c, bytes_load64(at + 8 * (2 * words + i)));
     }
     const uint32_t power = polynomial_power(words);
-    return polynomial_multiply(polynomial_multiply(a, power) ^ b, power) ^ c;
+    return polynomial_multiply(polynomial_multiply((uint32_t)a, power) ^ (uint32_t)b, power) ^ (uint32_t)c;
 }
 
-CRC_TARGET static uint32_t crc_instruction(uint32_t crc, const uint8_t *at, size_t bytes)
+static uint32_t crc_instruction(uint32_t start, const uint8_t *at, size_t bytes)
 {
-    crc = ~crc;
+    uint64_t crc = ~start;
     if (bytes >= THREE_STREAMS_FROM) {
         const size_t words = bytes / 24;
-        crc = crc_three_streams(crc, at, words);
+        crc = crc_three_streams(~start, at, words);
         at += 24 * words;
         bytes -= 24 * words;
     }
     for (; bytes >= 8; at += 8, bytes -= 8)
-        crc = CRC_WORD(crc, bytes_load64(at));
+        crc = crc_word(crc, bytes_load64(at));
     for (; bytes > 0; at++, bytes--)
-        crc = CRC_BYTE(crc, *at);
-    return ~crc;
+        crc = crc_byte(crc, *at);
+    return ~(uint32_t)crc;
 }
 
 uint32_t wire_crc(uint32_t crc, const void *data, size_t bytes)
