@@ -48,7 +48,7 @@ static void sleep_for(double seconds)
 typedef struct network {
     int size;
     int sockets[RANKS_MAX][RANKS_MAX]; /* [rank][peer] */
-    atomic_int aborts;
+    atomic_int aborts, calls; /* calls: exchanges that have not returned */
 } network_t;
 
 typedef struct end {
@@ -60,6 +60,7 @@ static void network_open(network_t *network, int size)
 {
     network->size = size;
     atomic_init(&network->aborts, 0);
+    atomic_init(&network->calls, 0);
     for (int a = 0; a < size; a++)
         for (int b = 0; b <= a; b++) {
             int pair[2];
@@ -78,11 +79,9 @@ static void network_close(network_t *network)
             (void)close(network->sockets[a][b]);
 }
 
-/* Sends and receives at once, as gtopk_callbacks_t asks. */
-static int network_exchange(void *context, int32_t to, const void *send_from, size_t send_bytes, int32_t from, void *receive,
-                            size_t receive_bytes, double timeout, char *error)
+static int move_bytes(const end_t *end, int32_t to, const void *send_from, size_t send_bytes, int32_t from, void *receive,
+                      size_t receive_bytes, double timeout, char *error)
 {
-    const end_t *end = context;
     const int out = to >= 0 ? end->network->sockets[end->rank][to] : -1;
     const int in = from >= 0 ? end->network->sockets[end->rank][from] : -1;
     size_t sent = 0, received = 0;
@@ -103,6 +102,17 @@ static int network_exchange(void *context, int32_t to, const void *send_from, si
         received += (size_t)m;
     }
     return 0;
+}
+
+/* Sends and receives at once, as gtopk_callbacks_t asks. */
+static int network_exchange(void *context, int32_t to, const void *send_from, size_t send_bytes, int32_t from, void *receive,
+                            size_t receive_bytes, double timeout, char *error)
+{
+    network_t *network = ((const end_t *)context)->network;
+    atomic_fetch_add(&network->calls, 1);
+    const int result = move_bytes(context, to, send_from, send_bytes, from, receive, receive_bytes, timeout, error);
+    atomic_fetch_sub(&network->calls, 1);
+    return result;
 }
 
 static int fake_allreduce(void *context, float *buffer, size_t count, double timeout, char *error)
@@ -524,6 +534,34 @@ static void test_lives(void **state)
     }
 }
 
+/* A message of the peer's next life is not for this one. */
+static void test_next_life(void **state)
+{
+    gtopk_comm_config_t config[2] = {GTOPK_COMM_CONFIG_INIT, GTOPK_COMM_CONFIG_INIT};
+    gtopk_thread_group_t *group;
+    transport_t *ranks[2];
+    char got = 0;
+    (void)state;
+    assert_int_equal(gtopk_thread_group_create(&group, 2, 0), GTOPK_OK);
+    for (int r = 0; r < 2; r++) {
+        config[r].transport = "thread";
+        config[r].group = group;
+        config[r].rank = r;
+        assert_int_equal(transport_open(&config[r], &ranks[r]), GTOPK_OK);
+    }
+    ranks[1]->ops->close(ranks[1]);
+    assert_int_equal(transport_open(&config[1], &ranks[1]), GTOPK_OK);
+    assert_int_equal(send_to(ranks[1], 0, "2", 1), GTOPK_OK);
+    assert_int_equal(receive_from(ranks[0], 1, &got, 1, NULL), GTOPK_ERR_TRANSPORT); /* its first life is over */
+    ranks[0]->ops->close(ranks[0]);
+    assert_int_equal(transport_open(&config[0], &ranks[0]), GTOPK_OK);
+    assert_int_equal(receive_from(ranks[0], 1, &got, 1, NULL), GTOPK_OK);
+    assert_int_equal(got, '2');
+    for (int r = 0; r < 2; r++)
+        ranks[r]->ops->close(ranks[r]);
+    gtopk_thread_group_destroy(group);
+}
+
 static void test_one_life_at_a_time(void **state)
 {
     gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
@@ -563,6 +601,28 @@ static transport_t *open_callback(network_t *network, end_t *end, gtopk_callback
     return transport;
 }
 
+/* The whole capacity travels, however short the message is. */
+static void padded(transport_t *transport)
+{
+    char out[5] = "abc", in[5] = "....";
+    transport_exchange_t exchange = {.to = 1, .from = TRANSPORT_NONE, .send = out, .send_bytes = 2, .send_capacity = 5};
+    if (transport->rank == 0) {
+        CHECK(transport->ops->post(transport, &exchange, NULL) == GTOPK_OK, "post");
+        CHECK(transport->ops->wait(transport, clock_now() + LONG_TIME) == GTOPK_OK, "wait");
+    } else {
+        size_t received = 0;
+        CHECK(transport->ops->padded, "said so");
+        CHECK(receive_from(transport, 0, in, 5, &received) == GTOPK_OK && received == 5, "%zu bytes", received);
+        CHECK(memcmp(in, out, 5) == 0, "got %.5s", in);
+    }
+}
+
+static void test_callback_padded(void **state)
+{
+    (void)state;
+    run_ranks("callback", 2, 0, padded);
+}
+
 static void test_callback_fails(void **state)
 {
     network_t network;
@@ -599,13 +659,19 @@ static void test_callback_abandoned(void **state)
         assert_int_equal(transport->ops->abandon(transport), 0);
         assert_int_equal(receive_from(transport, 1, &other, 1, NULL), GTOPK_ERR_STATE);
         const double start = clock_now();
-        transport->ops->abort(transport);
-        if (!close_first)
-            sleep_for(0.05); /* the helper returns to a transport that is still open */
-        transport->ops->close(transport);
+        if (close_first) {
+            transport->ops->close(transport);
+            network_abort(&end); /* the helper returns to a transport that is closed */
+        } else {
+            transport->ops->abort(transport);
+            while (atomic_load(&network.calls) > 0)
+                sleep_for(0.001);
+            transport->ops->close(transport);
+        }
         assert_true(clock_now() - start < 5.0);
         assert_int_equal(atomic_load(&network.aborts), 1);
-        sleep_for(0.05);
+        while (atomic_load(&network.calls) > 0)
+            sleep_for(0.001);
         network_close(&network);
     }
 }
@@ -629,7 +695,7 @@ static void test_callback_lives(void **state)
 {
     (void)state;
     for (int i = 0; i < 200; i++) {
-        network_t network = {.size = 2};
+        network_t network = {.size = 2, .calls = 0};
         end_t end;
         gtopk_callbacks_t callbacks = {0};
         transport_t *transport = open_callback(&network, &end, &callbacks, LONG_TIME);
@@ -649,7 +715,9 @@ int main(void)
         cmocka_unit_test(test_thread_abandon),
         cmocka_unit_test(test_virtual_clock),
         cmocka_unit_test(test_lives),
+        cmocka_unit_test(test_next_life),
         cmocka_unit_test(test_one_life_at_a_time),
+        cmocka_unit_test(test_callback_padded),
         cmocka_unit_test(test_callback_fails),
         cmocka_unit_test(test_callback_abandoned),
         cmocka_unit_test(test_callback_allreduce),
