@@ -39,7 +39,7 @@ class TorchDistributed:
 
     def __init__(self, group: Any, timeout: float) -> None:
         self._torch, self._dist = _import()
-        self._made_default = self._ensure_default_group(timeout)
+        self._ensure_default_group(timeout)
         self._group: Any = None
         try:
             ranks = self._dist.get_process_group_ranks(group if group is not None else self._dist.group.WORLD)
@@ -71,16 +71,19 @@ class TorchDistributed:
             raise TransportError(f"torch.distributed cannot make a gloo group: {_first_line(error)}") from error
 
     def close(self) -> None:
-        """Ends the groups that were made here."""
-        self._end_group()
-        if self._made_default and self._dist.is_initialized():
-            self._made_default = False
-            self._quietly(self._dist.destroy_process_group)
+        """Closes the connections, so that ranks that wait for this one notice. The default group stays."""
+        group, self._group = self._group, None
+        if group is not None and self._dist.is_initialized():
+            abort = getattr(group, "abort", None)
+            if abort is not None:
+                self._quietly(abort)
+            self._quietly(lambda: self._dist.destroy_process_group(group))
 
-    def _ensure_default_group(self, timeout: float) -> bool:
-        """True when the default group was made here."""
+    def _ensure_default_group(self, timeout: float) -> None:
+        """Initialises torch.distributed unless the program did. It is never undone: a second initialisation would find
+        the first one's addresses in the store of torchrun."""
         if self._dist.is_initialized():
-            return False
+            return
         missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise InvalidError(
@@ -94,7 +97,6 @@ class TorchDistributed:
                 f"torch.distributed.init_process_group failed at {os.environ['MASTER_ADDR']}:"
                 f"{os.environ['MASTER_PORT']}: {_first_line(error)}"
             ) from error
-        return True
 
     def _local_rank(self) -> int:
         """LOCAL_RANK where it belongs to these ranks, else found by comparing the names of the hosts."""
@@ -143,22 +145,13 @@ class TorchDistributed:
         return _guarded(run, error)
 
     def _abort(self, _context: int) -> None:
-        self._end_group()
+        self.close()
 
     def _bytes(self, address: int, length: int) -> Any:
         """The library's memory as a uint8 tensor, without copying."""
         if not length:
             return self._torch.empty(0, dtype=self._torch.uint8)
         return self._torch.frombuffer(_view_of_memory(address, length, _WRITABLE), dtype=self._torch.uint8)
-
-    def _end_group(self) -> None:
-        """Closes the connections, so that ranks that wait for this one notice."""
-        group, self._group = self._group, None
-        if group is not None and self._dist.is_initialized():
-            abort = getattr(group, "abort", None)
-            if abort is not None:
-                self._quietly(abort)
-            self._quietly(lambda: self._dist.destroy_process_group(group))
 
     def _quietly(self, end: Callable[[], Any]) -> None:
         try:

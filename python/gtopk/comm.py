@@ -426,7 +426,8 @@ def init(
     Notes
     -----
     With "torch" gtopk makes a gloo group of its own; if torch.distributed is not initialised, it does that too, with
-    gloo. Programs that want another backend call ``torch.distributed.init_process_group`` first.
+    gloo, and leaves it so at `shutdown`. Programs that want another backend call
+    ``torch.distributed.init_process_group`` first.
 
     When Python ends without an uncaught exception, gtopk ends MPI if it started it, which waits for all ranks. So let
     errors be raised: a rank that leaves by ``sys.exit`` in the middle of the others' work makes them wait until their

@@ -36,7 +36,9 @@ def case_allreduce_of_floats():
             assert_same_on_all_ranks(out)
         assert (x == kept).all()
     assert as_numpy(gtopk.allreduce(given(np.array(2.0)))).shape == ()
-    assert (as_numpy(gtopk.allreduce(given(mine(4, 6)[:, ::2]))) == as_numpy(gtopk.allreduce(given(mine(4, 6))))[:, ::2]).all()
+    assert (
+        as_numpy(gtopk.allreduce(given(mine(4, 6)[:, ::2]))) == as_numpy(gtopk.allreduce(given(mine(4, 6))))[:, ::2]
+    ).all()
 
 
 def case_allreduce_of_integers_is_exact():
@@ -65,7 +67,9 @@ def case_allgather_joins_along_the_first_dimension():
 def case_allgather_of_different_layouts_is_an_error_on_every_rank():
     odd = gtopk.rank() == gtopk.size() - 1
     raises(gtopk.MismatchError, lambda: gtopk.allgather(given(mine(2, 4 if odd else 3))), "rank")
-    raises(gtopk.MismatchError, lambda: gtopk.allgather(given(mine(2, dtype=np.int32 if odd else np.float32))), "float32")
+    raises(
+        gtopk.MismatchError, lambda: gtopk.allgather(given(mine(2, dtype=np.int32 if odd else np.float32))), "float32"
+    )
 
 
 def case_broadcast():

@@ -155,7 +155,13 @@ def case_scaling_and_zeroing():
 
 def case_different_configurations_are_an_error_on_every_rank():
     odd = gtopk.rank() == gtopk.size() - 1
-    common = {"density": 0.1, "algorithm": "gtopk", "value_type": "bf16", "residual_policy": "share", "merge_growth": 1.0}
+    common = {
+        "density": 0.1,
+        "algorithm": "gtopk",
+        "value_type": "bf16",
+        "residual_policy": "share",
+        "merge_growth": 1.0,
+    }
     for name, other in (
         ("density", 0.2),
         ("algorithm", "gtopk-tree"),

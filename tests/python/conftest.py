@@ -1,0 +1,30 @@
+"""Makes the tests use this tree: its package, and the library of GTOPK_BUILD (default: build/)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "python"
+BUILD = Path(os.environ.get("GTOPK_BUILD", ROOT / "build")).resolve()
+
+# For this process and for those that tests start. An installed package is tested by leaving out PYTHONPATH and setting
+# GTOPK_TEST_INSTALLED=1.
+if not os.environ.get("GTOPK_TEST_INSTALLED"):
+    sys.path.insert(0, str(PACKAGE))
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.setdefault("GTOPK_LIBRARY", str(BUILD / "libgtopk.so"))
+
+
+@pytest.fixture
+def alone():
+    """gtopk initialised with one process."""
+    import gtopk
+
+    gtopk.init(transport="self")
+    yield gtopk
+    gtopk.shutdown()
