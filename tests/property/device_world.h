@@ -7,6 +7,7 @@
 #include "device_side.h"
 
 enum { WORLD_SIDES = 6, WORLD_SEGMENTS = 64 };
+enum { FAR_BEHIND = 16 }; /* bytes behind a buffer that are watched as well */
 
 typedef struct world {
     side_t sides[WORLD_SIDES];
