@@ -32,13 +32,6 @@ static float value_read(int value_type, const uint8_t *at, float scale)
     }
 }
 
-/* int8 goes from -127 to 127: -128 would be a second code for what is clamped. */
-static int value_valid(int value_type, const uint8_t *at, float scale)
-{
-    const float value = value_read(value_type, at, scale);
-    return isfinite(value) && value != 0.0f && !(value_type == GTOPK_VALUE_I8 && *at == 0x80);
-}
-
 /* ---- encode ---- */
 
 static float largest_magnitude(const device_set_t *set)
@@ -126,10 +119,10 @@ static gtopk_status_t message_read(const uint8_t *message, const wire_header_t *
     if (status != GTOPK_OK)
         return status;
     for (uint32_t i = 0; i < header->count; i++) {
-        if (!value_valid(header->value_type, values + i * size, header->scale))
+        out->value[i] = value_read(header->value_type, values + i * size, header->scale);
+        if (!isfinite(out->value[i]) || out->value[i] == 0.0f)
             return status_set(GTOPK_ERR_CORRUPT, "value %u of %u, for index %u, is zero, not finite or no code", i,
                               header->count, out->index[i]);
-        out->value[i] = value_read(header->value_type, values + i * size, header->scale);
     }
     *out->count = header->count;
     return GTOPK_OK;
