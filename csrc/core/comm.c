@@ -63,12 +63,13 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm
     *full = defaults;
     if (!config)
         return GTOPK_OK;
-    if (config->struct_size < sizeof(size_t) || config->struct_size > sizeof *full)
+    if (config->struct_size < sizeof(size_t) || config->struct_size > sizeof *full ||
+        config->struct_size % sizeof(void *) != 0)
         return status_set(GTOPK_ERR_INVALID, "gtopk_comm_config_t has struct_size %zu, this library knows up to %zu: fill it "
                           "with GTOPK_COMM_CONFIG_INIT, and do not use a newer header than the library",
                           config->struct_size, sizeof *full);
     memcpy(full, config, config->struct_size);
-    if (!(full->timeout >= 0.0) || !(full->warn_after >= 0.0) || isinf(full->timeout))
+    if (!(full->timeout >= 0.0) || !(full->warn_after >= 0.0) || isinf(full->timeout) || isinf(full->warn_after))
         return status_set(GTOPK_ERR_INVALID, "timeout %g s and warn_after %g s must be finite and not negative", full->timeout,
                           full->warn_after);
     return GTOPK_OK;

@@ -26,7 +26,8 @@ gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_
 {
     const gtopk_reducer_config_t defaults = GTOPK_REDUCER_CONFIG_INIT;
     *full = defaults;
-    if (config && (config->struct_size < sizeof(size_t) || config->struct_size > sizeof *full))
+    if (config && (config->struct_size < sizeof(size_t) || config->struct_size > sizeof *full ||
+                   config->struct_size % sizeof(void *) != 0))
         return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_config_t has struct_size %zu, this library knows up to %zu: fill it "
                           "with GTOPK_REDUCER_CONFIG_INIT, and do not use a newer header than the library",
                           config->struct_size, sizeof *full);

@@ -93,6 +93,20 @@ static gtopk_status_t check_buffer(const gtopk_reducer_t *reducer, const void *b
                       needed, buffer ? bytes : 0);
 }
 
+/* By way of a piece that is aligned, which the caller's buffer need not be. */
+static gtopk_status_t save_array(gtopk_reducer_t *reducer, int which, uint8_t *state)
+{
+    float part[1024];
+    const uint64_t dim = reducer->record.dim, capacity = sizeof part / sizeof *part;
+    gtopk_status_t status = GTOPK_OK;
+    for (uint64_t at = 0; at < dim && status == GTOPK_OK; at += capacity) {
+        const uint64_t length = dim - at < capacity ? dim - at : capacity;
+        status = reducer->device->ops->store_read(reducer->store, which, at, length, part);
+        memcpy(state + array_at(&reducer->record, which) + at * sizeof(float), part, length * sizeof(float));
+    }
+    return status;
+}
+
 gtopk_status_t gtopk_reducer_state_save(gtopk_reducer_t *reducer, void *buffer, size_t bytes)
 {
     gtopk_status_t status = reducer_enter(reducer);
@@ -106,8 +120,7 @@ gtopk_status_t gtopk_reducer_state_save(gtopk_reducer_t *reducer, void *buffer, 
     if (status == GTOPK_OK)
         write_header(reducer, state, reducer->comm->transport->rank);
     for (int which = RESIDUAL; which <= record->momentum_correction && status == GTOPK_OK; which++)
-        status = reducer->device->ops->store_read(reducer->store, which, 0, record->dim,
-                                                  (float *)(void *)(state + array_at(record, which)));
+        status = save_array(reducer, which, state);
     if (status == GTOPK_OK)
         seal(state, bytes);
     reducer_leave(reducer);
@@ -174,6 +187,18 @@ static gtopk_status_t corrupt(const char *what)
     return status_set(GTOPK_ERR_CORRUPT, "this is no usable state: %s; load another checkpoint", what);
 }
 
+/* Arrays are found, and their ends, by dim; segments by their lengths. */
+static int lengths_add_up(const uint8_t *state, const gtopk_state_info_t *info)
+{
+    uint64_t sum = 0;
+    for (uint64_t s = 0; s < info->segments && sum <= info->dim; s++) {
+        uint64_t length;
+        memcpy(&length, state + STATE_HEADER + s * sizeof length, sizeof length);
+        sum = length <= info->dim ? sum + length : UINT64_MAX;
+    }
+    return sum == info->dim;
+}
+
 gtopk_status_t gtopk_state_inspect(const void *buffer, size_t bytes, gtopk_state_info_t *info)
 {
     const uint8_t *state = buffer;
@@ -205,6 +230,8 @@ gtopk_status_t gtopk_state_inspect(const void *buffer, size_t bytes, gtopk_state
         return corrupt("its length is not what its header says");
     if (crc != state_crc(state, bytes))
         return corrupt("its checksum is wrong");
+    if (!lengths_add_up(state, &found))
+        return corrupt("its segments do not add up to its entries");
     found.struct_size = info->struct_size;
     memcpy(info, &found, info->struct_size < sizeof found ? info->struct_size : sizeof found);
     return GTOPK_OK;
