@@ -20,8 +20,15 @@ static int all_finite(const float *values, uint64_t count)
     return !bad;
 }
 
+/* Writes the mean; what a 16-bit output cannot hold stays in the residual, which is zero so far. */
 static void write_span(device_store_t *store, const float *mean, const device_span_t *out)
 {
+    if (out->length == 0)
+        return;
+    if (out->dtype == GTOPK_F32) {
+        memcpy(out->data, mean + out->offset, (size_t)out->length * sizeof *mean);
+        return;
+    }
     for (uint64_t i = 0; i < out->length; i++) {
         uint64_t at = out->offset + i;
         float rest = mean[at] - output_store(out->data, i, out->dtype, mean[at]);
@@ -45,10 +52,7 @@ gtopk_status_t store_dense_commit(device_store_t *store, float *sum, uint32_t si
             sum[i] /= (float)size;
         memset(store->residual, 0, (size_t)store->dim * sizeof *store->residual);
         for (size_t s = 0; s < count; s++)
-            if (outputs[s].dtype == GTOPK_F32)
-                memcpy(outputs[s].data, sum + outputs[s].offset, (size_t)outputs[s].length * sizeof *sum);
-            else
-                write_span(store, sum, &outputs[s]);
+            write_span(store, sum, &outputs[s]);
         hint_reset(&store->hint);
     }
     fpenv_leave(saved);
