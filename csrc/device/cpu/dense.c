@@ -53,7 +53,7 @@ gtopk_status_t store_dense_commit(device_store_t *store, float *sum, uint32_t si
         memset(store->residual, 0, (size_t)store->dim * sizeof *store->residual);
         for (size_t s = 0; s < count; s++)
             write_span(store, sum, &outputs[s]);
-        hint_reset(&store->hint);
+        hint_reset_dense(&store->hint);
     }
     fpenv_leave(saved);
     return GTOPK_OK;

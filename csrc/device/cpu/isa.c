@@ -45,7 +45,7 @@ gtopk_status_t isa_choose(const kernels_t **kernels)
 
 const char *device_cpu_isa(void)
 {
-    const kernels_t *kernels;
+    const kernels_t *kernels = NULL;
     return isa_choose(&kernels) == GTOPK_OK ? kernels->name : "none";
 }
 
