@@ -115,7 +115,7 @@ class Comm:
             transport=transport.encode(),
             size=-1,
             rank=-1,
-            timeout=_seconds(timeout, "timeout"),
+            timeout=_default_timeout() if timeout is None else _seconds(timeout, "timeout"),
             warn_after=_seconds(warn_after, "warn_after"),
             mpi_module=None if mpi_module is None else os.fsencode(mpi_module),
             mpi_comm=mpi_comm,
@@ -123,7 +123,7 @@ class Comm:
         if transport == "torch":
             from ._torch_distributed import TorchDistributed
 
-            self._torch = TorchDistributed(group, config.timeout or _default_timeout())
+            self._torch = TorchDistributed(group, config.timeout)
             config.transport = b"callback"
             config.size, config.rank = self._torch.size, self._torch.rank
             config.callbacks = ctypes.pointer(self._torch.callbacks)

@@ -1,0 +1,197 @@
+"""What importing does, the public names, the examples in docstrings, and where a process finds itself."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gtopk
+from gtopk import _launcher, errors
+
+MODULES = ("errors", "comm", "reducer", "blocks", "_launcher", "_tensors")
+
+
+def python(program, **environment):
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_light():
+    program = "import sys, gtopk; print([m for m in ('numpy', 'torch', 'ctypes', 'logging') if m in sys.modules])"
+    assert python(program) == "[]\n"
+
+
+def test_numpy_works_without_torch():
+    program = """
+import sys, numpy, gtopk
+gtopk.init()
+r = gtopk.Reducer([4], density=1.0)
+r.accumulate(0, numpy.ones(4, dtype=numpy.float32))
+r.reduce_sparse(), r.state_dict(), gtopk.allreduce(numpy.ones(2))
+print('torch' in sys.modules)
+"""
+    assert python(program) == "False\n"
+
+
+def test_public_names_are_those_of_the_modules():
+    for module, names in gtopk._EXPORTS.items():
+        if module == "torch":
+            pytest.importorskip("torch")
+        assert sorted(importlib.import_module(f"gtopk.{module}").__all__) == sorted(names)
+    assert set(gtopk.__all__) <= set(dir(gtopk))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = gtopk.nothing
+
+
+def test_version_is_the_headers():
+    header = (Path(__file__).resolve().parents[2] / "include" / "gtopk.h").read_text()
+    parts = [
+        f"#define GTOPK_VERSION_{name} {number}\n"
+        for name, number in zip(("MAJOR", "MINOR", "PATCH"), gtopk.__version__.split("."), strict=True)
+    ]
+    assert all(part in header for part in parts)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_in_docstrings(module):
+    pytest.importorskip("numpy")
+    gtopk.shutdown()
+    result = doctest.testmod(importlib.import_module(f"gtopk.{module}"))
+    assert result.failed == 0
+    assert result.attempted > 0 or module.startswith("_")
+    gtopk.shutdown()
+
+
+def test_every_error_has_one_base():
+    kinds = [getattr(gtopk, name) for name in errors.__all__]
+    assert all(issubclass(kind, gtopk.GtopkError) for kind in kinds)
+    assert issubclass(gtopk.InvalidError, ValueError)
+    assert issubclass(gtopk.DeadlineError, TimeoutError)
+    assert issubclass(gtopk.OutOfMemoryError, MemoryError)
+    error = errors.from_status(-8, "too late")
+    assert (str(error), error.text, error.status) == ("too late", "too late", -8)
+
+
+BY_HAND = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "transport"),
+    [
+        ({}, "self"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpi"),
+        ({"PMI_RANK": "0"}, "mpi"),
+        ({"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "4"}, "mpi"),
+        (BY_HAND, "torch"),
+        ({**BY_HAND, "TORCHELASTIC_RUN_ID": "x"}, "torch"),
+        ({**BY_HAND, "OMPI_COMM_WORLD_SIZE": "2"}, "mpi"),
+        ({**BY_HAND, "OMPI_COMM_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, "torch"),
+        ({**BY_HAND, "SLURM_STEP_NUM_TASKS": "4"}, "torch"),
+        ({"RANK": "0"}, "self"),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, "self"),
+        ({"SLURM_NTASKS": "4"}, "self"),
+    ],
+)
+def test_launchers_are_told_apart(environment, transport):
+    assert _launcher.detect(environment) == transport
+
+
+def test_srun_without_pmi_is_an_error():
+    with pytest.raises(gtopk.InvalidError, match="--mpi=pmix"):
+        _launcher.detect({"SLURM_STEP_NUM_TASKS": "4"})
+
+
+def test_init_arguments():
+    gtopk.shutdown()
+    for options, words in (
+        ({"transport": "pigeon"}, "torch"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": -1}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"timeout": "long"}, "timeout"),
+        ({"warn_after": 0}, "warn_after"),
+    ):
+        with pytest.raises(gtopk.InvalidError, match=words):
+            gtopk.init(**{"transport": "self", **options})
+        assert not gtopk.is_initialized()
+    gtopk.init(transport="self", timeout=5)
+    gtopk.init(transport="self")
+    assert gtopk.is_initialized()
+    gtopk.shutdown()
+    gtopk.shutdown()
+
+
+def test_wrong_timeout_in_the_environment(monkeypatch):
+    gtopk.shutdown()
+    for text in ("soon", "-3", "nan"):
+        monkeypatch.setenv("GTOPK_TIMEOUT", text)
+        with pytest.raises(gtopk.InvalidError, match="GTOPK_TIMEOUT"):
+            gtopk.init(transport="self")
+
+
+def test_missing_mpi_module_says_what_to_do(tmp_path):
+    with pytest.raises(gtopk.NotFoundError, match="build-mpi"):
+        gtopk.Comm(transport="mpi", mpi_module=tmp_path / "none.so")
+
+
+def test_torch_transport_without_its_variables(monkeypatch):
+    pytest.importorskip("torch")
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(gtopk.InvalidError, match="torchrun"):
+        gtopk.Comm(transport="torch")
+
+
+def test_collectives_of_one_process():
+    np = pytest.importorskip("numpy")
+    with gtopk.Comm() as comm:
+        assert comm.allreduce(np.array([1.5])).tolist() == [1.5]
+        assert comm.allgather(np.array(3)).tolist() == [3]
+        assert comm.broadcast(np.array([[1, 2]])).tolist() == [[1, 2]]
+        assert comm.broadcast_object([1]) == [1]
+        assert comm.allgather_json({"a": None}) == [{"a": None}]
+        comm.barrier()
+        read_only = np.ones(2)
+        read_only.flags.writeable = False
+        for call in (
+            lambda: comm.broadcast_(read_only),
+            lambda: comm.broadcast([1, 2]),
+            lambda: comm.broadcast(np.array([object()])),
+            lambda: comm.broadcast(np.ones(2), 1),
+            lambda: comm.broadcast_object(1, "first"),
+            lambda: comm.allreduce(np.ones(2, np.complex64)),
+            lambda: comm.allgather("text"),
+        ):
+            with pytest.raises(gtopk.InvalidError):
+                call()
+
+
+def test_warnings_of_the_library_go_to_logging(monkeypatch):
+    program = """
+import logging, gtopk
+logging.basicConfig(format='%(name)s %(levelname)s %(message)s', level=logging.INFO)
+gtopk.init()
+from gtopk import _c_api
+_c_api._log(0, _c_api.LOG_WARN, b'from C')
+"""
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "GTOPK_DEBUG": ""},
+    )
+    assert "gtopk INFO rank 0 of 1, self" in done.stderr
+    assert "gtopk WARNING from C" in done.stderr
