@@ -11,20 +11,19 @@
  *          miss       accumulate + select when the prediction was 4 times too high
  *          merge..    two sets of k that share about a quarter of their entries; k are kept; bf16 values, with CRC
  *
- * --trace FILE: gradients recorded from a real training run, n floats a step, steps one after the other; gives for each
- * n = file's own dimension (--n) the share of steps that missed, and the candidates for each selected entry. */
+ * --trace FILE: gradients recorded from a training run, as many floats a step as --n says, steps one after the other.
+ * Prints for each density how often the prediction was right, the candidates, and the time of a step. */
 #include <errno.h>
 #include <math.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "device/cpu/isa.h"
 #include "device/cpu/store.h"
+#include "select_data.h"
+#include "select_team.h"
 #include "util/clock.h"
 #include "util/memory.h"
 
@@ -38,91 +37,6 @@ typedef struct options {
     int repeat;
     const char *json, *trace;
 } options_t;
-
-static void fail(const char *what, const char *why)
-{
-    (void)fprintf(stderr, "select_bench: %s: %s\n", what, why);
-    exit(1);
-}
-
-static void check(gtopk_status_t status)
-{
-    if (status != GTOPK_OK)
-        fail(gtopk_status_name(status), gtopk_last_error());
-}
-
-/* ---- threads: a parallel-for with waiting helpers, as a training framework has them ---- */
-
-typedef struct team {
-    pthread_t helpers[64];
-    int size; /* this thread included */
-    atomic_uint round, left;
-    atomic_int quit;
-    int64_t begin, end;
-    gtopk_parallel_body_fn body;
-    void *arg;
-} team_t;
-
-typedef struct seat {
-    team_t *team;
-    int place;
-} seat_t;
-
-static seat_t seats[64];
-
-static void team_share(const team_t *team, int place)
-{
-    int64_t items = team->end - team->begin;
-    int64_t from = team->begin + items * place / team->size, to = team->begin + items * (place + 1) / team->size;
-    if (from < to)
-        team->body(from, to, team->arg);
-}
-
-static void *helper_main(void *arg)
-{
-    const seat_t *seat = arg;
-    team_t *team = seat->team;
-    for (unsigned seen = 0;;) {
-        while (atomic_load(&team->round) == seen)
-            if (atomic_load(&team->quit))
-                return NULL;
-        seen++;
-        team_share(team, seat->place);
-        atomic_fetch_sub(&team->left, 1);
-    }
-}
-
-static void team_open(team_t *team, int size)
-{
-    *team = (team_t){.size = size};
-    for (int i = 1; i < size; i++) {
-        seats[i] = (seat_t){team, i};
-        if (pthread_create(&team->helpers[i], NULL, helper_main, &seats[i]) != 0)
-            fail("thread", "cannot be started");
-    }
-}
-
-static void team_close(team_t *team)
-{
-    atomic_store(&team->quit, 1);
-    for (int i = 1; i < team->size; i++)
-        (void)pthread_join(team->helpers[i], NULL);
-}
-
-static void team_run(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body, void *arg)
-{
-    team_t *team = context;
-    (void)grain;
-    team->begin = begin;
-    team->end = end;
-    team->body = body;
-    team->arg = arg;
-    atomic_store(&team->left, (unsigned)team->size - 1);
-    atomic_fetch_add(&team->round, 1);
-    team_share(team, 0);
-    while (atomic_load(&team->left) != 0) {
-    }
-}
 
 /* ---- the loop to compare with ---- */
 
@@ -144,79 +58,6 @@ static void bare_body(int64_t begin, int64_t end, void *arg)
 {
     const bare_t *bare = arg;
     bare_loop(bare->r + begin, bare->g + begin, end - begin);
-}
-
-/* ---- data ---- */
-
-static uint64_t random_next(uint64_t *state)
-{
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    return *state;
-}
-
-/* Laplace: the tails of gradients are heavier than a normal distribution's. */
-static float random_laplace(uint64_t *state)
-{
-    double u = ((double)(random_next(state) >> 11) + 0.5) / 9007199254740992.0;
-    return (float)(u < 0.5 ? log(2.0 * u) : -log(2.0 * (1.0 - u)));
-}
-
-/* As the store allocates: with huge pages where the system has them, so that the comparison is one of loops. */
-static float *vector_new(size_t n)
-{
-    float *vector;
-    check(memory_alloc(&vector, n, sizeof *vector, "a vector"));
-#ifdef MADV_HUGEPAGE
-    uintptr_t page = 2u << 20, begin = ((uintptr_t)vector + page - 1) & ~(page - 1);
-    uintptr_t end = ((uintptr_t)vector + n * sizeof *vector) & ~(page - 1);
-    if (begin < end)
-        (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
-#endif
-    memset(vector, 0, n * sizeof *vector);
-    return vector;
-}
-
-/* Another gradient each step: the same values, rotated. */
-static void gradient_fill(float *gradient, const float *base, size_t n, uint64_t step)
-{
-    size_t shift = (size_t)(step * 7919 % n);
-    memcpy(gradient, base + shift, (n - shift) * sizeof *gradient);
-    memcpy(gradient + (n - shift), base, shift * sizeof *gradient);
-}
-
-static device_set_t set_new(uint64_t capacity)
-{
-    device_set_t set = {.capacity = (uint32_t)capacity};
-    check(memory_alloc(&set.index, capacity, sizeof *set.index, "a set"));
-    check(memory_alloc(&set.value, capacity, sizeof *set.value, "a set"));
-    check(memory_alloc(&set.count, 1, sizeof *set.count, "a set"));
-    return set;
-}
-
-static void set_free(device_set_t *set)
-{
-    memory_free(set->index);
-    memory_free(set->value);
-    memory_free(set->count);
-}
-
-/* About a quarter of the entries of both sets are common. */
-static void set_fill(device_set_t *set, uint64_t n, uint64_t k, uint64_t seed)
-{
-    uint64_t common = 12345, own = seed;
-    uint32_t count = 0;
-    double stride = (double)n / (double)k;
-    for (uint64_t i = 0; i < k; i++) {
-        uint64_t state = i % 4 == 0 ? random_next(&common) : random_next(&own);
-        uint64_t low = (uint64_t)((double)i * stride), high = (uint64_t)((double)(i + 1) * stride);
-        set->index[count] = (uint32_t)(low + (high > low ? state % (high - low) : 0));
-        float value = random_laplace(&own);
-        set->value[count] = value + (value < 0 ? -6.0f : 6.0f);
-        count++;
-    }
-    *set->count = count;
 }
 
 /* ---- times ---- */
@@ -270,13 +111,13 @@ static void accumulate(bench_t *b)
 {
     device_span_t span = {.offset = 0, .length = b->n, .data = b->gradient, .dtype = GTOPK_F32};
     b->device->ops->step_begin(b->store);
-    check(b->device->ops->accumulate(b->store, &span, 1, &b->params, &b->words, NULL));
+    bench_check(b->device->ops->accumulate(b->store, &span, 1, &b->params, &b->words, NULL));
 }
 
 static void select_k(bench_t *b)
 {
     uint64_t candidates, misses;
-    check(b->device->ops->select(b->store, b->k, &b->selected, NULL, &candidates, &misses));
+    bench_check(b->device->ops->select(b->store, b->k, &b->selected, NULL, &candidates, &misses));
     b->candidates += candidates;
     b->misses += misses;
     b->steps++;
@@ -286,15 +127,15 @@ static void commit(bench_t *b)
 {
     device_span_t span = {.offset = 0, .length = b->n, .data = b->gradient, .dtype = GTOPK_F32};
     device_journal_t journal = {.selected = b->selected, .first = b->selected, .final = b->selected, .size = 1};
-    check(b->device->ops->commit(b->store, &journal, &span, 1, 1, &b->words, NULL));
+    bench_check(b->device->ops->commit(b->store, &journal, &span, 1, 1, &b->words, NULL));
 }
 
 static void measure_step(row_t *row, team_t *team, const float *base, float *r, float *gradient, int repeat)
 {
     bench_t b = {.n = row->n, .k = row->k, .gradient = gradient, .params = {1.0f, 1, 0.0f, 0}, .words = {1, 0, 0, 0}};
     device_parallel_t parallel = {team->size > 1 ? team_run : NULL, team};
-    check(device_cpu_open(&b.device));
-    check(b.device->ops->store_create(b.device, b.n, b.k, 0, &parallel, &b.store));
+    bench_check(device_cpu_open(&b.device));
+    bench_check(b.device->ops->store_create(b.device, b.n, b.k, 0, &parallel, &b.store));
     b.selected = set_new(b.k);
 
     static times_t bare, acc, sel, com, first, miss;
@@ -358,34 +199,34 @@ static void measure_step(row_t *row, team_t *team, const float *base, float *r, 
 static void measure_sets(row_t *row, int repeat)
 {
     device_t *device;
-    check(device_cpu_open(&device));
+    bench_check(device_cpu_open(&device));
     device_set_t a = set_new(row->k), b = set_new(row->k), kept = set_new(row->k), all = set_new(2 * row->k);
     device_set_t decoded = set_new(row->k), rest = set_new(2 * row->k), received = set_new(row->k);
     device_words_t words = {1, 0, 0, 0};
     wire_header_t header = {.value_type = GTOPK_VALUE_BF16, .algorithm = GTOPK_ALGORITHM_GTOPK, .dim = (uint32_t)row->n};
     header.k = (uint32_t)row->k;
     uint8_t *message;
-    check(memory_alloc(&message, wire_message_capacity(row->n, row->k, GTOPK_VALUE_BF16), 1, "a message"));
+    bench_check(memory_alloc(&message, wire_message_capacity(row->n, row->k, GTOPK_VALUE_BF16), 1, "a message"));
     static times_t merge, deposit, encode, decode;
     merge.count = deposit.count = encode.count = decode.count = 0;
     for (int i = 0; i < repeat; i++) {
         set_fill(&a, row->n, row->k, 77 + (uint64_t)i * 2);
         set_fill(&b, row->n, row->k, 78 + (uint64_t)i * 2);
         double begin = clock_now();
-        check(device->ops->merge(device, &a, &b, row->k, &kept, &all, &words, NULL));
+        bench_check(device->ops->merge(device, &a, &b, row->k, &kept, &all, &words, NULL));
         add_time(&merge, begin);
         begin = clock_now();
-        check(device->ops->encode(device, &kept, &header, message, &decoded, &words, NULL));
+        bench_check(device->ops->encode(device, &kept, &header, message, &decoded, &words, NULL));
         size_t bytes = wire_message_size(row->n, *decoded.count, GTOPK_VALUE_BF16);
         wire_seal(message, bytes - WIRE_HEADER_SIZE);
         add_time(&encode, begin);
         begin = clock_now();
-        check(device->ops->deposit(device, &all, &decoded, 0.5f, &rest, NULL));
+        bench_check(device->ops->deposit(device, &all, &decoded, 0.5f, &rest, NULL));
         add_time(&deposit, begin);
         wire_header_t read;
         begin = clock_now();
-        check(wire_header_read(message, bytes, 0, &read));
-        check(device->ops->decode(device, message, &read, &received, &words, NULL));
+        bench_check(wire_header_read(message, bytes, 0, &read));
+        bench_check(device->ops->decode(device, message, &read, &received, &words, NULL));
         add_time(&decode, begin);
     }
     row->merge = median_ms(&merge);
@@ -405,13 +246,13 @@ static void run_trace(const options_t *options, double density)
     uint64_t n = (uint64_t)options->n[0];
     FILE *file = fopen(options->trace, "rb");
     if (!file)
-        fail(options->trace, strerror(errno));
+        bench_fail(options->trace, strerror(errno));
     bench_t b = {.n = n, .params = {1.0f, 1, 0.0f, 0}, .words = {1, 0, 0, 0}, .gradient = vector_new((size_t)n)};
     double wanted = rint(density * (double)n);
     b.k = wanted < 1 ? 1 : (uint64_t)wanted;
     b.selected = set_new(b.k);
-    check(device_cpu_open(&b.device));
-    check(b.device->ops->store_create(b.device, n, b.k, 0, NULL, &b.store));
+    bench_check(device_cpu_open(&b.device));
+    bench_check(b.device->ops->store_create(b.device, n, b.k, 0, NULL, &b.store));
     double begin, spent = 0;
     while (fread(b.gradient, sizeof *b.gradient, (size_t)n, file) == n) {
         begin = clock_now();
@@ -422,7 +263,7 @@ static void run_trace(const options_t *options, double density)
     }
     (void)fclose(file);
     if (b.steps == 0)
-        fail(options->trace, "holds less than one step of n floats; give its n with --n");
+        bench_fail(options->trace, "holds less than one step of n floats; give its n with --n");
     (void)printf("trace: n %llu, k %llu, steps %llu, hint hit %.2f %%, candidates / k %.2f, %.3f ms a step\n",
                  (unsigned long long)n, (unsigned long long)b.k, (unsigned long long)b.steps,
                  100.0 * (1.0 - (double)b.misses / (double)b.steps), (double)b.candidates / (double)(b.steps * b.k),
@@ -489,7 +330,7 @@ static void write_json(const char *path, const row_t *rows, size_t count, double
 {
     FILE *file = fopen(path, "w");
     if (!file)
-        fail(path, strerror(errno));
+        bench_fail(path, strerror(errno));
     char cpu[256];
     cpu_name(cpu, sizeof cpu);
     (void)fprintf(file, "{\n \"machine\": {\"cpu\": \"%s\", \"cores\": %ld, \"isa\": \"%s\", \"copy_gb_s\": %.2f},\n \"command\": \"select_bench",
@@ -510,7 +351,7 @@ static void write_json(const char *path, const row_t *rows, size_t count, double
     }
     (void)fprintf(file, "\n ]\n}\n");
     if (fclose(file) != 0)
-        fail(path, strerror(errno));
+        bench_fail(path, strerror(errno));
 }
 
 /* ---- main ---- */
@@ -522,7 +363,7 @@ static size_t parse_list(const char *text, double *list)
         char *end;
         list[count] = strtod(text, &end);
         if (end == text || list[count] <= 0 || (*end && *end != ','))
-            fail(text, "is no list of positive numbers");
+            bench_fail(text, "is no list of positive numbers");
         count++;
         text = *end ? end + 1 : end;
     }
@@ -535,7 +376,7 @@ static options_t parse(int argc, char **argv)
                    .density_count = 4, .threads = {1, 2}, .thread_count = 2, .repeat = 15};
     for (int i = 1; i < argc; i++) {
         if (i + 1 == argc)
-            fail(argv[i], "unknown, or its value is missing; see the head of select_bench.c");
+            bench_fail(argv[i], "unknown, or its value is missing; see the head of select_bench.c");
         const char *value = argv[i + 1];
         if (strcmp(argv[i], "--n") == 0)
             o.n_count = parse_list(value, o.n);
@@ -550,11 +391,11 @@ static options_t parse(int argc, char **argv)
         else if (strcmp(argv[i], "--trace") == 0)
             o.trace = value;
         else
-            fail(argv[i], "unknown option; see the head of select_bench.c");
+            bench_fail(argv[i], "unknown option; see the head of select_bench.c");
         i++;
     }
     if (o.repeat < 1 || o.repeat > MAX_REPEAT - WARM_STEPS)
-        fail("--repeat", "is out of range");
+        bench_fail("--repeat", "is out of range");
     return o;
 }
 
