@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import data
-import gtopk
 import numpy as np
 import report
 import torch
@@ -37,6 +36,8 @@ from resnet20 import ResNet20
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
+
+import gtopk
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
