@@ -13,11 +13,13 @@ opened by the first call that needs it.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 
+TYPE_CHECKING = False  # true for type checkers; typing itself takes longer to import than this package
 if TYPE_CHECKING:
+    from typing import Any
+
     from .blocks import *
     from .comm import *
     from .errors import *

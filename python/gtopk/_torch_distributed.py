@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from . import _c_api
@@ -199,7 +200,6 @@ def _first_line(error: BaseException) -> str:
 def _boot_id() -> str:
     """Tells hosts of the same name apart."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
