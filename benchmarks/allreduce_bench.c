@@ -1,0 +1,473 @@
+/* A step of gtopk's reducers between real ranks, side by side with the dense all-reduce, every answer checked.
+ *
+ *   mpirun -n 4 allreduce_bench [--sizes N,..] [--density D] [--value-type f32|f16|bf16|int8] [--algorithms A,..]
+ *                               [--iterations I] [--warmup W] [--device D] [--transport T] [--json FILE]
+ *
+ * One step is accumulate and reduce on one thread a rank, as after a backward pass: gradients in, the mean update out,
+ * in place. The algorithms take turns step by step, so a change in the machine's load meets all of them. A step's time is
+ * that of its slowest rank. Columns:
+ *
+ *   size, entries   bytes of the gradient on each rank, and its floats
+ *   k               entries a rank sends (dense: all)
+ *   min median max  time of a step in milliseconds; exchange: of it, the median of the slowest rank's exchange
+ *   wire            bytes that a rank sends in a step, headers included; of the rank that sends most
+ *   speed-up        median of dense / median
+ *   wrong           indices for which, in a last step, the mass is off by more than 1e-5 of its size (the sum over ranks of
+ *                   residual before + gradient - residual after is not P times the mean update; the size is the sum of
+ *                   |residual before + gradient|), or whose update on some rank has other bits than on rank 0
+ *
+ * --json writes {machine, command, rows: [{algorithm, ranks, n, k, bytes, min_ms, median_ms, max_ms, speedup, wrong}]}.
+ * Ends with 1 when anything is wrong. Uses the public interface alone. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "gtopk.h"
+
+#define MAX_SIZES 16
+#define ALGORITHMS 4
+#define SEGMENT_LENGTH ((uint64_t)1 << 18) /* the check goes segment by segment */
+#define TOLERANCE 1e-5
+
+typedef struct name {
+    const char *text;
+    int32_t value;
+} name_t;
+
+static const name_t ALGORITHM_NAMES[ALGORITHMS + 1] = {{"dense", GTOPK_ALGORITHM_DENSE},
+                                                       {"topk", GTOPK_ALGORITHM_TOPK},
+                                                       {"gtopk", GTOPK_ALGORITHM_GTOPK},
+                                                       {"gtopk-tree", GTOPK_ALGORITHM_GTOPK_TREE},
+                                                       {NULL, 0}};
+static const name_t VALUE_NAMES[] = {{"f32", GTOPK_VALUE_F32}, {"f16", GTOPK_VALUE_F16}, {"bf16", GTOPK_VALUE_BF16},
+                                     {"int8", GTOPK_VALUE_I8}, {NULL, 0}};
+
+typedef struct options {
+    uint64_t sizes[MAX_SIZES];
+    size_t size_count;
+    name_t algorithms[ALGORITHMS];
+    size_t algorithm_count;
+    name_t value_type;
+    double density;
+    int iterations, warmup;
+    const char *device, *transport, *json;
+} options_t;
+
+/* What is known of one algorithm at one size. Times are of this rank while measuring, then of the slowest. */
+typedef struct row {
+    name_t algorithm;
+    uint64_t n, k, bytes, wrong;
+    double *step, *exchange; /* [iterations], seconds */
+    double min_ms, median_ms, max_ms, exchange_ms, speedup;
+} row_t;
+
+/* The memory of one size, shared by its algorithms. */
+typedef struct arena {
+    uint64_t n;
+    size_t segments;
+    uint64_t *lengths;
+    float *gradient; /* what each step starts from */
+    float *work;     /* the gradient that is given away and becomes the update */
+    float *before;   /* the residual before the step that is checked */
+    gtopk_tensor_t *tensors;
+} arena_t;
+
+/* ---- errors and options ---- */
+
+static void fail(const char *what, const char *why)
+{
+    (void)fprintf(stderr, "allreduce_bench: %s: %s\n", what, why);
+    exit(1);
+}
+
+static void check(gtopk_status_t status, const char *what)
+{
+    if (status != GTOPK_OK)
+        fail(what, gtopk_last_error());
+}
+
+static void *allocate(size_t count, size_t size)
+{
+    void *block = calloc(count ? count : 1, size);
+    if (!block)
+        fail("out of memory", "give smaller --sizes");
+    return block;
+}
+
+static name_t find_name(const name_t *names, const char *text, size_t length, const char *option)
+{
+    for (; names->text; names++)
+        if (strlen(names->text) == length && strncmp(names->text, text, length) == 0)
+            return *names;
+    fail(option, "no such name; the comment at the head of allreduce_bench.c lists them");
+    return *names;
+}
+
+static double parse_number(const char *text, const char *option, double low, double high)
+{
+    char *end;
+    const double number = strtod(text, &end);
+    if (end == text || (*end && *end != ',') || !(number >= low) || !(number <= high))
+        fail(option, "not a number, or out of range");
+    return number;
+}
+
+static size_t parse_sizes(const char *text, uint64_t *sizes)
+{
+    size_t count = 0;
+    for (; text; text = strchr(text, ',') ? strchr(text, ',') + 1 : NULL) {
+        if (count == MAX_SIZES)
+            fail("--sizes", "too many");
+        sizes[count++] = (uint64_t)parse_number(text, "--sizes", 1, UINT32_MAX);
+    }
+    return count;
+}
+
+static size_t parse_algorithms(const char *text, name_t *algorithms)
+{
+    size_t count = 0;
+    for (;; text++) {
+        const size_t length = strcspn(text, ",");
+        if (count == ALGORITHMS)
+            fail("--algorithms", "too many");
+        algorithms[count++] = find_name(ALGORITHM_NAMES, text, length, "--algorithms");
+        text += length;
+        if (!*text)
+            return count;
+    }
+}
+
+static options_t parse_options(int argc, char **argv)
+{
+    options_t o = {.sizes = {100000, 1000000, 10000000}, .size_count = 3, .algorithm_count = ALGORITHMS,
+                   .value_type = {"bf16", GTOPK_VALUE_BF16}, .density = 0.001, .iterations = 10, .warmup = 2, .transport = "mpi"};
+    memcpy(o.algorithms, ALGORITHM_NAMES, sizeof o.algorithms);
+    for (int i = 1; i < argc; i += 2) {
+        const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (!value)
+            fail(option, "needs a value; the comment at the head of allreduce_bench.c says which");
+        if (strcmp(option, "--sizes") == 0)
+            o.size_count = parse_sizes(value, o.sizes);
+        else if (strcmp(option, "--algorithms") == 0)
+            o.algorithm_count = parse_algorithms(value, o.algorithms);
+        else if (strcmp(option, "--value-type") == 0)
+            o.value_type = find_name(VALUE_NAMES, value, strlen(value), option);
+        else if (strcmp(option, "--density") == 0)
+            o.density = parse_number(value, option, 1e-9, 1);
+        else if (strcmp(option, "--iterations") == 0)
+            o.iterations = (int)parse_number(value, option, 1, 100000);
+        else if (strcmp(option, "--warmup") == 0)
+            o.warmup = (int)parse_number(value, option, 0, 100000);
+        else if (strcmp(option, "--device") == 0)
+            o.device = value;
+        else if (strcmp(option, "--transport") == 0)
+            o.transport = value;
+        else if (strcmp(option, "--json") == 0)
+            o.json = value;
+        else
+            fail(option, "no such option");
+    }
+    return o;
+}
+
+/* ---- data ---- */
+
+/* In (-1, 1), the same everywhere for the same seed: splitmix64. */
+static double random_of(uint64_t seed)
+{
+    uint64_t x = seed * 0x9e3779b97f4a7c15u + 0x632be59bd9b4e019u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    x ^= x >> 31;
+    return ldexp((double)(x >> 11), -52) - 1.0;
+}
+
+/* Few large entries and many small ones; half of each rank's value is common to all, as the gradients of one model are. */
+static void fill_gradient(float *gradient, uint64_t n, int32_t rank)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        const double common = random_of(i), own = random_of(i ^ (uint64_t)(rank + 1) << 40);
+        gradient[i] = (float)(0.5 * pow(common, 5.0) + 0.5 * pow(own, 5.0));
+    }
+}
+
+static arena_t arena_create(uint64_t n, int32_t rank)
+{
+    arena_t a = {.n = n, .segments = (size_t)((n + SEGMENT_LENGTH - 1) / SEGMENT_LENGTH)};
+    a.lengths = allocate(a.segments, sizeof *a.lengths);
+    a.tensors = allocate(a.segments, sizeof *a.tensors);
+    a.gradient = allocate(n, sizeof *a.gradient);
+    a.work = allocate(n, sizeof *a.work);
+    a.before = allocate(n, sizeof *a.before);
+    for (size_t s = 0; s < a.segments; s++) {
+        const uint64_t begin = s * SEGMENT_LENGTH;
+        a.lengths[s] = n - begin < SEGMENT_LENGTH ? n - begin : SEGMENT_LENGTH;
+        a.tensors[s] = (gtopk_tensor_t){a.work + begin, a.lengths[s], GTOPK_F32, 0};
+    }
+    fill_gradient(a.gradient, n, rank);
+    return a;
+}
+
+static void arena_destroy(arena_t *a)
+{
+    free(a->lengths);
+    free(a->tensors);
+    free(a->gradient);
+    free(a->work);
+    free(a->before);
+}
+
+/* ---- measuring ---- */
+
+static double now(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* One step from a fresh gradient; the time starts when all ranks are ready. */
+static double run_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, arena_t *a, gtopk_stats_t *stats)
+{
+    memcpy(a->work, a->gradient, a->n * sizeof *a->work);
+    stats->struct_size = sizeof *stats;
+    check(gtopk_barrier(comm), "barrier");
+    const double start = now();
+    check(gtopk_reducer_accumulate(reducer, NULL, a->tensors, a->segments, 1.0, GTOPK_ZERO_INPUT, NULL), "accumulate");
+    check(gtopk_reducer_reduce(reducer, a->tensors, a->segments, GTOPK_OUTPUT_IS_ZERO, NULL, stats), "reduce");
+    return now() - start;
+}
+
+/* Indices of one segment that are wrong; the same number on every rank. `sums` holds three numbers an entry: the mass
+ * that left, its size, and on how many ranks the update is another. */
+static uint64_t check_segment(gtopk_comm_t *comm, gtopk_reducer_t *reducer, const arena_t *a, size_t segment, float *after,
+                              float *first, double *sums)
+{
+    const uint64_t length = a->lengths[segment], begin = segment * SEGMENT_LENGTH;
+    const float *gradient = a->gradient + begin, *before = a->before + begin, *update = a->work + begin;
+    const double ranks = gtopk_comm_size(comm);
+    uint64_t wrong = 0;
+    check(gtopk_reducer_residual(reducer, (uint32_t)segment, after, length), "residual");
+    memcpy(first, update, length * sizeof *first);
+    check(gtopk_broadcast(comm, first, length * sizeof *first, 0), "broadcast");
+    for (uint64_t i = 0; i < length; i++) {
+        const double mass = (double)before[i] + (double)gradient[i];
+        sums[3 * i] = mass - (double)after[i];
+        sums[3 * i + 1] = fabs(mass);
+        sums[3 * i + 2] = memcmp(&first[i], &update[i], sizeof *first) != 0;
+    }
+    check(gtopk_allreduce(comm, sums, 3 * length, GTOPK_F64), "allreduce");
+    for (uint64_t i = 0; i < length; i++) {
+        const double off = fabs(sums[3 * i] - ranks * (double)first[i]);
+        wrong += !(off <= TOLERANCE * sums[3 * i + 1]) || sums[3 * i + 2] > 0.0;
+    }
+    return wrong;
+}
+
+static uint64_t check_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, arena_t *a)
+{
+    gtopk_stats_t stats = {0};
+    uint64_t wrong = 0;
+    float *after = allocate(SEGMENT_LENGTH, sizeof *after), *first = allocate(SEGMENT_LENGTH, sizeof *first);
+    double *sums = allocate(SEGMENT_LENGTH, 3 * sizeof *sums);
+    for (size_t s = 0; s < a->segments; s++)
+        check(gtopk_reducer_residual(reducer, (uint32_t)s, a->before + s * SEGMENT_LENGTH, a->lengths[s]), "residual");
+    (void)run_step(comm, reducer, a, &stats);
+    for (size_t s = 0; s < a->segments; s++)
+        wrong += check_segment(comm, reducer, a, s, after, first, sums);
+    free(after);
+    free(first);
+    free(sums);
+    return wrong;
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The slowest rank's value of each iteration, sorted. */
+static void take_slowest(gtopk_comm_t *comm, double *values, int count)
+{
+    const int32_t size = gtopk_comm_size(comm);
+    double *all = allocate((size_t)size * (size_t)count, sizeof *all);
+    check(gtopk_allgather(comm, values, (size_t)count * sizeof *values, all), "allgather");
+    for (int i = 0; i < count; i++)
+        for (int32_t r = 0; r < size; r++)
+            values[i] = fmax(values[i], all[(size_t)r * (size_t)count + (size_t)i]);
+    qsort(values, (size_t)count, sizeof *values, compare_doubles);
+    free(all);
+}
+
+static double median(const double *sorted, int count)
+{
+    return 0.5 * (sorted[(count - 1) / 2] + sorted[count / 2]);
+}
+
+static void summarise(gtopk_comm_t *comm, row_t *row, int iterations)
+{
+    double bytes = (double)row->bytes;
+    take_slowest(comm, row->step, iterations);
+    take_slowest(comm, row->exchange, iterations);
+    take_slowest(comm, &bytes, 1);
+    row->bytes = (uint64_t)bytes;
+    row->min_ms = 1e3 * row->step[0];
+    row->median_ms = 1e3 * median(row->step, iterations);
+    row->max_ms = 1e3 * row->step[iterations - 1];
+    row->exchange_ms = 1e3 * median(row->exchange, iterations);
+    free(row->step);
+    free(row->exchange);
+}
+
+/* All algorithms at one size: row by row in rows[]. */
+static void measure_size(gtopk_comm_t *comm, const options_t *o, uint64_t n, row_t *rows)
+{
+    gtopk_reducer_t *reducers[ALGORITHMS];
+    arena_t a = arena_create(n, gtopk_comm_rank(comm));
+    for (size_t r = 0; r < o->algorithm_count; r++) {
+        gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+        config.device = o->device;
+        config.density = o->density;
+        config.algorithm = o->algorithms[r].value;
+        config.value_type = o->value_type.value;
+        check(gtopk_reducer_create(&reducers[r], comm, &config, a.lengths, a.segments), "creating a reducer");
+        rows[r] = (row_t){.algorithm = o->algorithms[r], .n = n};
+        rows[r].step = allocate((size_t)o->iterations, sizeof *rows[r].step);
+        rows[r].exchange = allocate((size_t)o->iterations, sizeof *rows[r].exchange);
+    }
+    for (int i = -o->warmup; i < o->iterations; i++)
+        for (size_t r = 0; r < o->algorithm_count; r++) {
+            gtopk_stats_t stats = {0};
+            const double seconds = run_step(comm, reducers[r], &a, &stats);
+            if (i < 0)
+                continue;
+            rows[r].step[i] = seconds;
+            rows[r].exchange[i] = stats.exchange_s;
+            rows[r].bytes = stats.bytes_sent;
+            rows[r].k = rows[r].algorithm.value == GTOPK_ALGORITHM_DENSE ? n : stats.k;
+        }
+    for (size_t r = 0; r < o->algorithm_count; r++) {
+        rows[r].wrong = check_step(comm, reducers[r], &a);
+        summarise(comm, &rows[r], o->iterations);
+        gtopk_reducer_destroy(reducers[r]);
+    }
+    for (size_t r = 0; r < o->algorithm_count; r++)
+        for (size_t d = 0; d < o->algorithm_count; d++)
+            if (rows[d].algorithm.value == GTOPK_ALGORITHM_DENSE)
+                rows[r].speedup = rows[d].median_ms / rows[r].median_ms;
+    arena_destroy(&a);
+}
+
+/* ---- results ---- */
+
+static void print_head(gtopk_comm_t *comm, const options_t *o)
+{
+    (void)printf("# gtopk %d.%d.%d allreduce_bench: %d ranks, %s, values %s, density %g, %d steps after %d to warm up\n",
+                 GTOPK_VERSION_MAJOR, GTOPK_VERSION_MINOR, GTOPK_VERSION_PATCH, (int)gtopk_comm_size(comm),
+                 gtopk_comm_describe(comm), o->value_type.text, o->density, o->iterations, o->warmup);
+    (void)printf("#\n# %11s %11s %10s  %-10s %10s %10s %10s %10s %12s %9s %7s\n", "size", "entries", "k", "algorithm", "min",
+                 "median", "max", "exchange", "wire", "speed-up", "wrong");
+    (void)printf("# %11s %11s %10s  %-10s %10s %10s %10s %10s %12s %9s %7s\n", "(B)", "", "", "", "(ms)", "(ms)", "(ms)", "(ms)",
+                 "(B)", "", "");
+}
+
+static void print_row(const row_t *row)
+{
+    char speedup[32] = "-";
+    if (row->speedup > 0.0)
+        (void)snprintf(speedup, sizeof speedup, "%.2f", row->speedup);
+    (void)printf("  %11llu %11llu %10llu  %-10s %10.3f %10.3f %10.3f %10.3f %12llu %9s %7llu\n",
+                 (unsigned long long)(row->n * sizeof(float)), (unsigned long long)row->n, (unsigned long long)row->k,
+                 row->algorithm.text, row->min_ms, row->median_ms, row->max_ms, row->exchange_ms,
+                 (unsigned long long)row->bytes, speedup, (unsigned long long)row->wrong);
+    (void)fflush(stdout);
+}
+
+static void write_string(FILE *file, const char *text)
+{
+    for (; *text; text++)
+        if (*text == '"' || *text == '\\')
+            (void)fprintf(file, "\\%c", *text);
+        else
+            (void)fputc((unsigned char)*text < 0x20 ? ' ' : *text, file);
+}
+
+/* "AMD EPYC, 2 cores, Linux", without the machine's name. */
+static void write_machine(FILE *file)
+{
+    char line[256], *model = NULL;
+    int cores = 0;
+    char kept[256] = "unknown CPU";
+    FILE *info = fopen("/proc/cpuinfo", "r");
+    while (info && fgets(line, sizeof line, info)) {
+        cores += strncmp(line, "processor", 9) == 0;
+        if (strncmp(line, "model name", 10) == 0 && (model = strchr(line, ':')))
+            (void)snprintf(kept, sizeof kept, "%.*s", (int)strcspn(model + 1, "\n"), model + 1);
+    }
+    if (info)
+        (void)fclose(info);
+    write_string(file, kept + strspn(kept, " "));
+    (void)fprintf(file, ", %d cores", cores);
+}
+
+static void write_json(const char *path, int argc, char **argv, const row_t *rows, size_t count, int32_t ranks)
+{
+    FILE *file = fopen(path, "w");
+    if (!file)
+        fail(path, "cannot be written");
+    (void)fprintf(file, "{\"machine\": \"");
+    write_machine(file);
+    (void)fprintf(file, "\",\n \"command\": \"mpirun -n %d", (int)ranks);
+    for (int i = 0; i < argc; i++) {
+        const char *slash = i == 0 ? strrchr(argv[0], '/') : NULL;
+        (void)fputc(' ', file);
+        write_string(file, slash ? slash + 1 : argv[i]);
+    }
+    (void)fprintf(file, "\",\n \"rows\": [");
+    for (size_t r = 0; r < count; r++) {
+        const row_t *row = &rows[r];
+        (void)fprintf(file, "%s\n  {\"algorithm\": \"%s\", \"ranks\": %d, \"n\": %llu, \"k\": %llu, \"bytes\": %llu, \"min_ms\": %.4f, ",
+                      r ? "," : "", row->algorithm.text, (int)ranks, (unsigned long long)row->n, (unsigned long long)row->k,
+                      (unsigned long long)row->bytes, row->min_ms);
+        (void)fprintf(file, "\"median_ms\": %.4f, \"max_ms\": %.4f, ", row->median_ms, row->max_ms);
+        if (row->speedup > 0.0)
+            (void)fprintf(file, "\"speedup\": %.4f, ", row->speedup);
+        else
+            (void)fprintf(file, "\"speedup\": null, ");
+        (void)fprintf(file, "\"wrong\": %llu}", (unsigned long long)row->wrong);
+    }
+    (void)fprintf(file, "\n ]}\n");
+    if (fclose(file) != 0)
+        fail(path, "cannot be written");
+}
+
+int main(int argc, char **argv)
+{
+    const options_t o = parse_options(argc, argv);
+    gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
+    gtopk_comm_t *comm;
+    row_t rows[MAX_SIZES * ALGORITHMS];
+    size_t count = 0;
+    uint64_t wrong = 0;
+    config.transport = o.transport;
+    check(gtopk_comm_create(&comm, &config), "creating the communicator");
+    const int32_t rank = gtopk_comm_rank(comm), ranks = gtopk_comm_size(comm);
+    if (rank == 0)
+        print_head(comm, &o);
+    for (size_t s = 0; s < o.size_count; s++) {
+        measure_size(comm, &o, o.sizes[s], rows + count);
+        for (size_t r = 0; r < o.algorithm_count; r++, count++) {
+            wrong += rows[count].wrong;
+            if (rank == 0)
+                print_row(&rows[count]);
+        }
+    }
+    if (rank == 0 && o.json)
+        write_json(o.json, argc, argv, rows, count, ranks);
+    gtopk_comm_destroy(comm);
+    check(gtopk_finalize(), "finalize");
+    return wrong > 0;
+}
