@@ -1,5 +1,5 @@
-/* How fast the CPU device is, per operation and in sum, as ratios to a bare `r += g` loop that runs in between. Prints a
- * table and, with --json FILE, the same as JSON (times in milliseconds, medians).
+/* How fast the CPU device is, per operation and in sum, as ratios to a bare `r += g` loop that runs in between. Prints
+ * a table and, with --json FILE, the same as JSON (times in milliseconds, medians).
  *
  *   select_bench [--n N,..] [--density D,..] [--threads T,..] [--repeat R] [--trace FILE] [--json FILE]
  *
@@ -203,7 +203,8 @@ static void measure_sets(row_t *row, int repeat)
     device_set_t a = set_new(row->k), b = set_new(row->k), kept = set_new(row->k), all = set_new(2 * row->k);
     device_set_t decoded = set_new(row->k), rest = set_new(2 * row->k), received = set_new(row->k);
     device_words_t words = {1, 0, 0, 0};
-    wire_header_t header = {.value_type = GTOPK_VALUE_BF16, .algorithm = GTOPK_ALGORITHM_GTOPK, .dim = (uint32_t)row->n};
+    wire_header_t header = {
+        .value_type = GTOPK_VALUE_BF16, .algorithm = GTOPK_ALGORITHM_GTOPK, .dim = (uint32_t)row->n};
     header.k = (uint32_t)row->k;
     uint8_t *message;
     bench_check(memory_alloc(&message, wire_message_capacity(row->n, row->k, GTOPK_VALUE_BF16), 1, "a message"));
@@ -294,18 +295,19 @@ static double copy_bandwidth(void)
 
 static void print_head(void)
 {
-    (void)printf("%10s %8s %7s %3s | %8s %8s %6s %7s %7s %6s | %6s %6s | %5s %5s | %8s %8s %8s %8s\n", "n", "density", "k", "thr",
-                 "bare ms", "acc ms", "/bare", "select", "commit", "rest", "first", "miss", "cand", "hit",
+    (void)printf("%10s %8s %7s %3s | %8s %8s %6s %7s %7s %6s | %6s %6s | %5s %5s | %8s %8s %8s %8s\n", "n", "density",
+                 "k", "thr", "bare ms", "acc ms", "/bare", "select", "commit", "rest", "first", "miss", "cand", "hit",
                  "merge us", "deposit", "encode", "decode");
 }
 
 static void print_row(const row_t *r)
 {
-    (void)printf("%10llu %8g %7llu %3d | %8.4f %8.4f %6.2f %7.4f %7.4f %5.1f%% | %6.2f %6.2f | %5.2f %4.0f%% | %8.1f %8.1f %8.1f %8.1f\n",
-                 (unsigned long long)r->n, r->density, (unsigned long long)r->k, r->threads, r->bare, r->accumulate,
-                 r->accumulate / r->bare, r->select, r->commit, 100 * (r->select + r->commit) / r->accumulate,
-                 r->first / r->bare, r->miss / r->bare, r->candidates, 100 * (1 - r->miss_rate), 1e3 * r->merge,
-                 1e3 * r->deposit, 1e3 * r->encode, 1e3 * r->decode);
+    (void)printf(
+        "%10llu %8g %7llu %3d | %8.4f %8.4f %6.2f %7.4f %7.4f %5.1f%% | %6.2f %6.2f | %5.2f %4.0f%% | %8.1f %8.1f %8.1f %8.1f\n",
+        (unsigned long long)r->n, r->density, (unsigned long long)r->k, r->threads, r->bare, r->accumulate,
+        r->accumulate / r->bare, r->select, r->commit, 100 * (r->select + r->commit) / r->accumulate,
+        r->first / r->bare, r->miss / r->bare, r->candidates, 100 * (1 - r->miss_rate), 1e3 * r->merge,
+        1e3 * r->deposit, 1e3 * r->encode, 1e3 * r->decode);
     (void)fflush(stdout);
 }
 
@@ -333,21 +335,24 @@ static void write_json(const char *path, const row_t *rows, size_t count, double
         bench_fail(path, strerror(errno));
     char cpu[256];
     cpu_name(cpu, sizeof cpu);
-    (void)fprintf(file, "{\n \"machine\": {\"cpu\": \"%s\", \"cores\": %ld, \"isa\": \"%s\", \"copy_gb_s\": %.2f},\n \"command\": \"select_bench",
-                  cpu, sysconf(_SC_NPROCESSORS_ONLN), device_cpu_isa(), bandwidth);
+    (void)fprintf(
+        file,
+        "{\n \"machine\": {\"cpu\": \"%s\", \"cores\": %ld, \"isa\": \"%s\", \"copy_gb_s\": %.2f},\n \"command\": \"select_bench",
+        cpu, sysconf(_SC_NPROCESSORS_ONLN), device_cpu_isa(), bandwidth);
     for (int i = 1; i < argc; i++)
         (void)fprintf(file, " %s", argv[i]);
     (void)fprintf(file, "\",\n \"rows\": [");
     for (size_t i = 0; i < count; i++) {
         const row_t *r = &rows[i];
-        (void)fprintf(file,
-                      "%s\n  {\"n\": %llu, \"density\": %g, \"k\": %llu, \"threads\": %d, \"bare_ms\": %.5f, \"accumulate_ms\": %.5f, "
-                      "\"select_ms\": %.5f, \"commit_ms\": %.5f, \"first_ms\": %.5f, \"miss_ms\": %.5f, \"merge_ms\": %.5f, "
-                      "\"deposit_ms\": %.5f, \"encode_ms\": %.5f, \"decode_ms\": %.5f, \"candidates_per_k\": %.3f, \"miss_rate\": %.3f, "
-                      "\"accumulate_to_bare\": %.3f, \"rest_to_accumulate\": %.3f}",
-                      i ? "," : "", (unsigned long long)r->n, r->density, (unsigned long long)r->k, r->threads, r->bare,
-                      r->accumulate, r->select, r->commit, r->first, r->miss, r->merge, r->deposit, r->encode, r->decode,
-                      r->candidates, r->miss_rate, r->accumulate / r->bare, (r->select + r->commit) / r->accumulate);
+        (void)fprintf(
+            file,
+            "%s\n  {\"n\": %llu, \"density\": %g, \"k\": %llu, \"threads\": %d, \"bare_ms\": %.5f, \"accumulate_ms\": %.5f, "
+            "\"select_ms\": %.5f, \"commit_ms\": %.5f, \"first_ms\": %.5f, \"miss_ms\": %.5f, \"merge_ms\": %.5f, "
+            "\"deposit_ms\": %.5f, \"encode_ms\": %.5f, \"decode_ms\": %.5f, \"candidates_per_k\": %.3f, \"miss_rate\": %.3f, "
+            "\"accumulate_to_bare\": %.3f, \"rest_to_accumulate\": %.3f}",
+            i ? "," : "", (unsigned long long)r->n, r->density, (unsigned long long)r->k, r->threads, r->bare,
+            r->accumulate, r->select, r->commit, r->first, r->miss, r->merge, r->deposit, r->encode, r->decode,
+            r->candidates, r->miss_rate, r->accumulate / r->bare, (r->select + r->commit) / r->accumulate);
     }
     (void)fprintf(file, "\n ]\n}\n");
     if (fclose(file) != 0)
@@ -372,8 +377,13 @@ static size_t parse_list(const char *text, double *list)
 
 static options_t parse(int argc, char **argv)
 {
-    options_t o = {.n = {1e4, 1e5, 1e6, 1e7, 25e6, 1e8}, .n_count = 6, .density = {1e-4, 1e-3, 1e-2, 5e-2},
-                   .density_count = 4, .threads = {1, 2}, .thread_count = 2, .repeat = 15};
+    options_t o = {.n = {1e4, 1e5, 1e6, 1e7, 25e6, 1e8},
+                   .n_count = 6,
+                   .density = {1e-4, 1e-3, 1e-2, 5e-2},
+                   .density_count = 4,
+                   .threads = {1, 2},
+                   .thread_count = 2,
+                   .repeat = 15};
     for (int i = 1; i < argc; i++) {
         if (i + 1 == argc)
             bench_fail(argv[i], "unknown, or its value is missing; see the head of select_bench.c");
@@ -385,7 +395,7 @@ static options_t parse(int argc, char **argv)
         else if (strcmp(argv[i], "--threads") == 0)
             o.thread_count = parse_list(value, o.threads);
         else if (strcmp(argv[i], "--repeat") == 0)
-            o.repeat = atoi(value);
+            o.repeat = (int)strtol(value, NULL, 10);
         else if (strcmp(argv[i], "--json") == 0)
             o.json = value;
         else if (strcmp(argv[i], "--trace") == 0)
@@ -422,7 +432,10 @@ int main(int argc, char **argv)
             for (size_t t = 0; t < options.thread_count; t++) {
                 row_t *row = &rows[count++];
                 double k = rint(options.density[d] * (double)n);
-                *row = (row_t){.n = n, .k = k < 1 ? 1 : (uint64_t)k, .density = options.density[d], .threads = (int)options.threads[t]};
+                *row = (row_t){.n = n,
+                               .k = k < 1 ? 1 : (uint64_t)k,
+                               .density = options.density[d],
+                               .threads = (int)options.threads[t]};
                 team_t team;
                 team_open(&team, row->threads);
                 measure_step(row, &team, base, r, gradient, options.repeat);

@@ -68,7 +68,8 @@ static inline void team_close(team_t *team)
         (void)pthread_join(team->helpers[i], NULL);
 }
 
-static inline void team_run(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body, void *arg)
+static inline void team_run(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body,
+                            void *arg)
 {
     team_t *team = context;
     (void)grain;

@@ -19,10 +19,10 @@ enum { DIM = 700000, K = 700, SETS = 40000 };
 static const char *const isas[] = {"scalar", "avx2", "avx512", "neon"};
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
-#define CHECK_OK(call)                                      \
-    do {                                                    \
-        if ((call) != GTOPK_OK)                             \
-            fail_msg("%s: %s", #call, gtopk_last_error());  \
+#define CHECK_OK(call)                                     \
+    do {                                                   \
+        if ((call) != GTOPK_OK)                            \
+            fail_msg("%s: %s", #call, gtopk_last_error()); \
     } while (0)
 
 static device_t *devices[1 + ISA_COUNT]; /* the reference first */

@@ -118,7 +118,8 @@ gtopk_status_t store_accumulate(device_store_t *store, const device_span_t *span
 #define SAMPLE_PIECE 64u
 
 /* A magnitude that more than k entries have, if a sample of the residual does not mislead: the one of the rank that is
- * expected in the sample, and four standard deviations. 1 (the smallest) where the sample is no use. Empties the pool. */
+ * expected in the sample, and four standard deviations. 1 (the smallest) where the sample is no use. Empties the pool.
+ */
 static uint32_t sample_magnitude(device_store_t *store, uint64_t k)
 {
     const size_t size = SAMPLE_PIECES * SAMPLE_PIECE;

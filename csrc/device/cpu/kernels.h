@@ -1,6 +1,6 @@
-/* The loops that are worth SIMD code by hand, once an instruction set: kernels_<isa>.c each give the same table. Three go
- * over a block of the residual, the others over sets. A kernel knows nothing of pools, hints, threads or devices. All
- * give the same bits. */
+/* The loops that are worth SIMD code by hand, once an instruction set: kernels_<isa>.c each give the same table. Three
+ * go over a block of the residual, the others over sets. A kernel knows nothing of pools, hints, threads or devices.
+ * All give the same bits. */
 #ifndef GTOPK_DEVICE_CPU_KERNELS_H
 #define GTOPK_DEVICE_CPU_KERNELS_H
 
@@ -53,16 +53,17 @@ typedef struct kernels {
     void (*scan)(const kernel_job_t *job, kernel_found_t *found);
 
     /* In place: entries sorted by index, in which an index stands once or twice, become the sums over equal indices.
-     * Sums that are zero or not finite are left out; *nonfinite is set to 1 for the latter. Returns how many there are. */
+     * Sums that are zero or not finite are left out; *nonfinite is set to 1 for the latter. Returns how many there are.
+     */
     size_t (*join)(uint32_t *index, float *value, size_t count, int *nonfinite);
 
-    /* `count` values of a message of this gtopk_value_type_t, scale as in its header; wire/convert.h says what they are.
-     * Encoding gives back what a decoder will see; value and decoded may be the same. */
+    /* `count` values of a message of this gtopk_value_type_t, scale as in its header; wire/convert.h says what they
+     * are. Encoding gives back what a decoder will see; value and decoded may be the same. */
     void (*encode_values)(int type, const float *value, size_t count, float scale, uint8_t *codes, float *decoded);
     void (*decode_values)(int type, const uint8_t *codes, size_t count, float scale, float *value);
 
-    /* Copies the values with low <= bits of |v| <= high, in order, until fewer than KERNEL_SLACK places are free; returns
-     * how many. *above: how many have bits above high. */
+    /* Copies the values with low <= bits of |v| <= high, in order, until fewer than KERNEL_SLACK places are free;
+     * returns how many. *above: how many have bits above high. */
     size_t (*within)(const float *value, size_t count, uint32_t low, uint32_t high, float *out, size_t capacity,
                      size_t *above);
 

@@ -64,14 +64,16 @@ GENERIC_INLINE uint32_t put_half(uint32_t *index, uint32_t *bits, __m128i i, __m
 GENERIC_INLINE uint32_t put(uint32_t *index, uint32_t *bits, __m256i i, __m256 v, unsigned mask)
 {
     uint32_t low = put_half(index, bits, _mm256_castsi256_si128(i), _mm256_castps256_ps128(v), mask & 15u);
-    return low + put_half(index + low, bits + low, _mm256_extracti128_si256(i, 1), _mm256_extractf128_ps(v, 1), mask >> 4);
+    return low +
+           put_half(index + low, bits + low, _mm256_extracti128_si256(i, 1), _mm256_extractf128_ps(v, 1), mask >> 4);
 }
 
 /* Returns the new count. */
 GENERIC_INLINE uint32_t append(const kernel_job_t *job, size_t i, __m256 value, __m256 mask, kernel_found_t *found,
                                uint32_t count)
 {
-    __m256i index = _mm256_add_epi32(_mm256_set1_epi32((int)(job->first + (uint32_t)i)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    __m256i index = _mm256_add_epi32(_mm256_set1_epi32((int)(job->first + (uint32_t)i)),
+                                     _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     return count + put(found->index + count, found->bits + count, index, value, (unsigned)_mm256_movemask_ps(mask));
 }
 

@@ -204,7 +204,7 @@ static size_t join(uint32_t *index, float *value, size_t count, int *nonfinite)
         __mmask16 infinite = not_finite(sum), zero = _mm512_testn_epi32_mask(magnitude(sum), magnitude(sum));
         bad |= infinite & ~(unsigned)second;
         /* Stores reach no further than what is loaded already: out <= i. */
-        out += put(index, value, out, here, sum, (__mmask16)~(second | infinite | zero));
+        out += put(index, value, out, here, sum, (__mmask16) ~(second | infinite | zero));
         before = here;
     }
     *nonfinite |= bad != 0;
@@ -239,7 +239,8 @@ static size_t within(const float *value, size_t count, uint32_t low, uint32_t hi
     size_t i = 0, found = 0, greater = 0;
     for (; i + LANES <= count && found + KERNEL_SLACK <= capacity; i += LANES) {
         __m512 v = _mm512_loadu_ps(value + i);
-        __mmask16 beyond = passes(v, top), inside = (__mmask16)(_mm512_cmpge_epi32_mask(magnitude(v), bottom) & ~beyond);
+        __mmask16 beyond = passes(v, top),
+                  inside = (__mmask16)(_mm512_cmpge_epi32_mask(magnitude(v), bottom) & ~beyond);
         greater += (size_t)__builtin_popcount(beyond);
         _mm512_storeu_ps(out + found, _mm512_maskz_compress_ps(inside, v));
         found += (size_t)__builtin_popcount(inside);

@@ -1,6 +1,6 @@
-/* One entry at a time: the whole of the scalar kernels, and the last entries of a block in the vector ones. Every kernel
- * works on a copy of its job and of found->count: stores to the residual could change the originals, for all that the
- * compiler knows, and they would be loaded again and again. */
+/* One entry at a time: the whole of the scalar kernels, and the last entries of a block in the vector ones. Every
+ * kernel works on a copy of its job and of found->count: stores to the residual could change the originals, for all
+ * that the compiler knows, and they would be loaded again and again. */
 #ifndef GTOPK_DEVICE_CPU_KERNELS_GENERIC_H
 #define GTOPK_DEVICE_CPU_KERNELS_GENERIC_H
 

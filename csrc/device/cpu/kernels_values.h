@@ -1,5 +1,5 @@
-/* Values of a message to and from floats: the kernels encode_values and decode_values. The loops are plain enough for the
- * compiler to vectorise, so each kernels_<isa>.c includes them and compiles them for its own instruction set. */
+/* Values of a message to and from floats: the kernels encode_values and decode_values. The loops are plain enough for
+ * the compiler to vectorise, so each kernels_<isa>.c includes them and compiles them for its own instruction set. */
 #ifndef GTOPK_DEVICE_CPU_KERNELS_VALUES_H
 #define GTOPK_DEVICE_CPU_KERNELS_VALUES_H
 

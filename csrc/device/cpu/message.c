@@ -63,7 +63,8 @@ static uint8_t flags_of(const device_words_t *words)
 
 /* Writes header, values and indices, in that order: the values say how many entries remain. decoded has room for all
  * of them. */
-static void encode_set(const kernels_t *kernels, const device_set_t *set, wire_header_t *head, uint8_t *message, device_set_t *decoded)
+static void encode_set(const kernels_t *kernels, const device_set_t *set, wire_header_t *head, uint8_t *message,
+                       device_set_t *decoded)
 {
     size_t count = *set->count;
     int type = head->value_type;
@@ -74,11 +75,12 @@ static void encode_set(const kernels_t *kernels, const device_set_t *set, wire_h
 
     if (count)
         memcpy(decoded->index, set->index, count * sizeof *set->index);
-    kernels->encode_values(type, set->value, count, head->scale, payload + wire_index_bytes(head->dim, count), decoded->value);
+    kernels->encode_values(type, set->value, count, head->scale, payload + wire_index_bytes(head->dim, count),
+                           decoded->value);
     if (!values_are_valid(decoded->value, count)) {
         count = drop_zeros(decoded->index, decoded->value, count);
         kernels->encode_values(type, decoded->value, count, head->scale, payload + wire_index_bytes(head->dim, count),
-                      decoded->value);
+                               decoded->value);
     }
     *decoded->count = head->count = (uint32_t)count;
     wire_indices_encode_fast(decoded->index, head->count, head->dim, payload);
@@ -109,7 +111,7 @@ gtopk_status_t message_encode(device_t *device, const device_set_t *set, const w
         goto cleanup;
     }
     fpenv_t saved = fpenv_enter();
-    encode_set(((const device_cpu_t *)device)->kernels, &input, &head, message, decoded);
+    encode_set(cpu_kernels(device), &input, &head, message, decoded);
     fpenv_leave(saved);
 
 cleanup:
@@ -131,7 +133,7 @@ gtopk_status_t message_decode(device_t *device, const uint8_t *message, const wi
         status = wire_indices_decode_fast(payload, header->count, header->dim, out->index);
     if (status == GTOPK_OK) {
         fpenv_t saved = fpenv_enter();
-        ((const device_cpu_t *)device)->kernels->decode_values(header->value_type, codes, header->count, header->scale, out->value);
+        cpu_kernels(device)->decode_values(header->value_type, codes, header->count, header->scale, out->value);
         fpenv_leave(saved);
         if (!values_are_valid(out->value, header->count) || !codes_are_valid(header->value_type, codes, header->count))
             status = status_set(GTOPK_ERR_CORRUPT, "one of %u values is zero, not finite or no code", header->count);

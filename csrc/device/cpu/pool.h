@@ -25,7 +25,8 @@ typedef struct pool {
 gtopk_status_t pool_create(pool_t *pool, uint64_t dim, uint64_t k);
 void pool_destroy(pool_t *pool);
 
-/* Empties the pool. Entries whose |v| has bits below `magnitude` (at least 1: zeros are never candidates) are let go. */
+/* Empties the pool. Entries whose |v| has bits below `magnitude` (at least 1: zeros are never candidates) are let go.
+ */
 void pool_reset(pool_t *pool, uint32_t magnitude);
 
 /* What a kernel needs to know: an entry with index >= first is wanted only if the bits of its |v| are above this. */

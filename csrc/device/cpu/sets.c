@@ -65,7 +65,8 @@ static void interleave(const device_set_t *a, const device_set_t *b, uint32_t *r
     }
 }
 
-static void keep(const kernels_t *kernels, const uint32_t *index, const float *value, size_t count, uint64_t k, device_set_t *kept)
+static void keep(const kernels_t *kernels, const uint32_t *index, const float *value, size_t count, uint64_t k,
+                 device_set_t *kept)
 {
     if (count > k) {
         rank_keep_largest(kernels, index, value, count, (size_t)k, kept->index, kept->value);
@@ -81,7 +82,7 @@ gtopk_status_t sets_merge(device_t *device, const device_set_t *a, const device_
                           device_set_t *kept, device_set_t *all, device_words_t *words, void *stream)
 {
     (void)stream;
-    const kernels_t *kernels = ((const device_cpu_t *)device)->kernels;
+    const kernels_t *kernels = cpu_kernels(device);
     uint64_t room = (uint64_t)*a->count + *b->count;
     gtopk_status_t status = check_capacity("merge", k < room ? k : room, kept);
     if (status == GTOPK_OK && all)

@@ -38,7 +38,7 @@ gtopk_status_t store_create(device_t *device, uint64_t dim, uint64_t k, int with
         memory_free(store);
         return STATUS_NOMEM("the lock of a store", sizeof store->lock);
     }
-    store->kernels = ((const device_cpu_t *)device)->kernels;
+    store->kernels = cpu_kernels(device);
     store->dim = dim;
     store->k = k;
     if (parallel)

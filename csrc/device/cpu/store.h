@@ -15,6 +15,11 @@ typedef struct device_cpu {
     const kernels_t *kernels;
 } device_cpu_t;
 
+static inline const kernels_t *cpu_kernels(const device_t *device)
+{
+    return ((const device_cpu_t *)device)->kernels;
+}
+
 struct device_store {
     const kernels_t *kernels;
     device_parallel_t parallel;
