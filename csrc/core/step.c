@@ -201,8 +201,6 @@ static gtopk_status_t run_dense(gtopk_reducer_t *reducer, const target_t *target
                                       reducer->record.dim, reducer->step, reducer->hash, reducer->words);
     stats->exchange_s = clock_now() - start;
     start = clock_now();
-    if (status == GTOPK_OK && reducer->words->nonfinite)
-        reducer->dense[0] = NAN; /* the commit then finds the step non-finite by itself */
     if (status == GTOPK_OK)
         status = ops->dense_commit(reducer->store, reducer->dense, (uint32_t)comm->transport->size, reducer->spans,
                                    output_spans(reducer, target), reducer->words, stream);

@@ -115,9 +115,9 @@ typedef struct device_ops {
     /* Dense step: copies the residual to `out` (dim floats of device memory). */
     gtopk_status_t (*dense_gather)(device_store_t *store, float *out, void *stream);
 
-    /* Dense step: sum holds the all-reduced residuals. If every sum is finite: residual = 0 (plus what
-     * a 16-bit output cannot hold), outputs = sum / size, the velocity stays. Otherwise sets words->nonfinite, writes
-     * NaN, and the residual stays. In place on `sum`: it becomes the mean. */
+    /* Dense step: sum holds the all-reduced residuals. If words->nonfinite is not set and every sum is finite: residual
+     * = 0 (plus what a 16-bit output cannot hold), outputs = sum / size, the velocity stays; `sum` becomes the mean.
+     * Otherwise words->nonfinite is set, the outputs become NaN, and the residual stays. Nothing without words->ok. */
     gtopk_status_t (*dense_commit)(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
                                    size_t count, device_words_t *words, void *stream);
 

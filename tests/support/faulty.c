@@ -55,7 +55,7 @@ static void send_extra(faulty_t *self, int32_t to, const kept_t *kept)
     self->inner->ops->notify(self->inner, to, kept->message, kept->bytes);
 }
 
-static void change_u32(kept_t *kept, size_t at)
+static void change_byte(kept_t *kept, size_t at)
 {
     kept->message[at] ^= 0x5a;
     wire_seal(kept->message, kept->bytes - WIRE_HEADER_SIZE);
@@ -92,10 +92,13 @@ static gtopk_status_t spoil(faulty_t *self, transport_exchange_t *exchange)
             send_extra(self, exchange->to, self->last[exchange->to]);
         break;
     case FAULT_EPOCH:
-        change_u32(copy, 20);
+        change_byte(copy, 20);
         break;
     case FAULT_FOREIGN:
-        change_u32(copy, 56);
+        change_byte(copy, 56);
+        break;
+    case FAULT_ROUND:
+        change_byte(copy, 8);
         break;
     case FAULT_KINDS:
         abort();

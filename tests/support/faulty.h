@@ -13,7 +13,8 @@
     X(REORDER, "reorder")     /* it arrives after the next one to the same rank */                                     \
     X(LATE, "late")           /* one of the step before arrives before it */                                           \
     X(EPOCH, "epoch")         /* it is of an earlier communicator, with the CRC right */                               \
-    X(FOREIGN, "foreign")     /* it is of another reducer, with the CRC right */
+    X(FOREIGN, "foreign")     /* it is of another reducer, with the CRC right */                                       \
+    X(ROUND, "round")         /* it is of another round, with the CRC right */
 
 typedef enum fault_kind {
 #define FAULT_ENUM(name, text) FAULT_##name,
