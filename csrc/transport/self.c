@@ -92,10 +92,11 @@ static const transport_ops_t SELF_OPS = {
 gtopk_status_t transport_self_open(const gtopk_comm_config_t *config, transport_t **transport)
 {
     if ((config->size != -1 && config->size != 1) || (config->rank != -1 && config->rank != 0))
-        return status_set(GTOPK_ERR_INVALID,
-                          "transport self is one rank, but rank %d of %d was asked for: use mpi, callback or thread, or "
-                          "leave size and rank at -1",
-                          (int)config->rank, (int)config->size);
+        return status_set(
+            GTOPK_ERR_INVALID,
+            "transport self is one rank, but rank %d of %d was asked for: use mpi, callback or thread, or "
+            "leave size and rank at -1",
+            (int)config->rank, (int)config->size);
     transport_t *self;
     const gtopk_status_t status = memory_alloc(&self, 1, sizeof *self, "transport self");
     if (status != GTOPK_OK)

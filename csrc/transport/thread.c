@@ -177,8 +177,8 @@ static gtopk_status_t deliver(transport_exchange_t *exchange, message_t *message
 {
     gtopk_status_t status = GTOPK_OK;
     if (message->bytes > exchange->receive_capacity)
-        status = status_set(GTOPK_ERR_CORRUPT, "rank %d sent %zu bytes where %zu fit", (int)exchange->from, message->bytes,
-                            exchange->receive_capacity);
+        status = status_set(GTOPK_ERR_CORRUPT, "rank %d sent %zu bytes where %zu fit", (int)exchange->from,
+                            message->bytes, exchange->receive_capacity);
     else if (message->bytes > 0)
         memcpy(exchange->receive, message->payload, message->bytes);
     exchange->received = message->bytes;
@@ -228,7 +228,8 @@ static gtopk_status_t thread_wait(transport_t *transport, double deadline)
     (void)pthread_mutex_lock(&group->mutex);
     while (!(message = take(self, exchange->from))) {
         if (has_left(self, exchange->from)) {
-            status = status_set(GTOPK_ERR_TRANSPORT, "rank %d has left: it closed its communicator", (int)exchange->from);
+            status = status_set(GTOPK_ERR_TRANSPORT, "rank %d has left: it closed its communicator",
+                                (int)exchange->from);
             break;
         }
         if (group_now(group) >= deadline) {
@@ -296,10 +297,11 @@ gtopk_status_t transport_thread_open(const gtopk_comm_config_t *config, transpor
         return status_set(GTOPK_ERR_INVALID,
                           "transport thread needs a group: make one with gtopk_thread_group_create for all ranks");
     if (config->size != -1 && config->size != group->size)
-        return status_set(GTOPK_ERR_INVALID, "transport thread: size %d was asked for in a group of %d", (int)config->size,
-                          (int)group->size);
+        return status_set(GTOPK_ERR_INVALID, "transport thread: size %d was asked for in a group of %d",
+                          (int)config->size, (int)group->size);
     if (config->rank < 0 || config->rank >= group->size)
-        return status_set(GTOPK_ERR_INVALID, "transport thread: rank %d is not in [0, %d): give each thread its own rank",
+        return status_set(GTOPK_ERR_INVALID,
+                          "transport thread: rank %d is not in [0, %d): give each thread its own rank",
                           (int)config->rank, (int)group->size);
     thread_transport_t *self;
     gtopk_status_t status = memory_alloc(&self, 1, sizeof *self, "transport thread");
@@ -350,7 +352,8 @@ gtopk_status_t gtopk_thread_group_create(gtopk_thread_group_t **out, int32_t siz
     if (status == GTOPK_OK)
         status = memory_alloc(&group->ranks, (size_t)size, sizeof *group->ranks, "the ranks of a thread group");
     if (status == GTOPK_OK)
-        status = memory_alloc(&group->queues, (size_t)size, (size_t)size * sizeof *group->queues, "the queues of a thread group");
+        status = memory_alloc(&group->queues, (size_t)size, (size_t)size * sizeof *group->queues,
+                              "the queues of a thread group");
     if (status != GTOPK_OK)
         goto cleanup;
     while (ready < size && condition_init(&group->ranks[ready].wake))
@@ -381,8 +384,10 @@ void gtopk_thread_group_destroy(gtopk_thread_group_t *group)
         return;
     for (int32_t r = 0; r < group->size; r++)
         if (group->ranks[r].state != RANK_CLOSED) {
-            LOG(GTOPK_LOG_ERROR, "a thread group is destroyed while rank %d is open: its memory is left behind; destroy the "
-                                 "communicators first", (int)r);
+            LOG(GTOPK_LOG_ERROR,
+                "a thread group is destroyed while rank %d is open: its memory is left behind; destroy the "
+                "communicators first",
+                (int)r);
             return;
         }
     for (size_t i = 0; i < (size_t)group->size * (size_t)group->size; i++)

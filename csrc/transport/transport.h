@@ -81,7 +81,7 @@ gtopk_status_t transport_callback_open(const gtopk_comm_config_t *config, transp
 gtopk_status_t transport_mpi_open(const gtopk_comm_config_t *config, transport_t **transport);
 
 /* What libgtopk_mpi.so exports as `gtopk_mpi_module`: the module is linked with MPI and nothing else; error texts and
- * memory come from the library through `host`. */
+ * log lines go back to the library through `host`. */
 typedef struct transport_host {
     gtopk_status_t (*status_set)(gtopk_status_t status, const char *format, ...);
     void (*log_write)(int level, const char *format, ...);

@@ -27,14 +27,14 @@
 
 static atomic_int failures;
 
-#define CHECK(condition, ...)                                                                   \
-    do {                                                                                        \
-        if (!(condition)) {                                                                     \
-            atomic_fetch_add(&failures, 1);                                                     \
-            (void)fprintf(stderr, "%s:%d: %s: ", __func__, __LINE__, #condition);               \
-            (void)fprintf(stderr, __VA_ARGS__);                                                 \
-            (void)fprintf(stderr, " [%s]\n", gtopk_last_error());                               \
-        }                                                                                       \
+#define CHECK(condition, ...)                                                     \
+    do {                                                                          \
+        if (!(condition)) {                                                       \
+            atomic_fetch_add(&failures, 1);                                       \
+            (void)fprintf(stderr, "%s:%d: %s: ", __func__, __LINE__, #condition); \
+            (void)fprintf(stderr, __VA_ARGS__);                                   \
+            (void)fprintf(stderr, " [%s]\n", gtopk_last_error());                 \
+        }                                                                         \
     } while (0)
 
 static void sleep_for(double seconds)
@@ -48,7 +48,7 @@ static void sleep_for(double seconds)
 typedef struct network {
     int size;
     int sockets[RANKS_MAX][RANKS_MAX]; /* [rank][peer] */
-    atomic_int aborts, calls; /* calls: exchanges that have not returned */
+    atomic_int aborts, calls;          /* calls: exchanges that have not returned */
 } network_t;
 
 typedef struct end {
@@ -79,8 +79,8 @@ static void network_close(network_t *network)
             (void)close(network->sockets[a][b]);
 }
 
-static int move_bytes(const end_t *end, int32_t to, const void *send_from, size_t send_bytes, int32_t from, void *receive,
-                      size_t receive_bytes, double timeout, char *error)
+static int move_bytes(const end_t *end, int32_t to, const void *send_from, size_t send_bytes, int32_t from,
+                      void *receive, size_t receive_bytes, double timeout, char *error)
 {
     const int out = to >= 0 ? end->network->sockets[end->rank][to] : -1;
     const int in = from >= 0 ? end->network->sockets[end->rank][from] : -1;
@@ -92,7 +92,8 @@ static int move_bytes(const end_t *end, int32_t to, const void *send_from, size_
             (void)snprintf(error, 256, "nothing moved for %g s", timeout);
             return 1;
         }
-        const ssize_t n = wait[0].revents ? send(out, (const char *)send_from + sent, send_bytes - sent, MSG_NOSIGNAL) : 0;
+        const ssize_t n = wait[0].revents ? send(out, (const char *)send_from + sent, send_bytes - sent, MSG_NOSIGNAL)
+                                          : 0;
         const ssize_t m = wait[1].revents ? recv(in, (char *)receive + received, receive_bytes - received, 0) : 0;
         if (n < 0 || m < 0 || (wait[1].revents && m == 0)) {
             (void)snprintf(error, 256, "the peer hung up");
@@ -105,8 +106,8 @@ static int move_bytes(const end_t *end, int32_t to, const void *send_from, size_
 }
 
 /* Sends and receives at once, as gtopk_callbacks_t asks. */
-static int network_exchange(void *context, int32_t to, const void *send_from, size_t send_bytes, int32_t from, void *receive,
-                            size_t receive_bytes, double timeout, char *error)
+static int network_exchange(void *context, int32_t to, const void *send_from, size_t send_bytes, int32_t from,
+                            void *receive, size_t receive_bytes, double timeout, char *error)
 {
     network_t *network = ((const end_t *)context)->network;
     atomic_fetch_add(&network->calls, 1);
@@ -171,8 +172,11 @@ static void run_ranks(const char *name, int size, uint32_t flags, rank_fn fn)
         rank_thread_t *rank = &ranks[r];
         rank->fn = fn;
         rank->end = (end_t){&network, r};
-        rank->callbacks = (gtopk_callbacks_t){.struct_size = sizeof(gtopk_callbacks_t), .context = &rank->end,
-                                              .exchange = network_exchange, .abort = network_abort, .local_rank = r};
+        rank->callbacks = (gtopk_callbacks_t){.struct_size = sizeof(gtopk_callbacks_t),
+                                              .context = &rank->end,
+                                              .exchange = network_exchange,
+                                              .abort = network_abort,
+                                              .local_rank = r};
         rank->config = defaults;
         rank->config.transport = name;
         rank->config.size = size;
@@ -189,11 +193,16 @@ static void run_ranks(const char *name, int size, uint32_t flags, rank_fn fn)
     assert_int_equal(atomic_load(&failures), 0);
 }
 
-static gtopk_status_t exchange_until(transport_t *transport, double deadline, int32_t to, const void *send_from, size_t bytes,
-                                     int32_t from, void *receive, size_t capacity, size_t *received)
+static gtopk_status_t exchange_until(transport_t *transport, double deadline, int32_t to, const void *send_from,
+                                     size_t bytes, int32_t from, void *receive, size_t capacity, size_t *received)
 {
-    transport_exchange_t exchange = {.to = to, .from = from, .send = send_from, .send_bytes = bytes, .send_capacity = bytes,
-                                     .receive = receive, .receive_capacity = capacity};
+    transport_exchange_t exchange = {.to = to,
+                                     .from = from,
+                                     .send = send_from,
+                                     .send_bytes = bytes,
+                                     .send_capacity = bytes,
+                                     .receive = receive,
+                                     .receive_capacity = capacity};
     gtopk_status_t status = transport->ops->post(transport, &exchange, NULL);
     if (status == GTOPK_OK)
         status = transport->ops->wait(transport, deadline);
@@ -206,12 +215,14 @@ static gtopk_status_t exchange_until(transport_t *transport, double deadline, in
 
 static gtopk_status_t send_to(transport_t *transport, int32_t to, const void *data, size_t bytes)
 {
-    return exchange_until(transport, transport->ops->now(transport) + LONG_TIME, to, data, bytes, TRANSPORT_NONE, NULL, 0, NULL);
+    return exchange_until(transport, transport->ops->now(transport) + LONG_TIME, to, data, bytes, TRANSPORT_NONE, NULL,
+                          0, NULL);
 }
 
 static gtopk_status_t receive_from(transport_t *transport, int32_t from, void *data, size_t capacity, size_t *received)
 {
-    return exchange_until(transport, transport->ops->now(transport) + LONG_TIME, TRANSPORT_NONE, NULL, 0, from, data, capacity, received);
+    return exchange_until(transport, transport->ops->now(transport) + LONG_TIME, TRANSPORT_NONE, NULL, 0, from, data,
+                          capacity, received);
 }
 
 /* ---- the same for every transport ---- */
@@ -235,11 +246,13 @@ static void all_pairs(transport_t *transport)
             for (size_t j = 0; j < bytes; j++)
                 out[j] = pattern(j, transport->rank);
             memset(in, 0xee, bytes + 10);
-            CHECK(exchange_until(transport, transport->ops->now(transport) + LONG_TIME, to, out, bytes, from, in, bytes + spare,
-                                 &received) == GTOPK_OK, "%zu bytes", bytes);
+            CHECK(exchange_until(transport, transport->ops->now(transport) + LONG_TIME, to, out, bytes, from, in,
+                                 bytes + spare, &received) == GTOPK_OK,
+                  "%zu bytes", bytes);
             for (size_t j = 0; j < bytes; j++)
                 wrong += in[j] != pattern(j, from);
-            CHECK(received == bytes && wrong == 0 && in[bytes] == 0xee, "%zu of %zu bytes, %zu wrong", received, bytes, wrong);
+            CHECK(received == bytes && wrong == 0 && in[bytes] == 0xee, "%zu of %zu bytes, %zu wrong", received, bytes,
+                  wrong);
             free(out);
             free(in);
         }
@@ -430,7 +443,9 @@ static void abandoned(transport_t *transport)
 {
     char byte = 'x', late = 0;
     if (transport->rank == 0) {
-        CHECK(exchange_until(transport, transport->ops->now(transport), 1, &byte, 1, 1, &late, 1, NULL) == GTOPK_ERR_TIMEOUT, "poll");
+        CHECK(exchange_until(transport, transport->ops->now(transport), 1, &byte, 1, 1, &late, 1, NULL) ==
+                  GTOPK_ERR_TIMEOUT,
+              "poll");
         CHECK(receive_from(transport, 1, &late, 1, NULL) == GTOPK_OK && late == 'y', "got %d", late);
     } else {
         CHECK(receive_from(transport, 0, &byte, 1, NULL) == GTOPK_OK && byte == 'x', "got %d", byte);
@@ -452,10 +467,12 @@ static void virtual_time(transport_t *transport)
     const double mine = deadlines[transport->rank];
     const int32_t next = (transport->rank + 1) % transport->size;
     CHECK(transport->ops->now(transport) == 0.0, "the clock starts at 0");
-    CHECK(exchange_until(transport, mine, TRANSPORT_NONE, NULL, 0, next, &byte, 1, NULL) == GTOPK_ERR_TIMEOUT, "no message");
+    CHECK(exchange_until(transport, mine, TRANSPORT_NONE, NULL, 0, next, &byte, 1, NULL) == GTOPK_ERR_TIMEOUT,
+          "no message");
     CHECK(transport->ops->now(transport) == mine, "it is %g, not %g", transport->ops->now(transport), mine);
     /* At 7200 all meet: those with earlier deadlines wait on. */
-    CHECK(exchange_until(transport, 7300.0, next, "m", 1, (transport->rank + 3) % 4, &byte, 1, NULL) == GTOPK_OK, "ring");
+    CHECK(exchange_until(transport, 7300.0, next, "m", 1, (transport->rank + 3) % 4, &byte, 1, NULL) == GTOPK_OK,
+          "ring");
     const double now = transport->ops->now(transport);
     CHECK(now >= mine && now <= 7200.0, "nobody waited for 7300: %g", now);
 }
@@ -468,9 +485,11 @@ static void virtual_idle(transport_t *transport)
     if (transport->rank == 0) {
         atomic_store(&done, 0);
         CHECK(send_to(transport, 1, "b", 1) == GTOPK_OK, "start");
-        CHECK(exchange_until(transport, 1000.0, TRANSPORT_NONE, NULL, 0, 1, &byte, 1, NULL) == GTOPK_OK, "rank 1 ran all the time");
+        CHECK(exchange_until(transport, 1000.0, TRANSPORT_NONE, NULL, 0, 1, &byte, 1, NULL) == GTOPK_OK,
+              "rank 1 ran all the time");
         CHECK(transport->ops->now(transport) == 0.0, "it is %g", transport->ops->now(transport));
-        CHECK(exchange_until(transport, 1000.0, TRANSPORT_NONE, NULL, 0, 1, &byte, 1, NULL) == GTOPK_ERR_TIMEOUT, "it is idle");
+        CHECK(exchange_until(transport, 1000.0, TRANSPORT_NONE, NULL, 0, 1, &byte, 1, NULL) == GTOPK_ERR_TIMEOUT,
+              "it is idle");
         CHECK(transport->ops->now(transport) == 1000.0, "it is %g", transport->ops->now(transport));
         atomic_store(&done, 1);
     } else if (transport->rank == 1) {
@@ -502,9 +521,11 @@ static void *live_often(void *argument)
         uint32_t got = 99999;
         size_t received;
         CHECK(transport_open(config, &transport) == GTOPK_OK, "life %u", life);
-        const int32_t to = (transport->rank + 1) % transport->size, from = (transport->rank + transport->size - 1) % transport->size;
-        CHECK(exchange_until(transport, transport->ops->now(transport) + LONG_TIME, to, &life, sizeof life, from, &got, sizeof got,
-                             &received) == GTOPK_OK, "life %u", life);
+        const int32_t to = (transport->rank + 1) % transport->size,
+                      from = (transport->rank + transport->size - 1) % transport->size;
+        CHECK(exchange_until(transport, transport->ops->now(transport) + LONG_TIME, to, &life, sizeof life, from, &got,
+                             sizeof got, &received) == GTOPK_OK,
+              "life %u", life);
         CHECK(got == life, "life %u met life %u", life, got);
         CHECK(send_to(transport, to, &life, sizeof life) == GTOPK_OK, "never received");
         if ((life + (uint32_t)transport->rank) % 16 == 0)
@@ -524,7 +545,8 @@ static void test_lives(void **state)
         atomic_store(&failures, 0);
         assert_int_equal(gtopk_thread_group_create(&group, 3, flags), GTOPK_OK);
         for (int r = 0; r < 3; r++) {
-            config[r] = (gtopk_comm_config_t){.struct_size = sizeof config[r], .transport = "thread", .size = 3, .rank = r, .group = group};
+            config[r] = (gtopk_comm_config_t){
+                .struct_size = sizeof config[r], .transport = "thread", .size = 3, .rank = r, .group = group};
             assert_int_equal(pthread_create(&threads[r], NULL, live_often, &config[r]), 0);
         }
         for (int r = 0; r < 3; r++)
