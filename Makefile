@@ -1,7 +1,7 @@
 # gtopk: `make help` lists what can be made.
 #
-# This file has the settings and the list; make/*.mk have the rules, one purpose each. All paths are relative, so that
-# the tree may lie under a path with spaces.
+# This file has the settings; make/*.mk have the rules, one purpose each. All paths are relative, so that the tree may
+# lie under a path with spaces. docs/development.md explains the whole.
 BUILD  ?= build
 CC     ?= cc
 PREFIX ?= /usr/local
@@ -13,10 +13,22 @@ CACHE  ?= .cache
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
+# V=1 shows the commands in full.
+Q := $(if $(V),,@)
+
 include make/library.mk
+include make/environment.mk
 include make/tests.mk
+include make/lint.mk
+include make/package.mk
 
 help:
-	@sed -n 's/^#: //p' $(MAKEFILE_LIST)
+	@echo 'Targets:'
+	@sed -n 's/^#: /  /p' $(MAKEFILE_LIST)
+	@echo 'Settings: BUILD=build CC=cc CFLAGS= PREFIX=/usr/local PYTHON=python3 VENV=.venv CACHE=.cache V=1'
 
-.PHONY: help
+#: make clean            removes what was built; the environment and downloads stay (rm -r .venv .cache)
+clean:
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan dist python/gtopk.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: help clean

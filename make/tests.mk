@@ -1,33 +1,111 @@
-# Tests in C: every tests/{unit,property,faults}/test_*.c is a program of its own, linked with the library's archive, with what
-# it needs of tests/support/*.c, and with cmocka.
+# The tests.
+#
+# In C: every tests/{unit,property,faults}/test_*.c is a program of its own, linked with the library's archive, with what
+# it needs of tests/support/*.c, and with cmocka. tests/fuzz/target_*.c are the fuzzers, always with sanitizers.
+# tests/distributed/*.c are run under mpirun by the tests in Python, which follow by pytest.
 
-C_TESTS        := $(sort $(wildcard tests/unit/test_*.c tests/property/test_*.c tests/faults/test_*.c))
-C_TEST_BINS    := $(C_TESTS:%.c=$(BUILD)/%)
+C_TESTS         := $(sort $(wildcard tests/unit/test_*.c tests/property/test_*.c tests/faults/test_*.c))
+C_TEST_BINS     := $(C_TESTS:%.c=$(BUILD)/%)
 SUPPORT_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support/*.c))
-CMOCKA         := $(CACHE)/cmocka
-TEST_CPPFLAGS  := $(CPPFLAGS) -Itests
+CMOCKA          := $(CACHE)/cmocka
+PYTEST          := GTOPK_BUILD="$(BUILD)" $(VENV_PYTHON) -m pytest
+
+# ---- what is tested with ----
 
 $(CMOCKA)/libs: scripts/find_cmocka.sh scripts/debian_package.sh
-	@GTOPK_CACHE=$(CACHE) scripts/find_cmocka.sh $(CMOCKA)
+	@GTOPK_CACHE="$(CACHE)" scripts/find_cmocka.sh $(CMOCKA)
 
-$(BUILD)/tests/%.o: CPPFLAGS += -Itests
+$(BUILD)/tests/%: CPPFLAGS += -Itests
 
 $(BUILD)/libsupport.a: $(SUPPORT_OBJECTS)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(Q)$(AR) rcs $@ $^
 
-$(C_TEST_BINS): $(BUILD)/%: %.c $(BUILD)/libgtopk.a $(BUILD)/libsupport.a $(CMOCKA)/libs
+$(C_TEST_BINS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(CMOCKA)/libs
 	@mkdir -p $(@D)
-	$(CC) $(TEST_CPPFLAGS) @$(CMOCKA)/cflags $(CFLAGS) -MMD -MP -MF $@.d $< $(BUILD)/libsupport.a $(BUILD)/libgtopk.a -o $@ \
-	    $(LDFLAGS) @$(CMOCKA)/libs $(LDLIBS)
+	@$(if $(V),,echo "  cc    $@")
+	$(Q)$(CC) $(CPPFLAGS) @$(CMOCKA)/cflags $(CFLAGS) -MMD -MP -MF $@.d $< $(BUILD)/libsupport.a $(BUILD)/libgtopk.a \
+	    -o $@ $(LDFLAGS) @$(CMOCKA)/libs $(LDLIBS)
 
 # tests/support/oom.c stands between the library and its allocations.
 $(BUILD)/tests/faults/test_memory: LDFLAGS += -Wl,--wrap=calloc -Wl,--wrap=free
 
-#: make c-tests          the tests in C (build/tests/unit/test_wire: one of them)
+# Programs for mpirun: what includes mpi.h is compiled by mpicc.
+MPI_PROGRAMS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/distributed/*.c))
+
+$(MPI_PROGRAMS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(BUILD)/libgtopk_mpi.so
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  cc    $@")
+	$(Q)$(if $(shell grep -l mpi.h $<),"$(MPICC)",$(CC)) $(CPPFLAGS) $(CFLAGS) -MMD -MP -MF $@.d $< $(BUILD)/libsupport.a \
+	    $(BUILD)/libgtopk.a -o $@ $(LDFLAGS) $(LDLIBS)
+
+-include $(C_TEST_BINS:=.d) $(MPI_PROGRAMS:=.d) $(SUPPORT_OBJECTS:.o=.d)
+
+# ---- running them ----
+
+# What goes through the whole exchange is run again without the fast code.
+EXCHANGE_TESTS := $(filter %/test_exchange %/test_reducer %/test_state,$(C_TEST_BINS))
+
+#: make test             everything but what takes hours; at most 25 minutes on 2 cores
+test: c-tests test-asan test-tsan fuzz py-tests
+
+#: make test-quick       the unit tests in C, and those in Python that start no processes; under 90 s
+test-quick: lib $(TEST_READY) $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
+	@scripts/run_c_tests.sh $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
+	$(PYTEST) -q tests/python -m "not long" --ignore tests/python/test_distributed.py $(ARGS)
+
+#: make test-long        what takes longer: every fault 50 times, an hour of fuzzing, the wheel
+test-long: test
+	GTOPK_TEST_FAULTS=50 $(PYTEST) -q tests/python tests/distributed $(ARGS)
+	$(MAKE) fuzz TIME=1200
+	$(MAKE) wheel
+
+#: make c-tests          all tests in C (make build/tests/unit/test_wire: one of them)
 c-tests: $(C_TEST_BINS)
 	@scripts/run_c_tests.sh $(C_TEST_BINS)
+	@GTOPK_DEVICE=reference scripts/run_c_tests.sh $(EXCHANGE_TESTS)
+	@GTOPK_ISA=scalar scripts/run_c_tests.sh $(EXCHANGE_TESTS)
 
--include $(C_TEST_BINS:=.d) $(SUPPORT_OBJECTS:.o=.d)
+#: make py-tests         all tests in Python, with mpirun and torchrun (ARGS="-k words": some)
+py-tests: build $(MPI_PROGRAMS) $(TEST_READY)
+	$(PYTEST) -q -m "not long" tests/python tests/distributed $(ARGS)
 
-.PHONY: c-tests
+# ---- sanitizers: the same tests, built into folders of their own ----
+
+SANITIZER_FLAGS := -O1 -g
+TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer %/test_faults,$(C_TESTS:%.c=%))
+
+#: make test-asan        the tests in C under AddressSanitizer and UndefinedBehaviorSanitizer
+test-asan:
+	@$(MAKE) BUILD=$(BUILD)-asan SANITIZE=address,undefined CFLAGS="$(SANITIZER_FLAGS)" sanitized-c-tests
+
+#: make test-tsan        the tests in C that have threads, under ThreadSanitizer
+test-tsan:
+	@$(MAKE) BUILD=$(BUILD)-tsan SANITIZE=thread CFLAGS="$(SANITIZER_FLAGS)" sanitized-c-tests C_TESTS="$(TSAN_TESTS:%=%.c)"
+
+# setarch -R: gcc's ThreadSanitizer knows only the memory layout without randomisation.
+sanitized-c-tests: $(C_TEST_BINS)
+	@UBSAN_OPTIONS=print_stacktrace=1 $(shell setarch -R true 2>/dev/null && echo setarch -R) scripts/run_c_tests.sh $(C_TEST_BINS)
+
+# ---- fuzzing ----
+
+TIME         ?= 30
+FUZZ_TARGETS := $(patsubst tests/fuzz/target_%.c,%,$(wildcard tests/fuzz/target_*.c))
+FUZZERS      := $(FUZZ_TARGETS:%=$(BUILD)/tests/fuzz/fuzz_%)
+
+$(FUZZERS): $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/target_%.o $(BUILD)/tests/fuzz/mutate.o \
+    $(BUILD)/tests/fuzz/driver.o $(BUILD)/libsupport.a $(BUILD)/libgtopk.a
+	$(Q)$(CC) $(CFLAGS) $^ -o $@ $(LDFLAGS) $(LDLIBS)
+
+-include $(wildcard $(BUILD)/tests/fuzz/*.d)
+
+#: make fuzz TIME=30     mutated messages, checkpoints and configurations, for TIME seconds in all, under sanitizers
+fuzz:
+	@$(MAKE) BUILD=$(BUILD)-asan SANITIZE=address,undefined CFLAGS="$(SANITIZER_FLAGS)" run-fuzzers
+
+run-fuzzers: $(FUZZERS)
+	@set -e; for target in $(FUZZ_TARGETS); do \
+	    $(BUILD)/tests/fuzz/fuzz_$$target --seconds $$(($(TIME) / $(words $(FUZZ_TARGETS)))) --seed $$(date +%s) \
+	        --corpus tests/fuzz/corpus/$$target; done
+
+.PHONY: test test-quick test-long c-tests py-tests test-asan test-tsan sanitized-c-tests fuzz run-fuzzers

@@ -1,0 +1,33 @@
+# The Python environment, .venv: made when a target first needs it, with pinned versions (requirements/). One stamp file
+# a group of packages, so that only what changed is installed.
+
+VENV_PYTHON := $(VENV)/bin/python
+RUN_READY   := $(VENV)/.installed-run $(VENV)/.installed-gtopk
+TEST_READY  := $(RUN_READY) $(VENV)/.installed-test
+
+$(VENV)/.created: scripts/make_venv.sh
+	@GTOPK_CACHE="$(CACHE)" scripts/make_venv.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+$(VENV)/.installed-%: requirements/%.txt scripts/install.sh $(VENV)/.created
+	@scripts/install.sh "$(VENV)" $<
+	@touch $@
+
+# The source tree itself, so that `import gtopk` finds python/gtopk, which finds the library in build/.
+$(VENV)/.installed-gtopk: pyproject.toml setup.py $(VENV)/.installed-build
+	@echo '  pip   this source tree, editable'
+	@GTOPK_BUILD_LIBRARY=0 $(VENV_PYTHON) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+#: make build            the library, the MPI module, and the Python package in .venv
+build: lib module $(VENV)/.installed-gtopk
+
+#: make run              trains ResNet-20 on four processes, dense and gTop-k (under 10 minutes, installation included)
+run: build $(RUN_READY)
+	$(VENV_PYTHON) examples/run_demo.py $(ARGS)
+
+# The versions in requirements/ keep to this file where it is given; `make env` installs all of them.
+#: make env              .venv with everything for running, testing and linting
+env: build $(TEST_READY) $(VENV)/.installed-lint
+
+.PHONY: build run env
