@@ -349,7 +349,7 @@ def test_what_cannot_be_exchanged_is_a_clear_error(either):
     embedding = nn.Embedding(5, 2, sparse=True)
     optimizer = gtopk.DistributedOptimizer(optim.SGD(embedding.parameters(), lr=1.0), embedding.named_parameters())
     embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(gtopk.UnsupportedError, match="the gradient of weight is a sparse tensor.*sparse=False"):
+    with pytest.raises(gtopk.UnsupportedError, match=r"the gradient of weight is a sparse tensor.*sparse=False"):
         optimizer.step()
 
 

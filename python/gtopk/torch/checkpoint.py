@@ -157,15 +157,15 @@ def _check_model(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> 
     for i, (here, there) in enumerate(zip(mine, theirs, strict=False)):
         if here != there:
             raise MismatchError(
-                f"the state belongs to another model: its parameter {i} is {there[0]} with {there[1]} entries, this "
-                f"optimizer's is {here[0]} with {here[1]}"
+                f"the state belongs to another model: its parameter {i} is {there[0]} with {there[1]} entries, and here it is "
+                f"{here[0]} with {here[1]}"
             )
     if len(mine) != len(theirs):
         extra = (mine if len(mine) > len(theirs) else theirs)[min(len(mine), len(theirs))][0]
-        where = "this optimizer" if len(mine) > len(theirs) else "the state"
+        where = "here" if len(mine) > len(theirs) else "in the state"
         raise MismatchError(
-            f"the state belongs to another model: it has {len(theirs)} parameters, this optimizer has {len(mine)}; "
-            f"{extra} is in {where} only"
+            f"the state belongs to another model: it has {len(theirs)} parameters, and there are {len(mine)} here; {extra} is "
+            f"{where} only"
         )
 
 

@@ -1,0 +1,257 @@
+"""The DDP communication hook, under torchrun with gloo."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from cases_torch_optimizer import assert_replicas, flat
+from harness import raises
+from torch import nn, optim
+from torch.nn.parallel import DistributedDataParallel
+from torch_support import batch, loss_of, make
+
+import gtopk
+from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
+
+ALL = {"density": 1.0, "value_type": "fp32"}
+# Small buckets: several from the second iteration on, in another order than in the first.
+SMALL = {"bucket_cap_mb": 0.001}
+
+
+def hooked(model, state, **options):
+    ddp = DistributedDataParallel(model, **{**SMALL, **options})
+    ddp.register_comm_hook(state, gtopk_hook)
+    return ddp
+
+
+def named_state(model, **options):
+    return GTopKState(named_parameters=model.named_parameters(), **options)
+
+
+def assert_same_as_ddp(steps=4, accumulate=1, **options):
+    model, plain = make(), make()
+    if not options.get("find_unused_parameters") and not options.get("static_graph"):
+        del model.unused, plain.unused
+    state = named_state(model, **ALL)
+    nets = [hooked(model, state, **options), DistributedDataParallel(plain, **SMALL, **options)]
+    optimizers = [optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in nets]
+    for step in range(steps):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            optimizer.zero_grad()
+            for part in range(accumulate - 1):
+                with net.no_sync():
+                    loss_of(net, batch(100 * step + part, gtopk.rank())).backward()
+            loss_of(net, batch(100 * step + 99, gtopk.rank())).backward()
+            optimizer.step()
+    assert state.stats()["step"] == steps - 1
+    assert_replicas(model)
+    torch.testing.assert_close(flat(model.parameters()), flat(plain.parameters()), rtol=1e-4, atol=1e-5)
+
+
+def case_everything_sent_is_plain_ddp():
+    assert_same_as_ddp()
+    assert_same_as_ddp(gradient_as_bucket_view=True)
+    assert_same_as_ddp(accumulate=3)
+    assert_same_as_ddp(find_unused_parameters=True)
+    assert_same_as_ddp(static_graph=True)
+
+
+def case_rebuilt_buckets_keep_residuals():
+    """What was sent and what is kept add up to the gradients of all steps, parameter by parameter."""
+    for options in ({}, {"dense_below": 100}, {"algorithm": "topk"}):
+        model = make()
+        del model.unused
+        local = copy.deepcopy(model)
+        state = named_state(model, density=0.01, **options)
+        net = hooked(model, state)
+        given = torch.zeros_like(flat(model.parameters()))
+        sent = torch.zeros_like(given)
+        for step in range(5):
+            for one in (net, local):
+                one.zero_grad()
+                loss_of(one, batch(step, gtopk.rank())).backward()
+            given += flat(p.grad for p in local.parameters())
+            sent += flat(p.grad for p in model.parameters())
+        entries = state.state_dict()["residual"]
+        kept = gtopk.allreduce(flat(entries[name] for name, _ in model.named_parameters()), op=gtopk.Sum)
+        assert kept.any() and sent.any()
+        total = gtopk.allreduce(given, op=gtopk.Sum)
+        torch.testing.assert_close(kept + gtopk.size() * sent, total, rtol=1e-4, atol=1e-5)
+
+
+def case_types_and_layouts():
+    for dtype in (torch.bfloat16, torch.float64):
+        model = make(channels_last=True).to(dtype)
+        del model.unused
+        net = hooked(model, named_state(model, density=0.05))
+        optimizer = optim.SGD(net.parameters(), lr=0.01)
+        for step in range(3):
+            optimizer.zero_grad()
+            loss_of(net, batch(step, gtopk.rank()).to(dtype)).backward()
+            optimizer.step()
+        assert_replicas(model)
+
+
+def case_grad_scaler():
+    """An overflow on one rank gives NaN to all, so all scales stay equal."""
+    logging.disable(logging.WARNING)
+    model = make()
+    del model.unused
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+    state = named_state(model, density=0.05, grad_scaler=scaler)
+    net = hooked(model, state)
+    optimizer = optim.SGD(net.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(gtopk.rank())
+    for step in range(30):
+        overflow = bool(torch.rand((), generator=generator) < 0.1)
+        anywhere = gtopk.allreduce(torch.tensor(float(overflow)), op=gtopk.Sum).item() > 0
+        before = flat(model.parameters())
+        optimizer.zero_grad()
+        loss = loss_of(net, batch(step, gtopk.rank())) * (torch.inf if overflow else 1.0)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+        assert state.stats()["nonfinite"] == anywhere
+        assert torch.equal(before, flat(model.parameters())) == anywhere
+    scales = gtopk.allgather(torch.tensor([scaler.get_scale()]))
+    assert (scales == scales[0]).all()
+    assert_replicas(model)
+    logging.disable(logging.NOTSET)
+
+
+def case_the_scale_does_not_change_the_result():
+    results = []
+    for scale in (1.0, 4096.0):
+        model = make()
+        del model.unused
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+        net = hooked(model, named_state(model, density=0.02, grad_scaler=scaler))
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+        for step in range(6):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(net, batch(step, gtopk.rank()))).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(flat(model.parameters()))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
+
+
+def trained(state_of, steps, begin=0, model=None):
+    if model is None:
+        model = make()
+        del model.unused
+    state = state_of(model)
+    net = hooked(model, state)
+    optimizer = optim.SGD(net.parameters(), lr=0.05)
+    for step in range(begin, begin + steps):
+        optimizer.zero_grad()
+        loss_of(net, batch(step, gtopk.rank())).backward()
+        optimizer.step()
+    return model, state
+
+
+def case_states_resume_bit_for_bit():
+    """Through state_dict with weights_only, and pickled as PyTorch's own hook states are."""
+    for named in (True, False):
+
+        def fresh(model, named=named):
+            return (named_state if named else lambda _, **options: GTopKState(**options))(model, density=0.02)
+
+        straight, _ = trained(fresh, 8)
+        for pickled in (False, True):
+            model, state = trained(fresh, 4)
+            file = io.BytesIO()
+            torch.save(state if pickled else state.state_dict(), file)
+            file.seek(0)
+            saved = torch.load(file, weights_only=not pickled)
+
+            def resumed(model, saved=saved, pickled=pickled, fresh=fresh):
+                if pickled:
+                    return saved
+                state = fresh(model)
+                state.load_state_dict(saved, strict=True)
+                return state
+
+            copied = copy.deepcopy(model)
+            _, state = trained(resumed, 4, 4, copied)
+            assert torch.equal(flat(copied.parameters()), flat(straight.parameters())), (named, pickled)
+            assert state.stats()["step"] == 7
+
+
+def case_consolidated_state():
+    model, state = trained(lambda m: named_state(m, density=0.02), 3)
+    one = state.consolidate_state_dict(to=0)
+    everywhere = gtopk.broadcast_object(one, 0)
+    mine = state.state_dict()["residual"]
+    state.load_state_dict(everywhere)
+    expected = gtopk.allreduce(flat(mine[n] for n, _ in model.named_parameters()), op=gtopk.Sum)
+    torch.testing.assert_close(flat(everywhere["residual"][n] for n, _ in model.named_parameters()), expected)
+
+    def renamed(model):
+        state = GTopKState(named_parameters=[(f"x.{name}", p) for name, p in model.named_parameters()])
+        state.load_state_dict(everywhere)
+        return state
+
+    raises(gtopk.MismatchError, lambda: trained(renamed, 1), "parameter 0 is conv.weight", "here it is x.conv.weight")
+
+
+def case_a_group_of_some_ranks():
+    members = [r for r in range(dist.get_world_size()) if r != 0]
+    group = dist.new_group(members, backend="gloo")
+    if dist.get_rank() in members:
+        model = make()
+        del model.unused
+        net = DistributedDataParallel(model, process_group=group)
+        net.register_comm_hook(named_state(model, process_group=group, density=0.05), gtopk_hook)
+        loss_of(net, batch(0, gtopk.rank())).backward()
+        grads = flat(p.grad for p in model.parameters())
+        others = [torch.empty_like(grads) for _ in members]
+        dist.all_gather(others, grads, group=group)
+        assert all(torch.equal(grads, other) for other in others)
+
+
+def case_distributed_checkpoint():
+    """torch.distributed.checkpoint with the optimizer: the way that works, and the traps, which are errors."""
+    import tempfile
+
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    model = make()
+    optimizer = gtopk.DistributedOptimizer(optim.AdamW(model.parameters()), model.named_parameters(), density=0.02)
+    optimizer_before_its_first_step = raises(gtopk.StateError, lambda: get_optimizer_state_dict(model, optimizer))
+    assert "learning rate of 0" in str(optimizer_before_its_first_step)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    optimizer.zero_grad()
+    for step in range(3):
+        optimizer.zero_grad()
+        loss_of(model, batch(step, gtopk.rank())).backward()
+        optimizer.step()
+    raises(gtopk.StateError, lambda: get_optimizer_state_dict(model, optimizer), "drop the residual", "dcp.save")
+
+    folder = gtopk.broadcast_object(tempfile.mkdtemp() if gtopk.rank() == 0 else None, 0)
+    state = optimizer.state_dict()
+    mine = f"gtopk.{gtopk.rank()}"
+    dcp.save({"optimizer": state, mine: state.pop("gtopk")}, checkpoint_id=folder)
+    assert list(Path(folder).iterdir())
+
+    other = make()
+    resumed = gtopk.DistributedOptimizer(optim.AdamW(other.parameters()), other.named_parameters(), density=0.02)
+    loaded = optimizer.state_dict()
+    template = copy.deepcopy({"optimizer": loaded, mine: loaded.pop("gtopk")})
+    for entry in template[mine]["residual"].values():
+        entry.zero_()
+    dcp.load(template, checkpoint_id=folder)
+    resumed.load_state_dict({**template["optimizer"], "gtopk": template[mine]}, strict=True)
+    kept, expected = (one.state_dict()["gtopk"]["residual"] for one in (resumed, optimizer))
+    assert kept.keys() == expected.keys()
+    assert all(torch.equal(kept[name], expected[name]) for name in kept)
+    assert any(values.any() for values in kept.values())

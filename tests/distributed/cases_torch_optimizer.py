@@ -1,0 +1,301 @@
+"""DistributedOptimizer on several ranks: replicas, and what depends on the other ranks' gradients."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from harness import assert_same_on_all_ranks, raises
+from torch import nn, optim
+
+import gtopk
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+from torch_support import batch, loss_of, make, train
+
+ALL = {"density": 1.0, "value_type": "fp32"}
+
+
+def flat(tensors):
+    return torch.cat([t.detach().float().flatten() for t in tensors])
+
+
+def assert_replicas(model):
+    assert_same_on_all_ranks(flat(model.parameters()).numpy())
+
+
+def wrapped(model, kind=optim.SGD, *, named=True, lr=0.1, more=None, **options):
+    optimizer = kind(model.parameters(), lr=lr, **(more or {}))
+    return gtopk.DistributedOptimizer(optimizer, model.named_parameters() if named else None, **options)
+
+
+def mean_gradients(model, step):
+    """What a dense all-reduce gives."""
+    model.zero_grad()
+    loss_of(model, batch(step, gtopk.rank())).backward()
+    for p in model.parameters():
+        p.grad = gtopk.allreduce(torch.zeros_like(p) if p.grad is None else p.grad)
+
+
+def residuals(optimizer):
+    return optimizer.state_dict()["gtopk"]["residual"]
+
+
+def case_full_density_is_dense_training():
+    # The bias before the normalisation has a gradient of rounding noise, which Adam without eps would make large.
+    for kind, more in ((optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}), (optim.AdamW, {"eps": 0.01})):
+        model, plain = make(), make()
+        optimizer, reference = wrapped(model, kind, more=more, **ALL), kind(plain.parameters(), lr=0.1, **more)
+        for step in range(3):
+            train(model, optimizer, 1, step, gtopk.rank())
+            mean_gradients(plain, step)
+            reference.step()
+        assert_replicas(model)
+        torch.testing.assert_close(flat(model.parameters()), flat(plain.parameters()), rtol=1e-4, atol=1e-5)
+
+
+def case_replicas_agree_and_nothing_is_lost():
+    for algorithm in ("gtopk", "gtopk-tree", "topk", "dense"):
+        model = make()
+        optimizer = wrapped(model, density=0.01, algorithm=algorithm, lr=0.05)
+        sent = torch.zeros_like(flat(model.parameters()))
+        given = torch.zeros_like(sent)
+        for step in range(4):
+            optimizer.zero_grad()
+            loss_of(model, batch(step, gtopk.rank())).backward()
+            model.unused.grad = torch.full((7,), float(gtopk.rank()))
+            given += flat(p.grad for p in model.parameters())
+            optimizer.step()
+            sent += flat(p.grad for p in model.parameters())
+        assert_replicas(model)
+        assert (sent != 0).any()
+        kept = gtopk.allreduce(flat(residuals(optimizer)[name] for name, _ in model.named_parameters()), op=gtopk.Sum)
+        total = gtopk.allreduce(given, op=gtopk.Sum)
+        torch.testing.assert_close(kept + gtopk.size() * sent, total, rtol=1e-4, atol=1e-5)
+
+
+def case_other_optimizers_and_options_have_replicas():
+    for options in (
+        {"warmup": [(2, 0.2), (1, 0.05)]},
+        {"warmup": lambda step: 0.5 / (step + 1)},
+        {"dense_below": 100},
+        {"momentum_correction": True, "more": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}},
+        {"momentum_correction": True, "dense_below": 100, "more": {"momentum": 0.9}},
+        {"kind": optim.AdamW, "value_type": "int8"},
+        {"kind": optim.Adam, "more": {"fused": True}},
+        {"kind": optim.Adam, "more": {"foreach": True}, "merge_growth": 1.5},
+        {"residual_policy": "paper"},
+        {"named": False},
+    ):
+        model = make()
+        optimizer = wrapped(model, **{"density": 0.02, "lr": 0.01, **options})
+        train(model, optimizer, rank=gtopk.rank())
+        assert_replicas(model)
+        assert optimizer.stats()["step"] == 3
+
+
+def case_a_gradient_that_is_missing_on_one_rank_counts_as_zero():
+    model = nn.Linear(3, 2)
+    gtopk.broadcast_parameters(model.state_dict())
+    optimizer = wrapped(model, lr=1.0, more={"weight_decay": 0.5}, **ALL)
+    before = model.weight.detach().clone()
+    if gtopk.rank() != 0:
+        model.weight.grad = torch.ones(2, 3)
+    optimizer.step()
+    mean = (gtopk.size() - 1) / gtopk.size()
+    assert model.weight.grad.isclose(torch.tensor(mean)).all()
+    assert not model.bias.grad.any()  # and the bias is decayed on every rank
+    torch.testing.assert_close(model.weight.detach(), before - mean - before / 2)
+    assert_replicas(model)
+
+
+def case_clipping_before_and_after():
+    for when in ("local", "global"):
+        model, plain = make(), make()
+        optimizer, reference = wrapped(model, **ALL), optim.SGD(plain.parameters(), lr=0.1)
+        for step in range(2):
+            optimizer.zero_grad()
+            loss_of(model, batch(step, gtopk.rank())).backward()
+            plain.zero_grad()
+            loss_of(plain, batch(step, gtopk.rank())).backward()
+            if when == "local":
+                nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+                nn.utils.clip_grad_norm_(plain.parameters(), 0.01)
+                optimizer.step()
+            else:
+                optimizer.synchronize()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+                assert_same_on_all_ranks(norm.numpy())
+                with optimizer.skip_synchronize():
+                    optimizer.step()
+            for p in plain.parameters():
+                p.grad = gtopk.allreduce(torch.zeros_like(p) if p.grad is None else p.grad)
+            if when == "global":
+                nn.utils.clip_grad_norm_(plain.parameters(), 0.01)
+            reference.step()
+        assert_replicas(model)
+        torch.testing.assert_close(flat(model.parameters()), flat(plain.parameters()), rtol=1e-4, atol=1e-6)
+
+
+def case_types_and_layouts():
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        model = make(channels_last=True).to(dtype)
+        optimizer = wrapped(model, density=0.05, lr=0.01)
+        for step in range(3):
+            optimizer.zero_grad()
+            loss_of(model, batch(step, gtopk.rank()).to(dtype)).backward()
+            optimizer.step()
+        assert_replicas(model)
+        assert flat(p.grad for p in model.parameters()).any()
+
+
+def case_channels_last_on_one_rank_only_is_an_error_on_all():
+    model = make(channels_last=gtopk.rank() == gtopk.size() - 1)
+    optimizer = wrapped(model)
+    loss_of(model, batch(0)).backward()
+    raises(gtopk.MismatchError, optimizer.step, "conv.weight", "rank 0", f"rank {gtopk.size() - 1}", "memory format")
+
+
+def case_different_parameters_are_an_error_on_all():
+    model = make()
+    model.linear.bias.requires_grad_(gtopk.rank() == 0)
+    raises(gtopk.MismatchError, wrapped(model).step, "linear.bias", "frozen")
+    model = make()
+    raises(gtopk.MismatchError, wrapped(model, dense_below=10 * gtopk.rank()).step, "dense_below=0", "dense_below=10")
+
+
+def case_frozen_unfrozen_and_added_parameters_keep_their_residuals():
+    model = make()
+    trunk = [p for name, p in model.named_parameters() if not name.startswith("linear")]
+    optimizer = optim.SGD(trunk, lr=0.01, momentum=0.9)
+    gtopk.DistributedOptimizer(optimizer, model.named_parameters(), density=0.02, momentum_correction=True)
+    rank = gtopk.rank()
+    train(model, optimizer, 2, 0, rank)
+    model.conv.weight.requires_grad_(False)
+    kept = optimizer.state_dict()["gtopk"]
+    train(model, optimizer, 1, 2, rank)
+    now = optimizer.state_dict()["gtopk"]
+    for what in ("residual", "velocity"):
+        assert kept[what]["conv.weight"].any()
+        assert torch.equal(kept[what]["conv.weight"], now[what]["conv.weight"]), what
+        assert not torch.equal(kept[what]["norm.weight"], now[what]["norm.weight"]), what
+    model.conv.weight.requires_grad_(True)
+    optimizer.add_param_group({"params": model.linear.parameters()})
+    train(model, optimizer, 2, 3, rank)
+    assert_replicas(model)
+    now = optimizer.state_dict()["gtopk"]
+    assert now["residual"]["linear.weight"].any()
+    assert not torch.equal(kept["residual"]["conv.weight"], now["residual"]["conv.weight"])
+
+
+def case_two_models_two_optimizers():
+    torch.manual_seed(0)
+    generator, critic = nn.Linear(4, 6), nn.Linear(6, 1)
+    first, second = (wrapped(net, optim.Adam, density=0.2, lr=0.01) for net in (generator, critic))
+    torch.manual_seed(gtopk.rank())
+    for _ in range(4):
+        noise, real = torch.randn(5, 4), torch.randn(5, 6)
+        second.zero_grad()
+        (critic(generator(noise).detach()).mean() - critic(real).mean()).backward()
+        second.step()
+        first.zero_grad()
+        (-critic(generator(noise)).mean()).backward()
+        first.step()
+    assert_replicas(generator)
+    assert_replicas(critic)
+
+
+def case_nan_on_one_rank_skips_the_step_on_all():
+    model = make()
+    optimizer = wrapped(model, density=0.05)
+    train(model, optimizer, 1, 0, gtopk.rank())
+    before = flat(model.parameters())
+    optimizer.zero_grad()
+    loss_of(model, batch(1, gtopk.rank())).backward()
+    if gtopk.rank() == gtopk.size() - 1:
+        model.conv.weight.grad[0, 0, 0, 0] = torch.nan
+    logging.disable(logging.WARNING)
+    optimizer.step()
+    logging.disable(logging.NOTSET)
+    assert optimizer.stats()["nonfinite"] == 1
+    assert flat(p.grad for p in model.parameters()).isnan().all()
+    assert torch.equal(before, flat(model.parameters()))
+    train(model, optimizer, 2, 2, gtopk.rank())
+    assert optimizer.stats()["nonfinite"] == 0
+    assert_replicas(model)
+
+
+def case_join():
+    """Rank r has r batches more than rank 0."""
+    for options in ({}, {"dense_below": 100}, {"momentum_correction": True, "more": {"momentum": 0.9}}):
+        model = make()
+        optimizer = wrapped(model, density=0.05, lr=0.01, warmup=[(2, 0.5)], **options)
+        given = torch.zeros_like(flat(model.parameters()))
+        sent = torch.zeros_like(given)
+        for step in range(1 + gtopk.rank()):
+            optimizer.zero_grad()
+            loss_of(model, batch(step, gtopk.rank())).backward()
+            model.unused.grad = torch.zeros(7)
+            given += flat(p.grad for p in model.parameters())
+            optimizer.step()
+            sent += flat(p.grad for p in model.parameters())
+        last = optimizer.join()
+        assert last == gtopk.size() - 1
+        assert optimizer.stats()["all_joined"] == 1
+        gtopk.broadcast_parameters(model.state_dict(), root_rank=last)
+        assert_replicas(model)
+        gtopk.broadcast_(sent, last)  # the last rank saw all updates
+        kept = gtopk.allreduce(flat(residuals(optimizer)[name] for name, _ in model.named_parameters()), op=gtopk.Sum)
+        total = gtopk.allreduce(given, op=gtopk.Sum)
+        if not options.get("momentum_correction"):
+            torch.testing.assert_close(kept + gtopk.size() * sent, total, rtol=1e-4, atol=1e-5)
+        train(model, optimizer, 2, 20, gtopk.rank())  # the next epoch
+        assert_replicas(model)
+
+
+def case_broadcast_parameters():
+    torch.manual_seed(gtopk.rank())
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(700, 600)).to(torch.bfloat16)
+    model.append(nn.Linear(300, 1000))
+    if gtopk.rank() % 2:  # layouts may differ
+        model[0].to(memory_format=torch.channels_last)
+        model[2].weight.data = model[2].weight.data.t().contiguous().t()
+    model[1].num_batches_tracked += gtopk.rank()
+    root = gtopk.size() - 1
+    mine = {name: value.clone() for name, value in model.state_dict().items()}
+    gtopk.broadcast_parameters(model.state_dict(), root_rank=root)
+    for name, value in model.state_dict().items():
+        assert_same_on_all_ranks(value.float().numpy())
+        if gtopk.rank() == root:
+            assert torch.equal(value, mine[name])
+    assert model[1].num_batches_tracked == root
+    gtopk.broadcast_parameters(model.named_parameters(), root_rank=0)
+    other = nn.Linear(2 + gtopk.rank(), 1)
+    raises(gtopk.MismatchError, lambda: gtopk.broadcast_parameters(other.state_dict()), "weight", "[1, 2]", "[1, 3]")
+
+
+def case_broadcast_optimizer_state():
+    """One rank has trained, the others start anew."""
+    for kind, more in ((optim.AdamW, {"amsgrad": True}), (optim.SGD, {"momentum": 0.9}), (optim.SGD, {})):
+        for wrap in (True, False):
+            model = make(channels_last=True)
+            rank, root = gtopk.rank(), gtopk.size() - 1
+            optimizer = kind(model.parameters(), lr=0.1 * (rank + 1), **more)
+            if rank == root:
+                train(model, optimizer, 2, 0, rank)
+            if wrap:
+                gtopk.DistributedOptimizer(optimizer, model.named_parameters(), density=0.05)
+            gtopk.broadcast_parameters(model.state_dict(), root_rank=root)
+            gtopk.broadcast_optimizer_state(optimizer, root_rank=root)
+            assert optimizer.param_groups[0]["lr"] == 0.1 * (root + 1)
+            assert bool(optimizer.state) == bool(more)
+            for state in optimizer.state.values():
+                for entry in state.values():
+                    assert_same_on_all_ranks(entry.float().contiguous().numpy())
+            if wrap:
+                train(model, optimizer, 2, 5, rank)
+                assert_replicas(model)
+    smaller = optim.SGD([nn.Parameter(torch.zeros(3 + gtopk.rank()))], lr=1.0)
+    raises(gtopk.MismatchError, lambda: gtopk.broadcast_optimizer_state(smaller), "parameter 0 of group 0")

@@ -1,0 +1,36 @@
+"""The PyTorch integration under real launchers: one launch for each number of ranks runs all cases."""
+
+from __future__ import annotations
+
+import launcher
+import pytest
+
+pytest.importorskip("torch")
+
+OPTIMIZER = ("cases_torch_optimizer", "cases_torch_amp", "cases_torch_horovod")
+
+
+def passed(result, ranks):
+    status, output = result
+    assert status == 0, output[-8000:]
+    assert f"cases passed on {ranks} ranks" in output, output[-8000:]
+
+
+@pytest.mark.parametrize(
+    "ranks", [2, 3, 4, pytest.param(5, marks=pytest.mark.long), pytest.param(8, marks=pytest.mark.long)]
+)
+def test_mpirun(ranks):
+    passed(launcher.mpirun(ranks, "harness.py", *OPTIMIZER, environment={"OMP_NUM_THREADS": "1"}), ranks)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.long)])
+def test_torchrun(ranks):
+    environment = {"GTOPK_TEST_KIND": "torch"}
+    passed(launcher.torchrun(ranks, "harness.py", *OPTIMIZER, "cases_torch_ddp", environment=environment), ranks)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(2, 2), (3, 2), pytest.param(4, 4, marks=pytest.mark.long)])
+def test_checkpoints_in_new_processes(saved, loaded, tmp_path):
+    environment = {"GTOPK_TEST_FOLDER": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    passed(launcher.mpirun(saved, "harness.py", "cases_torch_checkpoint_save", environment=environment), saved)
+    passed(launcher.mpirun(loaded, "harness.py", "cases_torch_checkpoint_load", environment=environment), loaded)
