@@ -1,7 +1,6 @@
 /* A step of gtopk's reducers between real ranks, side by side with the dense all-reduce, every answer checked.
  *
- *   mpirun -n 4 allreduce_bench [--sizes N,..] [--density D] [--value-type f32|f16|bf16|int8] [--algorithms A,..]
- *                               [--iterations I] [--warmup W] [--device D] [--transport T] [--json FILE]
+ *   mpirun -n 4 allreduce_bench [options]       --help lists them
  *
  * One step is accumulate and reduce on one thread a rank, as after a backward pass: gradients in, the mean update out,
  * in place. The algorithms take turns step by step, so a change in the machine's load meets all of them. A step's time
@@ -9,7 +8,8 @@
  *
  *   size, entries   bytes of the gradient on each rank, and its floats
  *   k               entries a rank sends (dense: all)
- *   min median max  time of a step in milliseconds; exchange: of it, the median of the slowest rank's exchange
+ *   min median max  time of a step in milliseconds; exchange: of it, the exchange on the rank that
+ *                   came to it last, which has not waited for the others' accumulate (median)
  *   wire            bytes that a rank sends in a step, headers included; of the rank that sends most
  *   speed-up        median of dense / median
  *   wrong           indices that are wrong in a last step: the mass is off by more than 1e-5 of its size (the sum over
@@ -79,6 +79,17 @@ typedef struct arena {
 
 /* ---- errors and options ---- */
 
+static const char USAGE[] = "mpirun -n RANKS allreduce_bench [options]\n"
+                            "  --sizes N,..        entries of the gradient (100000,1000000,10000000)\n"
+                            "  --density D         share of the entries that a rank sends (0.001)\n"
+                            "  --value-type T      f32, f16, bf16 or int8 (bf16)\n"
+                            "  --algorithms A,..   dense, topk, gtopk, gtopk-tree (all)\n"
+                            "  --iterations I      steps that are measured (10)\n"
+                            "  --warmup W          steps before them (2)\n"
+                            "  --device D          cpu or reference (GTOPK_DEVICE, else cpu)\n"
+                            "  --transport T       mpi or self (mpi)\n"
+                            "  --json FILE         also write the table as JSON\n";
+
 static void fail(const char *what, const char *why)
 {
     (void)fprintf(stderr, "allreduce_bench: %s: %s\n", what, why);
@@ -104,7 +115,7 @@ static name_t find_name(const name_t *names, const char *text, size_t length, co
     for (; names->text; names++)
         if (strlen(names->text) == length && strncmp(names->text, text, length) == 0)
             return *names;
-    fail(option, "no such name; the comment at the head of allreduce_bench.c lists them");
+    fail(option, "no such name; --help lists them");
     return *names;
 }
 
@@ -155,8 +166,12 @@ static options_t parse_options(int argc, char **argv)
     memcpy(o.algorithms, ALGORITHM_NAMES, sizeof o.algorithms);
     for (int i = 1; i < argc; i += 2) {
         const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (strcmp(option, "--help") == 0) {
+            (void)fputs(USAGE, stdout);
+            exit(0);
+        }
         if (!value)
-            fail(option, "needs a value; the comment at the head of allreduce_bench.c says which");
+            fail(option, "no such option, or it needs a value; --help lists them");
         if (strcmp(option, "--sizes") == 0)
             o.size_count = parse_sizes(value, o.sizes);
         else if (strcmp(option, "--algorithms") == 0)
@@ -176,7 +191,7 @@ static options_t parse_options(int argc, char **argv)
         else if (strcmp(option, "--json") == 0)
             o.json = value;
         else
-            fail(option, "no such option");
+            fail(option, "no such option; --help lists them");
     }
     return o;
 }
@@ -305,15 +320,15 @@ static int compare_doubles(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* The slowest rank's value of each iteration, sorted. */
-static void take_slowest(gtopk_comm_t *comm, double *values, int count)
+/* Each iteration's value on the rank where it is highest, or lowest; sorted. */
+static void take_extreme(gtopk_comm_t *comm, double *values, int count, double (*choose)(double, double))
 {
     const int32_t size = gtopk_comm_size(comm);
     double *all = allocate((size_t)size * (size_t)count, sizeof *all);
     check(gtopk_allgather(comm, values, (size_t)count * sizeof *values, all), "allgather");
     for (int i = 0; i < count; i++)
         for (int32_t r = 0; r < size; r++)
-            values[i] = fmax(values[i], all[(size_t)r * (size_t)count + (size_t)i]);
+            values[i] = choose(values[i], all[(size_t)r * (size_t)count + (size_t)i]);
     qsort(values, (size_t)count, sizeof *values, compare_doubles);
     free(all);
 }
@@ -326,9 +341,9 @@ static double median(const double *sorted, int count)
 static void summarise(gtopk_comm_t *comm, row_t *row, int iterations)
 {
     double bytes = (double)row->bytes;
-    take_slowest(comm, row->step, iterations);
-    take_slowest(comm, row->exchange, iterations);
-    take_slowest(comm, &bytes, 1);
+    take_extreme(comm, row->step, iterations, fmax);
+    take_extreme(comm, row->exchange, iterations, fmin);
+    take_extreme(comm, &bytes, 1, fmax);
     row->bytes = (uint64_t)bytes;
     row->min_ms = 1e3 * row->step[0];
     row->median_ms = 1e3 * median(row->step, iterations);
