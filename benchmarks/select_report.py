@@ -58,9 +58,7 @@ def torch_step_ms(n: int, k: int, threads: int, repeat: int) -> float:
     return median_ms(step, lambda: gradient.copy_(source), repeat)
 
 
-def numpy_merge(
-    own: tuple[np.ndarray, np.ndarray], received: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def numpy_merge(own: tuple[np.ndarray, np.ndarray], received: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The published merge, re-created from its description (see the module's text).
 
     `received` is a message: k indices, then k values, all as float.
@@ -133,7 +131,9 @@ def draw(result: dict[str, Any], density: float, path: Path) -> None:
     bandwidth = result["machine"]["copy_gb_s"]
     left.axhline(16 / bandwidth, color="grey", lw=1)
     left.text(n[0], 16 / bandwidth, f" 16 bytes at {bandwidth:.0f} GB/s (memcpy)", va="bottom", color="grey")
-    left.set(xscale="log", yscale="log", xlabel="entries n", ylabel="ns an entry", title=f"density {density}, one thread")
+    left.set(
+        xscale="log", yscale="log", xlabel="entries n", ylabel="ns an entry", title=f"density {density}, one thread"
+    )
     left.legend(fontsize=8)
 
     biggest = max(r["n"] for r in result["rows"])
@@ -163,9 +163,7 @@ def main() -> None:
 
     result = run_bench(options.bench, options.arguments)
     result["versions"] = {"torch": torch.__version__, "numpy": np.__version__}
-    result["compared"] = compare(
-        result["rows"], options.compare_density, options.compare_limit, options.compare_repeat
-    )
+    result["compared"] = compare(result["rows"], options.compare_density, options.compare_limit, options.compare_repeat)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     draw(result, options.compare_density, options.out.with_suffix(".png"))
