@@ -74,7 +74,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     inputs.add_argument("--threads", type=int, help="CPU threads a process (cores / processes on this host)")
     output = parser.add_argument_group("output")
     output.add_argument("--report-every", type=int, help="steps between lines (an epoch, or a tenth of --steps)")
-    output.add_argument("--time-limit", type=float, help="stop at the first line after so many seconds of training")
+    output.add_argument("--time-limit", type=float, help="stop at the first line after so many seconds")
     output.add_argument("--plot", type=Path, help="write a picture (PNG, PDF or SVG)")
     output.add_argument("--json", type=Path, help="write what was measured")
     options = parser.parse_args(arguments)
@@ -159,11 +159,13 @@ def choose_device(name: str) -> torch.device:
 
 def load_data(options: argparse.Namespace) -> data.DataSet:
     """One process on each host fetches the data, the others wait; all must end up with the same."""
-    fetches = gtopk.local_rank() == 0
-    if fetches:
-        data.locate(options.data, progress=gtopk.rank() == 0, say=say)
-    gtopk.barrier()
-    images = data.load(data.locate(options.data, download=False, say=lambda text: None))
+    try:
+        if gtopk.local_rank() == 0:
+            data.locate(options.data, progress=gtopk.rank() == 0, say=say)
+        gtopk.barrier()
+        images = data.load(data.locate(options.data, download=False, say=lambda text: None))
+    except data.DataError as error:
+        raise SystemExit(f"rank {gtopk.rank()}: {error}") from error
     first = gtopk.broadcast_object((images.name, len(images.train)), root_rank=0)
     if first != (images.name, len(images.train)):
         raise SystemExit(
@@ -260,7 +262,7 @@ def train(
         disable=gtopk.rank() != 0,
         mininterval=0.5 if sys.stderr.isatty() else 5.0,
     )
-    trained_seconds = 0.0
+    started = time.perf_counter()
     for step in range(plan.steps):
         began = time.perf_counter()
         for group in optimizer.param_groups:
@@ -281,9 +283,9 @@ def train(
             line = summarise(window, step + 1, plan, accuracy, options, history)
             history.append(line)
             say(line_text(line))
-            trained_seconds += window.seconds
             window = Window()
-            if options.time_limit and gtopk.broadcast_object(trained_seconds > options.time_limit, root_rank=0):
+            late = options.time_limit is not None and time.perf_counter() - started > options.time_limit
+            if gtopk.broadcast_object(late, root_rank=0):
                 say(f"stopped after {step + 1} steps: --time-limit {options.time_limit:.0f}")
                 break
     bar.close()
