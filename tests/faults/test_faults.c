@@ -198,6 +198,9 @@ static void check_rank(const scenario_t *scenario, int r)
     /* A duplicate is read in the step after it, and told of in the one after that. */
     if (scenario->message >= 0 && broken_at > FAULT_STEP + 2)
         fail_rank(scenario, r, STEPS - 1, "the fault was not noticed");
+    if (scenario->message >= 0 && scenario->kind == FAULT_ERROR && r != scenario->rank &&
+        scenario->outcomes[r][broken_at].status != GTOPK_ERR_ABORTED)
+        fail_rank(scenario, r, broken_at, "the rank that gave up did not say so");
     if (scenario->message < 0 && broken_at < STEPS)
         fail_rank(scenario, r, broken_at, "a step failed though nothing was spoilt");
 }
