@@ -425,9 +425,9 @@ gtopk_status_t gtopk_thread_group_create(gtopk_thread_group_t **group, int32_t s
 void gtopk_thread_group_destroy(gtopk_thread_group_t *group);
 
 /* Send and receive by the caller, for a network that gtopk does not know (the Python package passes
- * torch.distributed). Called on a thread of the library's own, one call at a time. Return 0, or another number for
- * failure, which breaks the communicator. A message has the same length on both sides.
- * `error` (room for 256 characters) may be filled with a text. */
+ * torch.distributed). exchange and allreduce are called on a thread of the library's own, one call at a time; they return
+ * 0, or another number for failure, which breaks the communicator. A message has the same length on both sides. `error`
+ * (room for 256 characters) may be filled with a text. */
 struct gtopk_callbacks {
     size_t struct_size;
     void *context;
@@ -436,7 +436,8 @@ struct gtopk_callbacks {
                     size_t receive_bytes, double timeout, char *error);
     /* Sums count floats in place over all ranks. NULL: a ring over exchange. */
     int (*allreduce)(void *context, float *buffer, size_t count, double timeout, char *error);
-    /* The communicator broke: end the group, so that the other ranks notice. May be NULL. */
+    /* The communicator broke: end the group, so that the other ranks notice. Called on the thread whose call failed,
+     * perhaps while exchange is still running. May be NULL. */
     void (*abort)(void *context);
     int32_t local_rank;
     int32_t reserved;

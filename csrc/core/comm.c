@@ -107,6 +107,7 @@ gtopk_status_t gtopk_comm_create(gtopk_comm_t **out, const gtopk_comm_config_t *
         return status_set(GTOPK_ERR_INVALID, "gtopk_comm_create needs a place for the handle");
     *out = NULL;
     gtopk_status_t status = check_config(config, &full);
+    full.timeout = timeout_of(&full); /* transports wait too, when they open */
     if (status == GTOPK_OK)
         status = transport_open(&full, &transport);
     return status == GTOPK_OK ? comm_open(out, transport, &full) : status;
