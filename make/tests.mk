@@ -73,7 +73,7 @@ py-tests: build $(MPI_PROGRAMS) $(TEST_READY)
 # ---- sanitizers: the same tests, built into folders of their own ----
 
 SANITIZER_FLAGS := -O1 -g
-TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer %/test_faults,$(C_TESTS:%.c=%))
+TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer %/test_faults %/test_device,$(C_TESTS:%.c=%))
 
 #: make test-asan        the tests in C under AddressSanitizer and UndefinedBehaviorSanitizer
 test-asan:
