@@ -281,7 +281,8 @@ def _sent(axes: Axes, runs: list[Run]) -> None:
             ha="right",
             color=_COLOURS[run["algorithm"]],
         )
-    axes.set_yscale("log")
+    if all(run["bytes_sent"] > 0 for run in runs):
+        axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda size, _: size_text(size))
     axes.margins(y=0.15)
     axes.set_title("Sent by each process in a step (measured)")

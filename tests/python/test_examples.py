@@ -1,0 +1,175 @@
+"""The examples: model, plan and report; and the scripts themselves, shortened."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import launcher
+import pytest
+from test_example_data import EXAMPLES, write_cifar10
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def examples_on_path() -> Iterator[None]:
+    """As when a script of the folder is run."""
+    sys.path.insert(0, str(EXAMPLES))
+    yield
+    sys.path.remove(str(EXAMPLES))
+
+
+# ---- model, plan, report --------------------------------------------------------------------------------------------
+
+
+def test_resnet20_is_the_published_one() -> None:
+    from resnet20 import Block, ResNet20
+
+    model = ResNet20()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 269_722
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(convolutions) == 19  # and one linear layer
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+    block = Block(4, 8, stride=2).eval()
+    torch.nn.init.zeros_(block.conv2.weight)
+    x = torch.rand(1, 4, 6, 6)
+    expected = torch.zeros(1, 8, 3, 3)
+    expected[:, 2:6] = x[:, :, ::2, ::2]
+    assert torch.equal(block(x), expected)
+
+
+def test_the_plan_is_the_papers_recipe() -> None:
+    from cifar_resnet20 import Plan, parse_arguments
+
+    plan = Plan.make(parse_arguments([]), 50_000, ranks=4)
+    assert plan.steps_an_epoch == 390 and plan.steps == 160 * 390
+    assert plan.density_warmup == [(390, 0.25), (390, 0.0725), (390, 0.015), (390, 0.004)]
+    rates = {epoch: plan.learning_rate(epoch * 390) for epoch in (4, 80, 81, 122, 155)}
+    assert rates == pytest.approx({4: 0.1, 80: 0.1, 81: 0.01, 122: 0.001, 155: 0.0001})
+    assert 0 < plan.learning_rate(0) < plan.learning_rate(780) < 0.1
+
+    options = parse_arguments(["--steps", "30", "--subset", "1280", "--warmup-epochs", "0.25"])
+    short = Plan.make(options, 50_000, ranks=4)
+    assert short.steps == 30 and short.steps_an_epoch == 10
+    assert short.density_warmup == [(1, 0.0725), (1, 0.004)]  # two steps of warm-up have room for two of the four
+    assert Plan.make(parse_arguments(["--algorithm", "dense"]), 50_000, ranks=4).density_warmup is None
+
+
+def test_prediction_follows_the_formula() -> None:
+    import report
+
+    network = report.Network("1 Gb/s", 1e9, 50e-6)
+
+    def seconds(algorithm: str) -> float:
+        return report.exchange_seconds(
+            algorithm, ranks=4, entries=25_000_000, k=25_000, bytes_an_entry=3.5, network=network
+        )
+
+    message = 25_000 * 3.5 * 8e-9  # 0.7 ms
+    assert seconds("dense") == pytest.approx(6 * 50e-6 + 1.2)
+    assert seconds("topk") == pytest.approx(2 * 50e-6 + 3 * message)
+    assert seconds("gtopk") == pytest.approx(2 * 50e-6 + 2 * message)
+    assert seconds("gtopk-tree") == pytest.approx(2 * seconds("gtopk"))
+
+
+def run_of(algorithm: str, local_ms: float, share: float) -> dict[str, object]:
+    line = {"step": 10, "loss": 1.0, "accuracy": 0.5, "communication_share": share, "bytes_sent_per_step": 2000.0}
+    return {
+        "algorithm": algorithm,
+        "density": None if algorithm == "dense" else 0.001,
+        "ranks": 4,
+        "parameters": 250_000,
+        "data": "images",
+        "batch_size": 32,
+        "steps": 20,
+        "loss": 1.0,
+        "accuracy": 0.5,
+        "images_per_s": 1280.0,
+        "steps_per_s": 10.0,
+        "communication_share": share,
+        "bytes_sent": 40_000.0,
+        "local_ms": local_ms,
+        "last_step": {"k": 250, "rounds": 2, "bytes_sent": 2000},
+        "history": [line, line | {"step": 20}],
+    }
+
+
+def test_prediction_adds_the_measured_rest(tmp_path: Path) -> None:
+    import report
+
+    runs = [run_of("dense", 1.0, 0.2), run_of("gtopk", 3.0, 0.1)]
+    network = report.Network("1 Gb/s", 1e9, 0.0)
+    dense, sparse, large_dense, large_sparse = report.predict(runs, [network])
+    # Of 100 ms a step 80 are outside the exchange in dense, 1 of them gtopk's: 79 ms of computing for both.
+    assert dense.other == pytest.approx(0.079) and sparse.other == pytest.approx(0.082)
+    assert sparse.exchange == pytest.approx(2 * 250 * 4 * 8e-9)  # 4 bytes an entry were measured
+    assert large_dense.other == pytest.approx(0.1) and large_sparse.other == pytest.approx(0.1 + 0.3)
+    text = report.prediction_table([dense, sparse])
+    assert f"{dense.step / sparse.step:.2f} x" in text
+
+    file = tmp_path / "new" / "picture.png"
+    report.plot(runs, file, [dense, sparse])
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_618_332, "1.62 MB"), (99_960, "100 kB"), (999_600, "1 MB")],
+)
+def test_sizes_are_readable(size: float, text: str) -> None:
+    import report
+
+    assert report.size_text(size) == text
+
+
+# ---- the scripts ----------------------------------------------------------------------------------------------------
+
+
+def test_the_main_job_on_two_ranks(tmp_path: Path) -> None:
+    write_cifar10(tmp_path / "images", count=40)
+    result = tmp_path / "run.json"
+    arguments = ["--data", str(tmp_path / "images"), "--batch-size", "8", "--steps", "6", "--report-every", "4"]
+    arguments += ["--subset", "160", "--density", "0.01", "--density-warmup", "0.1", "--warmup-epochs", "0.2"]
+    status, output = launcher.mpirun(2, EXAMPLES / "cifar_resnet20.py", *arguments, "--json", str(result))
+    assert status == 0, output
+    assert output.count("data: CIFAR-10 from") == 1, output
+    run = json.loads(result.read_text())
+    assert run["replicas_identical"] and run["ranks"] == 2 and run["steps"] == 6
+    first, last = run["history"]
+    assert (first["step"], last["step"]) == (4, 6) and last["epoch"] == pytest.approx(0.6)
+    assert 0 < first["loss"] < 10 and 0 <= first["accuracy"] <= 1 and 0 < first["communication_share"] < 1
+    # Two of the first four steps have the density of the warm-up; from then on 2697 of 269,722 entries are sent.
+    assert run["last_step"]["k"] == 2697 and run["last_step"]["rounds"] == 1
+    assert last["bytes_sent_per_step"] == run["last_step"]["bytes_sent"]
+    assert 4 < first["bytes_sent_per_step"] / last["bytes_sent_per_step"] < 7
+    assert run["bytes_sent"] == 4 * first["bytes_sent_per_step"] + 2 * last["bytes_sent_per_step"]
+
+
+def test_the_main_job_alone_ends_at_its_time_limit_with_a_picture(tmp_path: Path) -> None:
+    write_cifar10(tmp_path / "images", count=40)
+    picture, result = tmp_path / "run.png", tmp_path / "run.json"
+    arguments = ["--data", str(tmp_path / "images"), "--steps", "6", "--report-every", "2", "--time-limit", "0"]
+    arguments += ["--plot", str(picture), "--json", str(result)]
+    status, output = launcher.run([sys.executable, str(EXAMPLES / "cifar_resnet20.py"), *arguments], {}, limit=300)
+    assert status == 0, output
+    assert json.loads(result.read_text())["steps"] == 2
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_main_job_says_in_one_line_that_it_has_no_data(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "cifar_resnet20.py"), "--data", str(tmp_path)]
+    status, output = launcher.run(command, {}, limit=300)
+    assert status == 1
+    assert "holds neither CIFAR-10" in output and "Traceback" not in output
+
+
+def test_minimal_learns() -> None:
+    status, output = launcher.run([sys.executable, str(EXAMPLES / "minimal.py")], {}, limit=300)
+    assert status == 0, output
+    lines = [line.split() for line in output.splitlines() if line.startswith("step")]
+    assert [line[1] for line in lines] == ["0", "100", "200", "300"]
+    assert float(lines[0][3]) > 10 and float(lines[-1][3]) < 0.1
