@@ -158,6 +158,9 @@ def test_hooks_of_the_optimizer_run_once(exchanging):
     optimizer.register_step_post_hook(lambda *_: calls.append("post"))
     train(model, optimizer, steps=2)
     assert calls == ["pre", "post"] * 2
+    optimizer.load_state_dict(optimizer.state_dict())  # after which torch sees to it that step() calls its hooks
+    train(model, optimizer, steps=1)
+    assert calls == ["pre", "post"] * 3
 
 
 def test_closure_runs_once_with_gradients(either):
@@ -573,6 +576,25 @@ def test_a_range_for_the_profiler(exchanging):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         train(model, optimizer, steps=1)
     assert "gtopk.synchronize" in [event.key for event in profile.key_averages()]
+
+
+def test_tensorboard(exchanging):
+    from gtopk.torch.tensorboard import write_stats
+
+    class Writer:
+        def add_scalar(self, tag, value, step):
+            points[tag, step] = value
+
+    points = {}
+    model = make()
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(model.parameters(), lr=0.1), density=0.02)
+    for step in range(2):
+        train(model, optimizer, steps=1, begin=step)
+        write_stats(Writer(), optimizer.stats(residual_norm=True))
+    entries = sum(p.numel() for p in model.parameters())
+    assert points["gtopk/k", 0] == points["gtopk/k", 1] == round(0.02 * entries)
+    residuals = optimizer.state_dict()["gtopk"]["residual"].values()
+    assert points["gtopk/residual_norm", 1] == pytest.approx(torch.cat(list(residuals)).norm().item())
 
 
 def test_memory_is_given_back(exchanging):

@@ -21,7 +21,7 @@ from ..errors import StateError, UnsupportedError
 from . import checkpoint
 from .agreement import agree, agree_on_progress
 from .exchange import Exchange, Options
-from .layout import flat_view
+from .layout import flat_view, in_memory_order
 from .nonfinite import NonfiniteWarning
 from .parameters import Slot, check_types, sparse_text
 from .profile import record
@@ -203,19 +203,9 @@ class GTopKState:
 
     def _build(self) -> None:
         """Reducers for the parameters of all buckets. Collective."""
-        found = [parameter for bucket in self._buckets for parameter in bucket.parameters]
-        if len(found) == len(self._slots) and all(id(parameter) in self._slots for parameter in found):
-            found = [slot.parameter for slot in self._slots.values()]
-        slots = [Slot(self._name(parameter, i), parameter) for i, parameter in enumerate(found)]
-        self._slots = {id(slot.parameter): slot for slot in slots}
-        check_types(self._parameters())
+        slots = self._identify()
         agree(self.comm, "parameters", [self._options.describe(), *(slot.describe() for slot in slots)])
-        if self._unopened is not None:
-            saved, self._unopened = self._unopened, None
-            waiting = checkpoint.check(self, self._parameters(), saved, self._strict)
-            self.exchange.close()
-            self.exchange.waiting = waiting
-            self.run, self.steps = saved["run"], saved["step"]
+        self._restore()
         mine = None if self.run is None else (self.run, self.steps)
         self.run, self.steps = agree_on_progress(self.comm, mine, secrets.randbits(63))
         self.exchange.build(slots, self._schedule(self.steps))
@@ -224,6 +214,26 @@ class GTopKState:
             for p, part in enumerate(self.exchange.parts)
             for s, slot in enumerate(part.slots)
         }
+
+    def _identify(self) -> list[Slot]:
+        """The parameters of all buckets under their names, in the order of the first iteration."""
+        found = [parameter for bucket in self._buckets for parameter in bucket.parameters]
+        if len(found) == len(self._slots) and all(id(parameter) in self._slots for parameter in found):
+            found = [slot.parameter for slot in self._slots.values()]
+        slots = [Slot(self._name(parameter, i), parameter) for i, parameter in enumerate(found)]
+        self._slots = {id(slot.parameter): slot for slot in slots}
+        check_types(self._parameters())
+        return slots
+
+    def _restore(self) -> None:
+        """Compares a loaded state with the model and takes it over."""
+        if self._unopened is None:
+            return
+        waiting = checkpoint.check(self, self._parameters(), self._unopened, self._strict)
+        self.run, self.steps = self._unopened["run"], self._unopened["step"]
+        self._unopened = None
+        self.exchange.close()
+        self.exchange.waiting = waiting
 
     def _name(self, parameter: Tensor, number: int) -> str:
         known = self._slots.get(id(parameter))
@@ -265,6 +275,8 @@ class GTopKState:
         with record("gtopk.ddp_hook"):
             if self.comm.size > 1:
                 self._exchange_all()
+            elif self._unopened is not None:
+                self._add_loaded()
         for bucket in self._buckets:
             bucket.future.set_result(bucket.buffer)
 
@@ -289,6 +301,16 @@ class GTopKState:
         self._warning.note(bool(self._stats["nonfinite"]), self.comm.rank, self.steps)
         self.steps += 1
         self.exchange.set_density(self._schedule(self.steps))
+
+    def _add_loaded(self) -> None:
+        """One rank alone: a loaded residual is added to the first gradient."""
+        self._identify()
+        self._restore()
+        for bucket in self._buckets:
+            for parameter, grad in zip(bucket.parameters, bucket.gradients, strict=True):
+                entry = self.exchange.waiting.pop(self._slots[id(parameter)].name, None)
+                if entry is not None:
+                    grad.add_(in_memory_order(parameter, entry.residual), alpha=self._scale())
 
     def _is_smaller(self) -> bool:
         return sum(len(bucket.parameters) for bucket in self._buckets) != len(self._places)

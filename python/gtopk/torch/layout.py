@@ -43,3 +43,10 @@ def flat_view(tensor: Tensor) -> Tensor:
     if tensor.is_contiguous():
         return tensor
     return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+def in_memory_order(parameter: Tensor, flat: Tensor) -> Tensor:
+    """What `flat` holds in the memory order of the parameter, in the parameter's shape, as float32."""
+    block = block_like(parameter.detach(), torch.float32)
+    flat_view(block).view(-1).copy_(flat)
+    return block

@@ -188,6 +188,8 @@ class DistributedMixin(torch.optim.Optimizer):
     def join(self) -> int:
         """Tells the others that this rank has no more batches, and goes on exchanging until nobody has. Collective.
 
+        Until all ranks have joined, none may add, freeze or unfreeze parameters.
+
         Returns
         -------
         int

@@ -65,20 +65,27 @@ class Names:
 class Slot:
     """One parameter that takes part in the exchange, and how its gradient is handed over."""
 
-    __slots__ = ("buffer", "direct", "name", "numel", "order", "parameter")
+    __slots__ = ("buffer", "direct", "name", "numel", "order", "parameter", "plain")
 
     def __init__(self, name: str, parameter: Tensor) -> None:
         self.name = name
         self.parameter = parameter
         self.numel = parameter.numel()
         self.direct = parameter.dtype in _DIRECT
-        self.order = order_of(parameter) if is_dense(parameter) else None
+        # Where the parameter has gaps in memory, the index is the place in the order of dimensions.
+        in_order = parameter if is_dense(parameter) else torch.empty(parameter.shape, device="meta")
+        self.order = order_of(in_order)
+        self.plain = self.direct and in_order.is_contiguous()  # then most gradients are handed over without a look
         self.buffer: Tensor | None = None
 
     def describe(self) -> list[Any]:
         """What must be the same on all ranks."""
-        order = self.order if self.order is not None else ()
-        return [self.name, list(self.parameter.shape), str(self.parameter.dtype).removeprefix("torch."), list(order)]
+        return [
+            self.name,
+            list(self.parameter.shape),
+            str(self.parameter.dtype).removeprefix("torch."),
+            list(self.order),
+        ]
 
     def gradient(self) -> Tensor:
         """The parameter's gradient; zeros are put there where nothing arrived."""
@@ -89,7 +96,7 @@ class Slot:
 
     def lies_right(self, grad: Tensor) -> bool:
         """True when the memory of `grad` can be handed over as it is."""
-        return self.direct and is_dense(grad) and (grad.numel() <= 1 or order_of(grad) == self._expected(grad))
+        return self.direct and is_dense(grad) and order_of(grad) == self.order
 
     def block(self) -> Tensor:
         """Memory of this rank's own, in the parameter's order, for gradients that lie otherwise."""
@@ -105,11 +112,6 @@ class Slot:
         else:  # an expanded gradient cannot be written
             self.parameter.grad = self.block().to(grad.dtype, copy=True)
 
-    def _expected(self, grad: Tensor) -> tuple[int, ...]:
-        if self.order is not None:
-            return self.order
-        return order_of(torch.empty(grad.shape, device="meta"))
-
 
 def hand_over(slots: list[Slot]) -> tuple[list[Tensor], list[tuple[Slot, Tensor]]]:
     """Every slot's gradient as one block of memory in the parameter's order, and those that had to be copied for it.
@@ -119,14 +121,15 @@ def hand_over(slots: list[Slot]) -> tuple[list[Tensor], list[tuple[Slot, Tensor]
     UnsupportedError
         A gradient is sparse. Nothing was changed but gradients that were None, which are zeros now.
     """
-    grads = [slot.parameter.grad for slot in slots]
     blocks: list[Tensor] = []
     copied: list[tuple[Slot, Tensor]] = []
-    for slot, found in zip(slots, grads, strict=True):
-        grad = slot.gradient() if found is None else found
-        if grad.layout is not torch.strided:
+    for slot in slots:
+        grad = slot.parameter.grad
+        if grad is None:
+            grad = slot.gradient()
+        elif grad.layout is not torch.strided:
             raise UnsupportedError(sparse_text(slot.name))
-        if slot.direct and slot.order is not None and grad.is_contiguous() and slot.parameter.is_contiguous():
+        if slot.plain and grad.is_contiguous():
             blocks.append(grad)
         elif slot.lies_right(grad):
             blocks.append(flat_view(grad))

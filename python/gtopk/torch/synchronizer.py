@@ -6,6 +6,7 @@ settings (density, momentum), exchange, verdict (was it finite?). What the user 
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,11 +20,13 @@ from ..errors import StateError, UnsupportedError
 from . import amp, momentum
 from .agreement import agree, agree_on_progress
 from .exchange import Exchange, Options, Waiting
-from .layout import block_like, flat_view
+from .layout import in_memory_order
 from .nonfinite import NonfiniteWarning
 from .parameters import Names, Slot, check_types, sparse_text
 from .profile import record
 from .warmup import DensitySchedule
+
+_log = logging.getLogger("gtopk")
 
 
 class Synchronizer:
@@ -99,6 +102,13 @@ class Synchronizer:
         self.exchange.build(slots, self.schedule(self.steps))
         self._dense = {id(slot.parameter) for part in self.exchange.parts if part.dense for slot in part.slots}
         self._active = active
+        _log.info(
+            "rank %d, step %d: %d of %d parameters are exchanged",
+            self.comm.rank,
+            self.steps,
+            len(slots),
+            len(parameters),
+        )
 
     def _apply_settings(self, optimizer: torch.optim.Optimizer) -> None:
         self.exchange.set_density(self.schedule(self.steps))
@@ -143,13 +153,13 @@ class Synchronizer:
         """A loaded residual is sent at once, that is: added to the first gradient; a velocity goes on in SGD."""
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        parameter.grad.detach().add_(_in_memory_order(parameter, entry.residual))
+        parameter.grad.detach().add_(in_memory_order(parameter, entry.residual))
         if entry.velocity is not None:
             state = optimizer.state[parameter]
             if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             sign = -1.0 if any(group.get("maximize") for group in optimizer.param_groups) else 1.0
-            state["momentum_buffer"].add_(_in_memory_order(parameter, entry.velocity), alpha=sign)
+            state["momentum_buffer"].add_(in_memory_order(parameter, entry.velocity), alpha=sign)
 
     # ---- checkpoints ----
 
@@ -199,9 +209,3 @@ _SOLO_STATS: dict[str, Any] = {
     "commit_s": 0.0,
     "wait_s": 0.0,
 }
-
-
-def _in_memory_order(parameter: Tensor, flat: Tensor) -> Tensor:
-    block = block_like(parameter.detach(), torch.float32)
-    flat_view(block).view(-1).copy_(flat)
-    return block

@@ -1,0 +1,47 @@
+"""The DDP hook with one rank: gradients stay as they are, but for a loaded residual. See cases_torch_ddp for more ranks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.distributed as dist
+from torch_support import batch
+
+import gtopk
+
+
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    gtopk.shutdown()
+    dist.destroy_process_group()
+
+
+def test_one_rank(one_rank):
+    from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
+
+    model = torch.nn.Conv2d(3, 8, 3, bias=False).to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(model)
+    state = GTopKState(named_parameters=model.named_parameters(), density=0.001)
+    net = torch.nn.parallel.DistributedDataParallel(model)
+    net.register_comm_hook(state, gtopk_hook)
+
+    def gradients(step):
+        for one in (net, plain):
+            one.zero_grad()
+            one(batch(step)).pow(2).mean().backward()
+        return model.weight.grad, plain.weight.grad
+
+    for step in range(2):
+        assert torch.equal(*gradients(step))
+    residual = torch.arange(216.0)
+    saved = {"format": 1, "rank": -1, "size": 4, "run": 1, "step": 10, "names": ["weight"], "lengths": [216]}
+    state.load_state_dict({**saved, "residual": {"weight": residual}, "velocity": {}})
+    found, expected = gradients(2)
+    assert torch.equal(found, expected + residual.as_strided(found.shape, model.weight.stride()))
+    assert torch.equal(*gradients(3))
