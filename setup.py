@@ -66,7 +66,9 @@ def make_library(folder):
 
 def make(folder, *arguments):
     # Not as a part of a make that may have started us: its jobs and variables are not ours.
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    }
     command = ["make", "-j2", f"BUILD={folder}", *arguments]
     if "CC" in os.environ:
         command.append(f"CC={os.environ['CC']}")

@@ -7,13 +7,13 @@
 C_TESTS         := $(sort $(wildcard tests/unit/test_*.c tests/property/test_*.c tests/faults/test_*.c))
 C_TEST_BINS     := $(C_TESTS:%.c=$(BUILD)/%)
 SUPPORT_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support/*.c))
-CMOCKA          := $(CACHE)/cmocka
+CMOCKA          := $(CACHE)/cmocka$(addprefix -,$(CMOCKA_ARCH))
 PYTEST          := GTOPK_BUILD="$(BUILD)" $(VENV_PYTHON) -m pytest
 
 # ---- what is tested with ----
 
 $(CMOCKA)/libs: scripts/find_cmocka.sh scripts/debian_package.sh
-	@GTOPK_CACHE="$(CACHE)" scripts/find_cmocka.sh $(CMOCKA)
+	@GTOPK_CACHE="$(CACHE)" scripts/find_cmocka.sh $(CMOCKA) $(CMOCKA_ARCH)
 
 $(BUILD)/tests/%: CPPFLAGS += -Itests
 
@@ -77,11 +77,11 @@ TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer %/te
 
 #: make test-asan        the tests in C under AddressSanitizer and UndefinedBehaviorSanitizer
 test-asan:
-	@$(MAKE) BUILD=$(BUILD)-asan SANITIZE=address,undefined CFLAGS="$(SANITIZER_FLAGS)" sanitized-c-tests
+	@$(MAKE) -j2 BUILD=$(BUILD)-asan SANITIZE=address,undefined CFLAGS="$(SANITIZER_FLAGS)" sanitized-c-tests
 
 #: make test-tsan        the tests in C that have threads, under ThreadSanitizer
 test-tsan:
-	@$(MAKE) BUILD=$(BUILD)-tsan SANITIZE=thread CFLAGS="$(SANITIZER_FLAGS)" sanitized-c-tests C_TESTS="$(TSAN_TESTS:%=%.c)"
+	@$(MAKE) -j2 BUILD=$(BUILD)-tsan SANITIZE=thread CFLAGS="$(SANITIZER_FLAGS)" sanitized-c-tests C_TESTS="$(TSAN_TESTS:%=%.c)"
 
 # setarch -R: gcc's ThreadSanitizer knows only the memory layout without randomisation.
 sanitized-c-tests: $(C_TEST_BINS)
@@ -101,7 +101,7 @@ $(FUZZERS): $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/target_%.o $(BUILD)/
 
 #: make fuzz TIME=30     mutated messages, checkpoints and configurations, for TIME seconds in all, under sanitizers
 fuzz:
-	@$(MAKE) BUILD=$(BUILD)-asan SANITIZE=address,undefined CFLAGS="$(SANITIZER_FLAGS)" run-fuzzers
+	@$(MAKE) -j2 BUILD=$(BUILD)-asan SANITIZE=address,undefined CFLAGS="$(SANITIZER_FLAGS)" run-fuzzers
 
 run-fuzzers: $(FUZZERS)
 	@set -e; for target in $(FUZZ_TARGETS); do \
