@@ -43,20 +43,20 @@ def test_resnet20_is_the_published_one() -> None:
 
 
 def test_the_plan_is_the_papers_recipe() -> None:
-    from cifar_resnet20 import Plan, parse_arguments
+    from recipe import Plan, parse_arguments
 
-    plan = Plan.make(parse_arguments([]), 50_000, ranks=4)
+    plan = Plan.make(parse_arguments("", []), 50_000, ranks=4)
     assert plan.steps_an_epoch == 390 and plan.steps == 160 * 390
     assert plan.density_warmup == [(390, 0.25), (390, 0.0725), (390, 0.015), (390, 0.004)]
     rates = {epoch: plan.learning_rate(epoch * 390) for epoch in (4, 80, 81, 122, 155)}
     assert rates == pytest.approx({4: 0.1, 80: 0.1, 81: 0.01, 122: 0.001, 155: 0.0001})
     assert 0 < plan.learning_rate(0) < plan.learning_rate(780) < 0.1
 
-    options = parse_arguments(["--steps", "30", "--subset", "1280", "--warmup-epochs", "0.25"])
+    options = parse_arguments("", ["--steps", "30", "--subset", "1280", "--warmup-epochs", "0.25"])
     short = Plan.make(options, 50_000, ranks=4)
     assert short.steps == 30 and short.steps_an_epoch == 10
     assert short.density_warmup == [(1, 0.0725), (1, 0.004)]  # two steps of warm-up have room for two of the four
-    assert Plan.make(parse_arguments(["--algorithm", "dense"]), 50_000, ranks=4).density_warmup is None
+    assert Plan.make(parse_arguments("", ["--algorithm", "dense"]), 50_000, ranks=4).density_warmup is None
 
 
 def test_prediction_follows_the_formula() -> None:
