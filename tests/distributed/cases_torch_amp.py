@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
-from cases_torch_optimizer import assert_replicas, flat, wrapped
+from cases_torch_optimizer import assert_replicas, flat, residuals, wrapped
 from harness import raises
 from torch import nn, optim
 from torch_support import batch, loss_of, make
@@ -59,6 +59,21 @@ def case_random_overflows_for_100_steps():
             assert_replicas(model)
             assert not hasattr(optimizer, "found_inf")
             assert not hasattr(optimizer, "grad_scale")
+    logging.disable(logging.NOTSET)
+
+
+def case_a_rank_that_overflows_accumulates_nothing():
+    """What the others found stays in their residuals and is sent later."""
+    logging.disable(logging.WARNING)
+    model = make()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = wrapped(model, density=0.02)
+    scaled_step(model, optimizer, scaler, 0, False, "plain")
+    before = residuals(optimizer)
+    scaled_step(model, optimizer, scaler, 1, gtopk.rank() == 1, "plain")
+    after = residuals(optimizer)
+    same = all(torch.equal(before[name], after[name]) for name in before)
+    assert same == (gtopk.rank() == 1)
     logging.disable(logging.NOTSET)
 
 

@@ -97,6 +97,30 @@ def case_types_and_layouts():
         assert_replicas(model)
 
 
+def case_indices_are_places_in_memory():
+    """With channels-last parameters too: what the optimizer's wrapper keeps, so that states fit both."""
+    model = make(channels_last=True)
+    del model.unused
+    plain = copy.deepcopy(model)
+    state = named_state(model, density=0.02, value_type="fp32")
+    net = hooked(model, state)
+    optimizer = gtopk.DistributedOptimizer(
+        optim.SGD(plain.parameters(), lr=0.0), plain.named_parameters(), density=0.02, value_type="fp32"
+    )
+    for one in (net, plain):
+        loss_of(one, batch(0, gtopk.rank())).backward()
+    optimizer.step()
+    kept, expected = state.state_dict()["residual"], optimizer.state_dict()["gtopk"]["residual"]
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(kept[name], expected[name], msg=name)
+        torch.testing.assert_close(p.grad, plain.get_parameter(name).grad, msg=name)
+
+
+def case_sparse_gradients_are_a_clear_error():
+    net = hooked(nn.Embedding(5, 2, sparse=True), GTopKState())
+    raises(gtopk.UnsupportedError, lambda: net(torch.tensor([1])).sum().backward(), "sparse=False")
+
+
 def case_grad_scaler():
     """An overflow on one rank gives NaN to all, so all scales stay equal."""
     logging.disable(logging.WARNING)

@@ -21,7 +21,6 @@ from ..errors import StateError, UnsupportedError
 from . import checkpoint
 from .agreement import agree, agree_on_progress
 from .exchange import Exchange, Options
-from .layout import flat_view, in_memory_order
 from .nonfinite import NonfiniteWarning
 from .parameters import Slot, check_types, sparse_text
 from .profile import record
@@ -33,32 +32,33 @@ _log = logging.getLogger("gtopk")
 
 
 class _Bucket:
-    """A bucket of the step that is going on."""
+    """A bucket of the step that is going on. DDP keeps each gradient in it in the memory order of its parameter."""
 
     def __init__(self, bucket: GradBucket) -> None:
         self.buffer = bucket.buffer()
+        if self.buffer.layout is not torch.strided:
+            raise UnsupportedError(sparse_text("a parameter"))
         self.parameters = bucket.parameters()
-        self.gradients = bucket.gradients()
+        # What gradients() gives has the shape of the parameter but not its strides: as memory only is it right.
+        self.gradients = [gradient.view(-1) for gradient in bucket.gradients()]
         self.future: torch.futures.Future[Tensor] = torch.futures.Future()
         self.accumulated = False
         self.places: list[tuple[int, int]] = []
         self.blocks: list[Tensor] = []
-        self._copied: list[tuple[Slot, Tensor]] = []
+        self._copied: list[tuple[Tensor, Tensor]] = []
 
-    def block(self, slot: Slot, grad: Tensor) -> Tensor:
-        """The gradient's memory, in the parameter's order; a copy where it lies otherwise."""
-        if grad.layout is not torch.strided:
-            raise UnsupportedError(sparse_text(slot.name))
-        if slot.lies_right(grad):
-            return flat_view(grad)
-        slot.block().copy_(grad)
-        self._copied.append((slot, grad))
-        return flat_view(slot.block())
+    def block(self, slot: Slot, gradient: Tensor) -> Tensor:
+        """The gradient's memory, or a copy of a type that can be exchanged."""
+        if slot.direct:
+            return gradient
+        copy = gradient.float()
+        self._copied.append((gradient, copy))
+        return copy
 
     def finish(self, scale: float) -> None:
         """Puts the update where DDP looks for it, with the loss scale that the scaler is going to take out."""
-        for slot, grad in self._copied:
-            grad.copy_(slot.block())
+        for gradient, copy in self._copied:
+            gradient.copy_(copy)
         if scale != 1.0:
             self.buffer.mul_(scale)
 
@@ -307,10 +307,10 @@ class GTopKState:
         self._identify()
         self._restore()
         for bucket in self._buckets:
-            for parameter, grad in zip(bucket.parameters, bucket.gradients, strict=True):
+            for parameter, gradient in zip(bucket.parameters, bucket.gradients, strict=True):
                 entry = self.exchange.waiting.pop(self._slots[id(parameter)].name, None)
                 if entry is not None:
-                    grad.add_(in_memory_order(parameter, entry.residual), alpha=self._scale())
+                    gradient.add_(entry.residual, alpha=self._scale())
 
     def _is_smaller(self) -> bool:
         return sum(len(bucket.parameters) for bucket in self._buckets) != len(self._places)
