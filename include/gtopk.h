@@ -96,7 +96,8 @@ extern "C" {
     X(GTOPK_ERR_TRANSPORT, -10, "the transport failed")                                                                \
     X(GTOPK_ERR_DEVICE, -11, "the device failed")                                                                      \
     X(GTOPK_ERR_NOT_FOUND, -12, "a library or file was not found")                                                     \
-    X(GTOPK_ERR_INTERNAL, -13, "internal error: please report it")
+    X(GTOPK_ERR_INTERNAL, -13, "internal error: please report it")                                                     \
+    X(GTOPK_ERR_INTERRUPTED, -14, "the caller asked to stop waiting")
 
 typedef enum gtopk_status {
 #define GTOPK_STATUS_ENUM(name, code, text) name = (code),
@@ -145,7 +146,7 @@ gtopk_status_t gtopk_finalize(void);
  *   "thread"    ranks are threads of this process: chapter 10
  *   "callback"  send and receive are functions of the caller: chapter 10
  *
- * Broken communicators. When an exchange fails on a rank (deadline, lost rank, corrupt or foreign message), that rank
+ * Broken communicators. When an exchange fails on a rank (deadline, lost rank, interrupt, corrupt message), that rank
  * keeps the residual that it had after accumulate, bit for bit, tells the partners that it gave up, and returns the
  * error. From then on the communicator is broken: every call on it fails at once with the first error's text. The way
  * on is a new process group and a checkpoint. */
@@ -164,12 +165,17 @@ typedef struct gtopk_comm_config {
     void *mpi_comm;                  /* mpi: address of an MPI_Comm to duplicate; NULL: MPI_COMM_WORLD */
     gtopk_thread_group_t *group;     /* thread */
     const gtopk_callbacks_t *callbacks; /* callback; copied */
+    int (*interrupt)(void *context); /* asked several times a second, on the thread that waits for a peer: 0 goes on, any
+                                        other number ends the exchange with INTERRUPTED. For programs that must see a
+                                        signal (Ctrl-C) while they wait. Must not call gtopk. NULL: never */
+    void *interrupt_context;
 } gtopk_comm_config_t;
 
-#define GTOPK_COMM_CONFIG_INIT {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL}
+#define GTOPK_COMM_CONFIG_INIT {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL}
 
 /* Collective. Opens the transport and compares library and wire format versions of all ranks.
- * Errors: INVALID, NOT_FOUND (module or MPI; the text says what to install), MISMATCH, TIMEOUT, TRANSPORT, NOMEM. */
+ * Errors: INVALID, NOT_FOUND (module or MPI; the text says what to install), MISMATCH, TIMEOUT, TRANSPORT, NOMEM,
+ * INTERRUPTED. */
 gtopk_status_t gtopk_comm_create(gtopk_comm_t **comm, const gtopk_comm_config_t *config);
 
 /* Frees a communicator whose reducers are destroyed. Not collective and does not wait. NULL is accepted. A reducer

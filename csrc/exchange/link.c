@@ -39,18 +39,23 @@ static void count_wait(link_t *link, int32_t peer, double seconds)
     }
 }
 
-/* Waits for the request under way; warns when it takes long. */
+/* Waits for the request under way; warns when it takes long, and asks the caller whether to go on. */
 static gtopk_status_t wait_until(link_t *link, int32_t peer, double deadline)
 {
     transport_t *transport = link->transport;
     const double start = transport->ops->now(transport);
-    double warn_at = start + link->warn_after;
+    const double pause = transport->interrupt ? TRANSPORT_INTERRUPT_SECONDS : INFINITY;
+    double warn_at = start + link->warn_after, now = start;
     gtopk_status_t status;
     for (;;) {
-        status = transport->ops->wait(transport, fmin(deadline, warn_at));
-        const double now = transport->ops->now(transport);
+        status = transport->ops->wait(transport, fmin(fmin(deadline, warn_at), now + pause));
+        now = transport->ops->now(transport);
         if (status != GTOPK_ERR_TIMEOUT || now >= deadline)
             break;
+        if (transport_interrupted(transport)) {
+            status = status_set(GTOPK_ERR_INTERRUPTED, "the wait was interrupted after %.1f s", now - start);
+            break;
+        }
         if (now >= warn_at) {
             char name[96];
             LOG(GTOPK_LOG_WARN, "rank %d has waited %.0f s for %s; it gives up after %.0f s more", (int)transport->rank,

@@ -3,6 +3,7 @@
  * The caller's functions block, and nothing can interrupt them. They run on a helper thread, one call at a time, so
  * that waiting can end at a deadline: the call that is given up keeps the helper and its buffers until it returns, and
  * its helper then cleans up if the transport was closed meanwhile. */
+#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -179,10 +180,16 @@ static int callback_abandon(transport_t *transport)
 
 static gtopk_status_t callback_allreduce(transport_t *transport, float *buffer, size_t count, double deadline)
 {
+    const double pause = transport->interrupt ? TRANSPORT_INTERRUPT_SECONDS : INFINITY;
     gtopk_status_t status = start_call((callback_transport_t *)transport, NULL, buffer, count);
-    if (status == GTOPK_OK)
-        status = callback_wait(transport, deadline);
-    if (status == GTOPK_ERR_TIMEOUT)
+    if (status != GTOPK_OK)
+        return status;
+    do {
+        status = callback_wait(transport, fmin(deadline, clock_now() + pause));
+        if (status == GTOPK_ERR_TIMEOUT && transport_interrupted(transport))
+            status = status_set(GTOPK_ERR_INTERRUPTED, "the wait for an all-reduce was interrupted");
+    } while (status == GTOPK_ERR_TIMEOUT && clock_now() < deadline);
+    if (status == GTOPK_ERR_TIMEOUT || status == GTOPK_ERR_INTERRUPTED)
         (void)callback_abandon(transport);
     return status;
 }

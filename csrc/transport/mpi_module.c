@@ -109,9 +109,10 @@ static void pause_after(double waited)
 }
 
 /* Until the request of a collective ends. */
-static gtopk_status_t wait_for(MPI_Request *request, double deadline, const char *what)
+static gtopk_status_t wait_for(const mpi_transport_t *self, MPI_Request *request, double deadline, const char *what)
 {
     const double start = clock_now();
+    double ask_at = start + TRANSPORT_INTERRUPT_SECONDS;
     for (;;) {
         int done = 0, code;
         LOCKED(code = MPI_Test(request, &done, MPI_STATUS_IGNORE));
@@ -125,6 +126,11 @@ static gtopk_status_t wait_for(MPI_Request *request, double deadline, const char
                                        "%s did not end in time: a rank died, is stuck, or did not call it; look at the "
                                        "output of the others, or raise the timeout",
                                        what);
+        if (now >= ask_at) {
+            if (transport_interrupted(&self->base))
+                return library->status_set(GTOPK_ERR_INTERRUPTED, "the wait for %s was interrupted", what);
+            ask_at = now + TRANSPORT_INTERRUPT_SECONDS;
+        }
         pause_after(now - start);
     }
 }
@@ -316,7 +322,7 @@ static gtopk_status_t mpi_allgather(transport_t *transport, const void *in, size
         code = MPI_Iallgather(in, count, type, out, count, type, self->comm, &request);
     forget_type(&type);
     (void)pthread_mutex_unlock(&mpi_mutex);
-    const gtopk_status_t status = code == MPI_SUCCESS ? wait_for(&request, deadline, "an all-gather")
+    const gtopk_status_t status = code == MPI_SUCCESS ? wait_for(self, &request, deadline, "an all-gather")
                                                       : failed(code, "an all-gather");
     if (status != GTOPK_OK)
         mark_broken(self);
@@ -334,7 +340,8 @@ static gtopk_status_t mpi_allreduce(transport_t *transport, float *buffer, size_
         const size_t part = count - done < longest ? count - done : longest;
         int code;
         LOCKED(code = MPI_Iallreduce(MPI_IN_PLACE, buffer + done, (int)part, MPI_FLOAT, MPI_SUM, self->comm, &request));
-        status = code == MPI_SUCCESS ? wait_for(&request, deadline, "an all-reduce") : failed(code, "an all-reduce");
+        status = code == MPI_SUCCESS ? wait_for(self, &request, deadline, "an all-reduce")
+                                     : failed(code, "an all-reduce");
         done += part;
     }
     if (status != GTOPK_OK)
@@ -442,8 +449,9 @@ static gtopk_status_t duplicate(mpi_transport_t *self, MPI_Comm parent, double d
     (void)MPI_Comm_set_errhandler(parent, MPI_ERRORS_RETURN);
     int code;
     LOCKED(code = MPI_Comm_idup(parent, &self->comm, &request));
-    const gtopk_status_t status = code == MPI_SUCCESS ? wait_for(&request, deadline, "duplicating the communicator")
-                                                      : failed(code, "duplicating the communicator");
+    const gtopk_status_t status = code == MPI_SUCCESS
+                                      ? wait_for(self, &request, deadline, "duplicating the communicator")
+                                      : failed(code, "duplicating the communicator");
     if (status == GTOPK_OK)
         (void)MPI_Comm_set_errhandler(self->comm, MPI_ERRORS_RETURN);
     (void)MPI_Comm_set_errhandler(parent, handler);
@@ -494,6 +502,8 @@ static gtopk_status_t module_open(const gtopk_comm_config_t *config, const trans
     if (!self)
         return library->status_set(GTOPK_ERR_NOMEM, "out of memory: transport mpi");
     self->base.ops = &MPI_OPS;
+    self->base.interrupt = config->interrupt; /* opening waits too */
+    self->base.interrupt_context = config->interrupt_context;
     self->receive = self->send = MPI_REQUEST_NULL;
     const MPI_Comm parent = config->mpi_comm ? *(const MPI_Comm *)config->mpi_comm : MPI_COMM_WORLD;
     LOCKED(status = check_parent(config, parent, &self->base));

@@ -17,13 +17,24 @@ static const named_transport_t TRANSPORTS[] = {
     {"mpi", transport_mpi_open},
 };
 
+static gtopk_status_t open_one(const named_transport_t *named, const gtopk_comm_config_t *config,
+                               transport_t **transport)
+{
+    const gtopk_status_t status = named->open(config, transport);
+    if (status == GTOPK_OK) {
+        (*transport)->interrupt = config->interrupt;
+        (*transport)->interrupt_context = config->interrupt_context;
+    }
+    return status;
+}
+
 gtopk_status_t transport_open(const gtopk_comm_config_t *config, transport_t **transport)
 {
     const char *name = config->transport ? config->transport : "self";
     *transport = NULL;
     for (size_t i = 0; i < sizeof TRANSPORTS / sizeof TRANSPORTS[0]; i++)
         if (strcmp(name, TRANSPORTS[i].name) == 0)
-            return TRANSPORTS[i].open(config, transport);
+            return open_one(&TRANSPORTS[i], config, transport);
     return status_set(GTOPK_ERR_INVALID, "there is no transport '%s': use self, thread, callback or mpi", name);
 }
 

@@ -9,8 +9,11 @@
 
 #include "util/status.h"
 
-#define TRANSPORT_ABI 1u
+#define TRANSPORT_ABI 2u
 #define TRANSPORT_NONE (-1)
+
+/* How often a wait asks the caller whether it is to go on. */
+#define TRANSPORT_INTERRUPT_SECONDS 0.1
 
 typedef struct transport transport_t;
 
@@ -55,19 +58,27 @@ typedef struct transport_ops {
     /* Ends the group so that others notice. NULL: nothing to do. */
     void (*abort)(transport_t *transport);
 
-    /* Optional. in: `bytes` bytes; out: size * bytes. */
+    /* Optional; asks transport_interrupted while it waits. in: `bytes` bytes; out: size * bytes. */
     gtopk_status_t (*allgather)(transport_t *transport, const void *in, size_t bytes, void *out, double deadline);
 
-    /* Optional. Sums `count` floats in place; all ranks get the same bits. */
+    /* Optional; asks as well. Sums `count` floats in place; all ranks get the same bits. */
     gtopk_status_t (*allreduce)(transport_t *transport, float *buffer, size_t count, double deadline);
 } transport_ops_t;
 
 struct transport {
     const transport_ops_t *ops;
     int32_t rank, size, local_rank;
-    char description[128];                /* "mpi (Open MPI 5.0.11)" */
+    char description[128];                               /* "mpi (Open MPI 5.0.11)" */
     const char *(*host_of)(transport_t *, int32_t rank); /* host name of a rank, NULL: not known */
+    int (*interrupt)(void *context);                     /* the config's, NULL: nobody asks to stop */
+    void *interrupt_context;
 };
+
+/* Called by whoever waits, without a lock: nonzero when the caller asked to stop waiting. */
+static inline int transport_interrupted(const transport_t *transport)
+{
+    return transport->interrupt && transport->interrupt(transport->interrupt_context) != 0;
+}
 
 /* Opens the transport that the config names. INVALID for an unknown name, listing those that exist. */
 gtopk_status_t transport_open(const gtopk_comm_config_t *config, transport_t **transport);

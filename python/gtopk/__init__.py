@@ -55,6 +55,7 @@ _EXPORTS = {
         "DeviceError",
         "GtopkError",
         "InternalError",
+        "InterruptError",
         "InvalidError",
         "MismatchError",
         "NotFoundError",

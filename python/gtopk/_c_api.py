@@ -24,7 +24,7 @@ from ctypes import (
 )
 from typing import Any
 
-from . import _lib, errors
+from . import _lib, _signals, errors
 
 # Names as Python gives them, codes as gtopk.h does.
 ALGORITHMS = {"dense": 0, "topk": 1, "gtopk": 2, "gtopk-tree": 3}
@@ -39,6 +39,7 @@ LogFn = CFUNCTYPE(None, c_void_p, c_int, c_char_p)
 ExchangeFn = CFUNCTYPE(c_int, c_void_p, c_int32, c_void_p, c_size_t, c_int32, c_void_p, c_size_t, c_double, c_void_p)
 AllreduceFn = CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t, c_double, c_void_p)
 AbortFn = CFUNCTYPE(None, c_void_p)
+InterruptFn = CFUNCTYPE(c_int, c_void_p)
 ERROR_TEXT_SIZE = 256
 
 
@@ -70,6 +71,8 @@ class CommConfig(Structure):
         ("mpi_comm", c_void_p),
         ("group", c_void_p),
         ("callbacks", POINTER(Callbacks)),
+        ("interrupt", InterruptFn),
+        ("interrupt_context", c_void_p),
     )
 
 
@@ -217,6 +220,8 @@ def library() -> ctypes.CDLL:
 
 def check(status: int) -> None:
     """Raises the exception of a failed call of this thread."""
+    if status == errors.InterruptError.status:
+        _signals.raise_again()
     if status != 0:
         text: bytes | None = library().gtopk_last_error()
         raise errors.from_status(status, (text or b"").decode("utf-8", "replace") or describe_status(status))

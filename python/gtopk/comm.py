@@ -20,9 +20,9 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import _c_api, _launcher, _tensors
+from . import _c_api, _launcher, _signals, _tensors
 from ._tensors import TensorLike
-from .errors import GtopkError, InvalidError, MismatchError, StateError, TransportError
+from .errors import InvalidError, MismatchError, StateError, TransportError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -87,6 +87,10 @@ class Comm:
     Used by one thread at a time; another one gets `StateError`. After an error in an exchange the communicator is
     broken: every later call raises the first error again.
 
+    Signals are seen while a call waits for other ranks. When a handler raises (Ctrl-C: `KeyboardInterrupt`), the call
+    ends with that exception as it ends with an error: the step did not happen, the communicator is broken. A handler
+    that returns changes nothing.
+
     Examples
     --------
     >>> import gtopk
@@ -109,6 +113,7 @@ class Comm:
         self._pid = os.getpid()
         self._torch: Any = None
         self.transport = transport
+        self._interrupt = _c_api.InterruptFn(_signals.watch())  # kept as long as the library may call it
         library = _c_api.library()
         config = _c_api.CommConfig(
             struct_size=ctypes.sizeof(_c_api.CommConfig),
@@ -119,6 +124,7 @@ class Comm:
             warn_after=_seconds(warn_after, "warn_after"),
             mpi_module=None if mpi_module is None else os.fsencode(mpi_module),
             mpi_comm=mpi_comm,
+            interrupt=self._interrupt,
         )
         if transport == "torch":
             from ._torch_distributed import TorchDistributed
@@ -132,7 +138,7 @@ class Comm:
         handle = ctypes.c_void_p()
         try:
             _c_api.check(library.gtopk_comm_create(ctypes.byref(handle), ctypes.byref(config)))
-        except GtopkError:
+        except BaseException:
             if self._torch is not None:
                 self._torch.close()
             raise

@@ -15,6 +15,7 @@ __all__ = [
     "DeviceError",
     "GtopkError",
     "InternalError",
+    "InterruptError",
     "InvalidError",
     "MismatchError",
     "NotFoundError",
@@ -131,6 +132,15 @@ class InternalError(GtopkError):
     status = -13
 
 
+class InterruptError(GtopkError):
+    """An earlier call was interrupted while it waited for a peer, and the communicator is broken since then.
+
+    The interrupted call itself raises what the signal's handler raised: `KeyboardInterrupt` for Ctrl-C.
+    """
+
+    status = -14
+
+
 _BY_STATUS: dict[int, type[GtopkError]] = {
     kind.status: kind
     for kind in (
@@ -147,6 +157,7 @@ _BY_STATUS: dict[int, type[GtopkError]] = {
         DeviceError,
         NotFoundError,
         InternalError,
+        InterruptError,
     )
 }
 

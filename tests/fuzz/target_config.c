@@ -79,6 +79,8 @@ static void make_safe(input_t *input)
     input->network.mpi_comm = NULL;
     input->network.group = NULL;
     input->network.callbacks = NULL;
+    input->network.interrupt = NULL;
+    input->network.interrupt_context = NULL;
     input->reducer.device = devices[input->device % (sizeof devices / sizeof *devices)];
     input->reducer.parallel_for = NULL;
     input->reducer.parallel_context = NULL;
