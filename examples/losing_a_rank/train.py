@@ -76,7 +76,7 @@ def load(file: Path, model: nn.Module, optimizer: Any) -> int:
         difference = float((before - after).abs().max() / before.abs().max())
         say(
             f"residual: {before.abs().sum():.4f} in the file of {saved['optimizer']['gtopk']['size']} ranks, "
-            f"{after.abs().sum():.4f} on {gtopk.size()} ranks together; largest difference {difference:.1e} of the largest entry"
+            f"{after.abs().sum():.4f} on {gtopk.size()} ranks together; largest difference {difference:.1e} of the largest"
         )
     return int(saved["step"])
 
