@@ -21,6 +21,7 @@ include make/environment.mk
 include make/tests.mk
 include make/lint.mk
 include make/package.mk
+include make/docs.mk
 
 help:
 	@echo 'Targets:'
