@@ -8,7 +8,7 @@
  *    2  A complete program     8  Reducer: state and checkpoints
  *    3  Status codes           9  Blocks: select, merge, encode, decode
  *    4  Library                10 Transports that are set up by the caller
- *    5  Communicator
+ *    5  Communicator           11 PyTorch
  *    6  Collectives
  *
  * ---- 1  Words --------------------------------------------------------------------------------------------------
@@ -448,6 +448,18 @@ struct gtopk_callbacks {
     int32_t local_rank;
     int32_t reserved;
 };
+
+/* ---- 11  PyTorch ------------------------------------------------------------------------------------------------------
+ *
+ * For processes that have loaded PyTorch 2.10 or newer; NOT_FOUND in others. */
+
+/* Registers the operators torch.ops.gtopk.select(x, k) and torch.ops.gtopk.merge(a_indices, a_values, b_indices,
+ * b_values, k) for CPU tensors: chapter 9 with int64 indices. Once a process; further calls do nothing. Call it under
+ * Python's lock. */
+gtopk_status_t gtopk_torch_register(void);
+
+/* A parallel_for for gtopk_reducer_config_t that runs on PyTorch's own threads; NULL where there is no PyTorch. */
+gtopk_parallel_for_fn gtopk_torch_parallel_for(void);
 
 #ifdef __GNUC__
 #pragma GCC visibility pop

@@ -26,6 +26,9 @@ AVX512_FLAGS := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width
 endif
 isa_flags = $(if $(findstring _avx2.,$(1)),$(AVX2_FLAGS))$(if $(findstring _avx512.,$(1)),$(AVX512_FLAGS))
 
+# PyTorch's errors are C++ exceptions, which pass through its operators.
+$(BUILD)/csrc/torch/%.o: CFLAGS += -fexceptions
+
 #: make lib              build/libgtopk.so and .a; needs a C compiler only
 lib: $(BUILD)/libgtopk.so $(BUILD)/libgtopk.a
 

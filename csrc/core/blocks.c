@@ -1,8 +1,7 @@
 /* select, merge, encode and decode on the caller's arrays: one device call each, with the arguments checked. */
-#include <math.h>
-#include <string.h>
+#include "core/blocks.h"
 
-#include "device/device.h"
+#include <string.h>
 
 #define CHECK_ARRAYS(set, room)                                                                                        \
     ((set) && ((room) == 0 || ((set)->indices && (set)->values)))
@@ -25,6 +24,15 @@ static gtopk_status_t check_room(const char *call, const gtopk_set_t *set, uint6
                       set && set->indices && set->values ? (unsigned long long)set->capacity : 0ull);
 }
 
+/* Finite and not zero. By its bits: to a caller that flushes denormals, they compare equal to zero. */
+static int is_entry(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits &= 0x7fffffffu;
+    return bits != 0 && bits < 0x7f800000u;
+}
+
 /* Strictly increasing indices below dim, finite non-zero values. */
 static gtopk_status_t check_set(const char *call, const char *name, const gtopk_set_t *set, uint64_t dim)
 {
@@ -39,7 +47,7 @@ static gtopk_status_t check_set(const char *call, const char *name, const gtopk_
         if (i > 0 && set->indices[i] <= set->indices[i - 1])
             return status_set(GTOPK_ERR_INVALID, "%s: the indices of %s do not increase at entry %llu (%u after %u): sort them, each "
                               "once", call, name, (unsigned long long)i, set->indices[i], set->indices[i - 1]);
-        if (!isfinite(set->values[i]) || set->values[i] == 0.0f)
+        if (!is_entry(set->values[i]))
             return status_set(GTOPK_ERR_INVALID, "%s: entry %llu of %s has value %g: a set holds finite non-zero values", call,
                               (unsigned long long)i, name, (double)set->values[i]);
     }
@@ -48,32 +56,16 @@ static gtopk_status_t check_set(const char *call, const char *name, const gtopk_
 
 /* ---- select ---- */
 
-static gtopk_status_t select_on(device_t *device, const float *x, uint64_t n, uint64_t k, gtopk_set_t *set)
+/* What is not finite has the largest keys, so it would have been selected. */
+static gtopk_status_t check_finite(const float *values, uint32_t count)
 {
-    const device_ops_t *ops = device->ops;
-    const device_span_t span = {.offset = 0, .length = n, .data = (void *)(uintptr_t)x, .dtype = GTOPK_F32};
-    const device_accumulate_t params = {.scale = 1.0f};
-    const device_parallel_t alone = {NULL, NULL};
-    device_words_t words = {.ok = 1};
-    device_store_t *store = NULL;
-    uint32_t count = 0;
-    uint64_t candidates, misses;
-    device_set_t out = borrow(set, k, &count);
-    gtopk_status_t status = ops->store_create(device, n, k, 0, &alone, &store);
-    if (status != GTOPK_OK)
-        return status;
-    ops->step_begin(store);
-    status = ops->accumulate(store, &span, 1, &params, &words, NULL);
-    if (status == GTOPK_OK && words.nonfinite)
-        status = status_set(GTOPK_ERR_INVALID, "gtopk_select: x holds NaN or Inf, which have no place in an order of magnitudes");
-    if (status == GTOPK_OK)
-        status = ops->select(store, k, &out, NULL, &candidates, &misses);
-    set->count = status == GTOPK_OK ? count : 0;
-    ops->store_destroy(store);
-    return status;
+    for (uint32_t i = 0; i < count; i++)
+        if (!is_entry(values[i]))
+            return status_set(GTOPK_ERR_INVALID, "gtopk_select: x holds NaN or Inf, which have no place in an order of magnitudes");
+    return GTOPK_OK;
 }
 
-gtopk_status_t gtopk_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t *set)
+gtopk_status_t blocks_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t *set, const device_parallel_t *parallel)
 {
     const uint64_t kept = at_most(n, k);
     if (n > UINT32_MAX || (n > 0 && !x))
@@ -88,9 +80,20 @@ gtopk_status_t gtopk_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t 
     status = device_open(NULL, &device);
     if (status != GTOPK_OK)
         return status;
-    status = select_on(device, x, n, kept, set);
+    uint32_t count = 0;
+    device_set_t out = borrow(set, kept, &count);
+    status = device->ops->array_select(device, x, n, kept, parallel, &out, NULL);
+    if (status == GTOPK_OK)
+        status = check_finite(set->values, count);
+    set->count = status == GTOPK_OK ? count : 0;
     device->ops->close(device);
     return status;
+}
+
+gtopk_status_t gtopk_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t *set)
+{
+    const device_parallel_t alone = {NULL, NULL};
+    return blocks_select(x, n, k, set, &alone);
 }
 
 /* ---- merge ---- */

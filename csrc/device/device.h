@@ -104,6 +104,11 @@ typedef struct device_ops {
     gtopk_status_t (*select)(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
                              uint64_t *misses);
 
+    /* The k entries of largest key of x[0..n), which is only read; NaN and Inf count as the largest. For the public
+     * block: no store. */
+    gtopk_status_t (*array_select)(device_t *device, const float *x, uint64_t n, uint64_t k,
+                                   const device_parallel_t *parallel, device_set_t *out, void *stream);
+
     /* If words->ok and not words->nonfinite: clears, adds the deposits (entries that become non-finite keep their old
      * value), zeroes the velocity of entries in both selected and final, and writes final / size (correctly rounded,
      * then converted; what a 16-bit output cannot hold, mean - converted with converted clamped to the largest finite

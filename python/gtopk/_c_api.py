@@ -197,6 +197,8 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_decode": (c_int, (c_void_p, c_size_t, POINTER(Set), POINTER(c_uint64))),
     "gtopk_thread_group_create": (c_int, (POINTER(c_void_p), c_int32, c_uint32)),
     "gtopk_thread_group_destroy": (None, (c_void_p,)),
+    "gtopk_torch_register": (c_int, ()),
+    "gtopk_torch_parallel_for": (c_void_p, ()),
 }
 
 
@@ -220,9 +222,8 @@ def library() -> ctypes.CDLL:
 
 def check(status: int) -> None:
     """Raises the exception of a failed call of this thread."""
-    if status == errors.InterruptError.status:
-        _signals.raise_again()
     if status != 0:
+        _signals.raise_again()
         text: bytes | None = library().gtopk_last_error()
         raise errors.from_status(status, (text or b"").decode("utf-8", "replace") or describe_status(status))
 

@@ -14,35 +14,43 @@ _raised = threading.local()
 
 
 def watch() -> Callable[[Any], int]:
-    """A function for one communicator: 0, or 1 when a signal's handler raised something.
+    """A function for the library to call: 0, or 1 when a signal's handler raised something."""
+    return shield(int)
 
-    A generator in the middle of a try block: whatever is raised when it is entered is caught. An ordinary function
-    would be left by the exception before its first line, and ctypes would print and drop it.
+
+def shield(call: Callable[[], object]) -> Callable[[Any], int]:
+    """A function for the library to call, on one thread at a time, that does `call()`: 0, or 1 when something was
+    raised, by `call` or by a signal's handler. `raise_again` raises it once C has returned.
+
+    It is a generator in the middle of a try block, so that what a handler raises as it is entered is caught too. An
+    ordinary function would be left by such an exception before its first line, and ctypes would print and drop it.
     """
-    generator = _watch()
+    generator = _shield(call)
     next(generator)
     return generator.send
 
 
-def _watch() -> Generator[int, Any, None]:
-    try:
-        try:
-            while True:
-                yield 0
-        except GeneratorExit:
-            raise
-        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt, SystemExit, whatever the handler raises
-            _raised.error = error
-    except GeneratorExit:
-        return
-    except BaseException as error:  # noqa: BLE001 - the next signal came at once
-        _raised.error = error
+def _shield(call: Callable[[], object]) -> Generator[int, Any, None]:
+    result = 0
     while True:
-        yield 1
+        try:
+            try:
+                while True:
+                    yield result
+                    result = 0
+                    call()
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt, SystemExit, whatever a handler raises
+                result, _raised.error = 1, error
+        except GeneratorExit:
+            return
+        except BaseException as error:  # noqa: BLE001 - of another signal, which came at once
+            result, _raised.error = 1, error
 
 
 def raise_again() -> None:
-    """Raises, once, what a handler raised during the call of this thread that was interrupted."""
+    """Raises, once, what was raised during the call into C of this thread."""
     error = getattr(_raised, "error", None)
     _raised.error = None
     if error is not None:

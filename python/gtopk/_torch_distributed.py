@@ -11,12 +11,13 @@ import hashlib
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from . import _c_api
+from . import _c_api, _signals
 from .errors import GtopkError, InvalidError, NotFoundError, TransportError, UnsupportedError
 
 _log = logging.getLogger("gtopk")
@@ -42,6 +43,8 @@ class TorchDistributed:
         self._torch, self._dist = _import()
         self._ensure_default_group(timeout)
         self._group: Any = None
+        self._idle = threading.Event()  # no call of the library is in torch
+        self._idle.set()
         try:
             ranks = self._dist.get_process_group_ranks(group if group is not None else self._dist.group.WORLD)
             if self._dist.get_rank() not in ranks:
@@ -61,7 +64,7 @@ class TorchDistributed:
                 struct_size=ctypes.sizeof(_c_api.Callbacks),
                 exchange=_c_api.ExchangeFn(self._exchange),
                 allreduce=_c_api.AllreduceFn(self._allreduce),
-                abort=_c_api.AbortFn(self._abort),
+                abort=_c_api.AbortFn(_signals.shield(self.close)),
                 local_rank=self._local_rank(),
             )
         except GtopkError:
@@ -79,6 +82,12 @@ class TorchDistributed:
             if abort is not None:
                 self._quietly(abort)
             self._quietly(lambda: self._dist.destroy_process_group(group))
+
+    def settle(self, seconds: float) -> None:
+        """After `close`: waits for the library's helper thread to leave torch, which the end of the connections makes
+        it do. Python must not end before: a thread inside C++ that asks for the GIL then brings the process down."""
+        if not self._idle.wait(seconds):
+            _log.debug("a call of torch.distributed did not end within %g s", seconds)
 
     def _ensure_default_group(self, timeout: float) -> None:
         """Initialises torch.distributed unless the program did. It is never undone: a second initialisation would find
@@ -136,17 +145,28 @@ class TorchDistributed:
             for work in works:
                 work.wait(limit)
 
-        return _guarded(run, error)
+        return self._guarded(run, error)
 
     def _allreduce(self, _context: int, buffer: int, count: int, timeout: float, error: int) -> int:
         def run() -> None:
             values = self._bytes(buffer, 4 * count).view(self._torch.float32)
             self._dist.all_reduce(values, group=self._group, async_op=True).wait(_limit(timeout))
 
-        return _guarded(run, error)
+        return self._guarded(run, error)
 
-    def _abort(self, _context: int) -> None:
-        self.close()
+    def _guarded(self, run: Callable[[], None], error: int) -> int:
+        """0, or 1 with the exception's text in the 256 bytes at `error`: nothing may be raised into C."""
+        self._idle.clear()
+        try:
+            run()
+        except BaseException as raised:  # noqa: BLE001 - the caller is C
+            text = _first_line(raised).encode("utf-8", "replace")[: _c_api.ERROR_TEXT_SIZE - 1]
+            if error:
+                ctypes.memmove(error, text + b"\0", len(text) + 1)
+            return 1
+        finally:
+            self._idle.set()
+        return 0
 
     def _bytes(self, address: int, length: int) -> Any:
         """The library's memory as a uint8 tensor, without copying."""
@@ -173,18 +193,6 @@ def _import() -> tuple[Any, Any]:
     if not (dist.is_available() and dist.is_gloo_available()):
         raise UnsupportedError("this PyTorch was built without torch.distributed or gloo: use mpirun, or another build")
     return torch, dist
-
-
-def _guarded(run: Callable[[], None], error: int) -> int:
-    """0, or 1 with the exception's text in the 256 bytes at `error`: nothing may be raised into C."""
-    try:
-        run()
-    except BaseException as raised:  # noqa: BLE001 - the caller is C
-        text = _first_line(raised).encode("utf-8", "replace")[: _c_api.ERROR_TEXT_SIZE - 1]
-        if error:
-            ctypes.memmove(error, text + b"\0", len(text) + 1)
-        return 1
-    return 0
 
 
 def _limit(timeout: float) -> timedelta:

@@ -48,6 +48,9 @@ __all__ = [
 
 _log = logging.getLogger("gtopk")
 
+# How long closing waits for a call that was given up.
+_SETTLE_SECONDS = 1.0
+
 
 class Op(enum.Enum):
     """What `allreduce` computes."""
@@ -164,12 +167,13 @@ class Comm:
         return text.decode()
 
     def close(self) -> None:
-        """Frees the communicator. Neither waits nor talks; may be called twice. Close its reducers first."""
+        """Frees the communicator. Neither waits for other ranks nor talks; may be called twice. Close its reducers first."""
         handle, self._handle = self._handle, None
         if handle is not None and os.getpid() == self._pid:
             _c_api.library().gtopk_comm_destroy(handle)
             if self._torch is not None:
                 self._torch.close()
+                self._torch.settle(_SETTLE_SECONDS)
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import operator
 import os
+import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -111,6 +112,7 @@ class Reducer:
             residual_policy=_code(_c_api.RESIDUAL_POLICIES, residual_policy, "residual_policy"),
             momentum_correction=int(bool(momentum_correction)),
             merge_growth=_number(merge_growth, "merge_growth"),
+            parallel_for=_parallel_for(),
         )
         self._library = _c_api.library()
         lengths = array("Q", self.segment_lengths)
@@ -514,3 +516,11 @@ def _lengths(segment_lengths: Sequence[int]) -> list[int]:
                 f"segment {segment} has length {length}, but must have 0 to 2**32 - 1 entries: use more reducers"
             )
     return lengths
+
+
+def _parallel_for() -> int | None:
+    """PyTorch's own threads, where it is loaded: the library has none, and results do not depend on their number."""
+    if "torch" not in sys.modules:
+        return None
+    found: int | None = _c_api.library().gtopk_torch_parallel_for()
+    return found

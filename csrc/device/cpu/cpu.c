@@ -53,6 +53,7 @@ static const device_ops_t cpu_ops = {
     .step_begin = store_step_begin,
     .accumulate = store_accumulate,
     .select = store_select,
+    .array_select = array_select,
     .commit = store_commit,
     .dense_gather = store_dense_gather,
     .dense_commit = store_dense_commit,

@@ -46,6 +46,9 @@ gtopk_status_t store_accumulate(device_store_t *store, const device_span_t *span
 gtopk_status_t store_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
                             uint64_t *misses);
 
+gtopk_status_t array_select(device_t *device, const float *x, uint64_t n, uint64_t k, const device_parallel_t *parallel,
+                            device_set_t *out, void *stream);
+
 gtopk_status_t store_commit(device_store_t *store, const device_journal_t *journal, const device_span_t *outputs,
                             size_t count, int outputs_are_zero, const device_words_t *words, void *stream);
 

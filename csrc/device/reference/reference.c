@@ -52,6 +52,7 @@ static const device_ops_t reference_ops = {
     .step_begin = reference_step_begin,
     .accumulate = reference_accumulate,
     .select = reference_select,
+    .array_select = reference_array_select,
     .commit = reference_commit,
     .dense_gather = reference_dense_gather,
     .dense_commit = reference_dense_commit,

@@ -25,6 +25,8 @@ gtopk_status_t reference_store_write(device_store_t *store, int which, uint64_t 
 void reference_step_begin(device_store_t *store);
 gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
                                     const device_accumulate_t *params, device_words_t *words, void *stream);
+gtopk_status_t reference_array_select(device_t *device, const float *x, uint64_t n, uint64_t k,
+                                      const device_parallel_t *parallel, device_set_t *out, void *stream);
 gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
                                 uint64_t *misses);
 

@@ -51,7 +51,7 @@ gtopk_status_t reference_largest(const float *values, uint64_t count, uint64_t k
     size_t nonzero = 0;
     for (uint64_t i = 0; i < count; i++)
         if (values[i] != 0.0f)
-            keys[nonzero++] = (keyed_t){fabsf(values[i]), (uint32_t)i};
+            keys[nonzero++] = (keyed_t){isnan(values[i]) ? INFINITY : fabsf(values[i]), (uint32_t)i};
     if (nonzero > 0)
         qsort(keys, nonzero, sizeof *keys, compare_key);
 

@@ -128,6 +128,20 @@ gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *
 
 /* ---- select ---- */
 
+gtopk_status_t reference_array_select(device_t *device, const float *x, uint64_t n, uint64_t k,
+                                      const device_parallel_t *parallel, device_set_t *out, void *stream)
+{
+    (void)device;
+    (void)parallel;
+    (void)stream;
+    const fpenv_t saved = fpenv_enter();
+    gtopk_status_t status = reference_largest(x, n, k, out->index, out->count);
+    for (uint32_t i = 0; status == GTOPK_OK && i < *out->count; i++)
+        out->value[i] = x[out->index[i]];
+    fpenv_leave(saved);
+    return status;
+}
+
 gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
                                 uint64_t *misses)
 {

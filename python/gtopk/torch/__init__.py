@@ -10,7 +10,7 @@ from .optimizer import DistributedOptimizer
 
 __all__ = ["DistributedOptimizer", "broadcast_optimizer_state", "broadcast_parameters"]
 
-_SUBMODULES = ("ddp_hook", "tensorboard")
+_SUBMODULES = ("ddp_hook", "operators", "tensorboard")
 
 
 def __getattr__(name: str) -> Any:

@@ -66,15 +66,15 @@ def consolidate(trainer: Trainer, parameters: Mapping[str, Tensor], to: int) -> 
     total: dict[str, Waiting] = {}
     for name in sorted(velocities):
         entry = mine.get(name)
-        length = parameters[name].numel() if name in parameters else 0
-        residual = _summed(trainer, None if entry is None else entry.residual, length)
-        velocity = _summed(trainer, None if entry is None else entry.velocity, length) if velocities[name] else None
+        shape = parameters[name].shape
+        residual = _summed(trainer, None if entry is None else entry.residual, shape)
+        velocity = _summed(trainer, None if entry is None else entry.velocity, shape) if velocities[name] else None
         total[name] = Waiting(residual, velocity)
     return _document(trainer, parameters, _CONSOLIDATED, total) if trainer.comm.rank == to else None
 
 
-def _summed(trainer: Trainer, mine: Tensor | None, length: int) -> Tensor:
-    total: Tensor = trainer.comm.allreduce(torch.zeros(length) if mine is None else mine, Sum)
+def _summed(trainer: Trainer, mine: Tensor | None, shape: torch.Size) -> Tensor:
+    total: Tensor = trainer.comm.allreduce(torch.zeros(shape) if mine is None else mine, Sum)
     return total
 
 
@@ -88,7 +88,7 @@ def _document(
         "run": trainer.run,
         "step": trainer.steps,
         "names": list(parameters),
-        "lengths": [parameter.numel() for parameter in parameters.values()],
+        "shapes": [list(parameter.shape) for parameter in parameters.values()],
         "residual": {name: entry.residual for name, entry in entries.items()},
         "velocity": {name: entry.velocity for name, entry in entries.items() if entry.velocity is not None},
     }
@@ -139,7 +139,7 @@ def check(
 
 
 def _check_form(saved: Mapping[str, Any]) -> None:
-    wanted = ("format", "rank", "size", "run", "step", "names", "lengths", "residual", "velocity")
+    wanted = ("format", "rank", "size", "run", "step", "names", "shapes", "residual", "velocity")
     missing = [name for name in wanted if name not in saved] if isinstance(saved, Mapping) else list(wanted)
     if missing:
         raise CorruptError(f"the state's entry {KEY!r} has no {missing[0]!r}: it was not made by this package")
@@ -147,18 +147,18 @@ def _check_form(saved: Mapping[str, Any]) -> None:
         raise CorruptError(
             f"the state has format {saved['format']!r}, this version reads {_FORMAT}: install a newer gtopk"
         )
-    if len(saved["names"]) != len(saved["lengths"]):
-        raise CorruptError("the state names another number of parameters than it has lengths: it is damaged")
+    if len(saved["names"]) != len(saved["shapes"]):
+        raise CorruptError("the state names another number of parameters than it has shapes: it is damaged")
 
 
 def _check_model(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
-    mine = [(name, parameter.numel()) for name, parameter in parameters.items()]
-    theirs = list(zip(saved["names"], saved["lengths"], strict=True))
+    mine = [(name, list(parameter.shape)) for name, parameter in parameters.items()]
+    theirs = [(name, list(shape)) for name, shape in zip(saved["names"], saved["shapes"], strict=True)]
     for i, (here, there) in enumerate(zip(mine, theirs, strict=False)):
         if here != there:
             raise MismatchError(
-                f"the state belongs to another model: its parameter {i} is {there[0]} with {there[1]} entries, and here it is "
-                f"{here[0]} with {here[1]}"
+                f"the state belongs to another model: its parameter {i} is {there[0]} of shape {there[1]}, and here it is "
+                f"{here[0]} of shape {here[1]}"
             )
     if len(mine) != len(theirs):
         extra = (mine if len(mine) > len(theirs) else theirs)[min(len(mine), len(theirs))][0]
@@ -173,10 +173,10 @@ def _values(entries: Mapping[str, Any], name: str, parameters: Mapping[str, Tens
     values = entries[name]
     if name not in parameters or not isinstance(values, Tensor) or values.dtype is not torch.float32:
         raise CorruptError(f"the state's residual of {name} is no float32 tensor of a parameter: it is damaged")
-    if tuple(values.shape) != (parameters[name].numel(),):
+    if values.shape != parameters[name].shape:
         raise CorruptError(
-            f"the state's residual of {name} has shape {tuple(values.shape)}, the parameter has "
-            f"{parameters[name].numel()} entries: it is damaged"
+            f"the state's residual of {name} has shape {list(values.shape)}, the parameter has "
+            f"{list(parameters[name].shape)}: it is damaged"
         )
     if not bool(torch.isfinite(values).all()):
         raise CorruptError(f"the state's residual of {name} holds Inf or NaN: it is damaged")

@@ -308,9 +308,10 @@ class GTopKState:
         self._restore()
         for bucket in self._buckets:
             for parameter, gradient in zip(bucket.parameters, bucket.gradients, strict=True):
-                entry = self.exchange.waiting.pop(self._slots[id(parameter)].name, None)
+                slot = self._slots[id(parameter)]
+                entry = self.exchange.waiting.pop(slot.name, None)
                 if entry is not None:
-                    gradient.add_(entry.residual, alpha=self._scale())
+                    gradient.add_(slot.flattened(entry.residual), alpha=self._scale())
 
     def _is_smaller(self) -> bool:
         return sum(len(bucket.parameters) for bucket in self._buckets) != len(self._places)

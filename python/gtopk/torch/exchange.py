@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """What belongs to one parameter and is in no reducer now, as float32 in the parameter's memory order."""
+    """What belongs to one parameter outside of the reducers: float32, in the parameter's shape."""
 
     residual: Tensor
     velocity: Tensor | None
@@ -211,15 +211,20 @@ class Exchange:
         return self.options.momentum_correction and not part.dense
 
     def _read(self, part: Part, segment: int) -> Waiting:
+        slot = part.slots[segment]
         velocity = part.reducer.velocity(segment) if self._has_velocity(part) else None
-        return Waiting(_torch(part.reducer.residual(segment)), None if velocity is None else _torch(velocity))
+        return Waiting(
+            slot.shaped(_torch(part.reducer.residual(segment))),
+            None if velocity is None else slot.shaped(_torch(velocity)),
+        )
 
     def _unpark(self, part: Part, segment: int, entry: Waiting | None) -> None:
         if entry is None:
             return
-        part.reducer.set_residual(segment, entry.residual)
+        slot = part.slots[segment]
+        part.reducer.set_residual(segment, slot.flattened(entry.residual))
         if entry.velocity is not None and self._has_velocity(part):
-            part.reducer.set_velocity(segment, entry.velocity)
+            part.reducer.set_velocity(segment, slot.flattened(entry.velocity))
 
 
 def _give_back(part: Part, outputs: list[Tensor]) -> None:

@@ -6,7 +6,6 @@ Knows nothing of optimizers and of the exchange.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 # Strides of the dimensions that have more than one entry; the others' strides mean nothing.
@@ -31,22 +30,8 @@ def order_of(tensor: Tensor) -> Order:
     return tuple(stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1)
 
 
-def block_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros, in the memory order of `tensor`; contiguous where `tensor` has gaps."""
-    if is_dense(tensor):
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=tensor.device).zero_()
-    return torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)
-
-
 def flat_view(tensor: Tensor) -> Tensor:
     """A dense tensor's memory as one dimension; a contiguous tensor is returned as it is."""
     if tensor.is_contiguous():
         return tensor
     return tensor.detach().as_strided((tensor.numel(),), (1,))
-
-
-def in_memory_order(parameter: Tensor, flat: Tensor) -> Tensor:
-    """What `flat` holds in the memory order of the parameter, in the parameter's shape, as float32."""
-    block = block_like(parameter.detach(), torch.float32)
-    flat_view(block).view(-1).copy_(flat)
-    return block

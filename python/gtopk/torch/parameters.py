@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidError, UnsupportedError
-from .layout import block_like, flat_view, is_dense, order_of
+from .layout import flat_view, is_dense, order_of
 
 # Exchanged as they are; other floating-point types travel by way of a float32 copy.
 _DIRECT = (torch.float32, torch.float16, torch.bfloat16)
@@ -65,7 +65,7 @@ class Names:
 class Slot:
     """One parameter that takes part in the exchange, and how its gradient is handed over."""
 
-    __slots__ = ("buffer", "direct", "name", "numel", "order", "parameter", "plain")
+    __slots__ = ("buffer", "direct", "name", "numel", "order", "parameter", "plain", "stride")
 
     def __init__(self, name: str, parameter: Tensor) -> None:
         self.name = name
@@ -74,6 +74,7 @@ class Slot:
         self.direct = parameter.dtype in _DIRECT
         # Where the parameter has gaps in memory, the index is the place in the order of dimensions.
         in_order = parameter if is_dense(parameter) else torch.empty(parameter.shape, device="meta")
+        self.stride = in_order.stride()
         self.order = order_of(in_order)
         self.plain = self.direct and in_order.is_contiguous()  # then most gradients are handed over without a look
         self.buffer: Tensor | None = None
@@ -102,8 +103,17 @@ class Slot:
         """Memory of this rank's own, in the parameter's order, for gradients that lie otherwise."""
         if self.buffer is None:
             dtype = self.parameter.dtype if self.direct else torch.float32
-            self.buffer = block_like(self.parameter.detach(), dtype)
+            self.buffer = torch.empty_strided(self.parameter.shape, self.stride, dtype=dtype)
         return self.buffer
+
+    def shaped(self, flat: Tensor) -> Tensor:
+        """A segment of the reducer in the shape of the parameter; a view."""
+        return flat.as_strided(self.parameter.shape, self.stride)
+
+    def flattened(self, values: Tensor) -> Tensor:
+        """Values in the shape of the parameter as a segment of the reducer; a copy, as float32."""
+        block = torch.empty_strided(self.parameter.shape, self.stride, dtype=torch.float32).copy_(values)
+        return flat_view(block).view(-1)
 
     def put_back(self, grad: Tensor) -> None:
         """Copies the update out of `block` to where the gradient is."""

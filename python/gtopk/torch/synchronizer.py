@@ -20,7 +20,6 @@ from ..errors import StateError, UnsupportedError
 from . import amp, momentum
 from .agreement import agree, agree_on_progress
 from .exchange import Exchange, Options, Waiting
-from .layout import in_memory_order
 from .nonfinite import NonfiniteWarning
 from .parameters import Names, Slot, check_types, sparse_text
 from .profile import record
@@ -153,13 +152,13 @@ class Synchronizer:
         """A loaded residual is sent at once, that is: added to the first gradient; a velocity goes on in SGD."""
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        parameter.grad.detach().add_(in_memory_order(parameter, entry.residual))
+        parameter.grad.detach().add_(entry.residual)
         if entry.velocity is not None:
             state = optimizer.state[parameter]
             if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             sign = -1.0 if any(group.get("maximize") for group in optimizer.param_groups) else 1.0
-            state["momentum_buffer"].add_(in_memory_order(parameter, entry.velocity), alpha=sign)
+            state["momentum_buffer"].add_(entry.velocity, alpha=sign)
 
     # ---- checkpoints ----
 

@@ -1,0 +1,53 @@
+"""`torch.ops.gtopk.select` and `torch.ops.gtopk.merge`: the blocks as PyTorch operators on CPU tensors.
+
+The kernels are C, registered over libtorch's stable C ABI; here are the shapes for torch.compile and torch.export. The
+number of results depends on the data (zeros are left out), so it is a symbolic size there. Needs PyTorch 2.10 or newer.
+
+Examples
+--------
+>>> import torch, gtopk.torch.operators
+>>> torch.ops.gtopk.select(torch.tensor([1.0, -8.0, 2.0, 0.0]), 2)
+(tensor([1, 2]), tensor([-8.,  2.]))
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _c_api
+
+
+def register() -> None:
+    """Makes the operators known to PyTorch; importing this module does it.
+
+    Raises
+    ------
+    NotFoundError
+        PyTorch is older than 2.10.
+    """
+    if hasattr(torch.ops.gtopk, "select"):
+        return
+    _c_api.check(_c_api.library().gtopk_torch_register())
+    torch.library.register_fake("gtopk::select")(_fake_select)
+    torch.library.register_fake("gtopk::merge")(_fake_merge)
+
+
+def _fake_set(like: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size()
+    torch._check(count <= most)
+    return like.new_empty(count, dtype=torch.int64), like.new_empty(count, dtype=torch.float32)
+
+
+def _fake_select(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    torch._check(x.dim() == 1 and x.dtype == torch.float32, lambda: "x must be a one-dimensional float32 tensor")
+    return _fake_set(x, x.numel())
+
+
+def _fake_merge(
+    a_indices: Tensor, a_values: Tensor, b_indices: Tensor, b_values: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    return _fake_set(a_values, a_values.numel() + b_values.numel())
+
+
+register()
