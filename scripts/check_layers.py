@@ -16,7 +16,7 @@ BELOW = {
     "exchange": {"transport", "device", "wire", "util"},
     "transport": {"wire", "util"},
     "device": {"wire", "util"},
-    "torch": {"wire", "util"},
+    "torch": {"core", "device", "util"},
     "wire": {"util"},
     "util": set(),
 }
