@@ -26,6 +26,7 @@ myst_heading_anchors = 3
 # Docstrings are in NumPy's style; names in single backticks are links where they are known.
 default_role = "py:obj"
 napoleon_google_docstring = False
+napoleon_use_param = False
 napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

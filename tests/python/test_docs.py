@@ -106,3 +106,11 @@ def test_error_texts_are_those_of_the_code():
     for text in quoted:
         for part in re.split(r"\s*\.\.\.\s*", text):
             assert len(part) < 4 or part in haystack, f"{page.name} quotes {part!r}, which no error has"
+
+
+def test_the_reference_has_every_public_name():
+    import gtopk
+
+    page = (ROOT / "docs/reference/python.rst").read_text()
+    missing = [name for name in gtopk.__all__ if not re.search(rf"\bgtopk\.{name}\b", page) and name != "__version__"]
+    assert not missing
