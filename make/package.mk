@@ -4,6 +4,8 @@ WHEEL_READY := $(VENV)/.installed-build $(VENV)/.installed-wheel
 # Where no compiler for an older glibc is at hand, PyPI's ziglang is one; manylinux_2_28 is what PyTorch's wheels are.
 WHEEL_CC       = $(VENV_PYTHON) -m ziglang cc -target $(ARCH)-linux-gnu.2.28
 WHEEL_PLATFORM = manylinux_2_28_$(ARCH)
+# libgcc: __builtin_cpu_supports of Zig's own runtime library finds no instruction set at all.
+WHEEL_LDFLAGS  = -Wl,-s $(shell gcc -print-libgcc-file-name)
 
 #: make install PREFIX=  header, libraries and pkg-config file; with the MPI module where the system has an mpicc
 install: lib $(if $(SYSTEM_MPICC),module)
@@ -24,9 +26,9 @@ uninstall:
 #: make wheel            dist/gtopk-*.whl for any Linux with glibc 2.28 and any Python 3.10+, tried in fresh environments
 wheel: $(WHEEL_READY)
 	rm -rf $(BUILD)/wheel $(BUILD)/python dist
-	CC="$(WHEEL_CC)" LDFLAGS=-Wl,-s GTOPK_WITH_MPI=0 $(VENV_PYTHON) -m pip wheel -q --disable-pip-version-check \
+	CC="$(WHEEL_CC)" LDFLAGS="$(WHEEL_LDFLAGS)" GTOPK_WITH_MPI=0 $(VENV_PYTHON) -m pip wheel -q --disable-pip-version-check \
 	    --no-build-isolation --no-deps -w $(BUILD)/wheel .
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV_PYTHON) -m auditwheel repair -w dist --plat $(WHEEL_PLATFORM) $(BUILD)/wheel/*.whl
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV_PYTHON) -m auditwheel repair -w dist --only-plat --plat $(WHEEL_PLATFORM) $(BUILD)/wheel/*.whl
 	scripts/check_wheel.sh $(VENV_PYTHON) dist/*.whl
 
 .PHONY: install uninstall wheel

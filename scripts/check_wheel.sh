@@ -17,12 +17,9 @@ step() { # step TITLE PROGRAM: runs a Python program
     echo "== wheel: $1"
     "${launcher[@]}" "$python" -c "$2"
 }
-add() { # add FILE NAME...: installs these lines of a file of requirements
-    local file=$1 names
-    shift
-    names=$(IFS='|'; echo "$*")
-    grep -E "^($names)\b" "$requirements/$file" >"$folder/some.txt"
-    "$install" "$folder/venv" "$folder/some.txt"
+add() { # add FILE NAME: installs NAME as a file of requirements pins it
+    grep -E "^$2\b" "$requirements/$1" >"$folder/$2.txt"
+    "$install" "$folder/venv" "$folder/$2.txt"
 }
 launcher=()
 
@@ -34,6 +31,10 @@ gtopk.init()
 assert (gtopk.rank(), gtopk.size()) == (0, 1)
 gtopk.shutdown()'
 "$python" -m gtopk doctor >doctor.txt || { cat doctor.txt; exit 1; }
+if grep -qw avx2 /proc/cpuinfo && ! grep -q 'CPU.*avx2' doctor.txt; then
+    echo "check_wheel.sh: the library in the wheel does not see that this CPU has AVX2" >&2
+    exit 1
+fi
 
 add run.txt numpy
 exchange='

@@ -23,7 +23,7 @@ extra=()
 if grep -q '^torch\b' "$file" && [ -n "$index" ] && reachable "$index"; then
     extra=(--extra-index-url "$index")
 fi
-echo "  pip   $file"
+echo "  pip   ${file#"$PWD/"}"
 exec 9>"$folder/.lock"
 flock 9
 "$python" -m pip install --quiet --disable-pip-version-check "${extra[@]}" -r "$file" </dev/null || {
