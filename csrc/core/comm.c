@@ -144,6 +144,7 @@ gtopk_status_t comm_enter(gtopk_comm_t *comm)
     if (atomic_flag_test_and_set(&comm->busy))
         return status_set(GTOPK_ERR_STATE, "another thread is using this communicator: one call at a time, or one communicator "
                           "for each thread");
+    comm->environment = fpenv_enter();
     const gtopk_status_t status = link_check_alive(&comm->link);
     if (status != GTOPK_OK)
         comm_leave(comm);
@@ -152,7 +153,9 @@ gtopk_status_t comm_enter(gtopk_comm_t *comm)
 
 void comm_leave(gtopk_comm_t *comm)
 {
+    const fpenv_t environment = comm->environment;
     atomic_flag_clear(&comm->busy);
+    fpenv_leave(environment);
 }
 
 gtopk_status_t comm_settle(gtopk_comm_t *comm, gtopk_status_t status, uint64_t step)

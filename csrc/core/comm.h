@@ -6,11 +6,13 @@
 #include <sys/types.h>
 
 #include "exchange/link.h"
+#include "util/fpenv.h"
 
 struct gtopk_comm {
     link_t link;
     transport_t *transport;
     atomic_flag busy;
+    fpenv_t environment;   /* the caller's, while in a call */
     pid_t owner;           /* the process that created it */
     uint32_t reducers_made; /* ids: the same on all ranks, as creation is collective */
     atomic_int references; /* the handle and its reducers */
@@ -20,7 +22,7 @@ struct gtopk_comm {
 gtopk_status_t comm_open(gtopk_comm_t **comm, transport_t *transport, const gtopk_comm_config_t *config);
 
 /* Takes the communicator for one call: STATE in a forked child or when another thread is in it; the first error when
- * it is broken. Every OK is matched by comm_leave. */
+ * it is broken. Every OK is matched by comm_leave, and in between the floating-point environment is the exact one. */
 gtopk_status_t comm_enter(gtopk_comm_t *comm);
 void comm_leave(gtopk_comm_t *comm);
 

@@ -155,12 +155,15 @@ gtopk_status_t reducer_enter(gtopk_reducer_t *reducer)
                           "the child after fork", (int)reducer->comm->owner);
     if (atomic_flag_test_and_set(&reducer->busy))
         return status_set(GTOPK_ERR_STATE, "another thread is using this reducer: one call at a time");
+    reducer->environment = fpenv_enter();
     return GTOPK_OK;
 }
 
 void reducer_leave(gtopk_reducer_t *reducer)
 {
+    const fpenv_t environment = reducer->environment;
     atomic_flag_clear(&reducer->busy);
+    fpenv_leave(environment);
 }
 
 gtopk_status_t reducer_check_between_steps(const gtopk_reducer_t *reducer, const char *call)

@@ -5,6 +5,7 @@
 #include "core/config.h"
 #include "device/device.h"
 #include "exchange/sparse.h"
+#include "util/fpenv.h"
 
 struct gtopk_reducer {
     gtopk_comm_t *comm;
@@ -25,6 +26,7 @@ struct gtopk_reducer {
     int nesterov;
     gtopk_stats_t stats;   /* of the step under way, then of the latest */
     atomic_flag busy;
+    fpenv_t environment;   /* the caller's, while in a call */
 };
 
 static inline int reducer_is_dense(const gtopk_reducer_t *reducer)
@@ -32,7 +34,8 @@ static inline int reducer_is_dense(const gtopk_reducer_t *reducer)
     return reducer->record.algorithm == GTOPK_ALGORITHM_DENSE;
 }
 
-/* Takes the reducer for one call: INVALID, or STATE in a forked child or when another thread is in it. */
+/* Takes the reducer for one call: INVALID, or STATE in a forked child or when another thread is in it. Until
+ * reducer_leave the call computes in the exact floating-point environment: means, conversions and sums of the core too. */
 gtopk_status_t reducer_enter(gtopk_reducer_t *reducer);
 void reducer_leave(gtopk_reducer_t *reducer);
 
