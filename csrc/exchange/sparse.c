@@ -60,7 +60,7 @@ static gtopk_status_t allocate_messages(sparse_t *sparse)
     device_t *device = sparse->device;
     const uint32_t k = sparse->level_k[sparse->schedule.levels];
     void *out = NULL, *in = NULL;
-    sparse->capacity = wire_message_capacity(sparse->config.dim, k, sparse->config.value_type);
+    sparse->capacity = wire_message_capacity(sparse->config.dim, k, (int)sparse->config.value_type);
     gtopk_status_t status = device->ops->allocate_pinned(device, sparse->capacity, "a send buffer", &out);
     if (status == GTOPK_OK)
         status = device->ops->allocate_pinned(device, sparse->capacity, "a receive buffer", &in);
@@ -225,7 +225,7 @@ static gtopk_status_t carry(step_t *step, const schedule_round_t *round, wire_he
     sparse_t *sparse = step->sparse;
     const schedule_kind_t kind = round->kind;
     const uint32_t k = sparse->level_k[round->level_in];
-    const size_t capacity = wire_message_capacity(sparse->config.dim, k, sparse->config.value_type);
+    const size_t capacity = wire_message_capacity(sparse->config.dim, k, (int)sparse->config.value_type);
     link_message_t message = {.to = TRANSPORT_NONE, .from = TRANSPORT_NONE};
     if (kind == SCHEDULE_MERGE || kind == SCHEDULE_GIVE || kind == SCHEDULE_PUBLISH) {
         const size_t bytes = wire_own_size(sparse->out);
