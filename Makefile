@@ -19,6 +19,7 @@ Q := $(if $(V),,@)
 include make/library.mk
 include make/environment.mk
 include make/tests.mk
+include make/cross.mk
 include make/lint.mk
 include make/package.mk
 include make/docs.mk
@@ -30,6 +31,6 @@ help:
 
 #: make clean            removes what was built; the environment and downloads stay (rm -r .venv .cache)
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan dist python/gtopk.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-clang $(BUILD)-aarch64 dist python/gtopk.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: help clean

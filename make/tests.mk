@@ -47,16 +47,18 @@ $(MPI_PROGRAMS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(BUI
 EXCHANGE_TESTS := $(filter %/test_exchange %/test_reducer %/test_state,$(C_TEST_BINS))
 
 #: make test             everything but what takes hours; at most 25 minutes on 2 cores
-test: c-tests test-asan test-tsan fuzz py-tests
+test: c-tests test-bits test-asan test-tsan fuzz py-tests
 
 #: make test-quick       the unit tests in C, and those in Python that start no processes; under 90 s
 test-quick: lib $(TEST_READY) $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	@scripts/run_c_tests.sh $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	$(PYTEST) -q tests/python -m "not long" --ignore tests/python/test_distributed.py $(ARGS)
 
-#: make test-long        what takes longer: every fault 50 times, an hour of fuzzing, the wheel
+#: make test-long        what takes longer: every fault 50 times, an hour of fuzzing, clang, NEON, the wheel
 test-long: test
 	GTOPK_TEST_FAULTS=50 $(PYTEST) -q tests/python tests/distributed $(ARGS)
+	$(MAKE) test-clang
+	$(MAKE) test-aarch64
 	$(MAKE) fuzz TIME=1200
 	$(MAKE) wheel
 

@@ -1,13 +1,14 @@
 #!/bin/bash
 # Runs test programs one after the other, whatever fails, and then says which did. Each prints its own summary.
 #
-#   scripts/run_c_tests.sh PROGRAM...      LIMIT: seconds for each (600)
+#   scripts/run_c_tests.sh PROGRAM...      LIMIT: seconds for each (600); RUNNER: a command that runs them (qemu-...)
 set -uo pipefail
 
 failed=()
+read -ra runner <<<"${RUNNER:-}"
 for program in "$@"; do
     echo "== ${program#*/}"
-    timeout --kill-after=10 "${LIMIT:-600}" "$program" </dev/null
+    timeout --kill-after=10 "${LIMIT:-600}" "${runner[@]}" "$program" </dev/null
     status=$?
     [ $status -eq 0 ] || failed+=("${program#*/} (status $status)")
     [ $status -ne 124 ] || echo "${program#*/}: killed after ${LIMIT:-600} s" >&2

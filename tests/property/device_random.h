@@ -50,6 +50,20 @@ static inline float random_denormal(random_state_t *random)
     return value;
 }
 
+/* One draw a statement: compilers evaluate operands and arguments in any order. */
+static inline float random_heavy(random_state_t *random)
+{
+    const float unit = random_unit(random);
+    return ldexpf(unit, (int)random_below(random, 40) - 20);
+}
+
+static inline float random_bell(random_state_t *random)
+{
+    float sum = random_unit(random);
+    sum += random_unit(random);
+    return sum + random_unit(random);
+}
+
 /* The value of entry `at`. */
 static inline float random_value(random_state_t *random, style_t style, uint64_t at)
 {
@@ -59,12 +73,12 @@ static inline float random_value(random_state_t *random, style_t style, uint64_t
     case STYLE_ALTERNATING: return random_unit(random) * (at % 2 ? 1e6f : 1e-6f);
     case STYLE_SPARSE: return random_chance(random, 50) ? random_unit(random) : 0.0f;
     case STYLE_ZEROS: return random_chance(random, 2) ? 0.0f : -0.0f;
-    case STYLE_HEAVY: return ldexpf(random_unit(random), (int)random_below(random, 40) - 20);
+    case STYLE_HEAVY: return random_heavy(random);
     case STYLE_RISING: return (float)(at + 1) * (random_chance(random, 2) ? 1e-3f : -1e-3f);
     case STYLE_DENORMAL: return random_denormal(random);
     case STYLE_HUGE: return 3e38f * random_unit(random);
     case STYLE_BITS: return random_float_bits(random);
-    default: return random_unit(random) + random_unit(random) + random_unit(random);
+    default: return random_bell(random);
     }
 }
 
