@@ -227,6 +227,19 @@ def case_nan_on_one_rank_skips_the_step_on_all():
     assert_replicas(model)
 
 
+def case_nan_in_the_dense_part_leaves_the_residuals_of_the_rest_as_accumulated():
+    large, small = nn.Parameter(torch.zeros(500)), nn.Parameter(torch.zeros(10))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([large, small], lr=1.0), density=0.1, dense_below=50)
+    torch.manual_seed(gtopk.rank())
+    mine = torch.randn(500)
+    large.grad, small.grad = mine.clone(), torch.full((10,), torch.nan if gtopk.rank() == 0 else 1.0)
+    logging.disable(logging.WARNING)
+    optimizer.step()
+    logging.disable(logging.NOTSET)
+    assert large.grad.isnan().all()
+    assert torch.equal(residuals(optimizer)["group0.0"], mine)
+
+
 def case_join():
     """Rank r has r batches more than rank 0."""
     for options in ({}, {"dense_below": 100}, {"momentum_correction": True, "more": {"momentum": 0.9}}):

@@ -89,8 +89,11 @@ def _document(
         "step": trainer.steps,
         "names": list(parameters),
         "shapes": [list(parameter.shape) for parameter in parameters.values()],
-        "residual": {name: entry.residual for name, entry in entries.items()},
-        "velocity": {name: entry.velocity for name, entry in entries.items() if entry.velocity is not None},
+        # Contiguous, as safetensors wants them.
+        "residual": {name: entry.residual.contiguous() for name, entry in entries.items()},
+        "velocity": {
+            name: entry.velocity.contiguous() for name, entry in entries.items() if entry.velocity is not None
+        },
     }
 
 
