@@ -1,0 +1,70 @@
+"""`make install`: a C program finds the library through pkg-config, links it by its soname, and runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import gtopk
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+#include <gtopk.h>
+#include <stdio.h>
+int main(void)
+{
+    float x[4] = {0.5f, -3.0f, 0.25f, 2.0f}, value[2];
+    uint32_t index[2];
+    gtopk_set_t top = {index, value, 2, 0};
+    if (gtopk_select(x, 4, 2, &top) != GTOPK_OK)
+        return 1;
+    printf("%d: %u %g, %u %g\\n", gtopk_version(), index[0], value[0], index[1], value[1]);
+    return 0;
+}
+"""
+
+
+def run(*command: str, **environment: str) -> str:
+    # As from a shell of its own, whatever started the tests.
+    kept = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    done = subprocess.run(command, cwd=ROOT, env=kept | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prefix")
+    run("make", f"BUILD={os.environ.get('GTOPK_BUILD', 'build')}", "install", f"PREFIX={folder}")
+    return folder
+
+
+def test_what_is_installed(prefix: Path) -> None:
+    version = gtopk.__version__
+    assert (prefix / "include" / "gtopk.h").is_file()
+    assert (prefix / "lib" / f"libgtopk.so.{version}").is_file()
+    for link in ("libgtopk.so", f"libgtopk.so.{version.split('.')[0]}"):
+        assert (prefix / "lib" / link).resolve() == (prefix / "lib" / f"libgtopk.so.{version}").resolve()
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="there is no pkg-config")
+@pytest.mark.parametrize("kind", ["shared", "static"])
+def test_program_through_pkg_config(prefix: Path, tmp_path: Path, kind: str) -> None:
+    search = {"PKG_CONFIG_PATH": str(prefix / "lib" / "pkgconfig")}
+    assert run("pkg-config", "--modversion", "gtopk", **search) == gtopk.__version__
+    static = ["--static"] if kind == "static" else []
+    flags = run("pkg-config", "--cflags", "--libs", *static, "gtopk", **search).split()
+    if kind == "static":
+        flags = [str(prefix / "lib" / "libgtopk.a") if flag == "-lgtopk" else flag for flag in flags]
+    source, program = tmp_path / "program.c", tmp_path / "program"
+    source.write_text(PROGRAM)
+    run("cc", "-Wall", "-Werror", str(source), "-o", str(program), *flags)
+    major, minor, patch = (int(part) for part in gtopk.__version__.split("."))
+    expected = f"{major * 10000 + minor * 100 + patch}: 1 -3, 3 2"
+    assert run(str(program), LD_LIBRARY_PATH=str(prefix / "lib")) == expected
+    needed = run("readelf", "-d", str(program))
+    assert (f"libgtopk.so.{major}" in needed) == (kind == "shared")
