@@ -50,12 +50,15 @@ static gtopk_status_t wait_until(link_t *link, int32_t peer, double deadline)
     for (;;) {
         status = transport->ops->wait(transport, fmin(fmin(deadline, warn_at), now + pause));
         now = transport->ops->now(transport);
-        if (status != GTOPK_ERR_TIMEOUT || now >= deadline)
+        if (status == GTOPK_OK)
             break;
+        /* Also when the wait failed: what interrupts this rank often ends its peers, and is the better reason. */
         if (transport_interrupted(transport)) {
             status = status_set(GTOPK_ERR_INTERRUPTED, "the wait was interrupted after %.1f s", now - start);
             break;
         }
+        if (status != GTOPK_ERR_TIMEOUT || now >= deadline)
+            break;
         if (now >= warn_at) {
             char name[96];
             LOG(GTOPK_LOG_WARN, "rank %d has waited %.0f s for %s; it gives up after %.0f s more", (int)transport->rank,

@@ -1,0 +1,62 @@
+"""A rank of a small job, however it is started: job_rank.py SECONDS [MODE].
+
+SECONDS is the deadline. "steps" (the default) takes ten steps and prints a digest of the last update, the same on all
+ranks of a job and another for each JOB in the environment; "wait": the last rank sleeps, the others wait for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+
+import numpy as np
+
+import gtopk
+
+DIM = 20000
+
+
+def fail(error):
+    print(f"failed {type(error).__name__}: {error}", flush=True)
+    os._exit(3)
+
+
+def take_steps(reducer, seed):
+    random = np.random.default_rng([seed, gtopk.rank()])
+    for _ in range(10):
+        x = random.standard_normal(DIM).astype(np.float32)
+        reducer.accumulate(0, x)
+        reducer.reduce([x])
+    print(f"rank {gtopk.rank()} of {gtopk.size()} digest {hashlib.sha256(x.tobytes()).hexdigest()[:16]}", flush=True)
+
+
+def wait_for_the_last(reducer):
+    x = np.ones(DIM, np.float32)
+    if gtopk.rank() == gtopk.size() - 1:
+        time.sleep(600)
+    reducer.accumulate(0, x)
+    before = reducer.residual(0)
+    try:
+        reducer.reduce([x])
+    except BaseException as error:
+        kept = int(np.array_equal(before, reducer.residual(0)))
+        print(f"rank {gtopk.rank()} stopped by {type(error).__name__} kept {kept}", flush=True)
+        raise
+
+
+def main(timeout, mode):
+    try:
+        gtopk.init(timeout=timeout)
+        reducer = gtopk.Reducer([DIM])
+        print(f"rank {gtopk.rank()} pid {os.getpid()}", flush=True)
+        if mode == "wait":
+            wait_for_the_last(reducer)
+        else:
+            take_steps(reducer, int(os.environ.get("JOB", "0")))
+    except gtopk.GtopkError as error:
+        fail(error)
+
+
+main(float(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "steps")
