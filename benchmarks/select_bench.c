@@ -9,11 +9,13 @@
  *          commit     clear what was sent and write k means into zeroed outputs
  *          first      accumulate + select when nothing is known of the threshold
  *          miss       accumulate + select when the prediction was 4 times too high
+ *          B/n        bytes an entry that the store holds: 4 for the residual, the rest for the candidates
  *          merge..    two sets of k that share about a quarter of their entries; k are kept; bf16 values, with CRC
  *
  * --trace FILE: gradients recorded from a training run, as many floats a step as --n says, steps one after the other.
  * Prints for each density how often the prediction was right, the candidates, and the time of a step. */
 #include <errno.h>
+#include <malloc.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -92,7 +94,7 @@ typedef struct row {
     double density;
     int threads;
     double bare, accumulate, select, commit, first, miss, merge, deposit, encode, decode;
-    double candidates, miss_rate;
+    double candidates, miss_rate, store_bytes;
 } row_t;
 
 /* ---- one step ---- */
@@ -130,13 +132,20 @@ static void commit(bench_t *b)
     bench_check(b->device->ops->commit(b->store, &journal, &span, 1, 1, &b->words, NULL));
 }
 
+static double heap_bytes(void)
+{
+    const struct mallinfo2 heap = mallinfo2();
+    return (double)heap.uordblks + (double)heap.hblkhd;
+}
+
 static void measure_step(row_t *row, team_t *team, const float *base, float *r, float *gradient, int repeat)
 {
     bench_t b = {.n = row->n, .k = row->k, .gradient = gradient, .params = {1.0f, 1, 0.0f, 0}, .words = {1, 0, 0, 0}};
     device_parallel_t parallel = {team->size > 1 ? team_run : NULL, team};
+    b.selected = set_new(b.k);
+    const double before = heap_bytes();
     bench_check(device_cpu_open(&b.device));
     bench_check(b.device->ops->store_create(b.device, b.n, b.k, 0, &parallel, &b.store));
-    b.selected = set_new(b.k);
 
     static times_t bare, acc, sel, com, first, miss;
     bare.count = acc.count = sel.count = com.count = first.count = miss.count = 0;
@@ -168,6 +177,7 @@ static void measure_step(row_t *row, team_t *team, const float *base, float *r, 
     }
     row->candidates = (double)b.candidates / (double)(b.steps * b.k);
     row->miss_rate = (double)b.misses / (double)b.steps;
+    row->store_bytes = (heap_bytes() - before) / (double)row->n; /* after steps: they allocate nothing */
 
     for (int i = 0; i < (repeat + 2) / 3; i++) {
         gradient_fill(gradient, base, row->n, step++);
@@ -295,18 +305,18 @@ static double copy_bandwidth(void)
 
 static void print_head(void)
 {
-    (void)printf("%10s %8s %7s %3s | %8s %8s %6s %7s %7s %6s | %6s %6s | %5s %5s | %8s %8s %8s %8s\n", "n", "density",
-                 "k", "thr", "bare ms", "acc ms", "/bare", "select", "commit", "rest", "first", "miss", "cand", "hit",
-                 "merge us", "deposit", "encode", "decode");
+    (void)printf("%10s %8s %7s %3s | %8s %8s %6s %7s %7s %6s | %6s %6s | %5s %5s %5s | %8s %8s %8s %8s\n", "n",
+                 "density", "k", "thr", "bare ms", "acc ms", "/bare", "select", "commit", "rest", "first", "miss",
+                 "cand", "hit", "B/n", "merge us", "deposit", "encode", "decode");
 }
 
 static void print_row(const row_t *r)
 {
     (void)printf(
-        "%10llu %8g %7llu %3d | %8.4f %8.4f %6.2f %7.4f %7.4f %5.1f%% | %6.2f %6.2f | %5.2f %4.0f%% | %8.1f %8.1f %8.1f %8.1f\n",
+        "%10llu %8g %7llu %3d | %8.4f %8.4f %6.2f %7.4f %7.4f %5.1f%% | %6.2f %6.2f | %5.2f %4.0f%% %5.2f | %8.1f %8.1f %8.1f %8.1f\n",
         (unsigned long long)r->n, r->density, (unsigned long long)r->k, r->threads, r->bare, r->accumulate,
         r->accumulate / r->bare, r->select, r->commit, 100 * (r->select + r->commit) / r->accumulate,
-        r->first / r->bare, r->miss / r->bare, r->candidates, 100 * (1 - r->miss_rate), 1e3 * r->merge,
+        r->first / r->bare, r->miss / r->bare, r->candidates, 100 * (1 - r->miss_rate), r->store_bytes, 1e3 * r->merge,
         1e3 * r->deposit, 1e3 * r->encode, 1e3 * r->decode);
     (void)fflush(stdout);
 }
@@ -349,10 +359,11 @@ static void write_json(const char *path, const row_t *rows, size_t count, double
             "%s\n  {\"n\": %llu, \"density\": %g, \"k\": %llu, \"threads\": %d, \"bare_ms\": %.5f, \"accumulate_ms\": %.5f, "
             "\"select_ms\": %.5f, \"commit_ms\": %.5f, \"first_ms\": %.5f, \"miss_ms\": %.5f, \"merge_ms\": %.5f, "
             "\"deposit_ms\": %.5f, \"encode_ms\": %.5f, \"decode_ms\": %.5f, \"candidates_per_k\": %.3f, \"miss_rate\": %.3f, "
-            "\"accumulate_to_bare\": %.3f, \"rest_to_accumulate\": %.3f}",
+            "\"store_bytes_per_entry\": %.4f, \"accumulate_to_bare\": %.3f, \"rest_to_accumulate\": %.3f}",
             i ? "," : "", (unsigned long long)r->n, r->density, (unsigned long long)r->k, r->threads, r->bare,
             r->accumulate, r->select, r->commit, r->first, r->miss, r->merge, r->deposit, r->encode, r->decode,
-            r->candidates, r->miss_rate, r->accumulate / r->bare, (r->select + r->commit) / r->accumulate);
+            r->candidates, r->miss_rate, r->store_bytes, r->accumulate / r->bare,
+            (r->select + r->commit) / r->accumulate);
     }
     (void)fprintf(file, "\n ]\n}\n");
     if (fclose(file) != 0)
