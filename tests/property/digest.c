@@ -21,12 +21,12 @@ static const uint64_t lengths[SEGMENTS] = {1, 16000, 0, 37, DIM - 16038};
 
 static int threads, parts, flags;
 
-#define REQUIRE(call)                                                               \
-    do {                                                                            \
-        if ((call) != GTOPK_OK) {                                                   \
-            (void)fprintf(stderr, "digest: %s: %s\n", #call, gtopk_last_error());   \
-            exit(1);                                                                \
-        }                                                                           \
+#define REQUIRE(call)                                                             \
+    do {                                                                          \
+        if ((call) != GTOPK_OK) {                                                 \
+            (void)fprintf(stderr, "digest: %s: %s\n", #call, gtopk_last_error()); \
+            exit(1);                                                              \
+        }                                                                         \
     } while (0)
 
 /* ---- hashing: FNV-1a, which shares nothing with the library; every word little-endian whatever the machine is ---- */
@@ -84,9 +84,11 @@ typedef struct scenario {
 static void fill_gradient(const scenario_t *scenario, int rank, int step, uint8_t *gradient)
 {
     const size_t size = dtype_size(scenario->dtype);
-    random_state_t common = {(uint64_t)step * 977u + scenario->style}, own = {(uint64_t)(step * 64 + rank) * 7919u + 1u};
+    random_state_t common = {(uint64_t)step * 977u + scenario->style},
+                   own = {(uint64_t)(step * 64 + rank) * 7919u + 1u};
     for (uint64_t i = 0; i < DIM; i++) {
-        const float shared = random_finite(&common, scenario->style, i), alone = random_finite(&own, scenario->style, i);
+        const float shared = random_finite(&common, scenario->style, i),
+                    alone = random_finite(&own, scenario->style, i);
         dtype_store(gradient + i * size, scenario->dtype, random_chance(&own, 3) ? alone : shared);
     }
 }
