@@ -82,7 +82,7 @@ def load(file: Path, model: nn.Module, optimizer: Any) -> int:
 
 
 def residual(state: dict[str, Any]) -> Tensor:
-    return torch.cat(list(state["gtopk"]["residual"].values())).double()
+    return torch.cat([values.flatten() for values in state["gtopk"]["residual"].values()]).double()
 
 
 def network() -> nn.Module:
