@@ -20,6 +20,7 @@ include make/library.mk
 include make/environment.mk
 include make/tests.mk
 include make/cross.mk
+include make/bench.mk
 include make/lint.mk
 include make/package.mk
 include make/docs.mk

@@ -30,6 +30,12 @@ $(C_TEST_BINS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(CMOC
 # tests/support/oom.c stands between the library and its allocations.
 $(BUILD)/tests/faults/test_memory: LDFLAGS += -Wl,--wrap=calloc -Wl,--wrap=free
 
+# The library with the same, for the test of Python.
+$(BUILD)/libgtopk_oom.so: $(LIB_OBJECTS) $(BUILD)/tests/support/oom.o csrc/gtopk.map
+	@$(if $(V),,echo "  link  $@")
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,--wrap=calloc -Wl,--wrap=free -Wl,--version-script=csrc/gtopk.map \
+	    -Wl,-z,defs -o $@ $(LIB_OBJECTS) $(BUILD)/tests/support/oom.o $(LDLIBS)
+
 # Programs for mpirun: what includes mpi.h is compiled by mpicc.
 MPI_PROGRAMS := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/distributed/*.c))
 
@@ -44,7 +50,7 @@ $(MPI_PROGRAMS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(BUI
 # ---- running them ----
 
 # What goes through the whole exchange is run again without the fast code.
-EXCHANGE_TESTS := $(filter %/test_exchange %/test_reducer %/test_state,$(C_TEST_BINS))
+EXCHANGE_TESTS := $(filter %/test_exchange %/test_state,$(C_TEST_BINS))
 
 #: make test             everything but what takes hours; at most 25 minutes on 2 cores
 test: c-tests test-bits test-asan test-tsan fuzz py-tests
@@ -54,7 +60,7 @@ test-quick: lib $(TEST_READY) $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	@scripts/run_c_tests.sh $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	$(PYTEST) -q tests/python -m "not long" --ignore tests/python/test_distributed.py $(ARGS)
 
-#: make test-long        what takes longer: every fault 50 times, an hour of fuzzing, clang, NEON, the wheel
+#: make test-long        what takes longer: every fault 50 times, 20 minutes of fuzzing, clang, NEON, the wheel
 test-long: test
 	GTOPK_TEST_FAULTS=50 $(PYTEST) -q tests/python tests/distributed $(ARGS)
 	$(MAKE) test-clang
@@ -69,13 +75,14 @@ c-tests: $(C_TEST_BINS)
 	@GTOPK_ISA=scalar scripts/run_c_tests.sh $(EXCHANGE_TESTS)
 
 #: make py-tests         all tests in Python, with mpirun and torchrun (ARGS="-k words": some)
-py-tests: build $(MPI_PROGRAMS) $(TEST_READY)
+py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(TEST_READY)
 	$(PYTEST) -q -m "not long" tests/python tests/distributed $(ARGS)
 
 # ---- sanitizers: the same tests, built into folders of their own ----
 
 SANITIZER_FLAGS := -O1 -g
-TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer %/test_faults %/test_device,$(C_TESTS:%.c=%))
+TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer %/test_faults %/test_device %/test_threads \
+    %/test_interrupt,$(C_TESTS:%.c=%))
 
 #: make test-asan        the tests in C under AddressSanitizer and UndefinedBehaviorSanitizer
 test-asan:
@@ -88,6 +95,10 @@ test-tsan:
 # setarch -R: gcc's ThreadSanitizer knows only the memory layout without randomisation.
 sanitized-c-tests: $(C_TEST_BINS)
 	@UBSAN_OPTIONS=print_stacktrace=1 $(shell setarch -R true 2>/dev/null && echo setarch -R) scripts/run_c_tests.sh $(C_TEST_BINS)
+
+#: make test-mutants     breaks the sources in named ways and says which test notices (ARGS=--help)
+test-mutants: build $(TEST_READY) $(CMOCKA)/libs
+	$(VENV_PYTHON) tests/mutants/run.py $(ARGS)
 
 # ---- fuzzing ----
 
@@ -110,4 +121,4 @@ run-fuzzers: $(FUZZERS)
 	    $(BUILD)/tests/fuzz/fuzz_$$target --seconds $$(($(TIME) / $(words $(FUZZ_TARGETS)))) --seed $$(date +%s) \
 	        --corpus tests/fuzz/corpus/$$target; done
 
-.PHONY: test test-quick test-long c-tests py-tests test-asan test-tsan sanitized-c-tests fuzz run-fuzzers
+.PHONY: test test-quick test-long test-mutants c-tests py-tests test-asan test-tsan sanitized-c-tests fuzz run-fuzzers

@@ -1,0 +1,20 @@
+# The benchmarks. What they print is described at the head of each; results worth keeping lie in benchmarks/results/.
+
+MPIRUN     := $(MPICC:mpicc=mpirun)
+MPI_AS_ROOT := $(if $(filter 0,$(shell id -u)),OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1)
+# More ranks than cores: those that wait give way to those that compute. These are Open MPI's options.
+RANKS      ?= 4
+MPI_OPTIONS ?= --oversubscribe --bind-to none --mca mpi_yield_when_idle 1
+
+#: make bench            dense, top-k and gTop-k between 4 local ranks, then the CPU's own speed; a few minutes
+bench: bench-allreduce bench-select
+
+#: make bench-allreduce  the first of these (RANKS=4, ARGS="--help")
+bench-allreduce: lib module $(BUILD)/benchmarks/allreduce_bench
+	$(MPI_AS_ROOT) GTOPK_MPI_MODULE="$(BUILD)/libgtopk_mpi.so" "$(MPIRUN)" -n $(RANKS) $(MPI_OPTIONS) \
+	    $(BUILD)/benchmarks/allreduce_bench $(ARGS)
+
+bench-select: $(BUILD)/benchmarks/select_bench
+	$(BUILD)/benchmarks/select_bench $(ARGS)
+
+.PHONY: bench bench-allreduce bench-select
