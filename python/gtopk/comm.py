@@ -276,13 +276,21 @@ class Comm:
         are to each other. gtopk itself never sends pickles.
         """
         root = self._root(root_rank)
-        data = bytearray(pickle.dumps(obj)) if self.rank == root else bytearray()
+        data = self._broadcast_bytes(pickle.dumps(obj) if self.rank == root else b"", root)
+        return obj if self.rank == root else pickle.loads(data)
+
+    def broadcast_json(self, value: Any, root_rank: int = 0) -> Any:
+        """Root's value, of anything that JSON can hold, on every rank."""
+        root = self._root(root_rank)
+        return json.loads(self._broadcast_bytes(json.dumps(value).encode() if self.rank == root else b"", root))
+
+    def _broadcast_bytes(self, data: bytes, root: int) -> bytearray:
+        """Root's bytes; the others need not know how many."""
         length = bytearray(struct.pack("<Q", len(data)))
         self._broadcast_buffer(length, root)
-        if self.rank != root:
-            data = bytearray(struct.unpack("<Q", length)[0])
-        self._broadcast_buffer(data, root)
-        return obj if self.rank == root else pickle.loads(data)
+        buffer = bytearray(data) if self.rank == root else bytearray(struct.unpack("<Q", length)[0])
+        self._broadcast_buffer(buffer, root)
+        return buffer
 
     def allgather_json(self, value: Any) -> list[Any]:
         """Every rank's value, of anything that JSON can hold; for comparing set-ups."""

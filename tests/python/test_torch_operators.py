@@ -10,8 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import gtopk  # noqa: E402
-import gtopk.torch.operators  # noqa: E402, F401
+import gtopk
+import gtopk.torch.operators
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,7 +63,8 @@ def test_wrong_arguments_of_select(arguments, text):
 
 
 @pytest.mark.parametrize(
-    ("indices", "text"), [([2, 1], "do not increase"), ([1, 1], "do not increase"), ([-1, 1], "not in"), ([1], "1 indices")]
+    ("indices", "text"),
+    [([2, 1], "do not increase"), ([1, 1], "do not increase"), ([-1, 1], "not in"), ([1], "1 indices")],
 )
 def test_wrong_sets_of_merge(indices, text):
     good = torch.tensor([3, 4]), torch.ones(2)

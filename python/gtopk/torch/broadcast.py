@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import comm as _comm
 from ..comm import Comm
-from ..errors import InvalidError
+from ..errors import InvalidError, UnsupportedError
+from . import plain
 from .agreement import agree
 from .optimizer import DistributedMixin
 
@@ -90,34 +91,23 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
         return
     agree(comm, "optimizers", _describe(optimizer))
     sync = optimizer._gtopk if isinstance(optimizer, DistributedMixin) else None
-    message: dict[str, Any] | None = None
     tensors: list[Tensor] = []
+    mine: Any = None
     if comm.rank == root_rank:
         state = _own_state_dict(optimizer)
-        message = {
-            "state": _without_tensors(state["state"], tensors),
-            "param_groups": state["param_groups"],
-            "progress": None if sync is None or sync.run is None else (sync.run, sync.steps),
-        }
-    message = comm.broadcast_object(message, root_rank)
-    assert message is not None
+        progress = None if sync is None or sync.run is None else [sync.run, sync.steps]
+        mine = _encoded(state, tensors), progress
+    message, progress = comm.broadcast_json(mine, root_rank)
+    if isinstance(message, str):
+        raise UnsupportedError(message)
     if comm.rank != root_rank:
-        tensors = []
-        state = {"state": _with_tensors(message["state"], tensors), "param_groups": message["param_groups"]}
+        state = plain.decode(message, tensors)
         _broadcast(comm, tensors, root_rank)
         _load_own_state_dict(optimizer, state)
     else:
         _broadcast(comm, tensors, root_rank)
-    if sync is not None and message["progress"] is not None and not sync.solo:
-        sync.adopt_progress(*message["progress"])
-
-
-class _Place(NamedTuple):
-    """Stands for a tensor in a message."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: str
+    if sync is not None and progress is not None and not sync.solo:
+        sync.adopt_progress(*progress)
 
 
 def _broadcast(comm: Comm, tensors: Iterable[Tensor], root_rank: int) -> None:
@@ -178,6 +168,14 @@ def _describe(optimizer: torch.optim.Optimizer) -> list[list[Any]]:
     return rows
 
 
+def _encoded(state: dict[str, Any], tensors: list[Tensor]) -> Any:
+    """For `plain.decode`; a text where it cannot be done, so that every rank hears of it."""
+    try:
+        return plain.encode({"state": state["state"], "param_groups": state["param_groups"]}, tensors)
+    except UnsupportedError as error:
+        return str(error)
+
+
 def _own_state_dict(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Without the residual."""
     if isinstance(optimizer, DistributedMixin):
@@ -190,27 +188,3 @@ def _load_own_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         super(DistributedMixin, optimizer).load_state_dict(state)
     else:
         optimizer.load_state_dict(state)
-
-
-def _without_tensors(value: Any, found: list[Tensor]) -> Any:
-    """The same structure with places for tensors, which are collected in order."""
-    if isinstance(value, Tensor):
-        found.append(value)
-        return _Place(tuple(value.shape), tuple(value.stride()), str(value.dtype).removeprefix("torch."))
-    if isinstance(value, dict):
-        return {key: _without_tensors(entry, found) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_tensors(entry, found) for entry in value]
-    return value
-
-
-def _with_tensors(value: Any, made: list[Tensor]) -> Any:
-    """The structure with new tensors in the places, collected in order."""
-    if isinstance(value, _Place):
-        made.append(torch.empty_strided(value.shape, value.stride, dtype=getattr(torch, value.dtype)))
-        return made[-1]
-    if isinstance(value, dict):
-        return {key: _with_tensors(entry, made) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_with_tensors(entry, made) for entry in value]
-    return value

@@ -35,12 +35,12 @@ def register() -> None:
 
 def _fake_set(like: Tensor, most: int) -> tuple[Tensor, Tensor]:
     count = torch.library.get_ctx().new_dynamic_size()
-    torch._check(count <= most)
+    torch._check(count <= most)  # type: ignore[no-untyped-call]
     return like.new_empty(count, dtype=torch.int64), like.new_empty(count, dtype=torch.float32)
 
 
 def _fake_select(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    torch._check(x.dim() == 1 and x.dtype == torch.float32, lambda: "x must be a one-dimensional float32 tensor")
+    torch._check(x.dim() == 1 and x.dtype == torch.float32, lambda: "x must be a one-dimensional float32 tensor")  # type: ignore[no-untyped-call]
     return _fake_set(x, x.numel())
 
 
