@@ -4,6 +4,8 @@ A mutant replaces `old`, which stands once in the file, by `new`. When the code 
 run.py stops at one that does not apply.
 """
 
+# ruff: noqa: E501  (lines of C are as long as they are)
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -23,6 +25,7 @@ COLLECTIVE = "csrc/exchange/collective.c"
 STEP = "csrc/core/step.c"
 STATE = "csrc/core/state.c"
 CONFIG = "csrc/core/config.c"
+REDUCER = "csrc/core/reducer.c"
 COMMIT = "csrc/device/cpu/commit.c"
 POOL = "csrc/device/cpu/pool.c"
 GENERIC = "csrc/device/cpu/kernels_generic.h"
@@ -30,16 +33,35 @@ HEADER = "csrc/wire/header.c"
 
 MUTANTS = [
     # exchange
-    Mutant("skip a deposit", SPARSE, "&sparse->deposits[sparse->deposit_count++], NULL);", "&sparse->deposits[0], NULL);"),
+    Mutant(
+        "skip a deposit", SPARSE, "&sparse->deposits[sparse->deposit_count++], NULL);", "&sparse->deposits[0], NULL);"
+    ),
     Mutant("use own undecoded values", SPARSE, "step->current = sparse->first;", "step->current = sparse->selected;"),
     Mutant(
         "keep the undecoded sum that is sent on", SPARSE, "        step->current = sparse->decoded;\n    }", "    }"
     ),
-    Mutant("share of a deposit for one rank too few", SPARSE, "1.0f / (float)round->group", "2.0f / (float)round->group"),
-    Mutant("relay no payload", SPARSE, "    uint8_t *received = sparse->in;\n    sparse->in = sparse->out;", "    uint8_t *received = sparse->out;"),
-    Mutant("topk adds up without the first rank", SPARSE, "status = device->ops->copy_set(device, set, sum, NULL);", "*sum->count = 0;"),
+    Mutant(
+        "share of a deposit for one rank too few", SPARSE, "1.0f / (float)round->group", "2.0f / (float)round->group"
+    ),
+    Mutant(
+        "relay no payload",
+        SPARSE,
+        "    uint8_t *received = sparse->in;\n    sparse->in = sparse->out;",
+        "    uint8_t *received = sparse->out;",
+    ),
+    Mutant(
+        "topk adds up without the first rank",
+        SPARSE,
+        "status = device->ops->copy_set(device, set, sum, NULL);",
+        "*sum->count = 0;",
+    ),
     Mutant("forget the hand-back's quantisation", SCHEDULE, "bit + 1 < doublings || folded > 0", "bit + 1 < doublings"),
-    Mutant("never quantise the last round of a fold", SCHEDULE, "(int32_t)(rank + core))->quantise = 1;", "(int32_t)(rank + core));"),
+    Mutant(
+        "never quantise the last round of a fold",
+        SCHEDULE,
+        "(int32_t)(rank + core))->quantise = 1;",
+        "(int32_t)(rank + core));",
+    ),
     Mutant("tree does not quantise", SCHEDULE, "        round->quantise = 1;\n", ""),
     Mutant("group of a merge too large", SCHEDULE, "round->group = 2u << bit;", "round->group = 4u << bit;"),
     Mutant("growth is rounded down", SCHEDULE, "ceil(entries * growth)", "floor(entries * growth)"),
@@ -51,17 +73,44 @@ MUTANTS = [
     Mutant("step not checked", LINK, "header->step, expect->step,", "expect->step, expect->step,"),
     Mutant("reducer not checked", LINK, "header->reducer, expect->reducer,", "expect->reducer, expect->reducer,"),
     Mutant("round not checked", LINK, "header->round, expect->round,", "expect->round, expect->round,"),
-    Mutant("dense goes on without its headers", "csrc/exchange/dense.c", "if (status != GTOPK_OK || words->nonfinite)\n        return status;", "status = GTOPK_OK;\n    words->nonfinite = 0;"),
+    Mutant(
+        "dense goes on without its headers",
+        "csrc/exchange/dense.c",
+        "if (status != GTOPK_OK || words->nonfinite)\n        return status;",
+        "status = GTOPK_OK;\n    words->nonfinite = 0;",
+    ),
     Mutant("ring passes sums on unsummed", COLLECTIVE, "shift < size - 1 ? sum : combine_copy", "combine_copy"),
-    Mutant("broadcast of the first piece only", COLLECTIVE, "} while (at < bytes && status == GTOPK_OK);", "} while (0);"),
+    Mutant(
+        "broadcast of the first piece only", COLLECTIVE, "} while (at < bytes && status == GTOPK_OK);", "} while (0);"
+    ),
     # core
     Mutant("a failed step counts", STEP, "reducer->step += status == GTOPK_OK;", "reducer->step += 1;"),
-    Mutant("commit though the exchange failed", STEP, "    if (status != GTOPK_OK)\n        return status;\n\n    start = clock_now();\n    status = ops->commit", "    start = clock_now();\n    status = ops->commit"),
+    Mutant(
+        "commit though the exchange failed",
+        STEP,
+        "    if (status != GTOPK_OK)\n        return status;\n\n    start = clock_now();\n    status = ops->commit",
+        "    start = clock_now();\n    status = ops->commit",
+    ),
     Mutant("a failed step does not break", STEP, "status = comm_settle(comm, status, reducer->step);", ""),
-    Mutant("segments left out are not scanned", STEP, "    gtopk_status_t status = accumulate_missing(reducer, stream);", "    gtopk_status_t status = GTOPK_OK;"),
+    Mutant(
+        "segments left out are not scanned",
+        STEP,
+        "    gtopk_status_t status = accumulate_missing(reducer, stream);",
+        "    gtopk_status_t status = GTOPK_OK;",
+    ),
     Mutant("a segment twice", STEP, "else if (reducer->seen[s])", "else if (0)"),
-    Mutant("joined is or", "csrc/device/cpu/message.c", "words->joined &= (header->flags & WIRE_JOINED) != 0;", "words->joined |= (header->flags & WIRE_JOINED) != 0;"),
-    Mutant("NONFINITE not taken from a message", "csrc/device/cpu/message.c", "words->nonfinite |= (header->flags & WIRE_NONFINITE) != 0;", ""),
+    Mutant(
+        "joined is or",
+        "csrc/device/cpu/message.c",
+        "words->joined &= (header->flags & WIRE_JOINED) != 0;",
+        "words->joined |= (header->flags & WIRE_JOINED) != 0;",
+    ),
+    Mutant(
+        "NONFINITE not taken from a message",
+        "csrc/device/cpu/message.c",
+        "words->nonfinite |= (header->flags & WIRE_NONFINITE) != 0;",
+        "",
+    ),
     Mutant("state of another size loads", STATE, "(info.rank != rank || info.size != size)", "(info.rank != rank)"),
     Mutant("consolidated state loads whole on each rank", STATE, "info.rank == CONSOLIDATED ? size : 1", "1"),
     Mutant("state checksum not checked", STATE, "if (crc != state_crc(state, bytes))", "if (0)"),
@@ -71,23 +120,67 @@ MUTANTS = [
     # device
     Mutant("wrong tie rule", POOL, "key_magnitude(bound) - (first <= key_index(bound))", "key_magnitude(bound)"),
     Mutant("hint is believed", POOL, "return pool->cut || pool->floor <= 1 || pool->count >= k;", "return 1;"),
-    Mutant("contract the addition", GENERIC, "float sum = plain ? x + r : fmaf(job->scale, x, r);", "float sum = plain ? x + r : job->scale * x + r;"),
-    Mutant("store what is not finite", GENERIC, "            bad = 1;\n            sum = r;\n            bits = generic_bits(r);\n        }\n        job->residual[i] = sum;\n        count", "            bad = 1;\n        }\n        job->residual[i] = sum;\n        count"),
-    Mutant("keep a zero", GENERIC, "first & (magnitude - 1 < GENERIC_INFINITY - 1);", "first & (magnitude < GENERIC_INFINITY);"),
+    Mutant(
+        "contract the addition",
+        GENERIC,
+        "float sum = plain ? x + r : fmaf(job->scale, x, r);",
+        "float sum = plain ? x + r : job->scale * x + r;",
+    ),
+    Mutant(
+        "store what is not finite",
+        GENERIC,
+        "            bad = 1;\n            sum = r;\n            bits = generic_bits(r);\n        }\n        job->residual[i] = sum;\n        count",
+        "            bad = 1;\n        }\n        job->residual[i] = sum;\n        count",
+    ),
+    Mutant(
+        "keep a zero",
+        GENERIC,
+        "first & (magnitude - 1 < GENERIC_INFINITY - 1);",
+        "first & (magnitude < GENERIC_INFINITY);",
+    ),
     Mutant("a merge overflows unseen", GENERIC, "*nonfinite |= largest >= GENERIC_INFINITY;", ""),
-    Mutant("ties go to the last entries", GENERIC, "tie = magnitude == least && ties > 0;", "tie = magnitude == least && ties > 0 && i + ties >= count;"),
+    Mutant(
+        "ties go to the last entries",
+        GENERIC,
+        "tie = magnitude == least && ties > 0;",
+        "tie = magnitude == least && ties > 0 && i + ties >= count;",
+    ),
     Mutant("clear without what was rounded off", COMMIT, "selected->value[i] - sent;", "0.0f;"),
     Mutant("deposits in one round only", COMMIT, "d < journal->deposit_count", "d < 1 && d < journal->deposit_count"),
-    Mutant("a non-finite step commits", COMMIT, "    if (words->nonfinite) {\n        outputs_fill_nan(outputs, count);\n        return GTOPK_OK;\n    }\n", ""),
+    Mutant(
+        "a non-finite step commits",
+        COMMIT,
+        "    if (words->nonfinite) {\n        outputs_fill_nan(outputs, count);\n        return GTOPK_OK;\n    }\n",
+        "",
+    ),
     Mutant("outputs are not cleared", COMMIT, "if (!outputs_are_zero)", "if (0)"),
     Mutant("sum in place of mean", COMMIT, "final->value[i] / (float)size;", "final->value[i];"),
     Mutant("what 16 bits cannot hold is lost", COMMIT, "if (mean != stored)", "if (0)"),
     Mutant("velocity is not masked", COMMIT, "            store->velocity[mine] = 0.0f;\n", ""),
+    Mutant(
+        "the caller's denormals are flushed", "csrc/util/fpenv.h", r"stmxcsr %0\n\tldmxcsr %1", r"stmxcsr %0\n\tnop"
+    ),
+    Mutant(
+        "the core computes with the caller's flags",
+        REDUCER,
+        "    reducer->environment = fpenv_enter();\n",
+        "    reducer->environment = fpenv_enter();\n    fpenv_leave(reducer->environment);\n",
+    ),
     # wire
     Mutant("no CRC", HEADER, "if (crc != sent)", "if (0)"),
     Mutant("count beyond k", HEADER, "header->count > header->k || header->k > header->dim", "header->k > header->dim"),
     Mutant("trailing bytes are let pass", HEADER, "received < size || (received > size && !padded)", "received < size"),
-    Mutant("padding of indices not checked", "csrc/wire/elias_fano_fast.c", "if (low_padding(in, low_bytes, (uint64_t)count * low) != 0 || !unary_read(", "if (!unary_read("),
+    Mutant(
+        "padding of indices not checked",
+        "csrc/wire/elias_fano_fast.c",
+        "if (low_padding(in, low_bytes, (uint64_t)count * low) != 0 || !unary_read(",
+        "if (!unary_read(",
+    ),
     Mutant("bf16 rounds down", "csrc/wire/convert.h", "magnitude + 0x7fffu + (magnitude >> 16 & 1)", "magnitude"),
-    Mutant("scale one too small", "csrc/wire/convert.c", "scale = exponent - 6 + (mantissa > 0x7e0000u);", "scale = exponent - 7 + (mantissa > 0x7e0000u);"),
+    Mutant(
+        "scale one too small",
+        "csrc/wire/convert.c",
+        "scale = exponent - 6 + (mantissa > 0x7e0000u);",
+        "scale = exponent - 7 + (mantissa > 0x7e0000u);",
+    ),
 ]

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mutants import MUTANTS  # noqa: E402
+from mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 # In this order, since the first ones are fast and catch most.
@@ -39,7 +39,10 @@ ENVIRONMENT = {"GTOPK_ISA": "scalar", "GTOPK_TEST_SIZES": "6", "GTOPK_TEST_CYCLE
 
 def copy_tree(to: Path) -> None:
     names = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
     for name in names.stdout.decode().split("\0"):
         if name and (ROOT / name).is_file():
@@ -105,7 +108,9 @@ def main() -> int:
             path = tree / mutant.file
             text = path.read_text()
             if text.count(mutant.old) != 1:
-                raise SystemExit(f"'{mutant.name}' stands {text.count(mutant.old)} times in {mutant.file}: mend mutants.py")
+                raise SystemExit(
+                    f"'{mutant.name}' stands {text.count(mutant.old)} times in {mutant.file}: mend mutants.py"
+                )
             path.write_text(text.replace(mutant.old, mutant.new))
             caught = caught_by(tree, options.cache)
             path.write_text(text)
@@ -116,7 +121,9 @@ def main() -> int:
                 survivors.append(mutant.name)
             print(f"{number:3}/{len(chosen)} {mutant.name}: {test or 'SURVIVED'}", flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"mutants": len(results), "survived": survivors, "list": results}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"mutants": len(results), "survived": survivors, "list": results}, indent=1) + "\n"
+        )
     print(f"{len(results) - len(survivors)} of {len(results)} mutants caught; survivors: {survivors or 'none'}")
     return 1 if survivors else 0
 

@@ -40,7 +40,8 @@ def _fake_set(like: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
 
 def _fake_select(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    torch._check(x.dim() == 1 and x.dtype == torch.float32, lambda: "x must be a one-dimensional float32 tensor")  # type: ignore[no-untyped-call]
+    good = x.dim() == 1 and x.dtype == torch.float32
+    torch._check(good, lambda: "x must be a one-dimensional float32 tensor")  # type: ignore[no-untyped-call]
     return _fake_set(x, x.numel())
 
 
