@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "support/ranks.h"
+#include "util/fpenv.h"
 
 #define ASSERT_OK(call)                                                                                                \
     do {                                                                                                               \
@@ -85,6 +86,53 @@ static void test_step_of_one_rank(void **state)
     gtopk_reducer_destroy(reducer);
     gtopk_comm_destroy(comm);
 }
+
+#if defined(__x86_64__)
+#define CALLERS_FLAGS 0xc040u /* FTZ, DAZ, round upwards */
+#elif defined(__aarch64__)
+#define CALLERS_FLAGS 0x1400000u /* FZ, round upwards */
+#endif
+
+#ifdef CALLERS_FLAGS
+/* A denormal goes through a step, an update as a set and a message; a scale is rounded to nearest; and the flags are the
+ * caller's again. */
+static void test_the_callers_flags_change_nothing(void **state)
+{
+    (void)state;
+    gtopk_comm_t *comm = open_self();
+    gtopk_reducer_t *reducer = open_reducer(comm, 1.0);
+    const uint32_t denormal = 0x00010000u; /* exact in bf16 */
+    float a[6] = {0}, b[4] = {1.0f}, residual[4], values[10];
+    uint32_t indices[10], bits;
+    uint8_t message[256];
+    size_t bytes = sizeof message;
+    memcpy(&a[5], &denormal, sizeof denormal);
+    const gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
+    gtopk_set_t set = {indices, values, 10, 0};
+    const fpenv_t saved = fpenv_enter();
+    fpenv_leave(saved | CALLERS_FLAGS);
+    const gtopk_status_t first = gtopk_reducer_accumulate(reducer, NULL, tensors, 1, 1.0, 0, NULL);
+    const gtopk_status_t second = gtopk_reducer_accumulate(reducer, &(uint32_t){1}, tensors + 1, 1, 0.7, 0, NULL);
+    const gtopk_status_t read = gtopk_reducer_residual(reducer, 1, residual, 4);
+    const gtopk_status_t reduced = gtopk_reducer_reduce_sparse(reducer, &set, 0, NULL, NULL);
+    const gtopk_status_t encoded = gtopk_encode(&set, 10, GTOPK_VALUE_BF16, message, &bytes);
+    const fpenv_t flags = fpenv_enter();
+    fpenv_leave(saved);
+    ASSERT_OK(first);
+    ASSERT_OK(second);
+    ASSERT_OK(read);
+    assert_true(residual[0] == 0.7f); /* which is below 0.7 */
+    ASSERT_OK(reduced);
+    ASSERT_OK(encoded);
+    assert_int_equal(set.count, 2);
+    assert_int_equal(indices[0], 5);
+    memcpy(&bits, values, sizeof bits);
+    assert_int_equal(bits, denormal);
+    assert_int_equal(flags & CALLERS_FLAGS, CALLERS_FLAGS);
+    gtopk_reducer_destroy(reducer);
+    gtopk_comm_destroy(comm);
+}
+#endif
 
 static void test_wrong_arguments_change_nothing(void **state)
 {
@@ -514,6 +562,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_step_of_one_rank),
+#ifdef CALLERS_FLAGS
+        cmocka_unit_test(test_the_callers_flags_change_nothing),
+#endif
         cmocka_unit_test(test_wrong_arguments_change_nothing),
         cmocka_unit_test(test_wrong_configurations),
         cmocka_unit_test(test_null_handles),
