@@ -60,13 +60,17 @@ test-quick: lib $(TEST_READY) $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	@scripts/run_c_tests.sh $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	$(PYTEST) -q tests/python -m "not long" --ignore tests/python/test_distributed.py $(ARGS)
 
-#: make test-long        what takes longer: every fault 50 times, 20 minutes of fuzzing, clang, NEON, the wheel
+#: make test-long        what takes longer: all faults many times, 10 minutes of fuzzing, mutants, clang, NEON, the wheel
 test-long: test
-	GTOPK_TEST_FAULTS=50 $(PYTEST) -q tests/python tests/distributed $(ARGS)
+	$(PYTEST) -q -m long tests/python tests/distributed $(ARGS)
+	$(MAKE) test-faults ARGS=
 	$(MAKE) test-clang
 	$(MAKE) test-aarch64
-	$(MAKE) fuzz TIME=1200
 	$(MAKE) wheel
+
+#: make test-faults      everything about faults in its long version, into benchmarks/results/faults.json (ARGS=--help)
+test-faults: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(C_TEST_BINS) $(TEST_READY)
+	GTOPK_LIBRARY="$(BUILD)/libgtopk.so" $(VENV_PYTHON) benchmarks/faults_report.py --build "$(BUILD)" --cache "$(CACHE)" $(ARGS)
 
 #: make c-tests          all tests in C (make build/tests/unit/test_wire: one of them)
 c-tests: $(C_TEST_BINS)
@@ -74,9 +78,14 @@ c-tests: $(C_TEST_BINS)
 	@GTOPK_DEVICE=reference scripts/run_c_tests.sh $(EXCHANGE_TESTS)
 	@GTOPK_ISA=scalar scripts/run_c_tests.sh $(EXCHANGE_TESTS)
 
+# Of the tests in Python, what goes through the arithmetic is run again without the fast code as well.
+ONE_PROCESS_TESTS := tests/python/test_reducer.py tests/python/test_blocks.py tests/python/test_memory.py
+
 #: make py-tests         all tests in Python, with mpirun and torchrun (ARGS="-k words": some)
 py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(TEST_READY)
 	$(PYTEST) -q -m "not long" tests/python tests/distributed $(ARGS)
+	GTOPK_DEVICE=reference $(PYTEST) -q $(ONE_PROCESS_TESTS)
+	GTOPK_ISA=scalar $(PYTEST) -q $(ONE_PROCESS_TESTS)
 
 # ---- sanitizers: the same tests, built into folders of their own ----
 
@@ -121,4 +130,4 @@ run-fuzzers: $(FUZZERS)
 	    $(BUILD)/tests/fuzz/fuzz_$$target --seconds $$(($(TIME) / $(words $(FUZZ_TARGETS)))) --seed $$(date +%s) \
 	        --corpus tests/fuzz/corpus/$$target; done
 
-.PHONY: test test-quick test-long test-mutants c-tests py-tests test-asan test-tsan sanitized-c-tests fuzz run-fuzzers
+.PHONY: test test-quick test-long test-faults test-mutants c-tests py-tests test-asan test-tsan sanitized-c-tests fuzz run-fuzzers
