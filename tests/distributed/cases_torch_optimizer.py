@@ -264,7 +264,11 @@ def case_join():
         total = gtopk.allreduce(given, op=gtopk.Sum)
         if not options.get("momentum_correction"):
             torch.testing.assert_close(kept + gtopk.size() * sent, total, rtol=1e-4, atol=1e-5)
-        train(model, optimizer, 2, 20, gtopk.rank())  # the next epoch
+        # In the next epoch the first rank has the most.
+        train(model, optimizer, gtopk.size() - gtopk.rank(), 20, gtopk.rank())
+        assert optimizer.join() == 0
+        gtopk.broadcast_parameters(model.state_dict(), root_rank=0)
+        train(model, optimizer, 2, 40, gtopk.rank())
         assert_replicas(model)
 
 

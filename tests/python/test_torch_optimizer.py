@@ -424,6 +424,18 @@ def test_nonfinite_step_is_skipped(exchanging, caplog):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_a_nonfinite_synchronize_skips_the_one_step_that_follows(exchanging):
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0), **ALL)
+    weight.grad = torch.tensor([1.0, torch.nan, 1.0])
+    optimizer.synchronize()
+    for expected in (0.0, -1.0):
+        with optimizer.skip_synchronize():
+            optimizer.step()
+        assert (weight == expected).all()
+        weight.grad = torch.ones(3)  # of this rank alone
+
+
 @pytest.mark.parametrize("bad", ["small", "large"])
 def test_nonfinite_step_with_a_dense_part_loses_nothing(exchanging, bad):
     large, small = nn.Parameter(torch.zeros(100)), nn.Parameter(torch.zeros(10))

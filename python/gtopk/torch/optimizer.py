@@ -157,8 +157,9 @@ class DistributedMixin(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._exchange_for_step(sync)
-        sync.synchronized = False
-        if sync.nonfinite:
+        nonfinite = sync.nonfinite
+        sync.synchronized = sync.nonfinite = False
+        if nonfinite:
             return loss
         with sync.wrapped_step(self):
             result = super().step(**kwargs)

@@ -49,11 +49,11 @@ class Synchronizer:
         self.exchange = Exchange(comm, options)
         self.run: int | None = None  # random id of the training run, the same on all ranks and over checkpoints
         self.steps = 0  # exchanges done, over checkpoints
-        self.batches = 0  # exchanges since the start to which this rank gave gradients
+        self.batches = 0  # exchanges since the latest join() to which this rank gave gradients
         self.multiplier = 1.0  # of the mean update; the number of ranks makes it the sum
         self.skipping = False  # in skip_synchronize
         self.synchronized = False  # synchronize() was called and step() not yet
-        self.nonfinite = False  # the latest exchange was
+        self.nonfinite = False  # the latest exchange was, and the gradients are NaN
         self.stats: dict[str, Any] = {}
         self._warning = NonfiniteWarning()
         self._active: list[int] | None = None
@@ -186,6 +186,7 @@ class Synchronizer:
         while not self.synchronize_joined(optimizer):
             pass
         batches = self.comm.allgather_json(self.batches)
+        self.batches = 0
         return max(range(len(batches)), key=lambda r: (batches[r], r))
 
 
