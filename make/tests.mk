@@ -103,7 +103,8 @@ test-tsan:
 
 # setarch -R: gcc's ThreadSanitizer knows only the memory layout without randomisation.
 sanitized-c-tests: $(C_TEST_BINS)
-	@UBSAN_OPTIONS=print_stacktrace=1 $(shell setarch -R true 2>/dev/null && echo setarch -R) scripts/run_c_tests.sh $(C_TEST_BINS)
+	@UBSAN_OPTIONS=print_stacktrace=1 LSAN_OPTIONS=suppressions=tests/support/leaks.txt:print_suppressions=0 \
+	    $(shell setarch -R true 2>/dev/null && echo setarch -R) scripts/run_c_tests.sh $(C_TEST_BINS)
 
 #: make test-mutants     breaks the sources in named ways and says which test notices (ARGS=--help)
 test-mutants: build $(TEST_READY) $(CMOCKA)/libs
