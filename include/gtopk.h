@@ -82,21 +82,21 @@ extern "C" {
 /* ---- 3  Status codes ---------------------------------------------------------------------------------------------
  *
  * X(name, code, text). Codes are part of the ABI and never change. */
-#define GTOPK_STATUS_LIST(X)                                                                                           \
-    X(GTOPK_OK, 0, "success")                                                                                          \
-    X(GTOPK_ERR_INVALID, -1, "invalid argument")                                                                       \
-    X(GTOPK_ERR_NOMEM, -2, "out of memory")                                                                            \
-    X(GTOPK_ERR_STATE, -3, "call not allowed in this state")                                                           \
-    X(GTOPK_ERR_UNSUPPORTED, -4, "not supported")                                                                      \
-    X(GTOPK_ERR_MISMATCH, -5, "ranks disagree on the configuration")                                                   \
-    X(GTOPK_ERR_CORRUPT, -6, "malformed message or state")                                                             \
-    X(GTOPK_ERR_DESYNC, -7, "message of another step, epoch or configuration")                                         \
-    X(GTOPK_ERR_TIMEOUT, -8, "deadline passed")                                                                        \
-    X(GTOPK_ERR_ABORTED, -9, "another rank gave up")                                                                   \
-    X(GTOPK_ERR_TRANSPORT, -10, "the transport failed")                                                                \
-    X(GTOPK_ERR_DEVICE, -11, "the device failed")                                                                      \
-    X(GTOPK_ERR_NOT_FOUND, -12, "a library or file was not found")                                                     \
-    X(GTOPK_ERR_INTERNAL, -13, "internal error: please report it")                                                     \
+#define GTOPK_STATUS_LIST(X)                                                   \
+    X(GTOPK_OK, 0, "success")                                                  \
+    X(GTOPK_ERR_INVALID, -1, "invalid argument")                               \
+    X(GTOPK_ERR_NOMEM, -2, "out of memory")                                    \
+    X(GTOPK_ERR_STATE, -3, "call not allowed in this state")                   \
+    X(GTOPK_ERR_UNSUPPORTED, -4, "not supported")                              \
+    X(GTOPK_ERR_MISMATCH, -5, "ranks disagree on the configuration")           \
+    X(GTOPK_ERR_CORRUPT, -6, "malformed message or state")                     \
+    X(GTOPK_ERR_DESYNC, -7, "message of another step, epoch or configuration") \
+    X(GTOPK_ERR_TIMEOUT, -8, "deadline passed")                                \
+    X(GTOPK_ERR_ABORTED, -9, "another rank gave up")                           \
+    X(GTOPK_ERR_TRANSPORT, -10, "the transport failed")                        \
+    X(GTOPK_ERR_DEVICE, -11, "the device failed")                              \
+    X(GTOPK_ERR_NOT_FOUND, -12, "a library or file was not found")             \
+    X(GTOPK_ERR_INTERNAL, -13, "internal error: please report it")             \
     X(GTOPK_ERR_INTERRUPTED, -14, "the caller asked to stop waiting")
 
 typedef enum gtopk_status {
@@ -124,7 +124,12 @@ int gtopk_version(void);
  * wire_format. Owned by the library. */
 const char *gtopk_build_info(void);
 
-typedef enum gtopk_log_level { GTOPK_LOG_ERROR = 0, GTOPK_LOG_WARN = 1, GTOPK_LOG_INFO = 2, GTOPK_LOG_TRACE = 3 } gtopk_log_level_t;
+typedef enum gtopk_log_level {
+    GTOPK_LOG_ERROR = 0,
+    GTOPK_LOG_WARN = 1,
+    GTOPK_LOG_INFO = 2,
+    GTOPK_LOG_TRACE = 3
+} gtopk_log_level_t;
 
 typedef void (*gtopk_log_fn)(void *context, int level, const char *text);
 
@@ -156,18 +161,19 @@ typedef struct gtopk_thread_group gtopk_thread_group_t;
 typedef struct gtopk_callbacks gtopk_callbacks_t;
 
 typedef struct gtopk_comm_config {
-    size_t struct_size;              /* sizeof(gtopk_comm_config_t) */
-    const char *transport;           /* NULL: "self" */
-    int32_t size, rank;              /* thread, callback; for self and mpi: -1, or checked against what is found */
-    double timeout;                  /* seconds a whole exchange may wait; 0: GTOPK_TIMEOUT, else 1800 */
-    double warn_after;               /* seconds of waiting for a peer until a warning names it; 0: 60 */
-    const char *mpi_module;          /* mpi: file of the module; NULL: found */
-    void *mpi_comm;                  /* mpi: address of an MPI_Comm to duplicate; NULL: MPI_COMM_WORLD */
-    gtopk_thread_group_t *group;     /* thread */
+    size_t struct_size;                 /* sizeof(gtopk_comm_config_t) */
+    const char *transport;              /* NULL: "self" */
+    int32_t size, rank;                 /* thread, callback; for self and mpi: -1, or checked against what is found */
+    double timeout;                     /* seconds a whole exchange may wait; 0: GTOPK_TIMEOUT, else 1800 */
+    double warn_after;                  /* seconds of waiting for a peer until a warning names it; 0: 60 */
+    const char *mpi_module;             /* mpi: file of the module; NULL: found */
+    void *mpi_comm;                     /* mpi: address of an MPI_Comm to duplicate; NULL: MPI_COMM_WORLD */
+    gtopk_thread_group_t *group;        /* thread */
     const gtopk_callbacks_t *callbacks; /* callback; copied */
-    int (*interrupt)(void *context); /* asked several times a second, on the thread that waits for a peer: 0 goes on, any
-                                        other number ends the exchange with INTERRUPTED. For programs that must see a
-                                        signal (Ctrl-C) while they wait. Must not call gtopk. NULL: never */
+    /* Asked several times a second, on the thread that waits for a peer: 0 goes on, any other number ends the exchange
+     * with INTERRUPTED. For programs that must see a signal (Ctrl-C) while they wait; NULL: never asked. It must not call
+     * gtopk. */
+    int (*interrupt)(void *context);
     void *interrupt_context;
 } gtopk_comm_config_t;
 
@@ -211,7 +217,12 @@ gtopk_status_t gtopk_barrier(gtopk_comm_t *comm);
 
 typedef struct gtopk_reducer gtopk_reducer_t;
 
-typedef enum gtopk_dtype { GTOPK_F32 = 0, GTOPK_F16 = 1, GTOPK_BF16 = 2, GTOPK_F64 = 3 /* gtopk_allreduce only */ } gtopk_dtype_t;
+typedef enum gtopk_dtype {
+    GTOPK_F32 = 0,
+    GTOPK_F16 = 1,
+    GTOPK_BF16 = 2,
+    GTOPK_F64 = 3 /* gtopk_allreduce only */
+} gtopk_dtype_t;
 
 /* `length` entries of type `dtype` at `data`, contiguous and aligned to their size. */
 typedef struct gtopk_tensor {
@@ -223,7 +234,12 @@ typedef struct gtopk_tensor {
 
 /* How values travel. bf16 3.5 bytes an entry at density .001 (indices take 12 bits), int8 2.5, fp32 5.5. fp16 and
  * int8 carry one power-of-two scale a message. */
-typedef enum gtopk_value_type { GTOPK_VALUE_F32 = 0, GTOPK_VALUE_F16 = 1, GTOPK_VALUE_BF16 = 2, GTOPK_VALUE_I8 = 3 } gtopk_value_type_t;
+typedef enum gtopk_value_type {
+    GTOPK_VALUE_F32 = 0,
+    GTOPK_VALUE_F16 = 1,
+    GTOPK_VALUE_BF16 = 2,
+    GTOPK_VALUE_I8 = 3
+} gtopk_value_type_t;
 
 typedef enum gtopk_algorithm {
     GTOPK_ALGORITHM_DENSE = 0,     /* all-reduce of the whole residual: the baseline. O(n) */
@@ -241,24 +257,33 @@ typedef enum gtopk_residual_policy {
 /* Runs body(begin, end, arg) over parts of [begin, end), each of about `grain` items, on threads of the caller, and
  * returns when all are done. */
 typedef void (*gtopk_parallel_body_fn)(int64_t begin, int64_t end, void *arg);
-typedef void (*gtopk_parallel_for_fn)(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body, void *arg);
+typedef void (*gtopk_parallel_for_fn)(void *context, int64_t begin, int64_t end, int64_t grain,
+                                      gtopk_parallel_body_fn body, void *arg);
 
 typedef struct gtopk_reducer_config {
-    size_t struct_size;      /* sizeof(gtopk_reducer_config_t) */
-    const char *device;      /* "cpu", "reference" (obvious and slow); NULL: GTOPK_DEVICE, else "cpu" */
-    double density;          /* (0, 1] */
-    int32_t algorithm;       /* gtopk_algorithm_t */
-    int32_t value_type;      /* gtopk_value_type_t */
-    int32_t residual_policy; /* gtopk_residual_policy_t */
+    size_t struct_size;          /* sizeof(gtopk_reducer_config_t) */
+    const char *device;          /* "cpu", "reference" (obvious and slow); NULL: GTOPK_DEVICE, else "cpu" */
+    double density;              /* (0, 1] */
+    int32_t algorithm;           /* gtopk_algorithm_t */
+    int32_t value_type;          /* gtopk_value_type_t */
+    int32_t residual_policy;     /* gtopk_residual_policy_t */
     int32_t momentum_correction; /* 1: keep a velocity of 4 more bytes an entry; see gtopk_reducer_set_momentum */
-    double merge_growth;     /* w >= 1: round r keeps min(n, 4k, ceil(k_(r-1) * w)) entries; 1: the paper */
+    double merge_growth;         /* w >= 1: round r keeps min(n, 4k, ceil(k_(r-1) * w)) entries; 1: the paper */
     gtopk_parallel_for_fn parallel_for; /* NULL: one thread */
     void *parallel_context;
 } gtopk_reducer_config_t;
 
-#define GTOPK_REDUCER_CONFIG_INIT                                                                                      \
-    {sizeof(gtopk_reducer_config_t), NULL, 0.001, GTOPK_ALGORITHM_GTOPK, GTOPK_VALUE_BF16, GTOPK_RESIDUAL_SHARE, 0,    \
-     1.0, NULL, NULL}
+#define GTOPK_REDUCER_CONFIG_INIT    \
+    {sizeof(gtopk_reducer_config_t), \
+     NULL,                           \
+     0.001,                          \
+     GTOPK_ALGORITHM_GTOPK,          \
+     GTOPK_VALUE_BF16,               \
+     GTOPK_RESIDUAL_SHARE,           \
+     0,                              \
+     1.0,                            \
+     NULL,                           \
+     NULL}
 
 /* Collective. A reducer for `count` segments of lengths[i] entries each (0 is allowed). The residual starts at zero.
  * Memory: 4 bytes an entry and O(k log P). All ranks must give the same lengths and the same config but for device and
@@ -282,25 +307,26 @@ enum {
  * counts as zero. scale is finite: 1 / loss scale, 1 / accumulation steps, or 1.
  * An entry whose sum is not finite is left as it was and makes the step non-finite: see gtopk_reducer_reduce.
  * Errors: INVALID (nothing was changed), STATE (segment twice in this step: nothing was changed), DEVICE. */
-gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t *segments, const gtopk_tensor_t *tensors,
-                                        size_t count, double scale, uint32_t flags, void *stream);
+gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t *segments,
+                                        const gtopk_tensor_t *tensors, size_t count, double scale, uint32_t flags,
+                                        void *stream);
 
 typedef struct gtopk_stats {
-    size_t struct_size;    /* set by the caller: sizeof(gtopk_stats_t) */
-    uint64_t step;         /* steps done before this one */
-    uint64_t k;            /* entries a rank selects */
-    uint64_t selected;     /* entries selected on this rank (fewer than k when it has fewer non-zeros) */
-    uint64_t count;        /* entries in the update */
-    uint64_t bytes_sent;   /* by this rank, headers included; a dense all-reduce by the transport: 2 (P-1)/P n 4 */
+    size_t struct_size;  /* set by the caller: sizeof(gtopk_stats_t) */
+    uint64_t step;       /* steps done before this one */
+    uint64_t k;          /* entries a rank selects */
+    uint64_t selected;   /* entries selected on this rank (fewer than k when it has fewer non-zeros) */
+    uint64_t count;      /* entries in the update */
+    uint64_t bytes_sent; /* by this rank, headers included; a dense all-reduce by the transport: 2 (P-1)/P n 4 */
     uint64_t bytes_received;
-    uint64_t candidates;   /* entries that passed the selection hint */
-    uint64_t hint_misses;  /* 1: selection needed another read pass */
-    uint32_t rounds;       /* messages this rank exchanged one after the other */
-    int32_t nonfinite;     /* 1: some rank met Inf or NaN; nothing was selected, outputs are NaN */
-    int32_t all_joined;    /* 1: every rank had GTOPK_JOINED */
-    int32_t slowest_peer;  /* the rank waited for longest, -1: none */
+    uint64_t candidates;  /* entries that passed the selection hint */
+    uint64_t hint_misses; /* 1: selection needed another read pass */
+    uint32_t rounds;      /* messages this rank exchanged one after the other */
+    int32_t nonfinite;    /* 1: some rank met Inf or NaN; nothing was selected, outputs are NaN */
+    int32_t all_joined;   /* 1: every rank had GTOPK_JOINED */
+    int32_t slowest_peer; /* the rank waited for longest, -1: none */
     double accumulate_s, select_s, exchange_s, commit_s; /* exchange_s includes wait_s */
-    double wait_s;         /* time spent waiting for peers */
+    double wait_s;                                       /* time spent waiting for peers */
 } gtopk_stats_t;
 
 /* Collective. Selects, exchanges and commits: outputs[i] (i < count = number of segments, in order; float, fp16 or
@@ -311,8 +337,8 @@ typedef struct gtopk_stats {
  *
  * Errors: INVALID or STATE found before anything was sent: nothing changed, call again. Anything else: the step did
  * not happen on this rank, the residual is as after accumulate, outputs are untouched, the communicator is broken. */
-gtopk_status_t gtopk_reducer_reduce(gtopk_reducer_t *reducer, const gtopk_tensor_t *outputs, size_t count, uint32_t flags,
-                                    void *stream, gtopk_stats_t *stats);
+gtopk_status_t gtopk_reducer_reduce(gtopk_reducer_t *reducer, const gtopk_tensor_t *outputs, size_t count,
+                                    uint32_t flags, void *stream, gtopk_stats_t *stats);
 
 /* Arrays of the caller. */
 typedef struct gtopk_set {

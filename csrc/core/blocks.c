@@ -3,8 +3,7 @@
 
 #include <string.h>
 
-#define CHECK_ARRAYS(set, room)                                                                                        \
-    ((set) && ((room) == 0 || ((set)->indices && (set)->values)))
+#define CHECK_ARRAYS(set, room) ((set) && ((room) == 0 || ((set)->indices && (set)->values)))
 
 static uint64_t at_most(uint64_t limit, uint64_t value)
 {
@@ -20,7 +19,8 @@ static gtopk_status_t check_room(const char *call, const gtopk_set_t *set, uint6
 {
     if (CHECK_ARRAYS(set, needed) && set->capacity >= needed)
         return GTOPK_OK;
-    return status_set(GTOPK_ERR_INVALID, "%s needs room for %llu entries, the set has %llu", call, (unsigned long long)needed,
+    return status_set(GTOPK_ERR_INVALID, "%s needs room for %llu entries, the set has %llu", call,
+                      (unsigned long long)needed,
                       set && set->indices && set->values ? (unsigned long long)set->capacity : 0ull);
 }
 
@@ -42,13 +42,16 @@ static gtopk_status_t check_set(const char *call, const char *name, const gtopk_
         return status_set(GTOPK_ERR_INVALID, "%s: %s has more than 2^32 - 1 entries", call, name);
     for (uint64_t i = 0; i < set->count; i++) {
         if (set->indices[i] >= dim)
-            return status_set(GTOPK_ERR_INVALID, "%s: index %u of %s is not below dim %llu", call, set->indices[i], name,
-                              (unsigned long long)dim);
+            return status_set(GTOPK_ERR_INVALID, "%s: index %u of %s is not below dim %llu", call, set->indices[i],
+                              name, (unsigned long long)dim);
         if (i > 0 && set->indices[i] <= set->indices[i - 1])
-            return status_set(GTOPK_ERR_INVALID, "%s: the indices of %s do not increase at entry %llu (%u after %u): sort them, each "
-                              "once", call, name, (unsigned long long)i, set->indices[i], set->indices[i - 1]);
+            return status_set(GTOPK_ERR_INVALID,
+                              "%s: the indices of %s do not increase at entry %llu (%u after %u): sort them, each "
+                              "once",
+                              call, name, (unsigned long long)i, set->indices[i], set->indices[i - 1]);
         if (!is_entry(set->values[i]))
-            return status_set(GTOPK_ERR_INVALID, "%s: entry %llu of %s has value %g: a set holds finite non-zero values", call,
+            return status_set(GTOPK_ERR_INVALID,
+                              "%s: entry %llu of %s has value %g: a set holds finite non-zero values", call,
                               (unsigned long long)i, name, (double)set->values[i]);
     }
     return GTOPK_OK;
@@ -61,15 +64,18 @@ static gtopk_status_t check_finite(const float *values, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)
         if (!is_entry(values[i]))
-            return status_set(GTOPK_ERR_INVALID, "gtopk_select: x holds NaN or Inf, which have no place in an order of magnitudes");
+            return status_set(GTOPK_ERR_INVALID,
+                              "gtopk_select: x holds NaN or Inf, which have no place in an order of magnitudes");
     return GTOPK_OK;
 }
 
-gtopk_status_t blocks_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t *set, const device_parallel_t *parallel)
+gtopk_status_t blocks_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t *set,
+                             const device_parallel_t *parallel)
 {
     const uint64_t kept = at_most(n, k);
     if (n > UINT32_MAX || (n > 0 && !x))
-        return status_set(GTOPK_ERR_INVALID, "gtopk_select takes an array of at most 2^32 - 1 entries, not %llu", x ? (unsigned long long)n : 0ull);
+        return status_set(GTOPK_ERR_INVALID, "gtopk_select takes an array of at most 2^32 - 1 entries, not %llu",
+                          x ? (unsigned long long)n : 0ull);
     gtopk_status_t status = check_room("gtopk_select", set, kept);
     if (status != GTOPK_OK)
         return status;
@@ -137,14 +143,18 @@ static int value_type_exists(int32_t value_type)
 
 size_t gtopk_encode_bound(uint64_t dim, uint64_t count, int32_t value_type)
 {
-    return value_type_exists(value_type) && dim <= UINT32_MAX && count <= dim ? wire_message_capacity(dim, count, value_type) : 0;
+    return value_type_exists(value_type) && dim <= UINT32_MAX && count <= dim
+               ? wire_message_capacity(dim, count, value_type)
+               : 0;
 }
 
 gtopk_status_t gtopk_encode(const gtopk_set_t *set, uint64_t dim, int32_t value_type, void *buffer, size_t *bytes)
 {
     if (dim > UINT32_MAX || !value_type_exists(value_type))
-        return status_set(GTOPK_ERR_INVALID, "gtopk_encode takes a dim of at most 2^32 - 1 and a gtopk_value_type_t, not dim %llu and type %d",
-                          (unsigned long long)dim, (int)value_type);
+        return status_set(
+            GTOPK_ERR_INVALID,
+            "gtopk_encode takes a dim of at most 2^32 - 1 and a gtopk_value_type_t, not dim %llu and type %d",
+            (unsigned long long)dim, (int)value_type);
     gtopk_status_t status = check_set("gtopk_encode", "the set", set, dim);
     if (status != GTOPK_OK)
         return status;

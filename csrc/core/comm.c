@@ -65,13 +65,14 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm
         return GTOPK_OK;
     if (config->struct_size < sizeof(size_t) || config->struct_size > sizeof *full ||
         config->struct_size % sizeof(void *) != 0)
-        return status_set(GTOPK_ERR_INVALID, "gtopk_comm_config_t has struct_size %zu, this library knows up to %zu: fill it "
+        return status_set(GTOPK_ERR_INVALID,
+                          "gtopk_comm_config_t has struct_size %zu, this library knows up to %zu: fill it "
                           "with GTOPK_COMM_CONFIG_INIT, and do not use a newer header than the library",
                           config->struct_size, sizeof *full);
     memcpy(full, config, config->struct_size);
     if (!(full->timeout >= 0.0) || !(full->warn_after >= 0.0) || isinf(full->timeout) || isinf(full->warn_after))
-        return status_set(GTOPK_ERR_INVALID, "timeout %g s and warn_after %g s must be finite and not negative", full->timeout,
-                          full->warn_after);
+        return status_set(GTOPK_ERR_INVALID, "timeout %g s and warn_after %g s must be finite and not negative",
+                          full->timeout, full->warn_after);
     return GTOPK_OK;
 }
 
@@ -139,10 +140,13 @@ gtopk_status_t comm_enter(gtopk_comm_t *comm)
     if (!comm)
         return status_set(GTOPK_ERR_INVALID, "the communicator is NULL: create one with gtopk_comm_create");
     if (comm->owner != getpid())
-        return status_set(GTOPK_ERR_STATE, "this communicator belongs to the parent process (%d): create one in the child after "
-                          "fork, or do not use gtopk there", (int)comm->owner);
+        return status_set(GTOPK_ERR_STATE,
+                          "this communicator belongs to the parent process (%d): create one in the child after "
+                          "fork, or do not use gtopk there",
+                          (int)comm->owner);
     if (atomic_flag_test_and_set(&comm->busy))
-        return status_set(GTOPK_ERR_STATE, "another thread is using this communicator: one call at a time, or one communicator "
+        return status_set(GTOPK_ERR_STATE,
+                          "another thread is using this communicator: one call at a time, or one communicator "
                           "for each thread");
     comm->environment = fpenv_enter();
     const gtopk_status_t status = link_check_alive(&comm->link);
@@ -180,8 +184,9 @@ gtopk_status_t comm_agree(gtopk_comm_t *comm, gtopk_status_t mine, const char *w
     status = mine == GTOPK_OK ? GTOPK_OK : status_set(mine, "%s", text);
     for (int32_t r = 0; r < size && status == GTOPK_OK; r++)
         if (codes[r] != GTOPK_OK)
-            status = status_set(GTOPK_ERR_MISMATCH, "%s failed on rank %d (%s): its own error says why; nothing was changed here",
-                                what, (int)r, gtopk_status_name(codes[r]));
+            status = status_set(GTOPK_ERR_MISMATCH,
+                                "%s failed on rank %d (%s): its own error says why; nothing was changed here", what,
+                                (int)r, gtopk_status_name(codes[r]));
     memory_free(codes);
     return status;
 }
@@ -214,7 +219,8 @@ gtopk_status_t gtopk_broadcast(gtopk_comm_t *comm, void *buffer, size_t bytes, i
     if (status != GTOPK_OK)
         return status;
     if (root < 0 || root >= comm->transport->size)
-        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root, (int)comm->transport->size);
+        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root,
+                            (int)comm->transport->size);
     else if (bytes > 0 && !buffer)
         status = status_set(GTOPK_ERR_INVALID, "gtopk_broadcast of %zu bytes got no buffer", bytes);
     else
@@ -242,7 +248,8 @@ gtopk_status_t gtopk_allreduce(gtopk_comm_t *comm, void *buffer, size_t count, i
     if (status != GTOPK_OK)
         return status;
     if (dtype != GTOPK_F32 && dtype != GTOPK_F64)
-        status = status_set(GTOPK_ERR_INVALID, "gtopk_allreduce sums GTOPK_F32 and GTOPK_F64, not dtype %d: convert first", (int)dtype);
+        status = status_set(GTOPK_ERR_INVALID,
+                            "gtopk_allreduce sums GTOPK_F32 and GTOPK_F64, not dtype %d: convert first", (int)dtype);
     else if (count > 0 && !buffer)
         status = status_set(GTOPK_ERR_INVALID, "gtopk_allreduce of %zu values got no buffer", count);
     else

@@ -12,10 +12,10 @@ struct gtopk_comm {
     link_t link;
     transport_t *transport;
     atomic_flag busy;
-    fpenv_t environment;   /* the caller's, while in a call */
-    pid_t owner;           /* the process that created it */
+    fpenv_t environment;    /* the caller's, while in a call */
+    pid_t owner;            /* the process that created it */
     uint32_t reducers_made; /* ids: the same on all ranks, as creation is collective */
-    atomic_int references; /* the handle and its reducers */
+    atomic_int references;  /* the handle and its reducers */
 };
 
 /* Collective. A communicator on an open transport, which it owns from now on, also on failure. */

@@ -11,15 +11,18 @@ gtopk_status_t config_check_density(double density)
 {
     if (density > 0.0 && density <= 1.0) /* false for NaN */
         return GTOPK_OK;
-    return status_set(GTOPK_ERR_INVALID, "density %g is out of range: it is the share of entries to send, above 0 and at most 1 "
-                      "(default 0.001)", density);
+    return status_set(GTOPK_ERR_INVALID,
+                      "density %g is out of range: it is the share of entries to send, above 0 and at most 1 "
+                      "(default 0.001)",
+                      density);
 }
 
 static gtopk_status_t check_choice(const char *name, int32_t value, int32_t count)
 {
     if (value >= 0 && value < count)
         return GTOPK_OK;
-    return status_set(GTOPK_ERR_INVALID, "%s %d does not exist: use one of the %d constants in gtopk.h", name, (int)value, (int)count);
+    return status_set(GTOPK_ERR_INVALID, "%s %d does not exist: use one of the %d constants in gtopk.h", name,
+                      (int)value, (int)count);
 }
 
 gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_config_t *full)
@@ -28,7 +31,8 @@ gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_
     *full = defaults;
     if (config && (config->struct_size < sizeof(size_t) || config->struct_size > sizeof *full ||
                    config->struct_size % sizeof(void *) != 0))
-        return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_config_t has struct_size %zu, this library knows up to %zu: fill it "
+        return status_set(GTOPK_ERR_INVALID,
+                          "gtopk_reducer_config_t has struct_size %zu, this library knows up to %zu: fill it "
                           "with GTOPK_REDUCER_CONFIG_INIT, and do not use a newer header than the library",
                           config->struct_size, sizeof *full);
     if (config)
@@ -43,7 +47,8 @@ gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_
     if (status == GTOPK_OK)
         status = check_choice("momentum correction", full->momentum_correction, 2);
     if (status == GTOPK_OK && !(full->merge_growth >= 1.0 && isfinite(full->merge_growth)))
-        status = status_set(GTOPK_ERR_INVALID, "merge_growth %g is out of range: at least 1 (default; each round keeps k entries)",
+        status = status_set(GTOPK_ERR_INVALID,
+                            "merge_growth %g is out of range: at least 1 (default; each round keeps k entries)",
                             full->merge_growth);
     return status;
 }
@@ -57,13 +62,17 @@ gtopk_status_t config_check_lengths(const uint64_t *lengths, size_t count, uint6
         return status_set(GTOPK_ERR_INVALID, "%zu segments are too many: at most %u", count, UINT32_MAX);
     for (size_t i = 0; i < count; i++) {
         if (lengths[i] > UINT32_MAX || *dim + lengths[i] > UINT32_MAX)
-            return status_set(GTOPK_ERR_INVALID, "segments 0 to %zu have more than 2^32 - 1 entries in all: use more reducers, each "
-                              "for a part of the segments", i);
+            return status_set(GTOPK_ERR_INVALID,
+                              "segments 0 to %zu have more than 2^32 - 1 entries in all: use more reducers, each "
+                              "for a part of the segments",
+                              i);
         *dim += lengths[i];
     }
     if (*dim == 0)
-        return status_set(GTOPK_ERR_INVALID, "a reducer of %zu segments without any entry has nothing to do: give at least one "
-                          "non-empty segment", count);
+        return status_set(GTOPK_ERR_INVALID,
+                          "a reducer of %zu segments without any entry has nothing to do: give at least one "
+                          "non-empty segment",
+                          count);
     return GTOPK_OK;
 }
 
@@ -94,11 +103,12 @@ static gtopk_status_t compare(int32_t rank, int32_t other, const char *name, dou
 {
     if (ours == theirs)
         return GTOPK_OK;
-    return status_set(GTOPK_ERR_MISMATCH, "%s is %.17g on rank %d and %.17g on rank %d: give the same on all ranks", name, ours,
-                      (int)rank, theirs, (int)other);
+    return status_set(GTOPK_ERR_MISMATCH, "%s is %.17g on rank %d and %.17g on rank %d: give the same on all ranks",
+                      name, ours, (int)rank, theirs, (int)other);
 }
 
-static gtopk_status_t compare_records(int32_t rank, const config_record_t *mine, int32_t other, const config_record_t *theirs)
+static gtopk_status_t compare_records(int32_t rank, const config_record_t *mine, int32_t other,
+                                      const config_record_t *theirs)
 {
     const struct {
         const char *name;
@@ -115,16 +125,18 @@ static gtopk_status_t compare_records(int32_t rank, const config_record_t *mine,
         {"momentum correction", mine->momentum_correction, theirs->momentum_correction},
     };
     if (theirs->status != GTOPK_OK)
-        return status_set(GTOPK_ERR_MISMATCH, "rank %d could not create its reducer (%s): its own error says why", (int)other,
-                          gtopk_status_name(theirs->status));
+        return status_set(GTOPK_ERR_MISMATCH, "rank %d could not create its reducer (%s): its own error says why",
+                          (int)other, gtopk_status_name(theirs->status));
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         const gtopk_status_t status = compare(rank, other, fields[i].name, fields[i].ours, fields[i].theirs);
         if (status != GTOPK_OK)
             return status;
     }
     if (mine->lengths_hash != theirs->lengths_hash)
-        return status_set(GTOPK_ERR_MISMATCH, "the segments have other lengths on rank %d than on rank %d (the same number and the "
-                          "same sum): give the same segments in the same order on all ranks", (int)rank, (int)other);
+        return status_set(GTOPK_ERR_MISMATCH,
+                          "the segments have other lengths on rank %d than on rank %d (the same number and the "
+                          "same sum): give the same segments in the same order on all ranks",
+                          (int)rank, (int)other);
     return GTOPK_OK;
 }
 

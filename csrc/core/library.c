@@ -14,8 +14,9 @@ int gtopk_version(void)
 const char *gtopk_build_info(void)
 {
     static _Thread_local char text[256];
-    (void)snprintf(text, sizeof text, "version=%d.%d.%d\nisa=%s\nisa_supported=%s\nwire_format=%u\n", GTOPK_VERSION_MAJOR,
-                   GTOPK_VERSION_MINOR, GTOPK_VERSION_PATCH, device_cpu_isa(), device_cpu_isa_supported(), WIRE_FORMAT_VERSION);
+    (void)snprintf(text, sizeof text, "version=%d.%d.%d\nisa=%s\nisa_supported=%s\nwire_format=%u\n",
+                   GTOPK_VERSION_MAJOR, GTOPK_VERSION_MINOR, GTOPK_VERSION_PATCH, device_cpu_isa(),
+                   device_cpu_isa_supported(), WIRE_FORMAT_VERSION);
     return text;
 }
 

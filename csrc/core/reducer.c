@@ -41,8 +41,8 @@ static gtopk_status_t allocate_segments(gtopk_reducer_t *reducer, const uint64_t
 }
 
 /* Everything that can fail on one rank alone. */
-static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config, const uint64_t *lengths,
-                                   size_t count)
+static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config,
+                                   const uint64_t *lengths, size_t count)
 {
     gtopk_reducer_config_t full;
     config_record_t *record = &reducer->record;
@@ -66,7 +66,8 @@ static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer
     if (status == GTOPK_OK)
         status = device_open(full.device, &reducer->device);
     if (status == GTOPK_OK && !reducer->device->ops->host_memory)
-        status = status_set(GTOPK_ERR_UNSUPPORTED, "device %s has memory of its own, which no transport of this version takes",
+        status = status_set(GTOPK_ERR_UNSUPPORTED,
+                            "device %s has memory of its own, which no transport of this version takes",
                             reducer->device->ops->name);
     if (status != GTOPK_OK)
         return status;
@@ -74,8 +75,8 @@ static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer
     const device_parallel_t parallel = {full.parallel_for, full.parallel_context};
     const sparse_config_t exchange = exchange_config(reducer, reducer->k);
     void *words = NULL, *dense = NULL;
-    status = ops->store_create(reducer->device, record->dim, reducer_is_dense(reducer) ? 1 : reducer->k, full.momentum_correction,
-                               &parallel, &reducer->store);
+    status = ops->store_create(reducer->device, record->dim, reducer_is_dense(reducer) ? 1 : reducer->k,
+                               full.momentum_correction, &parallel, &reducer->store);
     if (status == GTOPK_OK)
         status = ops->allocate(reducer->device, sizeof *reducer->words, "the step's flags", &words);
     reducer->words = words;
@@ -117,9 +118,9 @@ gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, c
         return status;
     }
     reducer->hash = config_hash(&reducer->record);
-    LOG(GTOPK_LOG_INFO, "rank %d: reducer %u of %llu entries in %zu segments, k %llu, device %s", (int)comm->transport->rank,
-        reducer->record.reducer, (unsigned long long)reducer->record.dim, count, (unsigned long long)reducer->k,
-        reducer->device->ops->name);
+    LOG(GTOPK_LOG_INFO, "rank %d: reducer %u of %llu entries in %zu segments, k %llu, device %s",
+        (int)comm->transport->rank, reducer->record.reducer, (unsigned long long)reducer->record.dim, count,
+        (unsigned long long)reducer->k, reducer->device->ops->name);
     *out = reducer;
     return GTOPK_OK;
 }
@@ -151,8 +152,10 @@ gtopk_status_t reducer_enter(gtopk_reducer_t *reducer)
     if (!reducer)
         return status_set(GTOPK_ERR_INVALID, "the reducer is NULL: create one with gtopk_reducer_create");
     if (reducer->comm->owner != getpid())
-        return status_set(GTOPK_ERR_STATE, "this reducer belongs to the parent process (%d): create a communicator and a reducer in "
-                          "the child after fork", (int)reducer->comm->owner);
+        return status_set(GTOPK_ERR_STATE,
+                          "this reducer belongs to the parent process (%d): create a communicator and a reducer in "
+                          "the child after fork",
+                          (int)reducer->comm->owner);
     if (atomic_flag_test_and_set(&reducer->busy))
         return status_set(GTOPK_ERR_STATE, "another thread is using this reducer: one call at a time");
     reducer->environment = fpenv_enter();
@@ -170,7 +173,8 @@ gtopk_status_t reducer_check_between_steps(const gtopk_reducer_t *reducer, const
 {
     if (!reducer->in_step)
         return GTOPK_OK;
-    return status_set(GTOPK_ERR_STATE, "%s is not allowed between accumulate and reduce (step %llu): finish the step first", call,
+    return status_set(GTOPK_ERR_STATE,
+                      "%s is not allowed between accumulate and reduce (step %llu): finish the step first", call,
                       (unsigned long long)reducer->step);
 }
 

@@ -15,18 +15,18 @@ struct gtopk_reducer {
     sparse_t *sparse;      /* for algorithm dense: the headers */
     float *dense;          /* dense: dim floats of device memory, else NULL */
     config_record_t record;
-    uint32_t hash;         /* of the record */
+    uint32_t hash; /* of the record */
     uint64_t k;
     uint64_t *lengths, *offsets;
-    device_span_t *spans;  /* scratch: one a segment */
-    uint8_t *seen;         /* segments that were accumulated in this step */
+    device_span_t *spans; /* scratch: one a segment */
+    uint8_t *seen;        /* segments that were accumulated in this step */
     int in_step;
     uint64_t step;
     float momentum;
     int nesterov;
-    gtopk_stats_t stats;   /* of the step under way, then of the latest */
+    gtopk_stats_t stats; /* of the step under way, then of the latest */
     atomic_flag busy;
-    fpenv_t environment;   /* the caller's, while in a call */
+    fpenv_t environment; /* the caller's, while in a call */
 };
 
 static inline int reducer_is_dense(const gtopk_reducer_t *reducer)

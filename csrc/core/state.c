@@ -89,7 +89,8 @@ static gtopk_status_t check_buffer(const gtopk_reducer_t *reducer, const void *b
     const size_t needed = gtopk_reducer_state_size(reducer);
     if (buffer && bytes == needed)
         return GTOPK_OK;
-    return status_set(GTOPK_ERR_INVALID, "a state of this reducer takes %zu bytes, the buffer has %zu: see gtopk_reducer_state_size",
+    return status_set(GTOPK_ERR_INVALID,
+                      "a state of this reducer takes %zu bytes, the buffer has %zu: see gtopk_reducer_state_size",
                       needed, buffer ? bytes : 0);
 }
 
@@ -158,7 +159,8 @@ gtopk_status_t gtopk_reducer_state_consolidate(gtopk_reducer_t *reducer, void *b
     uint8_t *state = comm->transport->rank == root ? buffer : NULL;
     status = reducer_check_between_steps(reducer, "gtopk_reducer_state_consolidate");
     if (status == GTOPK_OK && (root < 0 || root >= comm->transport->size))
-        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root, (int)comm->transport->size);
+        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root,
+                            (int)comm->transport->size);
     if (status == GTOPK_OK && comm->transport->rank == root)
         status = check_buffer(reducer, buffer, bytes);
     if (status == GTOPK_OK)
@@ -220,8 +222,10 @@ gtopk_status_t gtopk_state_inspect(const void *buffer, size_t bytes, gtopk_state
     memcpy(&crc, state + STATE_CRC_AT, sizeof crc);
     memcpy(&reserved, state + 56, sizeof reserved);
     if (version != STATE_VERSION)
-        return status_set(GTOPK_ERR_CORRUPT, "the state has format version %u, this library reads %u: load it with the library that "
-                          "wrote it", version, STATE_VERSION);
+        return status_set(GTOPK_ERR_CORRUPT,
+                          "the state has format version %u, this library reads %u: load it with the library that "
+                          "wrote it",
+                          version, STATE_VERSION);
     if (found.dim > UINT32_MAX || found.segments > UINT32_MAX || found.size < 1 || found.rank < CONSOLIDATED ||
         found.rank >= found.size || flags > HAS_VELOCITY || reserved != 0)
         return corrupt("a field of its header is out of range");
@@ -242,19 +246,24 @@ static gtopk_status_t check_fits(const gtopk_reducer_t *reducer, const uint8_t *
 {
     const config_record_t *record = &reducer->record;
     if (info->segments != record->segments)
-        return status_set(GTOPK_ERR_MISMATCH, "the state has %llu segments, the reducer has %llu: it is another model's",
+        return status_set(GTOPK_ERR_MISMATCH,
+                          "the state has %llu segments, the reducer has %llu: it is another model's",
                           (unsigned long long)info->segments, (unsigned long long)record->segments);
     for (uint64_t s = 0; s < record->segments; s++) {
         uint64_t length;
         memcpy(&length, state + STATE_HEADER + s * sizeof length, sizeof length);
         if (length != reducer->lengths[s])
-            return status_set(GTOPK_ERR_MISMATCH, "segment %llu has %llu entries in the state and %llu in the reducer: it is another "
-                              "model's", (unsigned long long)s, (unsigned long long)length,
+            return status_set(GTOPK_ERR_MISMATCH,
+                              "segment %llu has %llu entries in the state and %llu in the reducer: it is another "
+                              "model's",
+                              (unsigned long long)s, (unsigned long long)length,
                               (unsigned long long)reducer->lengths[s]);
     }
     if (info->has_velocity != record->momentum_correction)
-        return status_set(GTOPK_ERR_MISMATCH, "the state has %s velocity, the reducer has %s: create it with the same momentum "
-                          "correction", info->has_velocity ? "a" : "no", record->momentum_correction ? "one" : "none");
+        return status_set(GTOPK_ERR_MISMATCH,
+                          "the state has %s velocity, the reducer has %s: create it with the same momentum "
+                          "correction",
+                          info->has_velocity ? "a" : "no", record->momentum_correction ? "one" : "none");
     return GTOPK_OK;
 }
 
@@ -301,8 +310,10 @@ static gtopk_status_t load(gtopk_reducer_t *reducer, const void *buffer, size_t 
     if (status == GTOPK_OK)
         status = check_values(buffer, bytes, &info);
     if (status == GTOPK_OK && !adopt && info.rank != CONSOLIDATED && (info.rank != rank || info.size != size))
-        status = status_set(GTOPK_ERR_MISMATCH, "the state is that of rank %d of %d, this is rank %d of %d: load each rank's own, or a "
-                            "consolidated one (gtopk_reducer_state_consolidate)", (int)info.rank, (int)info.size, (int)rank, (int)size);
+        status = status_set(GTOPK_ERR_MISMATCH,
+                            "the state is that of rank %d of %d, this is rank %d of %d: load each rank's own, or a "
+                            "consolidated one (gtopk_reducer_state_consolidate)",
+                            (int)info.rank, (int)info.size, (int)rank, (int)size);
     const int32_t shares = adopt ? 0 : info.rank == CONSOLIDATED ? size : 1;
     for (int which = RESIDUAL; which <= reducer->record.momentum_correction && status == GTOPK_OK; which++)
         status = load_array(reducer, which, buffer, shares);
@@ -359,8 +370,8 @@ static gtopk_status_t read_segment(gtopk_reducer_t *reducer, int which, uint32_t
     return status;
 }
 
-static gtopk_status_t write_segment(gtopk_reducer_t *reducer, int which, uint32_t segment, const float *in, uint64_t length,
-                                    const char *call)
+static gtopk_status_t write_segment(gtopk_reducer_t *reducer, int which, uint32_t segment, const float *in,
+                                    uint64_t length, const char *call)
 {
     gtopk_status_t status = reducer_enter(reducer);
     if (status != GTOPK_OK)
@@ -372,8 +383,8 @@ static gtopk_status_t write_segment(gtopk_reducer_t *reducer, int which, uint32_
         status = check_segment(reducer, segment, in, length);
     for (uint64_t i = 0; i < length && status == GTOPK_OK; i++)
         if (!isfinite(in[i]))
-            status = status_set(GTOPK_ERR_INVALID, "entry %llu is %g: a %s holds finite values", (unsigned long long)i, (double)in[i],
-                                which == VELOCITY ? "velocity" : "residual");
+            status = status_set(GTOPK_ERR_INVALID, "entry %llu is %g: a %s holds finite values", (unsigned long long)i,
+                                (double)in[i], which == VELOCITY ? "velocity" : "residual");
     if (status == GTOPK_OK)
         status = reducer->device->ops->store_write(reducer->store, which, reducer->offsets[segment], length, in);
     reducer_leave(reducer);

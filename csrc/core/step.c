@@ -30,11 +30,13 @@ static size_t dtype_size(int32_t dtype)
 }
 
 /* A tensor that stands for segment s: type, length, alignment. */
-static gtopk_status_t check_tensor(const gtopk_reducer_t *reducer, const char *what, size_t s, const gtopk_tensor_t *tensor)
+static gtopk_status_t check_tensor(const gtopk_reducer_t *reducer, const char *what, size_t s,
+                                   const gtopk_tensor_t *tensor)
 {
     const size_t item = dtype_size(tensor->dtype);
     if (item == 0)
-        return status_set(GTOPK_ERR_INVALID, "%s of segment %zu has dtype %d: GTOPK_F32, GTOPK_F16 or GTOPK_BF16 is possible", what, s,
+        return status_set(GTOPK_ERR_INVALID,
+                          "%s of segment %zu has dtype %d: GTOPK_F32, GTOPK_F16 or GTOPK_BF16 is possible", what, s,
                           (int)tensor->dtype);
     if (tensor->length != reducer->lengths[s])
         return status_set(GTOPK_ERR_INVALID, "%s of segment %zu has %llu entries, the segment has %llu", what, s,
@@ -42,7 +44,8 @@ static gtopk_status_t check_tensor(const gtopk_reducer_t *reducer, const char *w
     if (tensor->length > 0 && !tensor->data)
         return status_set(GTOPK_ERR_INVALID, "%s of segment %zu is NULL", what, s);
     if ((uintptr_t)tensor->data % item != 0)
-        return status_set(GTOPK_ERR_INVALID, "%s of segment %zu is not aligned to its %zu bytes an entry", what, s, item);
+        return status_set(GTOPK_ERR_INVALID, "%s of segment %zu is not aligned to its %zu bytes an entry", what, s,
+                          item);
     return GTOPK_OK;
 }
 
@@ -57,7 +60,8 @@ static void span_set(gtopk_reducer_t *reducer, size_t at, size_t segment, const 
 }
 
 /* Checks all tensors and marks their segments as seen; on an error no mark is left behind. */
-static gtopk_status_t claim_segments(gtopk_reducer_t *reducer, const uint32_t *segments, const gtopk_tensor_t *tensors, size_t count)
+static gtopk_status_t claim_segments(gtopk_reducer_t *reducer, const uint32_t *segments, const gtopk_tensor_t *tensors,
+                                     size_t count)
 {
     gtopk_status_t status = GTOPK_OK;
     size_t claimed = 0;
@@ -72,8 +76,10 @@ static gtopk_status_t claim_segments(gtopk_reducer_t *reducer, const uint32_t *s
             status = status_set(GTOPK_ERR_INVALID, "segment %zu does not exist: the reducer has %llu", s,
                                 (unsigned long long)reducer->record.segments);
         else if (reducer->seen[s])
-            status = status_set(GTOPK_ERR_STATE, "segment %zu was accumulated already in step %llu: each segment once a step; add up "
-                                "gradients before, or call reduce", s, (unsigned long long)reducer->step);
+            status = status_set(GTOPK_ERR_STATE,
+                                "segment %zu was accumulated already in step %llu: each segment once a step; add up "
+                                "gradients before, or call reduce",
+                                s, (unsigned long long)reducer->step);
         else
             status = check_tensor(reducer, "the gradient", s, &tensors[i]);
         if (status != GTOPK_OK)
@@ -87,7 +93,8 @@ static gtopk_status_t claim_segments(gtopk_reducer_t *reducer, const uint32_t *s
     return status;
 }
 
-static gtopk_status_t accumulate_checked(gtopk_reducer_t *reducer, size_t count, float scale, uint32_t flags, void *stream)
+static gtopk_status_t accumulate_checked(gtopk_reducer_t *reducer, size_t count, float scale, uint32_t flags,
+                                         void *stream)
 {
     if (flags & GTOPK_FOUND_INF) {
         reducer->words->nonfinite = 1;
@@ -102,8 +109,9 @@ static gtopk_status_t accumulate_checked(gtopk_reducer_t *reducer, size_t count,
     return reducer->device->ops->accumulate(reducer->store, reducer->spans, count, &params, reducer->words, stream);
 }
 
-gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t *segments, const gtopk_tensor_t *tensors,
-                                        size_t count, double scale, uint32_t flags, void *stream)
+gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t *segments,
+                                        const gtopk_tensor_t *tensors, size_t count, double scale, uint32_t flags,
+                                        void *stream)
 {
     gtopk_status_t status = reducer_enter(reducer);
     if (status != GTOPK_OK)
@@ -134,7 +142,8 @@ static gtopk_status_t accumulate_missing(gtopk_reducer_t *reducer, void *stream)
             span_set(reducer, missing++, s, NULL);
     const device_accumulate_t params = {.scale = 1.0f};
     return missing == 0 ? GTOPK_OK
-                        : reducer->device->ops->accumulate(reducer->store, reducer->spans, missing, &params, reducer->words, stream);
+                        : reducer->device->ops->accumulate(reducer->store, reducer->spans, missing, &params,
+                                                           reducer->words, stream);
 }
 
 /* ---- reduce ---- */
@@ -153,13 +162,15 @@ static gtopk_status_t check_target(const gtopk_reducer_t *reducer, const target_
     if (target->set) {
         const uint64_t needed = gtopk_reducer_max_count(reducer);
         if (target->set->capacity < needed || (needed > 0 && (!target->set->indices || !target->set->values)))
-            status = status_set(GTOPK_ERR_INVALID, "the set has room for %llu entries, an update may have %llu: see "
-                                "gtopk_reducer_max_count", (unsigned long long)target->set->capacity, (unsigned long long)needed);
+            status = status_set(GTOPK_ERR_INVALID,
+                                "the set has room for %llu entries, an update may have %llu: see "
+                                "gtopk_reducer_max_count",
+                                (unsigned long long)target->set->capacity, (unsigned long long)needed);
         return status;
     }
     if (target->count != reducer->record.segments || !target->outputs)
-        return status_set(GTOPK_ERR_INVALID, "reduce got %zu outputs, the reducer has %llu segments: give one for each", target->count,
-                          (unsigned long long)reducer->record.segments);
+        return status_set(GTOPK_ERR_INVALID, "reduce got %zu outputs, the reducer has %llu segments: give one for each",
+                          target->count, (unsigned long long)reducer->record.segments);
     for (size_t s = 0; s < target->count && status == GTOPK_OK; s++)
         status = check_tensor(reducer, "the output", s, &target->outputs[s]);
     return status;
@@ -232,14 +243,15 @@ static gtopk_status_t run_sparse(gtopk_reducer_t *reducer, const target_t *targe
 
     start = clock_now();
     if (status == GTOPK_OK)
-        status = sparse_run(reducer->sparse, reducer->step, reducer->hash, link_deadline(&comm->link), reducer->words, &journal);
+        status = sparse_run(reducer->sparse, reducer->step, reducer->hash, link_deadline(&comm->link), reducer->words,
+                            &journal);
     stats->exchange_s = clock_now() - start;
     if (status != GTOPK_OK)
         return status;
 
     start = clock_now();
-    status = ops->commit(reducer->store, &journal, reducer->spans, output_spans(reducer, target), target->outputs_are_zero,
-                         reducer->words, stream);
+    status = ops->commit(reducer->store, &journal, reducer->spans, output_spans(reducer, target),
+                         target->outputs_are_zero, reducer->words, stream);
     if (status == GTOPK_OK && target->set)
         write_set(target->set, &journal.final, journal.size, reducer->words->nonfinite != 0);
     stats->count = reducer->words->nonfinite ? 0 : *journal.final.count;
@@ -270,7 +282,8 @@ static void stats_copy(const gtopk_reducer_t *reducer, gtopk_stats_t *out)
     out->struct_size = kept;
 }
 
-static gtopk_status_t reduce(gtopk_reducer_t *reducer, const target_t *target, uint32_t flags, void *stream, gtopk_stats_t *stats)
+static gtopk_status_t reduce(gtopk_reducer_t *reducer, const target_t *target, uint32_t flags, void *stream,
+                             gtopk_stats_t *stats)
 {
     gtopk_status_t status = reducer_enter(reducer);
     if (status != GTOPK_OK)
@@ -284,7 +297,8 @@ static gtopk_status_t reduce(gtopk_reducer_t *reducer, const target_t *target, u
     if (flags & ~(uint32_t)(GTOPK_OUTPUT_IS_ZERO | GTOPK_JOINED))
         status = status_set(GTOPK_ERR_INVALID, "reduce does not know flags %#x", flags);
     if (status == GTOPK_OK && stats && stats->struct_size < sizeof(size_t))
-        status = status_set(GTOPK_ERR_INVALID, "stats->struct_size is %zu: set it to sizeof(gtopk_stats_t)", stats->struct_size);
+        status = status_set(GTOPK_ERR_INVALID, "stats->struct_size is %zu: set it to sizeof(gtopk_stats_t)",
+                            stats->struct_size);
     if (status == GTOPK_OK)
         status = check_target(reducer, target);
     if (status == GTOPK_OK) {
@@ -304,10 +318,11 @@ static gtopk_status_t reduce(gtopk_reducer_t *reducer, const target_t *target, u
     return status;
 }
 
-gtopk_status_t gtopk_reducer_reduce(gtopk_reducer_t *reducer, const gtopk_tensor_t *outputs, size_t count, uint32_t flags,
-                                    void *stream, gtopk_stats_t *stats)
+gtopk_status_t gtopk_reducer_reduce(gtopk_reducer_t *reducer, const gtopk_tensor_t *outputs, size_t count,
+                                    uint32_t flags, void *stream, gtopk_stats_t *stats)
 {
-    const target_t target = {.outputs = outputs, .count = count, .outputs_are_zero = (flags & GTOPK_OUTPUT_IS_ZERO) != 0};
+    const target_t target = {
+        .outputs = outputs, .count = count, .outputs_are_zero = (flags & GTOPK_OUTPUT_IS_ZERO) != 0};
     return reduce(reducer, &target, flags, stream, stats);
 }
 

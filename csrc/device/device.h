@@ -54,10 +54,10 @@ typedef struct device_journal {
     device_set_t first;           /* what the others decode of it; its indices are a subset of selected's */
     const device_set_t *deposits; /* added in this order */
     uint32_t deposit_count;
-    device_set_t final;           /* the sum over the ranks: the same everywhere */
-    int clear_final_only;         /* 0: residual[selected] = v - first for all selected entries (0 where first has
+    device_set_t final;   /* the sum over the ranks: the same everywhere */
+    int clear_final_only; /* 0: residual[selected] = v - first for all selected entries (0 where first has
                                      none); 1: only for those that are in final too (residual policy `paper`) */
-    uint32_t size;                /* mean = value / size */
+    uint32_t size;        /* mean = value / size */
 } device_journal_t;
 
 typedef struct device_parallel {

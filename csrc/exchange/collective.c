@@ -74,15 +74,13 @@ static gtopk_status_t mailbox_exchange(mailbox_t *box, uint32_t piece, int32_t t
         .receive = box->receive,
         .receive_capacity = WIRE_HEADER_SIZE + in_bytes,
     };
-    const link_expect_t expect = {.algorithm = box->algorithm,
-                                  .value_type = WIRE_VALUE_BYTES,
-                                  .step = box->step,
-                                  .dim = box->total,
-                                  .k = piece};
+    const link_expect_t expect = {
+        .algorithm = box->algorithm, .value_type = WIRE_VALUE_BYTES, .step = box->step, .dim = box->total, .k = piece};
     wire_header_t got;
     gtopk_status_t status = link_exchange(link, &message, box->deadline, &expect, &got);
     if (status == GTOPK_OK && from != TRANSPORT_NONE && got.count != in_bytes)
-        status = status_set(GTOPK_ERR_DESYNC, "rank %d sent %u bytes where %zu were awaited: give the same lengths on all ranks",
+        status = status_set(GTOPK_ERR_DESYNC,
+                            "rank %d sent %u bytes where %zu were awaited: give the same lengths on all ranks",
                             (int)from, got.count, in_bytes);
     return status;
 }

@@ -77,10 +77,11 @@ static gtopk_status_t fail_wait(link_t *link, int32_t peer, gtopk_status_t statu
     if (!link->transport->ops->abandon(link->transport))
         link->buffers_lost = 1;
     if (status == GTOPK_ERR_TIMEOUT)
-        return status_set(status,
-                          "no message exchanged with %s within %.6g s (the deadline of one exchange): it died, is stuck, "
-                          "or is slower than that; look at its output, or raise timeout= (GTOPK_TIMEOUT)",
-                          peer_name(link, peer, name, sizeof name), link->timeout);
+        return status_set(
+            status,
+            "no message exchanged with %s within %.6g s (the deadline of one exchange): it died, is stuck, "
+            "or is slower than that; look at its output, or raise timeout= (GTOPK_TIMEOUT)",
+            peer_name(link, peer, name, sizeof name), link->timeout);
     return status_prefix(status, "exchange with %s", peer_name(link, peer, name, sizeof name));
 }
 
@@ -142,7 +143,8 @@ static gtopk_status_t compare_all(const char *peer, const wire_header_t *header,
     if (status == GTOPK_OK)
         status = compare(peer, "k", header->k, expect->k, "give the same density on every rank");
     if (status == GTOPK_OK)
-        status = compare(peer, "value type", header->value_type, expect->value_type, "give the same value type on every rank");
+        status = compare(peer, "value type", header->value_type, expect->value_type,
+                         "give the same value type on every rank");
     return status;
 }
 
@@ -163,8 +165,9 @@ gtopk_status_t link_check(link_t *link, const uint8_t *message, size_t received,
     if (status != GTOPK_OK)
         return status;
     if (header.flags & WIRE_ABORT)
-        return status_set(GTOPK_ERR_ABORTED, "%s gave up in step %llu (%s): its own output says why; restart from a checkpoint",
-                          peer, (unsigned long long)header.step, gtopk_status_text(-(int)header.attachment));
+        return status_set(GTOPK_ERR_ABORTED,
+                          "%s gave up in step %llu (%s): its own output says why; restart from a checkpoint", peer,
+                          (unsigned long long)header.step, gtopk_status_text(-(int)header.attachment));
     if (expect)
         status = compare_all(peer, &header, expect);
     if (got)

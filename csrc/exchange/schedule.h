@@ -17,7 +17,7 @@ typedef enum schedule_kind {
 
 typedef struct schedule_round {
     schedule_kind_t kind;
-    uint16_t number;    /* in the header; the same on both sides */
+    uint16_t number; /* in the header; the same on both sides */
     int32_t peer;
     uint32_t group;     /* ranks that share what the merge drops (a power of two; 1: this rank takes all) */
     uint32_t level_in;  /* the sets exchanged have at most k_(level_in) entries */

@@ -150,7 +150,8 @@ void sparse_destroy(sparse_t *sparse)
     if (!sparse)
         return;
     device_t *device = sparse->device;
-    device_set_t *sets[] = {&sparse->selected, &sparse->first, &sparse->incoming, &sparse->all, &sparse->kept, &sparse->decoded};
+    device_set_t *sets[] = {&sparse->selected, &sparse->first, &sparse->incoming,
+                            &sparse->all,      &sparse->kept,  &sparse->decoded};
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
         set_release(device, sets[i]);
     for (uint32_t i = 0; sparse->deposits && i < sparse->schedule.merges; i++)
@@ -271,8 +272,8 @@ static gtopk_status_t merge_received(step_t *step, const schedule_round_t *round
 static gtopk_status_t take_final(step_t *step, const wire_header_t *got)
 {
     sparse_t *sparse = step->sparse;
-    const gtopk_status_t status =
-        sparse->device->ops->decode(sparse->device, sparse->in, got, &sparse->decoded, step->words, NULL);
+    const gtopk_status_t status = sparse->device->ops->decode(sparse->device, sparse->in, got, &sparse->decoded,
+                                                              step->words, NULL);
     step->current = sparse->decoded;
     uint8_t *received = sparse->in;
     sparse->in = sparse->out;
@@ -343,7 +344,8 @@ static gtopk_status_t gather(step_t *step)
     const link_expect_t expect = expect_of(step, 0, (uint32_t)sparse->config.k);
     for (int32_t r = 0; r < link->transport->size && status == GTOPK_OK; r++)
         if (r != link->transport->rank)
-            status = link_check(link, sparse->gathered + (size_t)r * sparse->capacity, sparse->capacity, 1, r, &expect, NULL);
+            status = link_check(link, sparse->gathered + (size_t)r * sparse->capacity, sparse->capacity, 1, r, &expect,
+                                NULL);
     return status;
 }
 
@@ -392,8 +394,8 @@ static gtopk_status_t run_topk(step_t *step)
     return status;
 }
 
-gtopk_status_t sparse_run(sparse_t *sparse, uint64_t number, uint32_t config_hash, double deadline, device_words_t *words,
-                          device_journal_t *journal)
+gtopk_status_t sparse_run(sparse_t *sparse, uint64_t number, uint32_t config_hash, double deadline,
+                          device_words_t *words, device_journal_t *journal)
 {
     const int alone = sparse->link->transport->size == 1;
     step_t step = {

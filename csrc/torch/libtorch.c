@@ -27,8 +27,8 @@ gtopk_status_t libtorch_find(void)
         void *address = dlsym(library, names[i]);
         if (!address) {
             (void)dlclose(library);
-            return status_set(GTOPK_ERR_NOT_FOUND, "libtorch has no function %s: gtopk's operators need PyTorch 2.10 or newer",
-                              names[i]);
+            return status_set(GTOPK_ERR_NOT_FOUND,
+                              "libtorch has no function %s: gtopk's operators need PyTorch 2.10 or newer", names[i]);
         }
         memcpy((char *)&libtorch + i * sizeof address, &address, sizeof address);
     }
@@ -41,7 +41,8 @@ const libtorch_t *libtorch_get(void)
     return &libtorch;
 }
 
-static void parallel_for(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body, void *arg)
+static void parallel_for(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body,
+                         void *arg)
 {
     (void)context;
     (void)libtorch.torch_parallel_for(begin, end, grain, body, arg);

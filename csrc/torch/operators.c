@@ -33,7 +33,8 @@ static gtopk_status_t torch_failed(const char *what)
     return status_set(GTOPK_ERR_INTERNAL, "libtorch could not tell %s", what);
 }
 
-static gtopk_status_t read_argument(const char *name, AtenTensorHandle tensor, int32_t dtype, const char *type, argument_t *out)
+static gtopk_status_t read_argument(const char *name, AtenTensorHandle tensor, int32_t dtype, const char *type,
+                                    argument_t *out)
 {
     const libtorch_t *torch = libtorch_get();
     int32_t device, own_dtype;
@@ -44,8 +45,10 @@ static gtopk_status_t read_argument(const char *name, AtenTensorHandle tensor, i
         torch->aoti_torch_get_numel(tensor, &out->length))
         return torch_failed("what an argument is");
     if (device != torch->aoti_torch_device_type_cpu() || own_dtype != dtype || dim != 1 || !contiguous)
-        return status_set(GTOPK_ERR_INVALID, "%s must be a contiguous one-dimensional %s tensor on the CPU: use "
-                          ".to(%s).contiguous().view(-1)", name, type, type);
+        return status_set(GTOPK_ERR_INVALID,
+                          "%s must be a contiguous one-dimensional %s tensor on the CPU: use "
+                          ".to(%s).contiguous().view(-1)",
+                          name, type, type);
     if (torch->torch_get_const_data_ptr(tensor, &out->data))
         return torch_failed("where an argument's data is");
     return GTOPK_OK;
@@ -154,7 +157,8 @@ static void operator_select(StableIValue *stack, uint64_t inputs, uint64_t outpu
     gtopk_set_t set = {.capacity = 0};
     gtopk_status_t status = check_k(k);
     if (status == GTOPK_OK)
-        status = read_argument("x", tensor_of(arguments[0]), libtorch_get()->aoti_torch_dtype_float32(), "torch.float32", &x);
+        status = read_argument("x", tensor_of(arguments[0]), libtorch_get()->aoti_torch_dtype_float32(),
+                               "torch.float32", &x);
     if (status == GTOPK_OK)
         status = set_allocate(&set, at_most((uint64_t)x.length, (uint64_t)k));
     if (status == GTOPK_OK)
@@ -222,7 +226,8 @@ gtopk_status_t gtopk_torch_register(void)
     int failed = torch->aoti_torch_library_init_def("gtopk", "csrc/torch/operators.c", __LINE__, &definitions) != 0;
     for (size_t i = 0; i < sizeof operators / sizeof *operators && !failed; i++)
         failed = torch->aoti_torch_library_def(definitions, operators[i].schema) != 0;
-    failed = failed || torch->aoti_torch_library_init_impl("gtopk", "CPU", "csrc/torch/operators.c", __LINE__, &kernels) != 0;
+    failed = failed ||
+             torch->aoti_torch_library_init_impl("gtopk", "CPU", "csrc/torch/operators.c", __LINE__, &kernels) != 0;
     for (size_t i = 0; i < sizeof operators / sizeof *operators && !failed; i++)
         failed = torch->torch_library_impl(kernels, operators[i].name, operators[i].kernel, STABLE_VERSION) != 0;
     if (failed)

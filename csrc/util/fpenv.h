@@ -13,7 +13,8 @@
 
 typedef uint32_t fpenv_t;
 
-#define FPENV_EXACT 0x1f80u /* MXCSR: all exceptions masked, round to nearest, neither flush-to-zero nor denormals-are-zero */
+#define FPENV_EXACT \
+    0x1f80u /* MXCSR: all exceptions masked, round to nearest, neither flush-to-zero nor denormals-are-zero */
 
 static inline fpenv_t fpenv_enter(void)
 {

@@ -11,17 +11,17 @@
 #define BYTES_LE(bits, x) (x)
 #endif
 
-#define BYTES_DEFINE(bits)                                                       \
-    static inline uint##bits##_t bytes_load##bits(const uint8_t *at)             \
-    {                                                                            \
-        uint##bits##_t x;                                                        \
-        memcpy(&x, at, sizeof x);                                                \
-        return (uint##bits##_t)BYTES_LE(bits, x);                                \
-    }                                                                            \
-    static inline void bytes_store##bits(uint8_t *at, uint##bits##_t value)      \
-    {                                                                            \
-        const uint##bits##_t x = (uint##bits##_t)BYTES_LE(bits, value);          \
-        memcpy(at, &x, sizeof x);                                                \
+#define BYTES_DEFINE(bits)                                                  \
+    static inline uint##bits##_t bytes_load##bits(const uint8_t *at)        \
+    {                                                                       \
+        uint##bits##_t x;                                                   \
+        memcpy(&x, at, sizeof x);                                           \
+        return (uint##bits##_t)BYTES_LE(bits, x);                           \
+    }                                                                       \
+    static inline void bytes_store##bits(uint8_t *at, uint##bits##_t value) \
+    {                                                                       \
+        const uint##bits##_t x = (uint##bits##_t)BYTES_LE(bits, value);     \
+        memcpy(at, &x, sizeof x);                                           \
     }
 
 BYTES_DEFINE(16)

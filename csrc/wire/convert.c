@@ -57,6 +57,7 @@ int wire_scale_valid(int value_type, float scale)
     const uint32_t bits = convert_bits(scale);
     if (value_type != GTOPK_VALUE_F16 && value_type != GTOPK_VALUE_I8)
         return bits == convert_bits(1.0f);
-    const int exponent = (int)(bits >> 23) - 127, max = value_type == GTOPK_VALUE_F16 ? SCALE_EXPONENT_MAX_FP16 : SCALE_EXPONENT_MAX_I8;
+    const int exponent = (int)(bits >> 23) - 127,
+              max = value_type == GTOPK_VALUE_F16 ? SCALE_EXPONENT_MAX_FP16 : SCALE_EXPONENT_MAX_I8;
     return (bits & 0x807fffffu) == 0 && exponent >= SCALE_EXPONENT_MIN && exponent <= max;
 }

@@ -154,7 +154,8 @@ static int decode(const uint8_t *in, uint32_t count, uint64_t dim, uint32_t *out
 {
     const uint32_t low = wire_low_width(dim, count);
     const size_t low_bytes = wire_low_bytes(dim, count), unary_bytes = wire_index_bytes(dim, count) - low_bytes;
-    if (low_padding(in, low_bytes, (uint64_t)count * low) != 0 || !unary_read(in + low_bytes, unary_bytes / 8, count, out))
+    if (low_padding(in, low_bytes, (uint64_t)count * low) != 0 ||
+        !unary_read(in + low_bytes, unary_bytes / 8, count, out))
         return 0;
     if (out[count - 1] > (dim - 1) >> low) /* before the shift, which it might not survive; also the padding */
         return 0;

@@ -62,12 +62,12 @@ static void count_warning(void *context, int level, const char *text)
         atomic_fetch_add(&warnings, 1);
 }
 
-#define REQUIRE(condition)                                                                                             \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error());             \
-            abort();                                                                                                   \
-        }                                                                                                              \
+#define REQUIRE(condition)                                                                                 \
+    do {                                                                                                   \
+        if (!(condition)) {                                                                                \
+            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error()); \
+            abort();                                                                                       \
+        }                                                                                                  \
     } while (0)
 
 static void take_step(gtopk_reducer_t *reducer, int rank, int number, outcome_t *outcome)
@@ -144,8 +144,9 @@ static void play(scenario_t *scenario)
 
 static void fail_rank(const scenario_t *scenario, int rank, int step, const char *what)
 {
-    fail_msg("%s: rank %d, step %d (algorithm %d, P %d, %s at message %d of rank %d): %s", what, rank, step, scenario->algorithm,
-             scenario->size, fault_name(scenario->kind), scenario->message, scenario->rank, scenario->outcomes[rank][step].text);
+    fail_msg("%s: rank %d, step %d (algorithm %d, P %d, %s at message %d of rank %d): %s", what, rank, step,
+             scenario->algorithm, scenario->size, fault_name(scenario->kind), scenario->message, scenario->rank,
+             scenario->outcomes[rank][step].text);
 }
 
 static int steps_done(const scenario_t *scenario, int rank)
@@ -234,8 +235,11 @@ static void try_all_faults(int algorithm)
         for (int rank = 0; rank < size; rank++)
             for (int message = 0; message < sent[rank]; message++)
                 for (int kind = 0; kind < FAULT_KINDS; kind++) {
-                    scenario = (scenario_t){
-                        .algorithm = algorithm, .size = size, .kind = (fault_kind_t)kind, .rank = rank, .message = message};
+                    scenario = (scenario_t){.algorithm = algorithm,
+                                            .size = size,
+                                            .kind = (fault_kind_t)kind,
+                                            .rank = rank,
+                                            .message = message};
                     play(&scenario);
                     check(&scenario);
                     tally.faults++;
@@ -277,8 +281,8 @@ static void test_waiting_is_warned_of(void **state)
 
 static void print_tally(void)
 {
-    (void)printf("{\"faults\": %ld, \"failed_steps\": %ld, \"warnings\": %ld, \"by_kind\": {", tally.faults, tally.failed_steps,
-                 atomic_load(&warnings));
+    (void)printf("{\"faults\": %ld, \"failed_steps\": %ld, \"warnings\": %ld, \"by_kind\": {", tally.faults,
+                 tally.failed_steps, atomic_load(&warnings));
     for (int kind = 0; kind < FAULT_KINDS; kind++)
         (void)printf("%s\"%s\": %ld", kind ? ", " : "", fault_name((fault_kind_t)kind), tally.by_kind[kind]);
     (void)printf("}, \"by_first_error\": {");

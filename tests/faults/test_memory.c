@@ -17,12 +17,12 @@
 
 #define DIM 400
 
-#define REQUIRE(condition)                                                                                             \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error());             \
-            abort();                                                                                                   \
-        }                                                                                                              \
+#define REQUIRE(condition)                                                                                 \
+    do {                                                                                                   \
+        if (!(condition)) {                                                                                \
+            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error()); \
+            abort();                                                                                       \
+        }                                                                                                  \
     } while (0)
 
 static const uint64_t length = DIM;
@@ -78,7 +78,8 @@ static void fail_each_allocation(const char *device, int momentum)
         gtopk_oom_arm(n);
         const int failures = live_alone(device, momentum, &mass);
         if (gtopk_oom_live() != before)
-            fail_msg("allocation %ld failed and %ld blocks were leaked (device %s)", n, gtopk_oom_live() - before, device);
+            fail_msg("allocation %ld failed and %ld blocks were leaked (device %s)", n, gtopk_oom_live() - before,
+                     device);
         if (!gtopk_oom_fired()) {
             assert_int_equal(failures, 0);
             assert_true(n > 10);

@@ -162,16 +162,18 @@ static int run_random(const options_t *options)
 
     for (size_t i = 0; i < corpus_count; i++, inputs++)
         accepted += (uint64_t)run_input(corpus[i].data, corpus[i].bytes);
-    while (options->seconds > 0 ? inputs % 256 != 0 || clock_now() - start < options->seconds : inputs < options->count) {
+    while (options->seconds > 0 ? inputs % 256 != 0 || clock_now() - start < options->seconds
+                                : inputs < options->count) {
         const size_t bytes = next_input(&random, corpus, corpus_count, data);
         accepted += (uint64_t)run_input(data, bytes);
         inputs++;
     }
     for (size_t i = 0; i < corpus_count; i++)
         free(corpus[i].data);
-    (void)printf("{\"target\": \"%s\", \"seed\": %llu, \"inputs\": %llu, \"accepted\": %llu, \"refused\": %llu, \"seconds\": %.1f}\n",
-                 fuzz_target.name, (unsigned long long)options->seed, (unsigned long long)inputs, (unsigned long long)accepted,
-                 (unsigned long long)(inputs - accepted), clock_now() - start);
+    (void)printf(
+        "{\"target\": \"%s\", \"seed\": %llu, \"inputs\": %llu, \"accepted\": %llu, \"refused\": %llu, \"seconds\": %.1f}\n",
+        fuzz_target.name, (unsigned long long)options->seed, (unsigned long long)inputs, (unsigned long long)accepted,
+        (unsigned long long)(inputs - accepted), clock_now() - start);
     return 0;
 }
 
@@ -179,7 +181,8 @@ static int run_random(const options_t *options)
 
 static int usage(const char *program)
 {
-    (void)fprintf(stderr, "usage: %s [--count N | --seconds S] [--seed X] [--corpus DIR] | --write DIR | FILE...\n", program);
+    (void)fprintf(stderr, "usage: %s [--count N | --seconds S] [--seed X] [--corpus DIR] | --write DIR | FILE...\n",
+                  program);
     return 2;
 }
 

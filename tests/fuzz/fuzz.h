@@ -42,12 +42,12 @@ size_t fuzz_mutate(random_state_t *random, uint8_t *data, size_t bytes);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t bytes, size_t capacity, unsigned seed);
 
-#define FUZZ_CHECK(condition)                                                                             \
-    do {                                                                                                  \
-        if (!(condition)) {                                                                               \
-            (void)fprintf(stderr, "%s:%d: broken promise: %s\n", __FILE__, __LINE__, #condition);         \
-            abort();                                                                                      \
-        }                                                                                                 \
+#define FUZZ_CHECK(condition)                                                                     \
+    do {                                                                                          \
+        if (!(condition)) {                                                                       \
+            (void)fprintf(stderr, "%s:%d: broken promise: %s\n", __FILE__, __LINE__, #condition); \
+            abort();                                                                              \
+        }                                                                                         \
     } while (0)
 
 #endif

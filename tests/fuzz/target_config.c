@@ -20,21 +20,31 @@ typedef struct input {
     uint8_t transport, device; /* places in the lists below */
 } input_t;
 
-static const char *const transports[] = {NULL, "self", "thread", "callback", "", "sel", "selff", "SELF", "no such transport"};
+static const char *const transports[] = {NULL,  "self",  "thread", "callback",         "",
+                                         "sel", "selff", "SELF",   "no such transport"};
 static const char *const devices[] = {NULL, "cpu", "reference", "", "cp", "cuda", "no such device"};
 
 #define ITEM(name, i) {offsetof(input_t, name) + (i) * sizeof(uint64_t), sizeof(uint64_t)}
 
 static const fuzz_field_t fields[] = {
-    {offsetof(input_t, network.struct_size), 8}, {offsetof(input_t, network.size), 4},
-    {offsetof(input_t, network.rank), 4},        {offsetof(input_t, network.timeout), 8},
-    {offsetof(input_t, network.warn_after), 8},  {offsetof(input_t, reducer.struct_size), 8},
-    {offsetof(input_t, reducer.density), 8},     {offsetof(input_t, reducer.algorithm), 4},
-    {offsetof(input_t, reducer.value_type), 4},  {offsetof(input_t, reducer.residual_policy), 4},
-    {offsetof(input_t, reducer.momentum_correction), 4}, {offsetof(input_t, reducer.merge_growth), 8},
-    {offsetof(input_t, count), 8},               {offsetof(input_t, transport), 1},
-    {offsetof(input_t, device), 1},              ITEM(lengths, 0),
-    ITEM(lengths, 1),                            ITEM(lengths, 5),
+    {offsetof(input_t, network.struct_size), 8},
+    {offsetof(input_t, network.size), 4},
+    {offsetof(input_t, network.rank), 4},
+    {offsetof(input_t, network.timeout), 8},
+    {offsetof(input_t, network.warn_after), 8},
+    {offsetof(input_t, reducer.struct_size), 8},
+    {offsetof(input_t, reducer.density), 8},
+    {offsetof(input_t, reducer.algorithm), 4},
+    {offsetof(input_t, reducer.value_type), 4},
+    {offsetof(input_t, reducer.residual_policy), 4},
+    {offsetof(input_t, reducer.momentum_correction), 4},
+    {offsetof(input_t, reducer.merge_growth), 8},
+    {offsetof(input_t, count), 8},
+    {offsetof(input_t, transport), 1},
+    {offsetof(input_t, device), 1},
+    ITEM(lengths, 0),
+    ITEM(lengths, 1),
+    ITEM(lengths, 5),
 };
 
 /* ---- inputs ---- */
@@ -100,7 +110,8 @@ static void make_safe(input_t *input)
 
 static int is_refusal(gtopk_status_t status)
 {
-    return status == GTOPK_ERR_INVALID || status == GTOPK_ERR_MISMATCH || status == GTOPK_ERR_NOT_FOUND || status == GTOPK_ERR_UNSUPPORTED;
+    return status == GTOPK_ERR_INVALID || status == GTOPK_ERR_MISMATCH || status == GTOPK_ERR_NOT_FOUND ||
+           status == GTOPK_ERR_UNSUPPORTED;
 }
 
 /* With one rank the update and what stays in the residual are the gradient, index by index. */
@@ -150,4 +161,5 @@ static int run_config(const uint8_t *data, size_t bytes)
     return status == GTOPK_OK;
 }
 
-const fuzz_target_t fuzz_target = {"config", fields, sizeof fields / sizeof *fields, valid_config, repair_config, run_config};
+const fuzz_target_t fuzz_target = {"config",     fields,        sizeof fields / sizeof *fields,
+                                   valid_config, repair_config, run_config};

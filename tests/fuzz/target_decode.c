@@ -136,7 +136,8 @@ static void check_encodes_again(const uint8_t *data, const decoded_t *decoded)
     size_t bytes = gtopk_encode_bound(decoded->dim, decoded->set.count, data[5]);
     uint8_t *again = malloc(bytes);
     FUZZ_CHECK(again && gtopk_encode(&decoded->set, decoded->dim, data[5], again, &bytes) == GTOPK_OK);
-    FUZZ_CHECK(memcmp(again + WIRE_HEADER_SIZE, data + WIRE_HEADER_SIZE, wire_index_bytes(decoded->dim, decoded->set.count)) == 0);
+    FUZZ_CHECK(memcmp(again + WIRE_HEADER_SIZE, data + WIRE_HEADER_SIZE,
+                      wire_index_bytes(decoded->dim, decoded->set.count)) == 0);
     decoded_allocate(&back, decoded->set.count);
     FUZZ_CHECK(gtopk_decode(again, bytes, &back.set, &back.dim) == GTOPK_OK && back.dim == decoded->dim);
     check_same(&decoded->set, &back.set);

@@ -12,8 +12,9 @@ enum { SIZE_PLAIN = ARRAYS + 4 * DIM, SIZE_VELOCITY = ARRAYS + 8 * DIM };
 
 static const uint64_t lengths[SEGMENTS] = {5, 0, 7};
 
-static const fuzz_field_t fields[] = {{0, 4},  {4, 4},  {8, 8},  {16, 8}, {24, 8}, {32, 8}, {40, 4}, {44, 4}, {48, 4}, {52, 4},
-                                      {56, 8}, {60, 4}, {64, 8}, {72, 8}, {80, 8}, {88, 4}, {90, 2}, {92, 4}, {132, 4}, {136, 4}};
+static const fuzz_field_t fields[] = {{0, 4},  {4, 4},  {8, 8},  {16, 8}, {24, 8},  {32, 8}, {40, 4},
+                                      {44, 4}, {48, 4}, {52, 4}, {56, 8}, {60, 4},  {64, 8}, {72, 8},
+                                      {80, 8}, {88, 4}, {90, 2}, {92, 4}, {132, 4}, {136, 4}};
 
 /* Two reducers, without and with a velocity; they live as long as the process. */
 static gtopk_reducer_t *reducer_of(int with_velocity)
@@ -94,4 +95,5 @@ static int run_state(const uint8_t *data, size_t bytes)
     return plain || velocity;
 }
 
-const fuzz_target_t fuzz_target = {"state", fields, sizeof fields / sizeof *fields, valid_state, repair_state, run_state};
+const fuzz_target_t fuzz_target = {"state",     fields,       sizeof fields / sizeof *fields,
+                                   valid_state, repair_state, run_state};

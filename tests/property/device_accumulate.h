@@ -51,8 +51,9 @@ static float draw_scale(random_state_t *random)
 }
 
 /* The spans of order[from..to), each with its data in the side's arena. Left out: data NULL. */
-static gtopk_status_t accumulate_part(side_t *side, const device_span_t *spans, const size_t *at, const uint8_t *left_out,
-                                      const size_t *order, size_t count, const device_accumulate_t *params)
+static gtopk_status_t accumulate_part(side_t *side, const device_span_t *spans, const size_t *at,
+                                      const uint8_t *left_out, const size_t *order, size_t count,
+                                      const device_accumulate_t *params)
 {
     device_span_t part[WORLD_SEGMENTS];
     for (size_t i = 0; i < count; i++) {

@@ -15,7 +15,8 @@ static uint8_t *message_of(side_t *side)
 /* Spoils the payload, or changes the scale to another that a header may have. */
 static void damage(random_state_t *random, wire_header_t *header, size_t size)
 {
-    static const uint32_t codes[] = {0, 0x80, 0x8000, 0x80000000u, 0x7c00, 0xfc01, 0x7f80, 0xffc0, 0x7f800000, 0x7fc00001, 1};
+    static const uint32_t codes[] = {0,      0x80,   0x8000,     0x80000000u, 0x7c00, 0xfc01,
+                                     0x7f80, 0xffc0, 0x7f800000, 0x7fc00001,  1};
     const size_t value_size = wire_value_size(header->value_type);
     const size_t values = size - header->count * value_size;
     const int scaled = header->value_type == GTOPK_VALUE_F16 || header->value_type == GTOPK_VALUE_I8;
@@ -37,11 +38,12 @@ static void damage(random_state_t *random, wire_header_t *header, size_t size)
 static void decode_everywhere(world_t *w, const wire_header_t *header)
 {
     const int no_words = random_chance(&w->random, 4);
-    const device_words_t kept = world_words(w), before = {.ok = kept.ok, .joined = (uint32_t)random_below(&w->random, 2)};
+    const device_words_t kept = world_words(w),
+                         before = {.ok = kept.ok, .joined = (uint32_t)random_below(&w->random, 2)};
     world_set_words(w, before);
     world_prepare(w, SET_RECEIVED, header->count);
-    WORLD_CALL(w, ops->decode(side->device, side->message, header, &side->sets[SET_RECEIVED], no_words ? NULL : side->words,
-                              NULL))
+    WORLD_CALL(w, ops->decode(side->device, side->message, header, &side->sets[SET_RECEIVED],
+                              no_words ? NULL : side->words, NULL))
     device_words_t expected = before;
     if (!no_words) {
         expected.ok = before.ok && w->status == GTOPK_OK;
@@ -50,8 +52,8 @@ static void decode_everywhere(world_t *w, const wire_header_t *header)
     }
     const device_words_t after = world_words(w);
     if (memcmp(&after, &expected, sizeof after) != 0)
-        WORLD_FAIL(w, w->sides, "decode of flags %u leaves ok %u, nonfinite %u, joined %u (joined was %u)", header->flags, after.ok,
-                   after.nonfinite, after.joined, before.joined);
+        WORLD_FAIL(w, w->sides, "decode of flags %u leaves ok %u, nonfinite %u, joined %u (joined was %u)",
+                   header->flags, after.ok, after.nonfinite, after.joined, before.joined);
     if (w->status == GTOPK_OK)
         world_compare_set(w, SET_RECEIVED, "decoded set");
     else
@@ -73,7 +75,8 @@ static void encode_everywhere(world_t *w, int which)
     world_upload(w, message_of, message, capacity + FAR_BEHIND);
     world_prepare(w, SET_DECODED, world_count(w, which));
     if (random_chance(&w->random, 8))
-        WORLD_CALL_OK(w, ops->encode(side->device, &side->sets[which], &header, side->message, NULL, side->words, NULL));
+        WORLD_CALL_OK(w,
+                      ops->encode(side->device, &side->sets[which], &header, side->message, NULL, side->words, NULL));
     WORLD_CALL_OK(w, ops->encode(side->device, &side->sets[which], &header, side->message, &side->sets[SET_DECODED],
                                  side->words, NULL));
     world_compare_set(w, SET_DECODED, "what encode decodes");

@@ -51,7 +51,8 @@ static void *parallel_work(void *argument)
     return NULL;
 }
 
-static void parallel_run(random_state_t *random, int64_t begin, int64_t end, int threads, gtopk_parallel_body_fn body, void *arg)
+static void parallel_run(random_state_t *random, int64_t begin, int64_t end, int threads, gtopk_parallel_body_fn body,
+                         void *arg)
 {
     parallel_job_t job = {.body = body, .arg = arg};
     pthread_t helper;
@@ -64,13 +65,15 @@ static void parallel_run(random_state_t *random, int64_t begin, int64_t end, int
 }
 
 /* context: a random_state_t. */
-static void parallel_shuffled(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body, void *arg)
+static void parallel_shuffled(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body,
+                              void *arg)
 {
     (void)grain;
     parallel_run(context, begin, end, 1, body, arg);
 }
 
-static void parallel_two_threads(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body, void *arg)
+static void parallel_two_threads(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body,
+                                 void *arg)
 {
     (void)grain;
     parallel_run(context, begin, end, 2, body, arg);

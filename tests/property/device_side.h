@@ -17,7 +17,12 @@
 #include "support/random.h"
 #include "util/fpenv.h"
 
-enum { SIDE_DIM_MAX = 120000, SIDE_SET_MAX = 2 * SIDE_DIM_MAX, SIDE_ARENA = 4 * SIDE_DIM_MAX + (1 << 16), SIDE_CANARIES = 4 };
+enum {
+    SIDE_DIM_MAX = 120000,
+    SIDE_SET_MAX = 2 * SIDE_DIM_MAX,
+    SIDE_ARENA = 4 * SIDE_DIM_MAX + (1 << 16),
+    SIDE_CANARIES = 4
+};
 enum { SIDE_MESSAGE = WIRE_HEADER_SIZE + 12 * SIDE_SET_MAX };
 
 #define SIDE_CANARY 0xc0ffee01u
@@ -57,10 +62,10 @@ typedef struct host_set {
     float value[SIDE_SET_MAX + SIDE_CANARIES];
 } host_set_t;
 
-#define SIDE_OK(call)                                                                   \
-    do {                                                                                \
-        if ((call) != GTOPK_OK)                                                         \
-            fail_msg("%s: %s", #call, gtopk_last_error());                              \
+#define SIDE_OK(call)                                      \
+    do {                                                   \
+        if ((call) != GTOPK_OK)                            \
+            fail_msg("%s: %s", #call, gtopk_last_error()); \
     } while (0)
 
 /* ---- memory ---- */

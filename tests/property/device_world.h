@@ -30,12 +30,13 @@ static union world_bytes {
 } world_expected, world_got;
 static host_set_t world_set_expected, world_set_got;
 
-#define WORLD_FAIL(world, side, format, ...)                                                                         \
-    fail_msg("%s: " format " [step %d, dim %llu, k %llu; again: GTOPK_TEST_SEED=%llu GTOPK_TEST_RUNS=1]", (side)->name, \
-             __VA_ARGS__, (world)->step, (unsigned long long)(world)->dim, (unsigned long long)(world)->k,            \
-             (unsigned long long)(world)->seed)
+#define WORLD_FAIL(world, side, format, ...)                                                              \
+    fail_msg("%s: " format " [step %d, dim %llu, k %llu; again: GTOPK_TEST_SEED=%llu GTOPK_TEST_RUNS=1]", \
+             (side)->name, __VA_ARGS__, (world)->step, (unsigned long long)(world)->dim,                  \
+             (unsigned long long)(world)->k, (unsigned long long)(world)->seed)
 
-static void world_after_call(world_t *world, const side_t *side, const char *call, gtopk_status_t status, uint64_t flags)
+static void world_after_call(world_t *world, const side_t *side, const char *call, gtopk_status_t status,
+                             uint64_t flags)
 {
     if (side == world->sides)
         world->status = status;
@@ -48,28 +49,28 @@ static void world_after_call(world_t *world, const side_t *side, const char *cal
 }
 
 /* Makes `call`, in which `side` is the side and `ops` its operations, on every side; all give the same status. */
-#define WORLD_CALL(world, call)                                                                          \
-    for (side_t *side = (world)->sides; side < (world)->sides + (world)->side_count; side++) {           \
-        const device_ops_t *ops = side->device->ops;                                                     \
-        const fpenv_t saved = side_flags_enter(side == (world)->sides ? 0 : (world)->flags);             \
-        const gtopk_status_t status = (call);                                                            \
-        const uint64_t flags = side_flags();                                                             \
-        (void)ops;                                                                                       \
-        fpenv_leave(saved);                                                                              \
-        world_after_call((world), side, #call, status, flags);                                           \
+#define WORLD_CALL(world, call)                                                                \
+    for (side_t *side = (world)->sides; side < (world)->sides + (world)->side_count; side++) { \
+        const device_ops_t *ops = side->device->ops;                                           \
+        const fpenv_t saved = side_flags_enter(side == (world)->sides ? 0 : (world)->flags);   \
+        const gtopk_status_t status = (call);                                                  \
+        const uint64_t flags = side_flags();                                                   \
+        (void)ops;                                                                             \
+        fpenv_leave(saved);                                                                    \
+        world_after_call((world), side, #call, status, flags);                                 \
     }
 
-#define WORLD_CALL_OK(world, call)                                                              \
-    do {                                                                                        \
-        WORLD_CALL(world, call)                                                                 \
-        if ((world)->status != GTOPK_OK)                                                        \
-            WORLD_FAIL(world, (world)->sides, "%s: %s", #call, gtopk_last_error());             \
+#define WORLD_CALL_OK(world, call)                                                  \
+    do {                                                                            \
+        WORLD_CALL(world, call)                                                     \
+        if ((world)->status != GTOPK_OK)                                            \
+            WORLD_FAIL(world, (world)->sides, "%s: %s", #call, gtopk_last_error()); \
     } while (0)
 
 /* ---- comparisons ---- */
 
-static void world_compare(const world_t *world, const side_t *side, const char *what, const void *expected, const void *got,
-                          size_t bytes)
+static void world_compare(const world_t *world, const side_t *side, const char *what, const void *expected,
+                          const void *got, size_t bytes)
 {
     const uint8_t *a = expected, *b = got;
     if (bytes == 0 || memcmp(a, b, bytes) == 0)
@@ -85,15 +86,15 @@ static void world_compare(const world_t *world, const side_t *side, const char *
 }
 
 /* Compares `bytes` bytes of a buffer that all sides have. */
-#define WORLD_COMPARE(world, buffer, length)                                                         \
-    do {                                                                                             \
-        const size_t world_length = (length);                                                        \
-        side_t *first = (world)->sides;                                                              \
-        side_copy(first, world_expected.bytes, first->buffer, world_length);                         \
-        for (side_t *side = first + 1; side < first + (world)->side_count; side++) {                 \
-            side_copy(side, world_got.bytes, side->buffer, world_length);                            \
+#define WORLD_COMPARE(world, buffer, length)                                                            \
+    do {                                                                                                \
+        const size_t world_length = (length);                                                           \
+        side_t *first = (world)->sides;                                                                 \
+        side_copy(first, world_expected.bytes, first->buffer, world_length);                            \
+        for (side_t *side = first + 1; side < first + (world)->side_count; side++) {                    \
+            side_copy(side, world_got.bytes, side->buffer, world_length);                               \
             world_compare((world), side, #buffer, world_expected.bytes, world_got.bytes, world_length); \
-        }                                                                                            \
+        }                                                                                               \
     } while (0)
 
 /* Leaves the set in world_set_expected. */

@@ -97,8 +97,8 @@ static void draw_peer(world_t *w)
         if (index >= next)
             next = index + 1 + random_below(random, 2 * gap);
         peer.index[peer.count] = (uint32_t)index;
-        peer.value[peer.count++] =
-            shared && random_chance(random, 3) ? -current.value[c] : random_nonzero(random, style, index);
+        peer.value[peer.count++] = shared && random_chance(random, 3) ? -current.value[c]
+                                                                      : random_nonzero(random, style, index);
     }
 }
 
@@ -115,8 +115,8 @@ static void merge_round(world_t *w, int round, int last)
     k = k < w->dim ? k : w->dim;
     world_prepare(w, SET_KEPT, k < room ? k : room);
     if (random_chance(random, 4)) {
-        WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_PEER], k, &side->sets[SET_KEPT],
-                                    NULL, side->words, NULL));
+        WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_PEER], k,
+                                    &side->sets[SET_KEPT], NULL, side->words, NULL));
         world_compare_set(w, SET_KEPT, "kept entries, all not wanted");
     }
     world_prepare(w, SET_ALL, room);
@@ -307,7 +307,8 @@ static void add_side(world_t *w, const char *name, const char *device_name)
 
 static void add_sides(world_t *w)
 {
-    static const char *const sets[][2] = {{"scalar", "cpu scalar"}, {"avx2", "cpu avx2"}, {"avx512", "cpu avx512"}, {"neon", "cpu neon"}};
+    static const char *const sets[][2] = {
+        {"scalar", "cpu scalar"}, {"avx2", "cpu avx2"}, {"avx512", "cpu avx512"}, {"neon", "cpu neon"}};
     w->side_count = 0;
     add_side(w, "reference", "reference");
     add_side(w, "reference, caller's flags", "reference");

@@ -20,7 +20,7 @@ static const uint64_t lengths[SEGMENTS] = {300, 0, 1, 399};
 /* One job: what all ranks do, and what each of them saw. */
 typedef struct job {
     gtopk_reducer_config_t config;
-    int integers; /* gradients are small integers: mass is compared exactly, index by index */
+    int integers;    /* gradients are small integers: mass is compared exactly, index by index */
     int sparse_rank; /* ranks with rank % 3 == this take their update as a set */
     uint64_t seed;
     int size;
@@ -114,8 +114,9 @@ static void check_replicas(const job_t *job)
     for (int r = 1; r < job->size; r++)
         for (int step = 0; step < STEPS; step++)
             if (memcmp(job->updates[r][step], job->updates[0][step], sizeof job->updates[0][step]) != 0)
-                fail_msg("rank %d has another update than rank 0 in step %d (algorithm %d, type %d, P %d, seed %llu)", r, step,
-                         job->config.algorithm, job->config.value_type, job->size, (unsigned long long)job->seed);
+                fail_msg("rank %d has another update than rank 0 in step %d (algorithm %d, type %d, P %d, seed %llu)",
+                         r, step, job->config.algorithm, job->config.value_type, job->size,
+                         (unsigned long long)job->seed);
 }
 
 /* residuals before + gradients == residuals after + P * mean, summed over ranks, for each index. */
@@ -136,9 +137,10 @@ static void check_mass(const job_t *job)
                 sum = rint(sum * 4096.0) / 4096.0;
             const double error = fabs(before - after - sum);
             if (job->integers && error != 0.0)
-                fail_msg("index %d: %.10g before, %.10g after, sum %.10g (step %d, algorithm %d, type %d, P %d, seed %llu)", i,
-                         before, after, sum, step, job->config.algorithm, job->config.value_type, job->size,
-                         (unsigned long long)job->seed);
+                fail_msg(
+                    "index %d: %.10g before, %.10g after, sum %.10g (step %d, algorithm %d, type %d, P %d, seed %llu)",
+                    i, before, after, sum, step, job->config.algorithm, job->config.value_type, job->size,
+                    (unsigned long long)job->seed);
             scale = fmax(scale, size);
             worst = fmax(worst, error);
         }
@@ -177,7 +179,8 @@ static void run_job(const gtopk_reducer_config_t *config, int size, int integers
     job.integers = integers;
     job.size = size;
     job.sparse_rank = size % 3;
-    job.seed = base_seed() * 1000003u + (uint64_t)(config->algorithm * 97 + config->value_type * 31 + size * 7 + integers);
+    job.seed = base_seed() * 1000003u +
+               (uint64_t)(config->algorithm * 97 + config->value_type * 31 + size * 7 + integers);
     fill_gradients(&job);
     ranks_run(size, run_rank, &job);
     check_replicas(&job);

@@ -23,7 +23,7 @@ typedef struct faulty {
     fault_kind_t kind;
     random_state_t random;
     kept_t spoilt;
-    kept_t *held;            /* reorder: waits for the next message to held_to */
+    kept_t *held; /* reorder: waits for the next message to held_to */
     int32_t held_to;
     kept_t *last[PEERS_MAX]; /* late: what was sent to each rank while recording */
 } faulty_t;
@@ -68,20 +68,13 @@ static gtopk_status_t spoil(faulty_t *self, transport_exchange_t *exchange)
     copy->bytes = exchange->send_bytes;
     memcpy(copy->message, exchange->send, exchange->send_bytes);
     switch (self->kind) {
-    case FAULT_ERROR:
-        return status_set(GTOPK_ERR_TRANSPORT, "the cable was pulled");
-    case FAULT_STALL:
-        exchange->to = TRANSPORT_NONE;
-        break;
-    case FAULT_TRUNCATE:
-        copy->bytes = random_below(&self->random, copy->bytes);
-        break;
+    case FAULT_ERROR: return status_set(GTOPK_ERR_TRANSPORT, "the cable was pulled");
+    case FAULT_STALL: exchange->to = TRANSPORT_NONE; break;
+    case FAULT_TRUNCATE: copy->bytes = random_below(&self->random, copy->bytes); break;
     case FAULT_FLIP:
         copy->message[random_below(&self->random, copy->bytes)] ^= (uint8_t)(1u << random_below(&self->random, 8));
         break;
-    case FAULT_DUPLICATE:
-        send_extra(self, exchange->to, copy);
-        break;
+    case FAULT_DUPLICATE: send_extra(self, exchange->to, copy); break;
     case FAULT_REORDER:
         self->held = keep(copy->message, copy->bytes);
         self->held_to = exchange->to;
@@ -91,17 +84,10 @@ static gtopk_status_t spoil(faulty_t *self, transport_exchange_t *exchange)
         if (self->last[exchange->to])
             send_extra(self, exchange->to, self->last[exchange->to]);
         break;
-    case FAULT_EPOCH:
-        change_byte(copy, 20);
-        break;
-    case FAULT_FOREIGN:
-        change_byte(copy, 56);
-        break;
-    case FAULT_ROUND:
-        change_byte(copy, 8);
-        break;
-    case FAULT_KINDS:
-        abort();
+    case FAULT_EPOCH: change_byte(copy, 20); break;
+    case FAULT_FOREIGN: change_byte(copy, 56); break;
+    case FAULT_ROUND: change_byte(copy, 8); break;
+    case FAULT_KINDS: abort();
     }
     exchange->send = copy->message;
     exchange->send_bytes = copy->bytes;

@@ -4,23 +4,23 @@
 
 #include "transport/transport.h"
 
-#define FAULT_LIST(X)                                                                                                  \
-    X(ERROR, "error")         /* the transport reports a failure */                                                    \
-    X(STALL, "stall")         /* the message never arrives */                                                          \
-    X(TRUNCATE, "truncate")   /* its end is missing */                                                                 \
-    X(FLIP, "flip")           /* one bit is wrong */                                                                   \
-    X(DUPLICATE, "duplicate") /* it arrives twice */                                                                   \
-    X(REORDER, "reorder")     /* it arrives after the next one to the same rank */                                     \
-    X(LATE, "late")           /* one of the step before arrives before it */                                           \
-    X(EPOCH, "epoch")         /* it is of an earlier communicator, with the CRC right */                               \
-    X(FOREIGN, "foreign")     /* it is of another reducer, with the CRC right */                                       \
+#define FAULT_LIST(X)                                                                    \
+    X(ERROR, "error")         /* the transport reports a failure */                      \
+    X(STALL, "stall")         /* the message never arrives */                            \
+    X(TRUNCATE, "truncate")   /* its end is missing */                                   \
+    X(FLIP, "flip")           /* one bit is wrong */                                     \
+    X(DUPLICATE, "duplicate") /* it arrives twice */                                     \
+    X(REORDER, "reorder")     /* it arrives after the next one to the same rank */       \
+    X(LATE, "late")           /* one of the step before arrives before it */             \
+    X(EPOCH, "epoch")         /* it is of an earlier communicator, with the CRC right */ \
+    X(FOREIGN, "foreign")     /* it is of another reducer, with the CRC right */         \
     X(ROUND, "round")         /* it is of another round, with the CRC right */
 
 typedef enum fault_kind {
 #define FAULT_ENUM(name, text) FAULT_##name,
     FAULT_LIST(FAULT_ENUM)
 #undef FAULT_ENUM
-    FAULT_KINDS
+        FAULT_KINDS
 } fault_kind_t;
 
 const char *fault_name(fault_kind_t kind);

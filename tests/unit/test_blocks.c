@@ -66,12 +66,12 @@ static void fill(random_state_t *random, int kind)
         const float uniform = (float)random_below(random, 1u << 20) * 0x1p-19f - 1.0f;
         switch (kind) {
         case 0: x[i] = uniform; break;
-        case 1: x[i] = 1.0f; break;                                                /* ties everywhere */
-        case 2: x[i] = (float)((int)random_below(random, 7) - 3); break;           /* many ties, zeros */
-        case 3: x[i] = i % 1000 ? 0.0f : uniform; break;                           /* fewer than k non-zeros */
-        case 4: x[i] = uniform * 1e-40f; break;                                    /* denormals */
-        case 5: x[i] = i % 2 ? -0.0f : (float)i; break;                            /* rising, minus zeros */
-        default: x[i] = uniform * (i < N_MAX / 2 ? 1e-20f : 1e20f); break;         /* two scales */
+        case 1: x[i] = 1.0f; break;                                        /* ties everywhere */
+        case 2: x[i] = (float)((int)random_below(random, 7) - 3); break;   /* many ties, zeros */
+        case 3: x[i] = i % 1000 ? 0.0f : uniform; break;                   /* fewer than k non-zeros */
+        case 4: x[i] = uniform * 1e-40f; break;                            /* denormals */
+        case 5: x[i] = i % 2 ? -0.0f : (float)i; break;                    /* rising, minus zeros */
+        default: x[i] = uniform * (i < N_MAX / 2 ? 1e-20f : 1e20f); break; /* two scales */
         }
     }
 }

@@ -244,7 +244,8 @@ static void test_accumulate_special_inputs(void **state)
     const float residual[9] = {1, 2, FLT_MAX, 4, 5, 6, 7, 8, 9};
     float x[4] = {NAN, -INFINITY, FLT_MAX, 0.5f}, out[9];
     uint16_t fp16[2] = {0x7c00, 0x0001}, bf16[1] = {0x4049}; /* Inf and 2^-24; 3.140625 */
-    const device_span_t spans[4] = {{5, 2, fp16, GTOPK_F16}, {0, 4, x, GTOPK_F32}, {7, 1, bf16, GTOPK_BF16}, {4, 1, NULL, GTOPK_F32}};
+    const device_span_t spans[4] = {
+        {5, 2, fp16, GTOPK_F16}, {0, 4, x, GTOPK_F32}, {7, 1, bf16, GTOPK_BF16}, {4, 1, NULL, GTOPK_F32}};
     const device_accumulate_t params = {.scale = 1.0f};
     device_words_t words = {.ok = 1};
     device_store_t *store = store_with(residual, 9, 0);
@@ -271,11 +272,17 @@ static void test_commit(void **state)
                   final = {{0, 3}, {24.0f, -258.0f}, 2},
                   deposits[2] = {{{1, 3}, {0x1p24f, 2.0f}, 2}, {{1, 2}, {-0x1p24f, FLT_MAX}, 2}};
         const device_set_t deposit_sets[2] = {view(&deposits[0]), view(&deposits[1])};
-        const device_journal_t journal = {.selected = view(&selected), .first = view(&first), .deposits = deposit_sets,
-                                          .deposit_count = 2, .final = view(&final), .clear_final_only = paper, .size = 2};
+        const device_journal_t journal = {.selected = view(&selected),
+                                          .first = view(&first),
+                                          .deposits = deposit_sets,
+                                          .deposit_count = 2,
+                                          .final = view(&final),
+                                          .clear_final_only = paper,
+                                          .size = 2};
         float out_low[2] = {NAN, NAN}, after[4];
         uint16_t out_high[2] = {0xffff, 0xffff};
-        const device_span_t outputs[3] = {{0, 2, out_low, GTOPK_F32}, {2, 0, NULL, GTOPK_F32}, {2, 2, out_high, GTOPK_BF16}};
+        const device_span_t outputs[3] = {
+            {0, 2, out_low, GTOPK_F32}, {2, 0, NULL, GTOPK_F32}, {2, 2, out_high, GTOPK_BF16}};
         const device_words_t words = {.ok = 1};
         device_store_t *store = store_with(residual, 4, 1);
         assert_int_equal(ops->store_write(store, 1, 0, 4, ones), GTOPK_OK);
@@ -326,7 +333,8 @@ static void test_commit_of_a_failed_step(void **state)
 {
     (void)state;
     own_set_t selected = {{0}, {3.0f}, 1}, none = {.count = 0};
-    const device_journal_t journal = {.selected = view(&selected), .first = view(&selected), .final = view(&none), .size = 2};
+    const device_journal_t journal = {
+        .selected = view(&selected), .first = view(&selected), .final = view(&none), .size = 2};
     const float residual[2] = {3.0f, 1.0f};
     float out[2] = {5.0f, 5.0f}, after[2];
     const device_span_t outputs = {0, 2, out, GTOPK_F32};

@@ -43,7 +43,8 @@ static void draw_set(random_state_t *random, own_set_t *set, int integers)
 static const wire_header_t header = {.algorithm = WIRE_BLOCK, .k = DIM, .dim = DIM, .scale = 1.0f};
 
 /* Encodes, seals, reads the header. */
-static wire_header_t encode(own_set_t *set, int value_type, uint8_t *message, own_set_t *decoded, const device_words_t *words)
+static wire_header_t encode(own_set_t *set, int value_type, uint8_t *message, own_set_t *decoded,
+                            const device_words_t *words)
 {
     wire_header_t full = header;
     full.value_type = (uint8_t)value_type;
@@ -159,24 +160,38 @@ static void test_decode_refuses_values(void **state)
         float scale;
         int good;
     } cases[] = {
-        {GTOPK_VALUE_F32, 0x00000000, 1, 0},          {GTOPK_VALUE_F32, 0x80000000, 1, 0},
-        {GTOPK_VALUE_F32, 0x7f800000, 1, 0},          {GTOPK_VALUE_F32, 0xffc00000, 1, 0},
-        {GTOPK_VALUE_F32, 0x00000001, 1, 1},          {GTOPK_VALUE_F32, 0xff7fffff, 1, 1},
-        {GTOPK_VALUE_BF16, 0x0000, 1, 0},             {GTOPK_VALUE_BF16, 0x8000, 1, 0},
-        {GTOPK_VALUE_BF16, 0xff80, 1, 0},             {GTOPK_VALUE_BF16, 0x7f81, 1, 0},
-        {GTOPK_VALUE_BF16, 0x0001, 1, 1},             {GTOPK_VALUE_BF16, 0x7f7f, 1, 1},
-        {GTOPK_VALUE_F16, 0x0000, 1, 0},              {GTOPK_VALUE_F16, 0x8000, 1, 0},
-        {GTOPK_VALUE_F16, 0x7c00, 1, 0},              {GTOPK_VALUE_F16, 0xfe00, 1, 0},
-        {GTOPK_VALUE_F16, 0x0001, 0x1p-126f, 0},      {GTOPK_VALUE_F16, 0x0002, 0x1p-126f, 1},
-        {GTOPK_VALUE_F16, 0x7bff, 0x1p113f, 0},       {GTOPK_VALUE_F16, 0x7800, 0x1p113f, 0},
-        {GTOPK_VALUE_F16, 0x7bff, 0x1p111f, 1},       {GTOPK_VALUE_I8, 0x00, 1, 0},
-        {GTOPK_VALUE_I8, 0x80, 1, 0},                 {GTOPK_VALUE_I8, 0x81, 1, 1},
-        {GTOPK_VALUE_I8, 0x7f, 0x1p122f, 0},          {GTOPK_VALUE_I8, 0x01, 0x1p-126f, 1},
+        {GTOPK_VALUE_F32, 0x00000000, 1, 0},
+        {GTOPK_VALUE_F32, 0x80000000, 1, 0},
+        {GTOPK_VALUE_F32, 0x7f800000, 1, 0},
+        {GTOPK_VALUE_F32, 0xffc00000, 1, 0},
+        {GTOPK_VALUE_F32, 0x00000001, 1, 1},
+        {GTOPK_VALUE_F32, 0xff7fffff, 1, 1},
+        {GTOPK_VALUE_BF16, 0x0000, 1, 0},
+        {GTOPK_VALUE_BF16, 0x8000, 1, 0},
+        {GTOPK_VALUE_BF16, 0xff80, 1, 0},
+        {GTOPK_VALUE_BF16, 0x7f81, 1, 0},
+        {GTOPK_VALUE_BF16, 0x0001, 1, 1},
+        {GTOPK_VALUE_BF16, 0x7f7f, 1, 1},
+        {GTOPK_VALUE_F16, 0x0000, 1, 0},
+        {GTOPK_VALUE_F16, 0x8000, 1, 0},
+        {GTOPK_VALUE_F16, 0x7c00, 1, 0},
+        {GTOPK_VALUE_F16, 0xfe00, 1, 0},
+        {GTOPK_VALUE_F16, 0x0001, 0x1p-126f, 0},
+        {GTOPK_VALUE_F16, 0x0002, 0x1p-126f, 1},
+        {GTOPK_VALUE_F16, 0x7bff, 0x1p113f, 0},
+        {GTOPK_VALUE_F16, 0x7800, 0x1p113f, 0},
+        {GTOPK_VALUE_F16, 0x7bff, 0x1p111f, 1},
+        {GTOPK_VALUE_I8, 0x00, 1, 0},
+        {GTOPK_VALUE_I8, 0x80, 1, 0},
+        {GTOPK_VALUE_I8, 0x81, 1, 1},
+        {GTOPK_VALUE_I8, 0x7f, 0x1p122f, 0},
+        {GTOPK_VALUE_I8, 0x01, 0x1p-126f, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
-        if (decode_code(cases[i].value_type, cases[i].code, cases[i].scale) != (cases[i].good ? GTOPK_OK : GTOPK_ERR_CORRUPT))
-            fail_msg("value type %d, code %#x, scale %g should be %s", cases[i].value_type, cases[i].code, (double)cases[i].scale,
-                     cases[i].good ? "good" : "refused");
+        if (decode_code(cases[i].value_type, cases[i].code, cases[i].scale) !=
+            (cases[i].good ? GTOPK_OK : GTOPK_ERR_CORRUPT))
+            fail_msg("value type %d, code %#x, scale %g should be %s", cases[i].value_type, cases[i].code,
+                     (double)cases[i].scale, cases[i].good ? "good" : "refused");
 }
 
 static void test_decode_refuses_indices(void **state)

@@ -54,9 +54,12 @@ static gtopk_status_t decode(const uint8_t *message, size_t bytes, gtopk_set_t *
 static float expected_value(int type, float value, float scale)
 {
     switch (type) {
-    case GTOPK_VALUE_F16: return convert_float_from_fp16_scaled(convert_fp16_scaled(value, 1.0f / scale, convert_fp16_limit(scale)), scale);
+    case GTOPK_VALUE_F16:
+        return convert_float_from_fp16_scaled(convert_fp16_scaled(value, 1.0f / scale, convert_fp16_limit(scale)),
+                                              scale);
     case GTOPK_VALUE_BF16: return wire_float_from_bf16(wire_bf16_from_float(value));
-    case GTOPK_VALUE_I8: return convert_float_from_i8_scaled(convert_i8_scaled(value, 1.0f / scale, convert_i8_limit(scale)), scale);
+    case GTOPK_VALUE_I8:
+        return convert_float_from_i8_scaled(convert_i8_scaled(value, 1.0f / scale, convert_i8_limit(scale)), scale);
     default: return value;
     }
 }
@@ -170,13 +173,13 @@ static void values_that_no_set_has_are_refused(void **state)
         int type;
         uint32_t code;
     } codes[] = {
-        {GTOPK_VALUE_F32, 0},      {GTOPK_VALUE_F32, 0x80000000}, {GTOPK_VALUE_F32, 0x7f800000}, {GTOPK_VALUE_F32, 0xff800000},
-        {GTOPK_VALUE_F32, 0x7fc00000}, {GTOPK_VALUE_F32, 0x7f800001},
-        {GTOPK_VALUE_BF16, 0},     {GTOPK_VALUE_BF16, 0x8000},    {GTOPK_VALUE_BF16, 0x7f80},    {GTOPK_VALUE_BF16, 0xff80},
-        {GTOPK_VALUE_BF16, 0x7fc0}, {GTOPK_VALUE_BF16, 0xff81},
-        {GTOPK_VALUE_F16, 0},      {GTOPK_VALUE_F16, 0x8000},     {GTOPK_VALUE_F16, 0x7c00},     {GTOPK_VALUE_F16, 0xfc00},
-        {GTOPK_VALUE_F16, 0x7e00}, {GTOPK_VALUE_F16, 0xfc01},
-        {GTOPK_VALUE_I8, 0},       {GTOPK_VALUE_I8, 0x80},
+        {GTOPK_VALUE_F32, 0},          {GTOPK_VALUE_F32, 0x80000000}, {GTOPK_VALUE_F32, 0x7f800000},
+        {GTOPK_VALUE_F32, 0xff800000}, {GTOPK_VALUE_F32, 0x7fc00000}, {GTOPK_VALUE_F32, 0x7f800001},
+        {GTOPK_VALUE_BF16, 0},         {GTOPK_VALUE_BF16, 0x8000},    {GTOPK_VALUE_BF16, 0x7f80},
+        {GTOPK_VALUE_BF16, 0xff80},    {GTOPK_VALUE_BF16, 0x7fc0},    {GTOPK_VALUE_BF16, 0xff81},
+        {GTOPK_VALUE_F16, 0},          {GTOPK_VALUE_F16, 0x8000},     {GTOPK_VALUE_F16, 0x7c00},
+        {GTOPK_VALUE_F16, 0xfc00},     {GTOPK_VALUE_F16, 0x7e00},     {GTOPK_VALUE_F16, 0xfc01},
+        {GTOPK_VALUE_I8, 0},           {GTOPK_VALUE_I8, 0x80},
     };
     const char *const devices[] = {"reference", "cpu"};
     for (int d = 0; d < 2; d++) {
@@ -198,7 +201,8 @@ static void scales_that_overflow_are_refused(void **state)
         int type;
         float scale;
         uint32_t code;
-    } beyond[] = {{GTOPK_VALUE_F16, 0x1p113f, 0x7800}, {GTOPK_VALUE_I8, 0x1p122f, 64}, {GTOPK_VALUE_F16, 0x1p-126f, 0x0001}};
+    } beyond[] = {
+        {GTOPK_VALUE_F16, 0x1p113f, 0x7800}, {GTOPK_VALUE_I8, 0x1p122f, 64}, {GTOPK_VALUE_F16, 0x1p-126f, 0x0001}};
     for (size_t i = 0; i < 3; i++) {
         const size_t bytes = encode(1, 10, beyond[i].type, buffers.message), size = wire_value_size(beyond[i].type);
         bytes_store32(buffers.message + 48, convert_bits(beyond[i].scale));
@@ -218,7 +222,8 @@ static void broken_indices_are_refused(void **state)
     random_indices(&random, buffers.index, 100, 3000);
     random_values(&random, 100, 5);
     const size_t bytes = encode(100, 3000, GTOPK_VALUE_BF16, buffers.message);
-    const size_t unary = WIRE_HEADER_SIZE + wire_low_bytes(3000, 100), values = WIRE_HEADER_SIZE + wire_index_bytes(3000, 100);
+    const size_t unary = WIRE_HEADER_SIZE + wire_low_bytes(3000, 100),
+                 values = WIRE_HEADER_SIZE + wire_index_bytes(3000, 100);
     for (size_t bit = 8 * unary; bit < 8 * values; bit++) { /* one entry more or fewer */
         memcpy(buffers.other, buffers.message, bytes);
         buffers.other[bit / 8] = (uint8_t)(buffers.other[bit / 8] ^ 1u << bit % 8);
@@ -239,7 +244,8 @@ static void every_other_length_is_refused(void **state)
         random_values(&random, 40, 3);
         const size_t bytes = encode(40, 3000, types[t], buffers.message);
         for (size_t length = 0; length < bytes + 20; length++)
-            assert_int_equal(decode(buffers.message, length, &set, &dim), length == bytes ? GTOPK_OK : GTOPK_ERR_CORRUPT);
+            assert_int_equal(decode(buffers.message, length, &set, &dim),
+                             length == bytes ? GTOPK_OK : GTOPK_ERR_CORRUPT);
     }
 }
 
@@ -248,7 +254,8 @@ static void message_without_a_set_is_refused(void **state)
     (void)state;
     gtopk_set_t set;
     uint64_t dim, count;
-    const wire_header_t header = {.value_type = WIRE_VALUE_BYTES, .algorithm = WIRE_BROADCAST, .count = 8, .scale = 1.0f};
+    const wire_header_t header = {
+        .value_type = WIRE_VALUE_BYTES, .algorithm = WIRE_BROADCAST, .count = 8, .scale = 1.0f};
     wire_header_write(&header, buffers.message);
     memset(buffers.message + WIRE_HEADER_SIZE, 1, 8);
     wire_seal(buffers.message, 8);
@@ -274,7 +281,8 @@ static void wrong_arguments_are_invalid(void **state)
     size_t room = gtopk_encode_bound(10, 3, GTOPK_VALUE_F32) - 1;
     assert_int_equal(gtopk_encode(&set, 10, GTOPK_VALUE_F32, buffers.other, &room), GTOPK_ERR_INVALID);
     room = BYTES;
-    assert_int_equal(gtopk_encode(&set, 8, GTOPK_VALUE_F32, buffers.other, &room), GTOPK_ERR_INVALID); /* index 8 of 8 */
+    assert_int_equal(gtopk_encode(&set, 8, GTOPK_VALUE_F32, buffers.other, &room),
+                     GTOPK_ERR_INVALID); /* index 8 of 8 */
     assert_int_equal(gtopk_encode(&set, 10, 4, buffers.other, &room), GTOPK_ERR_INVALID);
     assert_int_equal(gtopk_encode(&set, 1ull << 32, GTOPK_VALUE_F32, buffers.other, &room), GTOPK_ERR_INVALID);
     buffers.value[1] = NAN;

@@ -14,19 +14,19 @@
 #include "support/ranks.h"
 #include "util/fpenv.h"
 
-#define ASSERT_OK(call)                                                                                                \
-    do {                                                                                                               \
-        if ((call) != GTOPK_OK)                                                                                        \
-            fail_msg("%s: %s", #call, gtopk_last_error());                                                             \
+#define ASSERT_OK(call)                                    \
+    do {                                                   \
+        if ((call) != GTOPK_OK)                            \
+            fail_msg("%s: %s", #call, gtopk_last_error()); \
     } while (0)
 
 /* Checks on a rank's thread, where cmocka's jumps must not be used. */
-#define REQUIRE(condition)                                                                                             \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error());             \
-            abort();                                                                                                   \
-        }                                                                                                              \
+#define REQUIRE(condition)                                                                                 \
+    do {                                                                                                   \
+        if (!(condition)) {                                                                                \
+            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error()); \
+            abort();                                                                                       \
+        }                                                                                                  \
     } while (0)
 
 static const uint64_t two_segments[2] = {6, 4};
@@ -264,7 +264,8 @@ static void test_handles_do_not_survive_fork(void **state)
 static gtopk_reducer_t *reentered;
 static gtopk_status_t reentry;
 
-static void reentering_for(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body, void *arg)
+static void reentering_for(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body,
+                           void *arg)
 {
     (void)context;
     (void)grain;
@@ -297,7 +298,7 @@ typedef struct flags_job {
     int algorithm;
     int bad_rank; /* its gradient holds an Inf, or it has found_inf */
     int by_flag;
-    int joined;   /* that many ranks are without data */
+    int joined; /* that many ranks are without data */
 } flags_job_t;
 
 static void run_nonfinite(gtopk_comm_t *comm, int rank, int size, void *context)
@@ -314,7 +315,8 @@ static void run_nonfinite(gtopk_comm_t *comm, int rank, int size, void *context)
     const int bad = rank == job->bad_rank;
     if (bad && !job->by_flag)
         a[2] = INFINITY;
-    REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 1, bad && job->by_flag ? GTOPK_FOUND_INF : 0, NULL) == GTOPK_OK);
+    REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 1, bad && job->by_flag ? GTOPK_FOUND_INF : 0, NULL) ==
+            GTOPK_OK);
     REQUIRE(gtopk_reducer_reduce(reducer, tensors, 2, 0, NULL, &stats) == GTOPK_OK);
     REQUIRE(stats.nonfinite == 1 && stats.count == 0);
     for (int i = 0; i < 6; i++)
@@ -421,7 +423,8 @@ static void run_mismatch(gtopk_comm_t *comm, int rank, int size, void *context)
         config.value_type = GTOPK_VALUE_I8;
     if (odd && difference == OTHER_GROWTH)
         config.merge_growth = 2.0;
-    const gtopk_status_t status = gtopk_reducer_create(&reducer, comm, &config, lengths, odd && difference == OTHER_COUNT ? 1 : 2);
+    const gtopk_status_t status = gtopk_reducer_create(&reducer, comm, &config, lengths,
+                                                       odd && difference == OTHER_COUNT ? 1 : 2);
     REQUIRE(status == (odd && difference == BAD_DENSITY ? GTOPK_ERR_INVALID : GTOPK_ERR_MISMATCH));
     REQUIRE(reducer == NULL);
     char other[32];
@@ -548,7 +551,8 @@ static void run_other_lengths(gtopk_comm_t *comm, int rank, int size, void *cont
     (void)size;
     (void)context;
     const gtopk_status_t status = gtopk_allgather(comm, buffer, rank == 1 ? 32 : 64, all);
-    REQUIRE(status == GTOPK_ERR_DESYNC || status == GTOPK_ERR_ABORTED || status == GTOPK_ERR_CORRUPT || status == GTOPK_ERR_TRANSPORT);
+    REQUIRE(status == GTOPK_ERR_DESYNC || status == GTOPK_ERR_ABORTED || status == GTOPK_ERR_CORRUPT ||
+            status == GTOPK_ERR_TRANSPORT);
 }
 
 static void test_collective_of_other_lengths(void **state)

@@ -95,7 +95,8 @@ static void walk(build_fn build, int32_t size)
             fail_msg("rank %d of %d waits for ever in round %u", (int)r, (int)size, ranks[r].at);
         for (int32_t i = 0; i < size; i++)
             if (ranks[r].contains[i] != 1)
-                fail_msg("rank %d of %d has the set of rank %d %d times", (int)r, (int)size, (int)i, ranks[r].contains[i]);
+                fail_msg("rank %d of %d has the set of rank %d %d times", (int)r, (int)size, (int)i,
+                         ranks[r].contains[i]);
     }
 }
 

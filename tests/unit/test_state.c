@@ -14,12 +14,12 @@
 
 #define DIM 500
 
-#define REQUIRE(condition)                                                                                             \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error());             \
-            abort();                                                                                                   \
-        }                                                                                                              \
+#define REQUIRE(condition)                                                                                 \
+    do {                                                                                                   \
+        if (!(condition)) {                                                                                \
+            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error()); \
+            abort();                                                                                       \
+        }                                                                                                  \
     } while (0)
 
 static const uint64_t lengths[3] = {200, 0, 300};
@@ -55,7 +55,8 @@ static void step(run_t *run, gtopk_reducer_t *reducer, int rank, int number)
     float gradient[DIM];
     for (int i = 0; i < DIM; i++)
         gradient[i] = (float)((double)random_below(&random, 2001) - 1000.0) * 0.01f;
-    const gtopk_tensor_t tensors[3] = {{gradient, 200, GTOPK_F32, 0}, {NULL, 0, GTOPK_F32, 0}, {gradient + 200, 300, GTOPK_F32, 0}};
+    const gtopk_tensor_t tensors[3] = {
+        {gradient, 200, GTOPK_F32, 0}, {NULL, 0, GTOPK_F32, 0}, {gradient + 200, 300, GTOPK_F32, 0}};
     REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 3, 1, GTOPK_ZERO_INPUT, NULL) == GTOPK_OK);
     REQUIRE(gtopk_reducer_reduce(reducer, tensors, 3, GTOPK_OUTPUT_IS_ZERO, NULL, NULL) == GTOPK_OK);
     memcpy(run->updates[rank][number], gradient, sizeof gradient);
@@ -68,7 +69,8 @@ static void run_rank(gtopk_comm_t *comm, int rank, int size, void *context)
     const size_t bytes = gtopk_reducer_state_size(reducer);
     (void)size;
     if (run->load)
-        REQUIRE(gtopk_reducer_state_load(reducer, run->load + (run->load_one ? 0 : (size_t)rank * bytes), bytes) == GTOPK_OK);
+        REQUIRE(gtopk_reducer_state_load(reducer, run->load + (run->load_one ? 0 : (size_t)rank * bytes), bytes) ==
+                GTOPK_OK);
     REQUIRE(gtopk_reducer_residual(reducer, 0, run->residual[rank], 200) == GTOPK_OK);
     REQUIRE(gtopk_reducer_residual(reducer, 2, run->residual[rank] + 200, 300) == GTOPK_OK);
     for (int number = run->first_step; number < run->last_step; number++)
@@ -99,7 +101,8 @@ static void test_resume_is_bit_exact(void **state)
             ranks_run(size, run_rank, &second);
             for (int r = 0; r < size; r++)
                 for (int number = 10; number < 20; number++)
-                    assert_memory_equal(straight.updates[r][number], second.updates[r][number], sizeof straight.updates[r][number]);
+                    assert_memory_equal(straight.updates[r][number], second.updates[r][number],
+                                        sizeof straight.updates[r][number]);
         }
 }
 
@@ -130,13 +133,15 @@ static void test_any_size_takes_over(void **state)
 
 /* ---- refusals ---- */
 
-static void assert_refused(gtopk_reducer_t *reducer, const uint8_t *state, size_t bytes, gtopk_status_t expected, const char *part)
+static void assert_refused(gtopk_reducer_t *reducer, const uint8_t *state, size_t bytes, gtopk_status_t expected,
+                           const char *part)
 {
     float residual[200];
     const float zeros[200] = {0};
     const gtopk_status_t status = gtopk_reducer_state_load(reducer, state, bytes);
     if (status != expected || !strstr(gtopk_last_error(), part))
-        fail_msg("%s: %s (awaited %s: %s)", gtopk_status_name(status), gtopk_last_error(), gtopk_status_name(expected), part);
+        fail_msg("%s: %s (awaited %s: %s)", gtopk_status_name(status), gtopk_last_error(), gtopk_status_name(expected),
+                 part);
     assert_int_equal(gtopk_reducer_residual(reducer, 0, residual, 200), GTOPK_OK);
     assert_memory_equal(residual, zeros, sizeof residual);
 }
@@ -242,8 +247,10 @@ static void test_states_of_other_steps(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_resume_is_bit_exact), cmocka_unit_test(test_any_size_takes_over),
-        cmocka_unit_test(test_refusals),            cmocka_unit_test(test_residual_is_set_by_hand),
+        cmocka_unit_test(test_resume_is_bit_exact),
+        cmocka_unit_test(test_any_size_takes_over),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_residual_is_set_by_hand),
         cmocka_unit_test(test_states_of_other_steps),
     };
     return cmocka_run_group_tests_name("state", tests, NULL, NULL);

@@ -163,7 +163,8 @@ static void random_headers_come_back(void **state)
         const uint8_t sets[] = {0, 1, 2, 3, WIRE_BLOCK};
         wire_header_t header = {
             .value_type = (uint8_t)(is_bytes ? WIRE_VALUE_BYTES : types[random_below(&random, 4)]),
-            .algorithm = (uint8_t)(is_bytes ? WIRE_BROADCAST + random_below(&random, 4) : sets[random_below(&random, 5)]),
+            .algorithm = (uint8_t)(is_bytes ? WIRE_BROADCAST + random_below(&random, 4)
+                                            : sets[random_below(&random, 5)]),
             .flags = (uint8_t)random_below(&random, 8),
             .round = (uint16_t)random_u64(&random),
             .sender = (uint32_t)random_u64(&random),
@@ -175,7 +176,8 @@ static void random_headers_come_back(void **state)
             .scale = 1.0f,
         };
         header.count = (uint32_t)random_below(&random, is_bytes || header.dim > 5000 ? 5001 : header.dim + 1ull);
-        header.k = (uint32_t)(is_bytes ? random_u64(&random) : header.count + random_below(&random, header.dim - header.count + 1ull));
+        header.k = (uint32_t)(is_bytes ? random_u64(&random)
+                                       : header.count + random_below(&random, header.dim - header.count + 1ull));
         if (is_bytes || header.flags & WIRE_ABORT)
             header.attachment = (uint32_t)random_u64(&random);
         if (header.value_type == GTOPK_VALUE_F16 || header.value_type == GTOPK_VALUE_I8)
@@ -198,7 +200,13 @@ static void collectives_need_no_k_and_no_dim(void **state)
 {
     (void)state;
     uint8_t message[WIRE_HEADER_SIZE + 100] = {0};
-    const wire_header_t sent = {.value_type = WIRE_VALUE_BYTES, .algorithm = WIRE_ALLGATHER, .count = 100, .k = 3, .dim = 2, .attachment = 9, .scale = 1.0f};
+    const wire_header_t sent = {.value_type = WIRE_VALUE_BYTES,
+                                .algorithm = WIRE_ALLGATHER,
+                                .count = 100,
+                                .k = 3,
+                                .dim = 2,
+                                .attachment = 9,
+                                .scale = 1.0f};
     wire_header_write(&sent, message);
     wire_seal(message, 100);
     wire_header_t header;
@@ -224,7 +232,8 @@ static void each_algorithm_has_its_value_types(void **state)
             sent.value_type = (uint8_t)type;
             wire_header_write(&sent, message);
             wire_seal(message, 0);
-            assert_int_equal(wire_header_read(message, sizeof message, 0, &header), good ? GTOPK_OK : GTOPK_ERR_CORRUPT);
+            assert_int_equal(wire_header_read(message, sizeof message, 0, &header),
+                             good ? GTOPK_OK : GTOPK_ERR_CORRUPT);
         }
 }
 
@@ -284,11 +293,11 @@ static const broken_field_t broken_fields[] = {
     {32, 4, 11, "k 11, dim 10"}, /* k > dim */
     {32, 4, DIM_MAX, "k 4294967295"},
     {36, 4, 0, "dim 0"},
-    {36, 4, 3, "dim 3"},         /* dim < k */
-    {36, 4, 5, "low width 1"},   /* then width 0 */
-    {36, 4, 12, "low width 1"},  /* then width 2 */
+    {36, 4, 3, "dim 3"},        /* dim < k */
+    {36, 4, 5, "low width 1"},  /* then width 0 */
+    {36, 4, 12, "low width 1"}, /* then width 2 */
     {36, 4, DIM_MAX, "low width 1"},
-    {40, 4, 5, "count 5"},       /* count > k */
+    {40, 4, 5, "count 5"}, /* count > k */
     {40, 4, DIM_MAX, "count 4294967295"},
     {40, 4, 2, "low width 1"},
     {40, 4, 0, "low width 1"},
@@ -345,7 +354,8 @@ static void free_fields_are_accepted(void **state)
 static void scale_of_fp16_and_int8_is_checked(void **state)
 {
     (void)state;
-    const float good[] = {0x1p-126f, 0.5f, 1.0f, 0x1p113f}, bad[] = {0.0f, -1.0f, 3.0f, 0x1p-127f, 0x1p123f, 1.0f / 0.0f};
+    const float good[] = {0x1p-126f, 0.5f, 1.0f, 0x1p113f},
+                bad[] = {0.0f, -1.0f, 3.0f, 0x1p-127f, 0x1p123f, 1.0f / 0.0f};
     for (int type = GTOPK_VALUE_F16; type <= GTOPK_VALUE_I8; type += GTOPK_VALUE_I8 - GTOPK_VALUE_F16) {
         wire_header_t sent = example_header, header;
         uint8_t message[EXAMPLE_SIZE] = {0};
@@ -405,13 +415,14 @@ static void crc_gives_the_published_values(void **state)
         up[i] = (uint8_t)i;
         down[i] = (uint8_t)(31 - i);
     }
-    const uint8_t read_command[48] = {0x01, 0xc0, [16] = 0x14, [22] = 0x04, [27] = 0x14, [31] = 0x18, [32] = 0x28, [40] = 0x02};
+    const uint8_t read_command[48] = {0x01,        0xc0,        [16] = 0x14, [22] = 0x04,
+                                      [27] = 0x14, [31] = 0x18, [32] = 0x28, [40] = 0x02};
     const struct {
         const void *data;
         size_t bytes;
         uint32_t crc;
     } published[] = {/* RFC 3720, appendix B.4; the last one is the usual check value */
-                     {zeros, 32, 0x8a9136aa}, {ones, 32, 0x62a8ab43}, {up, 32, 0x46dd794e},
+                     {zeros, 32, 0x8a9136aa}, {ones, 32, 0x62a8ab43},         {up, 32, 0x46dd794e},
                      {down, 32, 0x113fdb5c},  {read_command, 48, 0xd9963a56}, {"123456789", 9, 0xe3069283}};
     for (size_t i = 0; i < sizeof published / sizeof *published; i++) {
         assert_int_equal(wire_crc_reference(0, published[i].data, published[i].bytes), published[i].crc);

@@ -162,7 +162,8 @@ static void fp16_has_the_bits_of_f16c(void **state)
         skip();
     random_state_t random = {7};
     for (uint32_t bits = 0; bits < 0x10000; bits++)
-        assert_int_equal(convert_bits(wire_float_from_fp16((uint16_t)bits)), convert_bits(f16c_to_float((uint16_t)bits)));
+        assert_int_equal(convert_bits(wire_float_from_fp16((uint16_t)bits)),
+                         convert_bits(f16c_to_float((uint16_t)bits)));
     for (int i = 0; i < 4000000; i++) {
         const float value = random_float_bits(&random);
         const uint16_t theirs = f16c_from_float(value);
@@ -213,8 +214,9 @@ static void scale_is_the_smallest_that_fits(void **state)
 {
     (void)state;
     random_state_t random = {8};
-    const float special[] = {0x1p-149f, 0x1p-126f, 0x1.fffffep-127f, 1.0f, 126.99999f, 127.0f, 127.00001f, 127.5f, 128.0f, 254.0f,
-                             32767.998f, 32768.0f, 32768.004f, 65504.0f, 0x1p127f, 0x1.fcp127f, 0x1.fc0002p127f, 0x1.fffffep127f};
+    const float special[] = {0x1p-149f,  0x1p-126f, 0x1.fffffep-127f, 1.0f,        126.99999f,      127.0f,
+                             127.00001f, 127.5f,    128.0f,           254.0f,      32767.998f,      32768.0f,
+                             32768.004f, 65504.0f,  0x1p127f,         0x1.fcp127f, 0x1.fc0002p127f, 0x1.fffffep127f};
     const int types[] = {GTOPK_VALUE_F16, GTOPK_VALUE_I8};
     for (int t = 0; t < 2; t++) {
         for (size_t i = 0; i < sizeof special / sizeof *special; i++)
@@ -254,13 +256,15 @@ static void check_scaled(float value, float max)
     const float fp16_scale = wire_scale(GTOPK_VALUE_F16, max), i8_scale = wire_scale(GTOPK_VALUE_I8, max);
     const float as_fp16 = convert_float_from_fp16_scaled(
         convert_fp16_scaled(value, 1.0f / fp16_scale, convert_fp16_limit(fp16_scale)), fp16_scale);
-    const float as_i8 = convert_float_from_i8_scaled(convert_i8_scaled(value, 1.0f / i8_scale, convert_i8_limit(i8_scale)), i8_scale);
+    const float as_i8 = convert_float_from_i8_scaled(
+        convert_i8_scaled(value, 1.0f / i8_scale, convert_i8_limit(i8_scale)), i8_scale);
 
     assert_true(isfinite(as_fp16) && isfinite(as_i8));
     /* Clamped only where the next step would be 2^128. */
     const double bound = max >= 0x1p127f ? 1.0 : 0.5;
     assert_true(fabs((double)as_i8 - (double)value) <= bound * (double)i8_scale);
-    assert_true(fabs((double)as_fp16 - (double)value) <= fmax(2 * bound * fabs((double)value) * 0x1p-11, 0x1p-25 * (double)fp16_scale));
+    assert_true(fabs((double)as_fp16 - (double)value) <=
+                fmax(2 * bound * fabs((double)value) * 0x1p-11, 0x1p-25 * (double)fp16_scale));
     assert_true((double)as_i8 * (double)value >= 0 && (double)as_fp16 * (double)value >= 0);
     if (max < 0x1p127f)
         assert_true((double)as_i8 == nearbyint((double)value / (double)i8_scale) * (double)i8_scale);

@@ -106,7 +106,8 @@ static void check_patterns(uint32_t count, uint64_t dim)
 static void patterns_come_back(void **state)
 {
     (void)state;
-    const uint64_t dims[] = {1, 2, 63, 64, 65, 127, 128, 129, 1000, 4096, 65536, 25000000, 1ull << 31, (1ull << 31) + 1, DIM_MAX};
+    const uint64_t dims[] = {
+        1, 2, 63, 64, 65, 127, 128, 129, 1000, 4096, 65536, 25000000, 1ull << 31, (1ull << 31) + 1, DIM_MAX};
     const uint32_t counts[] = {1, 2, 3, 7, 8, 9, 63, 64, 65, 71, 72, 127, 128, 129, 192, 1000, 4096};
     for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
         for (size_t c = 0; c < sizeof counts / sizeof *counts; c++)

@@ -21,14 +21,15 @@ gtopk_status_t reference_store_create(device_t *device, uint64_t dim, uint64_t k
 void reference_store_destroy(device_store_t *store);
 gtopk_status_t reference_store_resize(device_store_t *store, uint64_t k);
 gtopk_status_t reference_store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out);
-gtopk_status_t reference_store_write(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in);
+gtopk_status_t reference_store_write(device_store_t *store, int which, uint64_t offset, uint64_t length,
+                                     const float *in);
 void reference_step_begin(device_store_t *store);
 gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
                                     const device_accumulate_t *params, device_words_t *words, void *stream);
 gtopk_status_t reference_array_select(device_t *device, const float *x, uint64_t n, uint64_t k,
                                       const device_parallel_t *parallel, device_set_t *out, void *stream);
-gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
-                                uint64_t *misses);
+gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream,
+                                uint64_t *candidates, uint64_t *misses);
 
 /* ---- reference_commit.c ---- */
 
@@ -58,9 +59,9 @@ void reference_append(device_set_t *set, uint32_t index, float value);
 
 /* ---- reference_message.c ---- */
 
-gtopk_status_t reference_encode(device_t *device, const device_set_t *set, const wire_header_t *header, uint8_t *message,
-                                device_set_t *decoded, const device_words_t *words, void *stream);
-gtopk_status_t reference_decode(device_t *device, const uint8_t *message, const wire_header_t *header, device_set_t *out,
-                                device_words_t *words, void *stream);
+gtopk_status_t reference_encode(device_t *device, const device_set_t *set, const wire_header_t *header,
+                                uint8_t *message, device_set_t *decoded, const device_words_t *words, void *stream);
+gtopk_status_t reference_decode(device_t *device, const uint8_t *message, const wire_header_t *header,
+                                device_set_t *out, device_words_t *words, void *stream);
 
 #endif

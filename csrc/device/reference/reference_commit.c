@@ -103,8 +103,7 @@ gtopk_status_t reference_commit(device_store_t *store, const device_journal_t *j
         if (!outputs_are_zero)
             outputs_zero(outputs, count);
         for (uint32_t i = 0; i < *journal->final.count; i++)
-            output_mean(store, outputs, count, journal->final.index[i],
-                        journal->final.value[i] / (float)journal->size);
+            output_mean(store, outputs, count, journal->final.index[i], journal->final.value[i] / (float)journal->size);
     }
     fpenv_leave(saved);
     return GTOPK_OK;

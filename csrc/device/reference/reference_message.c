@@ -13,9 +13,7 @@
 static void value_write(int value_type, float value, float scale, uint8_t *at)
 {
     switch (value_type) {
-    case GTOPK_VALUE_F16:
-        bytes_store16(at, convert_fp16_scaled(value, 1.0f / scale, convert_fp16_limit(scale)));
-        break;
+    case GTOPK_VALUE_F16: bytes_store16(at, convert_fp16_scaled(value, 1.0f / scale, convert_fp16_limit(scale))); break;
     case GTOPK_VALUE_BF16: bytes_store16(at, convert_bf16_from_float(value)); break;
     case GTOPK_VALUE_I8: *at = (uint8_t)convert_i8_scaled(value, 1.0f / scale, convert_i8_limit(scale)); break;
     default: bytes_store32(at, convert_bits(value));
@@ -76,8 +74,8 @@ static void message_write(const device_set_t *set, const wire_header_t *header, 
     }
 }
 
-gtopk_status_t reference_encode(device_t *device, const device_set_t *set, const wire_header_t *header, uint8_t *message,
-                                device_set_t *decoded, const device_words_t *words, void *stream)
+gtopk_status_t reference_encode(device_t *device, const device_set_t *set, const wire_header_t *header,
+                                uint8_t *message, device_set_t *decoded, const device_words_t *words, void *stream)
 {
     (void)device;
     (void)stream;
@@ -128,8 +126,8 @@ static gtopk_status_t message_read(const uint8_t *message, const wire_header_t *
     return GTOPK_OK;
 }
 
-gtopk_status_t reference_decode(device_t *device, const uint8_t *message, const wire_header_t *header, device_set_t *out,
-                                device_words_t *words, void *stream)
+gtopk_status_t reference_decode(device_t *device, const uint8_t *message, const wire_header_t *header,
+                                device_set_t *out, device_words_t *words, void *stream)
 {
     (void)device;
     (void)stream;

@@ -24,8 +24,7 @@ static int compare_index(const void *a, const void *b)
 
 float reference_value_at(const device_set_t *set, uint32_t index)
 {
-    const uint32_t *found =
-        *set->count ? bsearch(&index, set->index, *set->count, sizeof index, compare_index) : NULL;
+    const uint32_t *found = *set->count ? bsearch(&index, set->index, *set->count, sizeof index, compare_index) : NULL;
     return found ? set->value[found - set->index] : 0.0f;
 }
 

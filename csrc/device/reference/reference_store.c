@@ -51,7 +51,8 @@ gtopk_status_t reference_store_read(device_store_t *store, int which, uint64_t o
     return GTOPK_OK;
 }
 
-gtopk_status_t reference_store_write(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in)
+gtopk_status_t reference_store_write(device_store_t *store, int which, uint64_t offset, uint64_t length,
+                                     const float *in)
 {
     if (length > 0)
         memcpy((which == 0 ? store->residual : store->velocity) + offset, in, length * sizeof(float));
@@ -142,8 +143,8 @@ gtopk_status_t reference_array_select(device_t *device, const float *x, uint64_t
     return status;
 }
 
-gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
-                                uint64_t *misses)
+gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream,
+                                uint64_t *candidates, uint64_t *misses)
 {
     (void)stream;
     *candidates = 0;
