@@ -97,9 +97,9 @@ TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer %/te
 test-asan:
 	@$(MAKE) -j2 BUILD=$(BUILD)-asan SANITIZE=address,undefined CFLAGS="$(SANITIZER_FLAGS)" sanitized-c-tests
 
-#: make test-tsan        the tests in C that have threads, under ThreadSanitizer
+#: make test-tsan        the tests in C that have threads, under ThreadSanitizer, with up to 5 ranks
 test-tsan:
-	@$(MAKE) -j2 BUILD=$(BUILD)-tsan SANITIZE=thread CFLAGS="$(SANITIZER_FLAGS)" sanitized-c-tests C_TESTS="$(TSAN_TESTS:%=%.c)"
+	@GTOPK_TEST_SIZES=5 $(MAKE) -j2 BUILD=$(BUILD)-tsan SANITIZE=thread CFLAGS="$(SANITIZER_FLAGS)" sanitized-c-tests C_TESTS="$(TSAN_TESTS:%=%.c)"
 
 # setarch -R: gcc's ThreadSanitizer knows only the memory layout without randomisation.
 sanitized-c-tests: $(C_TEST_BINS)
