@@ -6,7 +6,8 @@
 #include "torch/stable_abi.h"
 
 typedef struct libtorch {
-#define LIBTORCH_FIELD(result, name, arguments) result(*name) arguments;
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): `arguments` has its parentheses */
+#define LIBTORCH_FIELD(result, name, arguments) result(*(name)) arguments;
     STABLE_ABI_LIST(LIBTORCH_FIELD)
 #undef LIBTORCH_FIELD
 } libtorch_t;
