@@ -14,11 +14,16 @@ import gtopk
 DIM = 20000
 
 
+def say(text):
+    """One line, in one piece: several ranks write to one file, and print() may send the end of a line by itself."""
+    os.write(1, f"{text}\n".encode())
+
+
 def main(timeout):
     gtopk.init(transport="torch", timeout=timeout)
     rank = gtopk.rank()
     reducer = gtopk.Reducer([DIM])
-    print(f"rank {rank} pid {os.getpid()}", flush=True)
+    say(f"rank {rank} pid {os.getpid()}")
     random = np.random.default_rng(rank)
     for step in range(10**9):
         x = random.standard_normal(DIM).astype(np.float32)
@@ -30,15 +35,15 @@ def main(timeout):
             first, when = error, time.time()
             break
         if step % 50 == 0:
-            print(f"rank {rank} step {step}", flush=True)
-    print(f"rank {rank}: {first}", file=sys.stderr, flush=True)
+            say(f"rank {rank} step {step}")
+    say(f"rank {rank}: {first}")
     kept = int(np.array_equal(before, reducer.residual(0)))
     later = 0
     try:
         gtopk.barrier()
     except gtopk.GtopkError as error:
         later = int(type(error) is type(first) and time.time() - when < 0.2)
-    print(f"rank {rank} failed {type(first).__name__} at {when:.6f} kept {kept} later {later}", flush=True)
+    say(f"rank {rank} failed {type(first).__name__} at {when:.6f} kept {kept} later {later}")
     os._exit(3)
 
 

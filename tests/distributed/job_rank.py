@@ -18,8 +18,13 @@ import gtopk
 DIM = 20000
 
 
+def say(text):
+    """One line, in one piece: several ranks write to one file, and print() may send the end of a line by itself."""
+    os.write(1, f"{text}\n".encode())
+
+
 def fail(error):
-    print(f"failed {type(error).__name__}: {error}", flush=True)
+    say(f"failed {type(error).__name__}: {error}")
     os._exit(3)
 
 
@@ -29,7 +34,7 @@ def take_steps(reducer, seed):
         x = random.standard_normal(DIM).astype(np.float32)
         reducer.accumulate(0, x)
         reducer.reduce([x])
-    print(f"rank {gtopk.rank()} of {gtopk.size()} digest {hashlib.sha256(x.tobytes()).hexdigest()[:16]}", flush=True)
+    say(f"rank {gtopk.rank()} of {gtopk.size()} digest {hashlib.sha256(x.tobytes()).hexdigest()[:16]}")
 
 
 def wait_for_the_last(reducer):
@@ -42,7 +47,7 @@ def wait_for_the_last(reducer):
         reducer.reduce([x])
     except BaseException as error:
         kept = int(np.array_equal(before, reducer.residual(0)))
-        print(f"rank {gtopk.rank()} stopped by {type(error).__name__} kept {kept}", flush=True)
+        say(f"rank {gtopk.rank()} stopped by {type(error).__name__} kept {kept}")
         raise
 
 
@@ -50,7 +55,7 @@ def main(timeout, mode):
     try:
         gtopk.init(timeout=timeout)
         reducer = gtopk.Reducer([DIM])
-        print(f"rank {gtopk.rank()} pid {os.getpid()}", flush=True)
+        say(f"rank {gtopk.rank()} pid {os.getpid()}")
         if mode == "wait":
             wait_for_the_last(reducer)
         else:
