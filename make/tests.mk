@@ -55,13 +55,16 @@ EXCHANGE_TESTS := $(filter %/test_exchange %/test_state,$(C_TEST_BINS))
 #: make test             everything but what takes hours; at most 25 minutes on 2 cores
 test: c-tests test-bits test-asan test-tsan fuzz py-tests
 
+# What starts processes, or builds.
+SLOW_TESTS := distributed torch_distributed torch_frameworks examples docs install memory
+
 #: make test-quick       the unit tests in C, and those in Python that start no processes; under 90 s
 test-quick: lib $(TEST_READY) $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	@scripts/run_c_tests.sh $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
-	$(PYTEST) -q tests/python -m "not long" --ignore tests/python/test_distributed.py $(ARGS)
+	$(PYTEST) -q tests/python -m "not long" $(SLOW_TESTS:%=--ignore tests/python/test_%.py) $(ARGS)
 
 #: make test-long        what takes longer: all faults many times, 10 minutes of fuzzing, mutants, clang, NEON, the wheel
-test-long: test
+test-long: test $(VENV)/.installed-long
 	$(PYTEST) -q -m long tests/python tests/distributed $(ARGS)
 	$(MAKE) test-faults ARGS=
 	$(MAKE) test-clang
