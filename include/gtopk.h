@@ -111,8 +111,8 @@ const char *gtopk_status_name(int status);
 /* The one-line meaning of a status code. Never NULL; never freed. */
 const char *gtopk_status_text(int status);
 
-/* What the last failed call of this thread met: what happened, to which object, and what to do. Valid until the next
- * failing call of this thread; "" before the first. */
+/* What the last failed call of this thread met: what happened, to which object, and what to do. Valid until this
+ * thread's next call that fails or waits for a peer; "" before the first. */
 const char *gtopk_last_error(void);
 
 /* ---- 4  Library ----------------------------------------------------------------------------------------------- */
@@ -304,7 +304,7 @@ enum {
 
 /* residual[entry] = fma(scale, gradient, residual) in float, for `count` segments: tensors[i] belongs to segment
  * segments[i] (NULL: segment i). Any order, several calls a step, each segment at most once a step; a segment left out
- * counts as zero. scale is finite: 1 / loss scale, 1 / accumulation steps, or 1.
+ * counts as zero (with momentum correction: its velocity stays as it is and adds nothing). scale is finite: 1 / loss scale, 1 / accumulation steps, or 1.
  * An entry whose sum is not finite is left as it was and makes the step non-finite: see gtopk_reducer_reduce.
  * Errors: INVALID (nothing was changed), STATE (segment twice in this step: nothing was changed), DEVICE. */
 gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t *segments,

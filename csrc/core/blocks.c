@@ -112,6 +112,8 @@ gtopk_status_t gtopk_merge(const gtopk_set_t *a, const gtopk_set_t *b, uint64_t 
     if (status != GTOPK_OK)
         return status;
     const uint64_t kept = at_most(a->count + b->count, k);
+    if (a->count + b->count > UINT32_MAX)
+        return status_set(GTOPK_ERR_INVALID, "gtopk_merge: the sets have more than 2^32 - 1 entries together");
     status = check_room("gtopk_merge", out, kept);
     if (status != GTOPK_OK)
         return status;

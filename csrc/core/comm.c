@@ -223,8 +223,12 @@ gtopk_status_t gtopk_broadcast(gtopk_comm_t *comm, void *buffer, size_t bytes, i
                             (int)comm->transport->size);
     else if (bytes > 0 && !buffer)
         status = status_set(GTOPK_ERR_INVALID, "gtopk_broadcast of %zu bytes got no buffer", bytes);
-    else
-        status = comm_settle(comm, collective_broadcast(&comm->link, buffer, bytes, root), 0);
+    else {
+        status = collective_agree_on(&comm->link, WIRE_BROADCAST, bytes);
+        if (status == GTOPK_OK)
+            status = collective_broadcast(&comm->link, buffer, bytes, root);
+        status = comm_settle(comm, status, 0);
+    }
     comm_leave(comm);
     return status;
 }
@@ -236,8 +240,12 @@ gtopk_status_t gtopk_allgather(gtopk_comm_t *comm, const void *in, size_t bytes,
         return status;
     if (bytes > 0 && (!in || !out))
         status = status_set(GTOPK_ERR_INVALID, "gtopk_allgather of %zu bytes got no buffer", bytes);
-    else
-        status = comm_settle(comm, collective_allgather(&comm->link, in, bytes, out), 0);
+    else {
+        status = collective_agree_on(&comm->link, WIRE_ALLGATHER, bytes);
+        if (status == GTOPK_OK)
+            status = collective_allgather(&comm->link, in, bytes, out);
+        status = comm_settle(comm, status, 0);
+    }
     comm_leave(comm);
     return status;
 }
@@ -252,8 +260,13 @@ gtopk_status_t gtopk_allreduce(gtopk_comm_t *comm, void *buffer, size_t count, i
                             "gtopk_allreduce sums GTOPK_F32 and GTOPK_F64, not dtype %d: convert first", (int)dtype);
     else if (count > 0 && !buffer)
         status = status_set(GTOPK_ERR_INVALID, "gtopk_allreduce of %zu values got no buffer", count);
-    else
-        status = comm_settle(comm, collective_allreduce(&comm->link, buffer, count, (gtopk_dtype_t)dtype), 0);
+    else {
+        const size_t bytes = count * (dtype == GTOPK_F64 ? sizeof(double) : sizeof(float));
+        status = collective_agree_on(&comm->link, WIRE_REDUCE_SCATTER, bytes);
+        if (status == GTOPK_OK)
+            status = collective_allreduce(&comm->link, buffer, count, (gtopk_dtype_t)dtype);
+        status = comm_settle(comm, status, 0);
+    }
     comm_leave(comm);
     return status;
 }

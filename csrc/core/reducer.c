@@ -171,7 +171,8 @@ void reducer_leave(gtopk_reducer_t *reducer)
 
 gtopk_status_t reducer_check_between_steps(const gtopk_reducer_t *reducer, const char *call)
 {
-    if (!reducer->in_step)
+    /* A step that cannot be finished any more, as another reducer broke the communicator, is over. */
+    if (!reducer->in_step || link_check_alive(&reducer->comm->link) != GTOPK_OK)
         return GTOPK_OK;
     return status_set(GTOPK_ERR_STATE,
                       "%s is not allowed between accumulate and reduce (step %llu): finish the step first", call,
@@ -248,6 +249,7 @@ gtopk_status_t gtopk_reducer_set_density(gtopk_reducer_t *reducer, double densit
     const int ready = record.status == GTOPK_OK;
     status = config_agree(comm, &record);
     if (status == GTOPK_OK) {
+        record.run = reducer->record.run; /* a state of another run is for the next exchange to find */
         sparse_destroy(reducer->sparse);
         reducer->sparse = fresh;
         reducer->record = record;

@@ -213,11 +213,11 @@ static gtopk_status_t ring_allreduce(link_t *link, uint8_t *data, size_t count, 
 }
 
 /* Dissemination; `total` is compared with what the neighbours are about to do. */
-static gtopk_status_t disseminate(link_t *link, size_t total)
+static gtopk_status_t disseminate(link_t *link, uint8_t algorithm, size_t total)
 {
     const int32_t size = link->transport->size, rank = link->transport->rank;
     mailbox_t box;
-    gtopk_status_t status = mailbox_open(&box, link, WIRE_BARRIER, total, 0);
+    gtopk_status_t status = mailbox_open(&box, link, algorithm, total, 0);
     uint32_t round = 0;
     for (int64_t distance = 1; distance < size && status == GTOPK_OK; distance *= 2)
         status = mailbox_exchange(&box, round++, (int32_t)((rank + distance) % size), NULL, 0,
@@ -235,18 +235,42 @@ gtopk_status_t collective_sum(link_t *link, float *buffer, size_t count)
     return ring_allreduce(link, (uint8_t *)buffer, count, sizeof(float), combine_float);
 }
 
+#define SUM_PART ((size_t)1 << 22)
+
+/* A transport's own all-reduce that was given up may go on writing: it never gets memory of the caller's. */
+static gtopk_status_t sum_by_copy(link_t *link, float *buffer, size_t count)
+{
+    const size_t most = count < SUM_PART ? count : SUM_PART;
+    const double deadline = link_deadline(link);
+    float *part;
+    gtopk_status_t status = memory_alloc(&part, most, sizeof *part, "an all-reduce");
+    for (size_t at = 0; at < count && status == GTOPK_OK; at += most) {
+        const size_t length = count - at < most ? count - at : most;
+        memcpy(part, buffer + at, length * sizeof *part);
+        status = link_allreduce(link, part, length, deadline);
+        if (status == GTOPK_OK)
+            memcpy(buffer + at, part, length * sizeof *part);
+    }
+    if (!link->buffers_lost)
+        memory_free(part);
+    return status;
+}
+
 gtopk_status_t collective_allreduce(link_t *link, void *buffer, size_t count, gtopk_dtype_t dtype)
 {
-    if (link->transport->size == 1)
+    if (link->transport->size == 1 || count == 0)
         return GTOPK_OK;
     if (dtype == GTOPK_F64)
         return ring_allreduce(link, buffer, count, sizeof(double), combine_double);
-    /* A transport's own collective cannot tell that the lengths differ. */
-    const gtopk_status_t status = link->transport->ops->allreduce ? disseminate(link, count) : GTOPK_OK;
-    return status == GTOPK_OK ? collective_sum(link, buffer, count) : status;
+    return link->transport->ops->allreduce ? sum_by_copy(link, buffer, count) : collective_sum(link, buffer, count);
+}
+
+gtopk_status_t collective_agree_on(link_t *link, uint8_t algorithm, size_t bytes)
+{
+    return link->transport->size == 1 ? GTOPK_OK : disseminate(link, algorithm, bytes);
 }
 
 gtopk_status_t collective_barrier(link_t *link)
 {
-    return disseminate(link, 0);
+    return disseminate(link, WIRE_BARRIER, 0);
 }

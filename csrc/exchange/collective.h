@@ -15,8 +15,12 @@ gtopk_status_t collective_allgather(link_t *link, const void *in, size_t bytes, 
  * (reduce-scatter, then all-gather). */
 gtopk_status_t collective_sum(link_t *link, float *buffer, size_t count);
 
-/* The same for what a user calls: floats or doubles, counts compared first. */
+/* The same for floats or doubles of a caller, whose memory is never left to a transport. */
 gtopk_status_t collective_allreduce(link_t *link, void *buffer, size_t count, gtopk_dtype_t dtype);
+
+/* Before a collective that a user calls: DESYNC, here or on another rank, unless all are about to do the same with the
+ * same number of bytes. A message of another length could not be received at all. */
+gtopk_status_t collective_agree_on(link_t *link, uint8_t algorithm, size_t bytes);
 
 /* Dissemination: ceil(log2 P) rounds. */
 gtopk_status_t collective_barrier(link_t *link);

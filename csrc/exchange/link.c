@@ -154,11 +154,16 @@ gtopk_status_t link_check(link_t *link, const uint8_t *message, size_t received,
     char peer[96];
     wire_header_t header;
     (void)peer_name(link, from, peer, sizeof peer);
+    if (received >= WIRE_HEADER_SIZE && memcmp(message, "GTK1", 4) == 0 && message[4] != WIRE_FORMAT_VERSION)
+        return status_set(GTOPK_ERR_MISMATCH,
+                          "%s speaks wire format %u, this rank %u: install the same version on all machines", peer,
+                          message[4], WIRE_FORMAT_VERSION);
     gtopk_status_t status = wire_header_read(message, received, padded, &header);
     if (status != GTOPK_OK)
         return status_prefix(status, "message of %s", peer);
-    status = compare(peer, "a message of communicator epoch", header.epoch, link->epoch,
-                     "it is of another job or of an earlier communicator: give each job its own ranks and ports");
+    if (!(header.flags & WIRE_ABORT && header.epoch == 0)) /* a rank that gave up before there was an epoch */
+        status = compare(peer, "a message of communicator epoch", header.epoch, link->epoch,
+                         "it is of another job or of an earlier communicator: give each job its own ranks and ports");
     if (status == GTOPK_OK)
         status = compare(peer, "a message of sender", header.sender, (uint32_t)from,
                          "the transport delivered it to the wrong rank");
@@ -167,7 +172,7 @@ gtopk_status_t link_check(link_t *link, const uint8_t *message, size_t received,
     if (header.flags & WIRE_ABORT)
         return status_set(GTOPK_ERR_ABORTED,
                           "%s gave up in step %llu (%s): its own output says why; restart from a checkpoint", peer,
-                          (unsigned long long)header.step, gtopk_status_text(-(int)header.attachment));
+                          (unsigned long long)header.step, gtopk_status_text((int)(0u - header.attachment)));
     if (expect)
         status = compare_all(peer, &header, expect);
     if (got)
@@ -210,8 +215,9 @@ gtopk_status_t link_break(link_t *link, gtopk_status_t status, uint64_t step)
     transport_t *transport = link->transport;
     if (link->broken != GTOPK_OK)
         return status;
-    link->broken = status;
     (void)snprintf(link->broken_text, sizeof link->broken_text, "%s", gtopk_last_error());
+    atomic_store_explicit(&link->broken, status,
+                          memory_order_release); /* another thread may ask: the text comes first */
     LOG(GTOPK_LOG_INFO, "rank %d: communicator broken in step %llu: %s", (int)transport->rank, (unsigned long long)step,
         link->broken_text);
 
@@ -241,7 +247,8 @@ gtopk_status_t link_break(link_t *link, gtopk_status_t status, uint64_t step)
 
 gtopk_status_t link_check_alive(const link_t *link)
 {
-    if (link->broken == GTOPK_OK)
+    const gtopk_status_t broken = (gtopk_status_t)atomic_load_explicit(&link->broken, memory_order_acquire);
+    if (broken == GTOPK_OK)
         return GTOPK_OK;
-    return status_set(link->broken, "the communicator is broken since an earlier call: %s", link->broken_text);
+    return status_set(broken, "the communicator is broken since an earlier call: %s", link->broken_text);
 }

@@ -3,6 +3,8 @@
 #ifndef GTOPK_EXCHANGE_LINK_H
 #define GTOPK_EXCHANGE_LINK_H
 
+#include <stdatomic.h>
+
 #include "transport/transport.h"
 #include "wire/wire.h"
 
@@ -19,7 +21,7 @@ typedef struct link {
     double timeout, warn_after; /* seconds */
     uint64_t sequence;          /* collectives done */
     int buffers_lost;           /* an abandoned request may still write to its buffers: never free them */
-    gtopk_status_t broken;      /* the first error, GTOPK_OK: none */
+    _Atomic int broken;         /* the first error, GTOPK_OK: none */
     char broken_text[STATUS_TEXT_SIZE];
     link_stats_t stats;
 } link_t;

@@ -102,6 +102,11 @@ static gtopk_status_t allocate_sets(sparse_t *sparse)
         status = set_allocate(device, &sparse->kept, sparse->max_count);
     if (status == GTOPK_OK)
         status = set_allocate(device, &sparse->decoded, sparse->max_count);
+    if (status == GTOPK_OK && sparse->policy.deposit && 2 * (uint64_t)last > UINT32_MAX)
+        status = status_set(GTOPK_ERR_UNSUPPORTED,
+                            "an exchange of %u entries a rank is too large: at most 2^31 - 1; use a "
+                            "lower density or more reducers",
+                            last);
     if (status == GTOPK_OK && sparse->policy.deposit)
         status = set_allocate(device, &sparse->all, at_most(UINT32_MAX, 2 * (uint64_t)last));
     if (status == GTOPK_OK && sparse->policy.deposit)

@@ -16,7 +16,11 @@
 #include "util/clock.h"
 
 #define MESSAGE_TAG 7
-#define HOST_SIZE 64 /* characters kept of a host's name */
+#define LAST_WORD_TAG 8
+
+/* A rank that waits longer than this looks for last words: messages that were under way before them come first. */
+#define LAST_WORD_AFTER 1.0 /* seconds */
+#define HOST_SIZE 64        /* characters kept of a host's name */
 #define NOTICE_SIZE 64
 #define DEFAULT_TIMEOUT 1800.0
 
@@ -36,7 +40,7 @@
  * are up to twice as fast between ranks of one host, while on a network a part takes far longer than its latency. */
 #define ALLREDUCE_PART ((size_t)1 << 22)
 
-/* How long a cancelled receive, or a last word, is given the chance to end. */
+/* How long what is under way is given the chance to end. */
 #define FINAL_SECONDS 0.05
 
 /* A last word and its memory, which is kept until it was sent. */
@@ -50,6 +54,8 @@ typedef struct mpi_transport {
     transport_t base;
     MPI_Comm comm;
     transport_exchange_t *exchange;
+    double posted_at; /* when the exchange under way was started */
+    int awaited;      /* the message to be received has not shown itself yet */
     MPI_Request receive, send;
     notice_t *notices;
     int broken; /* a request may never end: leave the communicator and MPI alone */
@@ -79,18 +85,6 @@ static gtopk_status_t failed(int code, const char *what)
                                text);
 }
 
-static gtopk_status_t receive_failed(int code, const transport_exchange_t *exchange)
-{
-    int class = MPI_SUCCESS;
-    (void)MPI_Error_class(code, &class);
-    if (class == MPI_ERR_TRUNCATE)
-        return library->status_set(GTOPK_ERR_CORRUPT, "rank %d sent more than the %zu bytes that fit",
-                                   (int)exchange->from, exchange->receive_capacity);
-    char what[64];
-    (void)snprintf(what, sizeof what, "receiving from rank %d", (int)exchange->from);
-    return failed(code, what);
-}
-
 static void mark_broken(mpi_transport_t *self)
 {
     self->broken = 1;
@@ -109,6 +103,24 @@ static void pause_after(double waited)
 }
 
 /* Until the request of a collective ends. */
+/* Whether `peer` (MPI_ANY_SOURCE: some rank) has said its last word; that rank, or TRANSPORT_NONE. A last word also goes
+ * out as a message, but a rank whose own large message is never taken, or who only sends, or is in a collective of MPI's,
+ * would not read it there. Under mpi_mutex. */
+static int32_t last_word_of(const mpi_transport_t *self, int32_t peer)
+{
+    int there = 0;
+    MPI_Status found;
+    if (MPI_Iprobe(peer, LAST_WORD_TAG, self->comm, &there, &found) != MPI_SUCCESS || !there)
+        return TRANSPORT_NONE;
+    return (int32_t)found.MPI_SOURCE;
+}
+
+static gtopk_status_t gave_up(int32_t rank)
+{
+    return library->status_set(GTOPK_ERR_ABORTED, "rank %d gave up: its own output says why; restart from a checkpoint",
+                               (int)rank);
+}
+
 static gtopk_status_t wait_for(const mpi_transport_t *self, MPI_Request *request, double deadline, const char *what)
 {
     const double start = clock_now();
@@ -127,6 +139,11 @@ static gtopk_status_t wait_for(const mpi_transport_t *self, MPI_Request *request
                                        "output of the others, or raise the timeout",
                                        what);
         if (now >= ask_at) {
+            int32_t gone = TRANSPORT_NONE;
+            if (now - start > LAST_WORD_AFTER && self->base.host_of) /* the communicator is complete */
+                LOCKED(gone = last_word_of(self, MPI_ANY_SOURCE));
+            if (gone != TRANSPORT_NONE)
+                return gave_up(gone);
             if (transport_interrupted(&self->base))
                 return library->status_set(GTOPK_ERR_INTERRUPTED, "the wait for %s was interrupted", what);
             ask_at = now + TRANSPORT_INTERRUPT_SECONDS;
@@ -166,15 +183,34 @@ static void forget_type(MPI_Datatype *type)
         (void)MPI_Type_free(type);
 }
 
-static int start_receive(mpi_transport_t *self, const transport_exchange_t *exchange)
+/* Takes the awaited message if it is there and fits. A receive posted ahead would be told too late: a message that is too
+ * long was seen to be written past the end of the buffer before MPI reports the truncation. Under mpi_mutex. */
+static gtopk_status_t look_for_message(mpi_transport_t *self)
 {
-    int count, code;
+    transport_exchange_t *exchange = self->exchange;
+    char what[64];
+    int there = 0, count;
+    MPI_Message message;
+    MPI_Status found;
+    MPI_Count bytes = 0;
     MPI_Datatype type;
-    code = describe_bytes(exchange->receive_capacity, &count, &type);
+    (void)snprintf(what, sizeof what, "receiving from rank %d", (int)exchange->from);
+    int code = MPI_Improbe(exchange->from, MESSAGE_TAG, self->comm, &there, &message, &found);
+    if (code != MPI_SUCCESS)
+        return failed(code, what);
+    if (!there)
+        return GTOPK_OK;
+    (void)MPI_Get_elements_x(&found, MPI_BYTE, &bytes);
+    if (bytes < 0 || (size_t)bytes > exchange->receive_capacity)
+        return library->status_set(GTOPK_ERR_CORRUPT, "rank %d sent more than the %zu bytes that fit",
+                                   (int)exchange->from, exchange->receive_capacity);
+    code = describe_bytes((size_t)bytes, &count, &type);
     if (code == MPI_SUCCESS)
-        code = MPI_Irecv(exchange->receive, count, type, exchange->from, MESSAGE_TAG, self->comm, &self->receive);
+        code = MPI_Imrecv(exchange->receive, count, type, &message, &self->receive);
     forget_type(&type);
-    return code;
+    self->awaited = 0;
+    exchange->received = (size_t)bytes;
+    return code == MPI_SUCCESS ? GTOPK_OK : failed(code, what);
 }
 
 static int start_send(mpi_transport_t *self, const transport_exchange_t *exchange)
@@ -195,28 +231,30 @@ static gtopk_status_t mpi_post(transport_t *transport, transport_exchange_t *exc
     (void)stream;
     exchange->received = 0;
     self->exchange = exchange;
+    self->posted_at = clock_now();
     (void)pthread_mutex_lock(&mpi_mutex);
-    if (exchange->from != TRANSPORT_NONE)
-        code = start_receive(self, exchange);
-    if (code == MPI_SUCCESS && exchange->to != TRANSPORT_NONE)
+    self->awaited = exchange->from != TRANSPORT_NONE;
+    if (exchange->to != TRANSPORT_NONE)
         code = start_send(self, exchange);
     (void)pthread_mutex_unlock(&mpi_mutex);
     return code == MPI_SUCCESS ? GTOPK_OK : failed(code, "starting an exchange");
 }
 
-/* Tests what is still under way. */
+/* Tests what is still under way. Under mpi_mutex. */
 static gtopk_status_t test_both(mpi_transport_t *self)
 {
     int done = 0, code;
+    if (self->awaited) {
+        const gtopk_status_t status = look_for_message(self);
+        if (status != GTOPK_OK)
+            return status;
+    }
     if (self->receive != MPI_REQUEST_NULL) {
-        MPI_Status got;
-        MPI_Count bytes;
-        code = MPI_Test(&self->receive, &done, &got);
-        if (code != MPI_SUCCESS)
-            return receive_failed(code, self->exchange);
-        if (done) {
-            (void)MPI_Get_elements_x(&got, MPI_BYTE, &bytes);
-            self->exchange->received = (size_t)bytes;
+        char what[64];
+        code = MPI_Test(&self->receive, &done, MPI_STATUS_IGNORE);
+        if (code != MPI_SUCCESS) {
+            (void)snprintf(what, sizeof what, "receiving from rank %d", (int)self->exchange->from);
+            return failed(code, what);
         }
     }
     if (self->send != MPI_REQUEST_NULL) {
@@ -230,6 +268,17 @@ static gtopk_status_t test_both(mpi_transport_t *self)
     return GTOPK_OK;
 }
 
+/* The rank that this one waits for and that has given up, or TRANSPORT_NONE. Under mpi_mutex. */
+static int32_t partner_gave_up(const mpi_transport_t *self)
+{
+    int32_t gone = TRANSPORT_NONE;
+    if (self->awaited || self->receive != MPI_REQUEST_NULL)
+        gone = last_word_of(self, self->exchange->from);
+    if (gone == TRANSPORT_NONE && self->send != MPI_REQUEST_NULL)
+        gone = last_word_of(self, self->exchange->to);
+    return gone;
+}
+
 static gtopk_status_t mpi_wait(transport_t *transport, double deadline)
 {
     mpi_transport_t *self = (mpi_transport_t *)transport;
@@ -239,27 +288,31 @@ static gtopk_status_t mpi_wait(transport_t *transport, double deadline)
         LOCKED(status = test_both(self));
         if (status != GTOPK_OK)
             return status;
-        if (self->receive == MPI_REQUEST_NULL && self->send == MPI_REQUEST_NULL)
+        const int receiving = self->awaited || self->receive != MPI_REQUEST_NULL;
+        if (!receiving && self->send == MPI_REQUEST_NULL)
             return GTOPK_OK;
         const double now = clock_now();
+        int32_t gone = TRANSPORT_NONE;
+        if (now - self->posted_at > LAST_WORD_AFTER)
+            LOCKED(gone = partner_gave_up(self));
+        if (gone != TRANSPORT_NONE)
+            return gave_up(gone);
         if (now >= deadline)
-            return library->status_set(
-                GTOPK_ERR_TIMEOUT, "rank %d has not %s yet",
-                (int)(self->receive != MPI_REQUEST_NULL ? self->exchange->from : self->exchange->to),
-                self->receive != MPI_REQUEST_NULL ? "sent its message" : "taken this rank's message");
+            return library->status_set(GTOPK_ERR_TIMEOUT, "rank %d has not %s yet",
+                                       (int)(receiving ? self->exchange->from : self->exchange->to),
+                                       receiving ? "sent its message" : "taken this rank's message");
         pause_after(now - start);
     }
 }
 
-/* A receive that nothing has matched is cancelled at once; a send cannot be called back. */
+/* A message that has not shown itself has touched nothing; what is under way cannot be called back. */
 static int mpi_abandon(transport_t *transport)
 {
     mpi_transport_t *self = (mpi_transport_t *)transport;
     int received = self->receive == MPI_REQUEST_NULL, sent = self->send == MPI_REQUEST_NULL;
     mark_broken(self);
+    self->awaited = 0;
     (void)pthread_mutex_lock(&mpi_mutex);
-    if (!received)
-        (void)MPI_Cancel(&self->receive);
     for (const double end = clock_now() + FINAL_SECONDS; !(received && sent) && clock_now() < end;) {
         if (!received && MPI_Test(&self->receive, &received, MPI_STATUS_IGNORE) != MPI_SUCCESS)
             break;
@@ -287,24 +340,31 @@ static void test_notices(mpi_transport_t *self)
     }
 }
 
-static void mpi_notify(transport_t *transport, int32_t to, const void *message, size_t bytes)
+/* Under mpi_mutex. */
+static void send_notice(mpi_transport_t *self, int32_t to, const void *message, size_t bytes, int tag)
 {
-    mpi_transport_t *self = (mpi_transport_t *)transport;
     notice_t *notice = calloc(1, sizeof *notice);
-    mark_broken(self);
-    if (!notice || bytes > sizeof notice->bytes) {
+    if (!notice)
+        return;
+    memcpy(notice->bytes, message, bytes);
+    if (MPI_Isend(notice->bytes, (int)bytes, MPI_BYTE, to, tag, self->comm, &notice->request) != MPI_SUCCESS) {
         free(notice);
         return;
     }
-    memcpy(notice->bytes, message, bytes);
+    notice->next = self->notices;
+    self->notices = notice;
+}
+
+static void mpi_notify(transport_t *transport, int32_t to, const void *message, size_t bytes)
+{
+    mpi_transport_t *self = (mpi_transport_t *)transport;
+    mark_broken(self);
+    if (bytes > NOTICE_SIZE)
+        return;
     (void)pthread_mutex_lock(&mpi_mutex);
-    if (MPI_Isend(notice->bytes, (int)bytes, MPI_BYTE, to, MESSAGE_TAG, self->comm, &notice->request) == MPI_SUCCESS) {
-        notice->next = self->notices;
-        self->notices = notice;
-        test_notices(self);
-    } else {
-        free(notice);
-    }
+    send_notice(self, to, message, bytes, MESSAGE_TAG);
+    send_notice(self, to, message, bytes, LAST_WORD_TAG);
+    test_notices(self);
     (void)pthread_mutex_unlock(&mpi_mutex);
 }
 
@@ -445,17 +505,19 @@ static gtopk_status_t duplicate(mpi_transport_t *self, MPI_Comm parent, double d
 {
     MPI_Request request = MPI_REQUEST_NULL;
     MPI_Errhandler handler;
-    (void)MPI_Comm_get_errhandler(parent, &handler);
-    (void)MPI_Comm_set_errhandler(parent, MPI_ERRORS_RETURN);
     int code;
-    LOCKED(code = MPI_Comm_idup(parent, &self->comm, &request));
+    /* One at a time, so that what is put back in the end is the caller's handler and not another thread's. */
+    static pthread_mutex_t handler_mutex = PTHREAD_MUTEX_INITIALIZER;
+    (void)pthread_mutex_lock(&handler_mutex);
+    LOCKED((void)MPI_Comm_get_errhandler(parent, &handler); (void)MPI_Comm_set_errhandler(parent, MPI_ERRORS_RETURN);
+           code = MPI_Comm_idup(parent, &self->comm, &request));
     const gtopk_status_t status = code == MPI_SUCCESS
                                       ? wait_for(self, &request, deadline, "duplicating the communicator")
                                       : failed(code, "duplicating the communicator");
     if (status == GTOPK_OK)
-        (void)MPI_Comm_set_errhandler(self->comm, MPI_ERRORS_RETURN);
-    (void)MPI_Comm_set_errhandler(parent, handler);
-    (void)MPI_Errhandler_free(&handler);
+        LOCKED((void)MPI_Comm_set_errhandler(self->comm, MPI_ERRORS_RETURN));
+    LOCKED((void)MPI_Comm_set_errhandler(parent, handler); (void)MPI_Errhandler_free(&handler));
+    (void)pthread_mutex_unlock(&handler_mutex);
     return status;
 }
 
@@ -466,7 +528,7 @@ static gtopk_status_t gather_hosts(mpi_transport_t *self, double deadline)
     self->hosts = calloc((size_t)self->base.size, HOST_SIZE);
     if (!self->hosts)
         return library->status_set(GTOPK_ERR_NOMEM, "out of memory: the names of %d hosts", (int)self->base.size);
-    (void)MPI_Get_processor_name(name, &length);
+    LOCKED((void)MPI_Get_processor_name(name, &length));
     (void)snprintf(self->host, sizeof self->host, "%.*s", HOST_SIZE - 1, name);
     const gtopk_status_t status = mpi_allgather(&self->base, self->host, HOST_SIZE, self->hosts, deadline);
     if (status != GTOPK_OK)
@@ -482,7 +544,7 @@ static void describe(transport_t *base)
 {
     char version[MPI_MAX_LIBRARY_VERSION_STRING] = "";
     int length = 0;
-    (void)MPI_Get_library_version(version, &length);
+    LOCKED((void)MPI_Get_library_version(version, &length));
     version[strcspn(version, ",\r\n")] = 0;
     char *v = strstr(version, " v");
     if (v && v[2] >= '0' && v[2] <= '9')

@@ -1,6 +1,9 @@
 /* A rank that takes steps until one fails, and says when and how: for tests that kill and stop ranks. Public API only.
  *
- *   step_until_error SECONDS      under mpirun; the deadline of an exchange
+ *   step_until_error SECONDS [stray]      under mpirun; the deadline of an exchange
+ *
+ * stray: in step 60 rank 1 calls a barrier in place of a step, and everybody must hear of it long before the deadline.
+ * Messages are larger than what an MPI sends without asking the receiver.
  *
  * Prints "rank R pid P", then every 50 steps "rank R step S", at the end "rank R failed STATUS at TIME kept K later L":
  * the clock's time, whether the residual is bit for bit what it was after accumulate, whether a later call failed with
@@ -50,7 +53,9 @@ int main(int argc, char **argv)
     net.transport = "mpi";
     net.timeout = argc > 1 ? atof(argv[1]) : 2.0;
     require(gtopk_comm_create(&comm, &net));
+    config.density = 0.5;
     require(gtopk_reducer_create(&reducer, comm, &config, &length, 1));
+    const int stray = argc > 2 && strcmp(argv[2], "stray") == 0;
     const int rank = gtopk_comm_rank(comm);
     (void)printf("rank %d pid %ld\n", rank, (long)getpid());
     (void)fflush(stdout);
@@ -61,7 +66,10 @@ int main(int argc, char **argv)
         fill(x, step * 64 + (uint64_t)rank);
         require(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, 0, NULL));
         require(gtopk_reducer_residual(reducer, 0, before, DIM));
-        status = gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL);
+        if (stray && rank == 1 && step == 60)
+            status = gtopk_barrier(comm);
+        else
+            status = gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL);
         if (step % 50 == 0) {
             (void)printf("rank %d step %llu\n", rank, (unsigned long long)step);
             (void)fflush(stdout);

@@ -25,9 +25,10 @@ GRACE = 1.0
 SURVIVED = {}
 
 
-def mpi_job(size):
+def mpi_job(size, deadline=DEADLINE, *mode):
     command, extra = mpirun_command(size, "--enable-recovery")
-    return Job([([*command, str(build_folder() / "tests/distributed/step_until_error"), str(DEADLINE)], extra)])
+    program = str(build_folder() / "tests/distributed/step_until_error")
+    return Job([([*command, program, str(deadline), *mode], extra)])
 
 
 def gloo_job(size):
@@ -82,3 +83,20 @@ def test_survivors_return_an_error(kind, size, name):
         Path(path).write_text(
             json.dumps({"deadline_s": DEADLINE, "tried_each": REPEATS, "survived": SURVIVED}, indent=1)
         )
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_a_rank_that_gives_up_is_heard_long_before_the_deadline(size):
+    """Also by ranks whose own large message it will never take."""
+    job = mpi_job(size, 120.0, "stray")
+    failed = r"rank (\d+) failed (\S+) at ([\d.]+) kept (\d) later (\d)"
+    try:
+        lines = job.wait_for(
+            lambda text: (found := re.findall(failed, text)) and len(found) == size and found, 60, "an error on each rank"
+        )
+    finally:
+        job.end()
+    moments = [float(line[2]) for line in lines]
+    assert max(moments) - min(moments) < 6.0, lines  # a second or so a round
+    # The rank that strayed did accumulate, and kept it.
+    assert all(kept == "1" and later == "1" for *_, kept, later in lines), lines

@@ -234,6 +234,34 @@ static void run_other_step(gtopk_comm_t *comm, int rank, int size, void *context
     gtopk_reducer_destroy(reducer);
 }
 
+/* States of two runs at one step: found out too, also when the density is changed in between. */
+static void run_other_run(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    const run_t *runs = context;
+    (void)size;
+    gtopk_reducer_t *reducer = open_reducer(comm, 0);
+    const size_t bytes = gtopk_reducer_state_size(reducer);
+    float x[DIM] = {1};
+    const gtopk_tensor_t tensors[3] = {{x, 200, GTOPK_F32, 0}, {NULL, 0, GTOPK_F32, 0}, {x + 200, 300, GTOPK_F32, 0}};
+    REQUIRE(gtopk_reducer_state_load(reducer, runs[rank].save + (size_t)rank * bytes, bytes) == GTOPK_OK);
+    REQUIRE(gtopk_reducer_set_density(reducer, 0.5) == GTOPK_OK);
+    REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 3, 1, 0, NULL) == GTOPK_OK);
+    REQUIRE(gtopk_reducer_reduce(reducer, tensors, 3, 0, NULL, NULL) == GTOPK_ERR_DESYNC);
+    gtopk_reducer_destroy(reducer);
+}
+
+static void test_states_of_other_runs(void **state)
+{
+    (void)state;
+    static run_t runs[2];
+    static uint8_t saved[2][2 * 8192];
+    for (int i = 0; i < 2; i++) {
+        runs[i] = (run_t){.size = 2, .last_step = 5, .save = saved[i]};
+        ranks_run(2, run_rank, &runs[i]);
+    }
+    ranks_run(2, run_other_run, runs);
+}
+
 static void test_states_of_other_steps(void **state)
 {
     (void)state;
@@ -252,6 +280,7 @@ int main(void)
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_residual_is_set_by_hand),
         cmocka_unit_test(test_states_of_other_steps),
+        cmocka_unit_test(test_states_of_other_runs),
     };
     return cmocka_run_group_tests_name("state", tests, NULL, NULL);
 }
