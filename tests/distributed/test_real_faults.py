@@ -92,7 +92,9 @@ def test_a_rank_that_gives_up_is_heard_long_before_the_deadline(size):
     failed = r"rank (\d+) failed (\S+) at ([\d.]+) kept (\d) later (\d)"
     try:
         lines = job.wait_for(
-            lambda text: (found := re.findall(failed, text)) and len(found) == size and found, 60, "an error on each rank"
+            lambda text: (found := re.findall(failed, text)) and len(found) == size and found,
+            60,
+            "an error on each rank",
         )
     finally:
         job.end()

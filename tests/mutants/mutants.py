@@ -67,7 +67,7 @@ MUTANTS = [
     Mutant("growth is rounded down", SCHEDULE, "ceil(entries * growth)", "floor(entries * growth)"),
     Mutant("growth has no limit", SCHEDULE, "fmin((double)dim, 4.0 * (double)k)", "(double)dim"),
     Mutant("no ABORT to the others", LINK, "if (peer != transport->rank)", "if (0)"),
-    Mutant("the link is never broken", LINK, "    link->broken = status;\n", ""),
+    Mutant("the link is never broken", LINK, "atomic_store_explicit(&link->broken, status, memory_order_release);", ""),
     Mutant("an ABORT is read as a message", LINK, "if (header.flags & WIRE_ABORT)", "if (0)"),
     Mutant("epoch not checked", LINK, "header.epoch, link->epoch,", "link->epoch, link->epoch,"),
     Mutant("step not checked", LINK, "header->step, expect->step,", "expect->step, expect->step,"),
