@@ -216,8 +216,8 @@ gtopk_status_t link_break(link_t *link, gtopk_status_t status, uint64_t step)
     if (link->broken != GTOPK_OK)
         return status;
     (void)snprintf(link->broken_text, sizeof link->broken_text, "%s", gtopk_last_error());
-    atomic_store_explicit(&link->broken, status,
-                          memory_order_release); /* another thread may ask: the text comes first */
+    /* Another thread may ask: the text comes first. */
+    atomic_store_explicit(&link->broken, status, memory_order_release);
     LOG(GTOPK_LOG_INFO, "rank %d: communicator broken in step %llu: %s", (int)transport->rank, (unsigned long long)step,
         link->broken_text);
 
