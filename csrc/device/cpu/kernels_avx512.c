@@ -146,47 +146,7 @@ GENERIC_INLINE void scan_block(const kernel_job_t *job, kernel_found_t *found)
     generic_scan(job, i, found);
 }
 
-static int accumulate_f32(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return accumulate(&copy, found, GTOPK_F32);
-}
-
-static int accumulate_f16(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return accumulate(&copy, found, GTOPK_F16);
-}
-
-static int accumulate_bf16(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return accumulate(&copy, found, GTOPK_BF16);
-}
-
-static int momentum_f32(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return momentum(&copy, found, GTOPK_F32);
-}
-
-static int momentum_f16(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return momentum(&copy, found, GTOPK_F16);
-}
-
-static int momentum_bf16(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return momentum(&copy, found, GTOPK_BF16);
-}
-
-static void scan(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    scan_block(&copy, found);
-}
+#include "device/cpu/kernels_entries.h"
 
 /* Writes the entries of the mask behind `at`, and returns their number. */
 GENERIC_INLINE size_t put(uint32_t *index, float *value, size_t at, __m512i i, __m512 v, __mmask16 mask)

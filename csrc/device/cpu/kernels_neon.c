@@ -5,6 +5,7 @@
 #ifdef __aarch64__
 #include <arm_neon.h>
 
+#include "device/cpu/kernels_portable.h"
 #include "device/cpu/kernels_values.h"
 
 #define LANES 4u
@@ -142,65 +143,7 @@ GENERIC_INLINE void scan_block(const kernel_job_t *job, kernel_found_t *found)
     generic_scan(job, i, found);
 }
 
-static int accumulate_f32(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return accumulate(&copy, found, GTOPK_F32);
-}
-
-static int accumulate_f16(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return accumulate(&copy, found, GTOPK_F16);
-}
-
-static int accumulate_bf16(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return accumulate(&copy, found, GTOPK_BF16);
-}
-
-static int momentum_f32(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return momentum(&copy, found, GTOPK_F32);
-}
-
-static int momentum_f16(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return momentum(&copy, found, GTOPK_F16);
-}
-
-static int momentum_bf16(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    return momentum(&copy, found, GTOPK_BF16);
-}
-
-static void scan(const kernel_job_t *job, kernel_found_t *found)
-{
-    const kernel_job_t copy = *job;
-    scan_block(&copy, found);
-}
-
-static size_t join(uint32_t *index, float *value, size_t count, int *nonfinite)
-{
-    return generic_join(index, value, count, 0, 0, 0, nonfinite);
-}
-
-static void keep(const uint32_t *index, const float *value, size_t count, uint32_t least, size_t ties,
-                 kernel_entries_t out)
-{
-    generic_keep(index, value, count, 0, least, ties, 0, out);
-}
-
-static size_t within(const float *value, size_t count, uint32_t low, uint32_t high, float *out, size_t capacity,
-                     size_t *above)
-{
-    *above = 0;
-    return generic_within(value, count, 0, low, high, out, capacity, 0, above);
-}
+#include "device/cpu/kernels_entries.h"
 
 const kernels_t kernels_neon = {
     .name = "neon",
