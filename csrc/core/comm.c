@@ -171,8 +171,7 @@ gtopk_status_t comm_agree(gtopk_comm_t *comm, gtopk_status_t mine, const char *w
 {
     const int32_t size = comm->transport->size, code = mine;
     char text[STATUS_TEXT_SIZE];
-    (void)strncpy(text, gtopk_last_error(), sizeof text - 1);
-    text[sizeof text - 1] = 0;
+    status_keep(text);
     int32_t *codes;
     gtopk_status_t status = memory_alloc(&codes, (size_t)size, sizeof *codes, "the ranks' answers");
     if (status == GTOPK_OK)

@@ -144,8 +144,7 @@ gtopk_status_t config_agree(gtopk_comm_t *comm, config_record_t *mine)
 {
     const int32_t size = comm->transport->size, rank = comm->transport->rank;
     char text[STATUS_TEXT_SIZE];
-    (void)strncpy(text, gtopk_last_error(), sizeof text - 1);
-    text[sizeof text - 1] = 0;
+    status_keep(text);
     config_record_t *all;
     gtopk_status_t status = memory_alloc(&all, (size_t)size, sizeof *all, "the ranks' configurations");
     if (status == GTOPK_OK)

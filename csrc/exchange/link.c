@@ -215,7 +215,7 @@ gtopk_status_t link_break(link_t *link, gtopk_status_t status, uint64_t step)
     transport_t *transport = link->transport;
     if (link->broken != GTOPK_OK)
         return status;
-    (void)snprintf(link->broken_text, sizeof link->broken_text, "%s", gtopk_last_error());
+    status_keep(link->broken_text);
     /* Another thread may ask: the text comes first. */
     atomic_store_explicit(&link->broken, status, memory_order_release);
     LOG(GTOPK_LOG_INFO, "rank %d: communicator broken in step %llu: %s", (int)transport->rank, (unsigned long long)step,

@@ -28,6 +28,11 @@ gtopk_status_t status_prefix(gtopk_status_t status, const char *format, ...)
     return status_set(status, "%s: %s", prefix, error_text);
 }
 
+void status_keep(char text[STATUS_TEXT_SIZE])
+{
+    memcpy(text, error_text, sizeof error_text);
+}
+
 const char *gtopk_last_error(void)
 {
     return error_text;

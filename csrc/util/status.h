@@ -14,6 +14,9 @@ gtopk_status_t status_set(gtopk_status_t status, const char *format, ...) __attr
 /* Puts "prefix: " before the present text of this thread and returns `status`. */
 gtopk_status_t status_prefix(gtopk_status_t status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* Copies this thread's present text, for a call that goes on and may set another one. */
+void status_keep(char text[STATUS_TEXT_SIZE]);
+
 #define STATUS_NOMEM(what, bytes)                                                                                   \
     status_set(GTOPK_ERR_NOMEM, "out of memory: %s needs %zu bytes; free memory, or use fewer or smaller reducers", \
                what, (size_t)(bytes))
