@@ -299,7 +299,8 @@ enum {
     GTOPK_ZERO_INPUT = 1,     /* accumulate: set the gradient to zero while reading it */
     GTOPK_FOUND_INF = 2,      /* accumulate: touch neither residual nor gradient, make this a non-finite step */
     GTOPK_OUTPUT_IS_ZERO = 4, /* reduce: outputs hold zeros already, so writing the update costs O(k) */
-    GTOPK_JOINED = 8          /* reduce: this rank has no more data; see gtopk_stats_t.all_joined */
+    GTOPK_JOINED = 8          /* reduce: this rank has no more data. When all ranks say so, nobody takes an update:
+                                 outputs are zero and the residual stays; see gtopk_stats_t.all_joined */
 };
 
 /* residual[entry] = fma(scale, gradient, residual) in float, for `count` segments: tensors[i] belongs to segment
@@ -339,6 +340,17 @@ typedef struct gtopk_stats {
  * not happen on this rank, the residual is as after accumulate, outputs are untouched, the communicator is broken. */
 gtopk_status_t gtopk_reducer_reduce(gtopk_reducer_t *reducer, const gtopk_tensor_t *outputs, size_t count,
                                     uint32_t flags, void *stream, gtopk_stats_t *stats);
+
+/* Collective. One step of several reducers of one communicator, as one: it happens on this rank in all of them or, after
+ * an error, in none, and is non-finite in all when it is in one. As gtopk_reducer_reduce for each of them: outputs[i] has
+ * counts[i] tensors for reducers[i]; stats (NULL, or one pointer for each, which may be NULL) gets what each did. With
+ * GTOPK_JOINED a reducer may have no outputs (NULL and 0): this rank has no use for the update. All ranks give the same
+ * reducers in the same order. Errors: as gtopk_reducer_reduce; INVALID for more than GTOPK_REDUCERS_MAX reducers, for one
+ * given twice, and for those of different communicators. */
+enum { GTOPK_REDUCERS_MAX = 16 };
+gtopk_status_t gtopk_reducers_reduce(gtopk_reducer_t *const *reducers, const gtopk_tensor_t *const *outputs,
+                                     const size_t *counts, size_t count, uint32_t flags, void *stream,
+                                     gtopk_stats_t *const *stats);
 
 /* Arrays of the caller. */
 typedef struct gtopk_set {

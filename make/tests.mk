@@ -50,7 +50,8 @@ $(MPI_PROGRAMS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(BUI
 # ---- running them ----
 
 # What goes through the whole exchange is run again without the fast code.
-EXCHANGE_TESTS := $(filter %/test_exchange %/test_state,$(C_TEST_BINS))
+EXCHANGE_TESTS := $(filter %/test_exchange %/test_state %/test_reducer %/test_reducer_ranks %/test_reducers_together,\
+    $(C_TEST_BINS))
 
 #: make test             everything but what takes hours; at most 25 minutes on 2 cores
 test: c-tests test-bits test-asan test-tsan fuzz py-tests
@@ -93,8 +94,8 @@ py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(TEST_READY)
 # ---- sanitizers: the same tests, built into folders of their own ----
 
 SANITIZER_FLAGS := -O1 -g
-TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer %/test_faults %/test_device %/test_threads \
-    %/test_interrupt,$(C_TESTS:%.c=%))
+TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer_ranks %/test_reducers_together \
+    %/test_collectives %/test_faults %/test_device %/test_threads %/test_interrupt,$(C_TESTS:%.c=%))
 
 #: make test-asan        the tests in C under AddressSanitizer and UndefinedBehaviorSanitizer
 test-asan:

@@ -18,8 +18,9 @@ struct gtopk_reducer {
     uint32_t hash; /* of the record */
     uint64_t k;
     uint64_t *lengths, *offsets;
-    device_span_t *spans; /* scratch: one a segment */
-    uint8_t *seen;        /* segments that were accumulated in this step */
+    device_span_t *spans;     /* scratch: one a segment */
+    device_journal_t journal; /* of the exchange under way, until its commit */
+    uint8_t *seen;            /* segments that were accumulated in this step */
     int in_step;
     uint64_t step;
     float momentum;

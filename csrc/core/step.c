@@ -1,162 +1,24 @@
-/* The step of training, from top to bottom: accumulate, select, exchange, commit. */
-#include <math.h>
+/* The second half of a step, after accumulate: select, exchange, commit. */
+#include "core/step.h"
+
 #include <string.h>
 
-#include "core/reducer.h"
 #include "exchange/dense.h"
 #include "util/clock.h"
 
-/* ---- accumulate ---- */
-
-static void step_begin(gtopk_reducer_t *reducer)
-{
-    if (reducer->in_step)
-        return;
-    reducer->in_step = 1;
-    reducer->words->ok = 1;
-    reducer->words->nonfinite = 0;
-    reducer->device->ops->step_begin(reducer->store);
-    reducer->stats = (gtopk_stats_t){
-        .struct_size = sizeof reducer->stats,
-        .step = reducer->step,
-        .k = reducer_is_dense(reducer) ? reducer->record.dim : reducer->k,
-        .slowest_peer = -1,
-    };
-}
-
-static size_t dtype_size(int32_t dtype)
-{
-    return dtype == GTOPK_F32 ? 4 : dtype == GTOPK_F16 || dtype == GTOPK_BF16 ? 2 : 0;
-}
-
-/* A tensor that stands for segment s: type, length, alignment. */
-static gtopk_status_t check_tensor(const gtopk_reducer_t *reducer, const char *what, size_t s,
-                                   const gtopk_tensor_t *tensor)
-{
-    const size_t item = dtype_size(tensor->dtype);
-    if (item == 0)
-        return status_set(GTOPK_ERR_INVALID,
-                          "%s of segment %zu has dtype %d: GTOPK_F32, GTOPK_F16 or GTOPK_BF16 is possible", what, s,
-                          (int)tensor->dtype);
-    if (tensor->length != reducer->lengths[s])
-        return status_set(GTOPK_ERR_INVALID, "%s of segment %zu has %llu entries, the segment has %llu", what, s,
-                          (unsigned long long)tensor->length, (unsigned long long)reducer->lengths[s]);
-    if (tensor->length > 0 && !tensor->data)
-        return status_set(GTOPK_ERR_INVALID, "%s of segment %zu is NULL", what, s);
-    if ((uintptr_t)tensor->data % item != 0)
-        return status_set(GTOPK_ERR_INVALID, "%s of segment %zu is not aligned to its %zu bytes an entry", what, s,
-                          item);
-    return GTOPK_OK;
-}
-
-static void span_set(gtopk_reducer_t *reducer, size_t at, size_t segment, const gtopk_tensor_t *tensor)
-{
-    reducer->spans[at] = (device_span_t){
-        .offset = reducer->offsets[segment],
-        .length = reducer->lengths[segment],
-        .data = tensor ? tensor->data : NULL,
-        .dtype = tensor ? tensor->dtype : GTOPK_F32,
-    };
-}
-
-/* Checks all tensors and marks their segments as seen; on an error no mark is left behind. */
-static gtopk_status_t claim_segments(gtopk_reducer_t *reducer, const uint32_t *segments, const gtopk_tensor_t *tensors,
-                                     size_t count)
-{
-    gtopk_status_t status = GTOPK_OK;
-    size_t claimed = 0;
-    if (count > reducer->record.segments)
-        return status_set(GTOPK_ERR_INVALID, "accumulate got %zu tensors, the reducer has %llu segments", count,
-                          (unsigned long long)reducer->record.segments);
-    if (count > 0 && !tensors)
-        return status_set(GTOPK_ERR_INVALID, "accumulate of %zu tensors got none", count);
-    for (size_t i = 0; i < count && status == GTOPK_OK; i++) {
-        const size_t s = segments ? segments[i] : i;
-        if (s >= reducer->record.segments)
-            status = status_set(GTOPK_ERR_INVALID, "segment %zu does not exist: the reducer has %llu", s,
-                                (unsigned long long)reducer->record.segments);
-        else if (reducer->seen[s])
-            status = status_set(GTOPK_ERR_STATE,
-                                "segment %zu was accumulated already in step %llu: each segment once a step; add up "
-                                "gradients before, or call reduce",
-                                s, (unsigned long long)reducer->step);
-        else
-            status = check_tensor(reducer, "the gradient", s, &tensors[i]);
-        if (status != GTOPK_OK)
-            break;
-        reducer->seen[s] = 1;
-        claimed++;
-        span_set(reducer, i, s, &tensors[i]);
-    }
-    for (size_t i = 0; i < claimed && status != GTOPK_OK; i++)
-        reducer->seen[segments ? segments[i] : i] = 0;
-    return status;
-}
-
-static gtopk_status_t accumulate_checked(gtopk_reducer_t *reducer, size_t count, float scale, uint32_t flags,
-                                         void *stream)
-{
-    if (flags & GTOPK_FOUND_INF) {
-        reducer->words->nonfinite = 1;
-        return GTOPK_OK;
-    }
-    const device_accumulate_t params = {
-        .scale = scale,
-        .zero_input = (flags & GTOPK_ZERO_INPUT) != 0,
-        .momentum = reducer->momentum,
-        .nesterov = reducer->nesterov,
-    };
-    return reducer->device->ops->accumulate(reducer->store, reducer->spans, count, &params, reducer->words, stream);
-}
-
-gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t *segments,
-                                        const gtopk_tensor_t *tensors, size_t count, double scale, uint32_t flags,
-                                        void *stream)
-{
-    gtopk_status_t status = reducer_enter(reducer);
-    if (status != GTOPK_OK)
-        return status;
-    const double start = clock_now();
-    status = link_check_alive(&reducer->comm->link);
-    if (status == GTOPK_OK && !(isfinite(scale) && isfinite((float)scale)))
-        status = status_set(GTOPK_ERR_INVALID, "scale %g is not a finite float", scale);
-    if (status == GTOPK_OK && (flags & ~(uint32_t)(GTOPK_ZERO_INPUT | GTOPK_FOUND_INF)))
-        status = status_set(GTOPK_ERR_INVALID, "accumulate does not know flags %#x", flags);
-    if (status == GTOPK_OK)
-        status = claim_segments(reducer, segments, tensors, count);
-    if (status == GTOPK_OK) {
-        step_begin(reducer);
-        status = accumulate_checked(reducer, count, (float)scale, flags, stream);
-    }
-    reducer->stats.accumulate_s += clock_now() - start;
-    reducer_leave(reducer);
-    return status;
-}
-
-/* Segments without a gradient are offered to the selection as they are. */
-static gtopk_status_t accumulate_missing(gtopk_reducer_t *reducer, void *stream)
-{
-    size_t missing = 0;
-    for (size_t s = 0; s < reducer->record.segments; s++)
-        if (!reducer->seen[s])
-            span_set(reducer, missing++, s, NULL);
-    const device_accumulate_t params = {.scale = 1.0f};
-    return missing == 0 ? GTOPK_OK
-                        : reducer->device->ops->accumulate(reducer->store, reducer->spans, missing, &params,
-                                                           reducer->words, stream);
-}
-
-/* ---- reduce ---- */
-
-/* Where the update goes: dense outputs, or a set of the caller. */
+/* Where the update of a reducer goes: dense outputs, a set of the caller, or nowhere. */
 typedef struct target {
     const gtopk_tensor_t *outputs;
     size_t count;
     gtopk_set_t *set;
-    int outputs_are_zero;
 } target_t;
 
-static gtopk_status_t check_target(const gtopk_reducer_t *reducer, const target_t *target)
+static int target_is_nowhere(const target_t *target, uint32_t flags)
+{
+    return (flags & GTOPK_JOINED) && !target->set && !target->outputs && target->count == 0;
+}
+
+static gtopk_status_t check_target(const gtopk_reducer_t *reducer, const target_t *target, uint32_t flags)
 {
     gtopk_status_t status = GTOPK_OK;
     if (target->set) {
@@ -168,98 +30,84 @@ static gtopk_status_t check_target(const gtopk_reducer_t *reducer, const target_
                                 (unsigned long long)target->set->capacity, (unsigned long long)needed);
         return status;
     }
+    if (target_is_nowhere(target, flags))
+        return GTOPK_OK;
     if (target->count != reducer->record.segments || !target->outputs)
         return status_set(GTOPK_ERR_INVALID, "reduce got %zu outputs, the reducer has %llu segments: give one for each",
                           target->count, (unsigned long long)reducer->record.segments);
     for (size_t s = 0; s < target->count && status == GTOPK_OK; s++)
-        status = check_tensor(reducer, "the output", s, &target->outputs[s]);
+        status = step_check_tensor(reducer, "the output", s, &target->outputs[s]);
     return status;
 }
 
 static size_t output_spans(gtopk_reducer_t *reducer, const target_t *target)
 {
     for (size_t s = 0; s < target->count; s++)
-        span_set(reducer, s, s, &target->outputs[s]);
+        step_set_span(reducer, s, s, &target->outputs[s]);
     return target->count;
 }
 
-static void write_set(gtopk_set_t *set, const device_set_t *sum, uint32_t size, int nonfinite)
+/* Nothing is committed: the update is empty. */
+static int is_dropped(const device_words_t *words)
 {
-    set->count = nonfinite ? 0 : *sum->count;
+    return words->nonfinite || words->joined;
+}
+
+static void write_set(gtopk_set_t *set, const device_set_t *sum, uint32_t size)
+{
+    set->count = *sum->count;
     for (uint64_t i = 0; i < set->count; i++) {
         set->indices[i] = sum->index[i];
         set->values[i] = sum->value[i] / (float)size;
     }
 }
 
-static void write_set_dense(gtopk_set_t *set, const float *mean, uint64_t dim, int nonfinite)
+static void write_set_dense(gtopk_set_t *set, const float *mean, uint64_t dim)
 {
     set->count = 0;
-    for (uint64_t i = 0; i < dim && !nonfinite; i++)
+    for (uint64_t i = 0; i < dim; i++)
         if (mean[i] != 0.0f) {
             set->indices[set->count] = (uint32_t)i;
             set->values[set->count++] = mean[i];
         }
 }
 
-static gtopk_status_t run_dense(gtopk_reducer_t *reducer, const target_t *target, void *stream)
+static gtopk_status_t exchange_dense(gtopk_reducer_t *reducer)
 {
-    gtopk_comm_t *comm = reducer->comm;
-    const device_ops_t *ops = reducer->device->ops;
-    gtopk_stats_t *stats = &reducer->stats;
-    double start = clock_now();
-    gtopk_status_t status = dense_run(reducer->sparse, &comm->link, reducer->device, reducer->store, reducer->dense,
-                                      reducer->record.dim, reducer->step, reducer->hash, reducer->words);
-    stats->exchange_s = clock_now() - start;
-    start = clock_now();
-    if (status == GTOPK_OK)
-        status = ops->dense_commit(reducer->store, reducer->dense, (uint32_t)comm->transport->size, reducer->spans,
-                                   output_spans(reducer, target), reducer->words, stream);
-    if (status == GTOPK_OK && target->set)
-        write_set_dense(target->set, reducer->dense, reducer->record.dim, reducer->words->nonfinite != 0);
-    stats->count = reducer->words->nonfinite ? 0 : reducer->record.dim;
-    stats->selected = stats->count;
-    stats->commit_s = clock_now() - start;
+    const double start = clock_now();
+    const gtopk_status_t status = dense_run(reducer->sparse, &reducer->comm->link, reducer->device, reducer->store,
+                                            reducer->dense, reducer->record.dim, reducer->step, reducer->hash,
+                                            reducer->words);
+    reducer->stats.selected = reducer->words->nonfinite ? 0 : reducer->record.dim;
+    reducer->stats.exchange_s = clock_now() - start;
     return status;
 }
 
-static gtopk_status_t run_sparse(gtopk_reducer_t *reducer, const target_t *target, void *stream)
+static gtopk_status_t exchange_sparse(gtopk_reducer_t *reducer, void *stream)
 {
-    gtopk_comm_t *comm = reducer->comm;
-    const device_ops_t *ops = reducer->device->ops;
     gtopk_stats_t *stats = &reducer->stats;
     device_set_t *selected = sparse_selected(reducer->sparse);
-    device_journal_t journal;
     double start = clock_now();
-    gtopk_status_t status = accumulate_missing(reducer, stream);
+    gtopk_status_t status = step_accumulate_missing(reducer, stream);
     stats->accumulate_s += clock_now() - start;
 
     start = clock_now();
     *selected->count = 0;
     if (status == GTOPK_OK && !reducer->words->nonfinite)
-        status = ops->select(reducer->store, reducer->k, selected, stream, &stats->candidates, &stats->hint_misses);
+        status = reducer->device->ops->select(reducer->store, reducer->k, selected, stream, &stats->candidates,
+                                              &stats->hint_misses);
     stats->selected = *selected->count;
     stats->select_s = clock_now() - start;
 
     start = clock_now();
     if (status == GTOPK_OK)
-        status = sparse_run(reducer->sparse, reducer->step, reducer->hash, link_deadline(&comm->link), reducer->words,
-                            &journal);
+        status = sparse_run(reducer->sparse, reducer->step, reducer->hash, link_deadline(&reducer->comm->link),
+                            reducer->words, &reducer->journal);
     stats->exchange_s = clock_now() - start;
-    if (status != GTOPK_OK)
-        return status;
-
-    start = clock_now();
-    status = ops->commit(reducer->store, &journal, reducer->spans, output_spans(reducer, target),
-                         target->outputs_are_zero, reducer->words, stream);
-    if (status == GTOPK_OK && target->set)
-        write_set(target->set, &journal.final, journal.size, reducer->words->nonfinite != 0);
-    stats->count = reducer->words->nonfinite ? 0 : *journal.final.count;
-    stats->commit_s = clock_now() - start;
     return status;
 }
 
-static void finish_stats(gtopk_reducer_t *reducer)
+static void count_messages(gtopk_reducer_t *reducer)
 {
     const link_stats_t *link = &reducer->comm->link.stats;
     gtopk_stats_t *stats = &reducer->stats;
@@ -268,8 +116,109 @@ static void finish_stats(gtopk_reducer_t *reducer)
     stats->rounds = link->rounds;
     stats->slowest_peer = link->slowest_peer;
     stats->wait_s = link->wait_s;
-    stats->nonfinite = reducer->words->nonfinite != 0;
-    stats->all_joined = reducer->words->joined != 0;
+}
+
+static gtopk_status_t exchange(gtopk_reducer_t *reducer, void *stream)
+{
+    link_stats_reset(&reducer->comm->link);
+    gtopk_status_t status = reducer_is_dense(reducer) ? exchange_dense(reducer) : exchange_sparse(reducer, stream);
+    status = comm_settle(reducer->comm, status, reducer->step);
+    count_messages(reducer);
+    return status;
+}
+
+static gtopk_status_t commit_dense(gtopk_reducer_t *reducer, const target_t *target, void *stream)
+{
+    const gtopk_status_t status = reducer->device->ops->dense_commit(
+        reducer->store, reducer->dense, (uint32_t)reducer->comm->transport->size, reducer->spans,
+        output_spans(reducer, target), reducer->words, stream);
+    reducer->stats.count = is_dropped(reducer->words) ? 0 : reducer->record.dim;
+    if (status == GTOPK_OK && target->set && reducer->stats.count > 0)
+        write_set_dense(target->set, reducer->dense, reducer->record.dim);
+    return status;
+}
+
+static gtopk_status_t commit_sparse(gtopk_reducer_t *reducer, const target_t *target, uint32_t flags, void *stream)
+{
+    const gtopk_status_t status = reducer->device->ops->commit(
+        reducer->store, &reducer->journal, reducer->spans, output_spans(reducer, target),
+        (flags & GTOPK_OUTPUT_IS_ZERO) != 0, reducer->words, stream);
+    reducer->stats.count = is_dropped(reducer->words) ? 0 : *reducer->journal.final.count;
+    if (status == GTOPK_OK && target->set && reducer->stats.count > 0)
+        write_set(target->set, &reducer->journal.final, reducer->journal.size);
+    return status;
+}
+
+static gtopk_status_t commit(gtopk_reducer_t *reducer, const target_t *target, uint32_t flags, void *stream)
+{
+    const double start = clock_now();
+    if (target->set)
+        target->set->count = 0;
+    const gtopk_status_t status = reducer_is_dense(reducer) ? commit_dense(reducer, target, stream)
+                                                            : commit_sparse(reducer, target, flags, stream);
+    reducer->stats.commit_s = clock_now() - start;
+    return comm_settle(reducer->comm, status, reducer->step);
+}
+
+/* Some reducers of one communicator and what they do in this step. */
+typedef struct group {
+    gtopk_reducer_t *const *reducers;
+    const target_t *targets;
+    size_t count;
+    uint32_t flags;
+    void *stream;
+} group_t;
+
+static gtopk_status_t group_exchange(const group_t *group)
+{
+    gtopk_status_t status = GTOPK_OK;
+    uint32_t nonfinite = 0;
+    for (size_t i = 0; i < group->count; i++) {
+        gtopk_reducer_t *reducer = group->reducers[i];
+        step_begin(reducer);
+        reducer->words->joined = (group->flags & GTOPK_JOINED) != 0;
+    }
+    for (size_t i = 0; i < group->count && status == GTOPK_OK; i++) {
+        device_words_t *words = group->reducers[i]->words;
+        words->nonfinite |= nonfinite; /* spares the others work that would be dropped */
+        status = exchange(group->reducers[i], group->stream);
+        nonfinite |= words->nonfinite;
+    }
+    for (size_t i = 0; i < group->count; i++)
+        group->reducers[i]->words->nonfinite = nonfinite;
+    return status;
+}
+
+/* Every reducer's exchange comes before the first commit: what can fail has not failed by then. */
+static gtopk_status_t group_step(const group_t *group)
+{
+    gtopk_status_t status = group_exchange(group);
+    for (size_t i = 0; i < group->count && status == GTOPK_OK; i++)
+        status = commit(group->reducers[i], &group->targets[i], group->flags, group->stream);
+    for (size_t i = 0; i < group->count; i++) {
+        gtopk_reducer_t *reducer = group->reducers[i];
+        reducer->stats.nonfinite = reducer->words->nonfinite != 0;
+        reducer->stats.all_joined = reducer->words->joined != 0;
+        reducer->in_step = 0; /* whatever happened, the step is over */
+        memset(reducer->seen, 0, reducer->record.segments);
+        reducer->step += status == GTOPK_OK;
+    }
+    return status;
+}
+
+static gtopk_status_t check_group(const group_t *group, gtopk_stats_t *const *stats)
+{
+    gtopk_status_t status = GTOPK_OK;
+    if (group->flags & ~(uint32_t)(GTOPK_OUTPUT_IS_ZERO | GTOPK_JOINED))
+        status = status_set(GTOPK_ERR_INVALID, "reduce does not know flags %#x", group->flags);
+    for (size_t i = 0; i < group->count && status == GTOPK_OK; i++) {
+        if (stats && stats[i] && stats[i]->struct_size < sizeof(size_t))
+            status = status_set(GTOPK_ERR_INVALID, "stats->struct_size is %zu: set it to sizeof(gtopk_stats_t)",
+                                stats[i]->struct_size);
+        if (status == GTOPK_OK)
+            status = check_target(group->reducers[i], &group->targets[i], group->flags);
+    }
+    return status;
 }
 
 static void stats_copy(const gtopk_reducer_t *reducer, gtopk_stats_t *out)
@@ -282,57 +231,84 @@ static void stats_copy(const gtopk_reducer_t *reducer, gtopk_stats_t *out)
     out->struct_size = kept;
 }
 
-static gtopk_status_t reduce(gtopk_reducer_t *reducer, const target_t *target, uint32_t flags, void *stream,
-                             gtopk_stats_t *stats)
+static gtopk_status_t reduce(const group_t *group, gtopk_stats_t *const *stats)
 {
-    gtopk_status_t status = reducer_enter(reducer);
-    if (status != GTOPK_OK)
-        return status;
-    gtopk_comm_t *comm = reducer->comm;
-    status = comm_enter(comm);
-    if (status != GTOPK_OK) {
-        reducer_leave(reducer);
-        return status;
+    gtopk_comm_t *comm = NULL;
+    size_t entered = 0;
+    gtopk_status_t status = GTOPK_OK;
+    while (entered < group->count && status == GTOPK_OK) {
+        status = reducer_enter(group->reducers[entered]);
+        entered += status == GTOPK_OK;
     }
-    if (flags & ~(uint32_t)(GTOPK_OUTPUT_IS_ZERO | GTOPK_JOINED))
-        status = status_set(GTOPK_ERR_INVALID, "reduce does not know flags %#x", flags);
-    if (status == GTOPK_OK && stats && stats->struct_size < sizeof(size_t))
-        status = status_set(GTOPK_ERR_INVALID, "stats->struct_size is %zu: set it to sizeof(gtopk_stats_t)",
-                            stats->struct_size);
     if (status == GTOPK_OK)
-        status = check_target(reducer, target);
+        status = comm_enter(group->reducers[0]->comm);
     if (status == GTOPK_OK) {
-        step_begin(reducer);
-        reducer->words->joined = (flags & GTOPK_JOINED) != 0;
-        link_stats_reset(&comm->link);
-        status = reducer_is_dense(reducer) ? run_dense(reducer, target, stream) : run_sparse(reducer, target, stream);
-        status = comm_settle(comm, status, reducer->step);
-        finish_stats(reducer);
-        reducer->in_step = 0; /* whatever happened, the step is over */
-        memset(reducer->seen, 0, reducer->record.segments);
-        reducer->step += status == GTOPK_OK;
-        stats_copy(reducer, stats);
+        comm = group->reducers[0]->comm;
+        status = check_group(group, stats);
     }
-    comm_leave(comm);
-    reducer_leave(reducer);
+    if (status == GTOPK_OK) {
+        status = group_step(group);
+        for (size_t i = 0; stats && i < group->count; i++)
+            stats_copy(group->reducers[i], stats[i]);
+    }
+    if (comm)
+        comm_leave(comm);
+    while (entered > 0)
+        reducer_leave(group->reducers[--entered]);
     return status;
 }
 
 gtopk_status_t gtopk_reducer_reduce(gtopk_reducer_t *reducer, const gtopk_tensor_t *outputs, size_t count,
                                     uint32_t flags, void *stream, gtopk_stats_t *stats)
 {
-    const target_t target = {
-        .outputs = outputs, .count = count, .outputs_are_zero = (flags & GTOPK_OUTPUT_IS_ZERO) != 0};
-    return reduce(reducer, &target, flags, stream, stats);
+    const target_t target = {.outputs = outputs, .count = count};
+    const group_t group = {&reducer, &target, 1, flags, stream};
+    return reduce(&group, &stats);
 }
 
 gtopk_status_t gtopk_reducer_reduce_sparse(gtopk_reducer_t *reducer, gtopk_set_t *set, uint32_t flags, void *stream,
                                            gtopk_stats_t *stats)
 {
     const target_t target = {.set = set};
+    const group_t group = {&reducer, &target, 1, flags, stream};
     if (!set)
         return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_reduce_sparse needs a set");
-    return reduce(reducer, &target, flags, stream, stats);
+    return reduce(&group, &stats);
+}
+
+/* They must be different reducers of one communicator. */
+static gtopk_status_t check_reducers(gtopk_reducer_t *const *reducers, size_t count)
+{
+    if (count == 0 || count > GTOPK_REDUCERS_MAX || !reducers)
+        return status_set(GTOPK_ERR_INVALID, "gtopk_reducers_reduce got %zu reducers: give 1 to %d", count,
+                          GTOPK_REDUCERS_MAX);
+    for (size_t i = 0; i < count; i++) {
+        if (!reducers[i])
+            return status_set(GTOPK_ERR_INVALID, "reducer %zu is NULL: create one with gtopk_reducer_create", i);
+        if (reducers[i]->comm != reducers[0]->comm)
+            return status_set(GTOPK_ERR_INVALID,
+                              "reducer %zu has another communicator than reducer 0: only reducers of one communicator "
+                              "can take a step together",
+                              i);
+        for (size_t j = 0; j < i; j++)
+            if (reducers[i] == reducers[j])
+                return status_set(GTOPK_ERR_INVALID, "reducers %zu and %zu are the same", j, i);
+    }
+    return GTOPK_OK;
+}
+
+gtopk_status_t gtopk_reducers_reduce(gtopk_reducer_t *const *reducers, const gtopk_tensor_t *const *outputs,
+                                     const size_t *counts, size_t count, uint32_t flags, void *stream,
+                                     gtopk_stats_t *const *stats)
+{
+    target_t targets[GTOPK_REDUCERS_MAX];
+    const gtopk_status_t status = check_reducers(reducers, count);
+    if (status != GTOPK_OK)
+        return status;
+    for (size_t i = 0; i < count; i++)
+        targets[i] = (target_t){.outputs = outputs ? outputs[i] : NULL, .count = counts ? counts[i] : 0};
+    const group_t group = {reducers, targets, count, flags, stream};
+    return reduce(&group, stats);
 }
 
 gtopk_status_t gtopk_reducer_wait(gtopk_reducer_t *reducer, gtopk_stats_t *stats)

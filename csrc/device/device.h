@@ -29,7 +29,8 @@ typedef struct device_set {
 typedef struct device_words {
     uint32_t ok;        /* 1 at the start of a step; 0: something failed, commit changes nothing */
     uint32_t nonfinite; /* 1: a sum was not finite; commit writes NaN to the outputs and changes nothing else */
-    uint32_t joined;    /* 1: this rank, and everybody merged so far, has JOINED */
+    uint32_t joined;    /* 1: this rank, and everybody merged so far, has JOINED; in commit: all ranks; commit writes
+                           zero to the outputs and changes nothing else */
     uint32_t reserved;
 } device_words_t;
 
@@ -109,22 +110,24 @@ typedef struct device_ops {
     gtopk_status_t (*array_select)(device_t *device, const float *x, uint64_t n, uint64_t k,
                                    const device_parallel_t *parallel, device_set_t *out, void *stream);
 
-    /* If words->ok and not words->nonfinite: clears, adds the deposits (entries that become non-finite keep their old
+    /* If words->ok and neither words->nonfinite nor words->joined: clears, adds the deposits (entries that become non-finite keep their old
      * value), zeroes the velocity of entries in both selected and final, and writes final / size (correctly rounded,
      * then converted; what a 16-bit output cannot hold, mean - converted with converted clamped to the largest finite
      * value, is added to the residual). `outputs` cover [0, dim) in order, or count 0: no dense output. Outputs are
-     * zeroed first unless outputs_are_zero. If nonfinite: fills the outputs with NaN. */
+     * zeroed first unless outputs_are_zero. If nonfinite: fills the outputs with NaN; else if joined: with zero. */
     gtopk_status_t (*commit)(device_store_t *store, const device_journal_t *journal, const device_span_t *outputs,
                              size_t count, int outputs_are_zero, const device_words_t *words, void *stream);
 
     /* Dense step: copies the residual to `out` (dim floats of device memory). */
     gtopk_status_t (*dense_gather)(device_store_t *store, float *out, void *stream);
 
-    /* Dense step: sum holds the all-reduced residuals. If words->nonfinite is not set and every sum is finite: residual
-     * = 0 (plus what a 16-bit output cannot hold), outputs = sum / size, the velocity stays; `sum` becomes the mean.
-     * Otherwise words->nonfinite is set, the outputs become NaN, and the residual stays. Nothing without words->ok. */
+    /* Dense step: sum holds the all-reduced residuals; one that is not finite sets words->nonfinite. */
+    gtopk_status_t (*dense_check)(device_store_t *store, const float *sum, device_words_t *words, void *stream);
+
+    /* Dense step, as commit: residual = 0 (plus what a 16-bit output cannot hold), outputs = sum / size, the velocity
+     * stays; `sum`, which dense_check found finite, becomes the mean. */
     gtopk_status_t (*dense_commit)(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
-                                   size_t count, device_words_t *words, void *stream);
+                                   size_t count, const device_words_t *words, void *stream);
 
     /* Copies parts of the residual (which = 0) or velocity (which = 1) between the store and host memory. Synchronous.
      * A write resets what the hint was learnt from. */

@@ -8,11 +8,13 @@ gtopk_status_t dense_run(sparse_t *headers, link_t *link, device_t *device, devi
 {
     device_journal_t unused;
     gtopk_status_t status = sparse_run(headers, step, config_hash, link_deadline(link), words, &unused);
-    if (status != GTOPK_OK || words->nonfinite)
+    if (status != GTOPK_OK || words->nonfinite || words->joined)
         return status;
     status = device->ops->dense_gather(store, buffer, NULL);
     if (status == GTOPK_OK)
         status = collective_sum(link, buffer, dim);
+    if (status == GTOPK_OK)
+        status = device->ops->dense_check(store, buffer, words, NULL);
     if (status != GTOPK_OK)
         status = status_prefix(status, "step %llu, all-reduce of dense", (unsigned long long)step);
     return status;

@@ -16,12 +16,15 @@
 #include <cmocka.h>
 
 #include "core/comm.h"
+#include "support/check.h"
 #include "support/faulty.h"
 #include "support/random.h"
 #include "transport/thread.h"
 
 #define DIM 60
-#define STEPS 5 /* 0: well, 1: the fault, 2 to 4: what comes after it */
+#define DENSE_PART 20          /* of DIM, where two reducers take a step together: the entries of the dense one */
+#define ALGORITHM_TWO_PARTS 10 /* beside those of gtopk.h: a dense reducer and a gtopk one, in one step */
+#define STEPS 5                /* 0: well, 1: the fault, 2 to 4: what comes after it */
 #define FAULT_STEP 1
 #define SIZE_MAX_TESTED 9
 #define TEXT 1024
@@ -62,29 +65,63 @@ static void count_warning(void *context, int level, const char *text)
         atomic_fetch_add(&warnings, 1);
 }
 
-#define REQUIRE(condition)                                                                                 \
-    do {                                                                                                   \
-        if (!(condition)) {                                                                                \
-            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error()); \
-            abort();                                                                                       \
-        }                                                                                                  \
-    } while (0)
+/* The reducers of one rank: their entries follow each other in DIM. */
+typedef struct parts {
+    gtopk_reducer_t *reducers[2];
+    uint64_t length[2];
+    size_t count;
+} parts_t;
 
-static void take_step(gtopk_reducer_t *reducer, int rank, int number, outcome_t *outcome)
+static void parts_create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *scenario)
+{
+    const int together = scenario->algorithm == ALGORITHM_TWO_PARTS;
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    config.density = 0.15;
+    config.value_type = (scenario->size + scenario->rank) % 4;
+    *parts = (parts_t){.count = together ? 2 : 1};
+    parts->length[0] = together ? DENSE_PART : DIM;
+    parts->length[1] = DIM - DENSE_PART;
+    for (size_t i = 0; i < parts->count; i++) {
+        config.algorithm = !together ? scenario->algorithm : i == 0 ? GTOPK_ALGORITHM_DENSE : GTOPK_ALGORITHM_GTOPK;
+        REQUIRE(gtopk_reducer_create(&parts->reducers[i], comm, &config, &parts->length[i], 1) == GTOPK_OK);
+    }
+}
+
+static void parts_tensors(const parts_t *parts, float *values, gtopk_tensor_t tensors[2])
+{
+    for (size_t i = 0; i < parts->count; i++) {
+        tensors[i] = (gtopk_tensor_t){values, parts->length[i], GTOPK_F32, 0};
+        values += parts->length[i];
+    }
+}
+
+static void parts_residual(const parts_t *parts, float *values)
+{
+    for (size_t i = 0; i < parts->count; i++) {
+        REQUIRE(gtopk_reducer_residual(parts->reducers[i], 0, values, parts->length[i]) == GTOPK_OK);
+        values += parts->length[i];
+    }
+}
+
+static void take_step(const parts_t *parts, int rank, int number, outcome_t *outcome)
 {
     random_state_t random = {(uint64_t)(number * 64 + rank + 1)};
     float gradient[DIM];
     for (int i = 0; i < DIM; i++)
         gradient[i] = (float)random_below(&random, 2000) - 1000.0f;
-    const gtopk_tensor_t tensor = {gradient, DIM, GTOPK_F32, 0};
+    gtopk_tensor_t tensors[2];
+    parts_tensors(parts, gradient, tensors);
     /* A rank that is broken already keeps its residual through accumulate, too. */
-    (void)gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, 0, NULL);
-    REQUIRE(gtopk_reducer_residual(reducer, 0, outcome->before, DIM) == GTOPK_OK);
+    for (size_t i = 0; i < parts->count; i++)
+        (void)gtopk_reducer_accumulate(parts->reducers[i], NULL, &tensors[i], 1, 1.0, 0, NULL);
+    parts_residual(parts, outcome->before);
     memset(outcome->update, 0x55, sizeof outcome->update);
-    const gtopk_tensor_t output = {outcome->update, DIM, GTOPK_F32, 0};
-    outcome->status = gtopk_reducer_reduce(reducer, &output, 1, 0, NULL, NULL);
+    parts_tensors(parts, outcome->update, tensors);
+    const gtopk_tensor_t *const outputs[2] = {&tensors[0], &tensors[1]};
+    const size_t counts[2] = {1, 1};
+    outcome->status = gtopk_reducers_reduce(parts->reducers, outputs, counts, parts->count, 0, NULL, NULL);
     (void)snprintf(outcome->text, sizeof outcome->text, "%s", gtopk_last_error());
-    REQUIRE(gtopk_reducer_residual(reducer, 0, outcome->after, DIM) == GTOPK_OK);
+    parts_residual(parts, outcome->after);
 }
 
 static void *act(void *argument)
@@ -92,11 +129,9 @@ static void *act(void *argument)
     actor_t *self = argument;
     scenario_t *scenario = self->scenario;
     gtopk_comm_config_t net = GTOPK_COMM_CONFIG_INIT;
-    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
-    const uint64_t length = DIM;
     transport_t *inner, *faulty;
     gtopk_comm_t *comm;
-    gtopk_reducer_t *reducer;
+    parts_t parts;
     net.group = self->group;
     net.rank = self->rank;
     net.size = scenario->size;
@@ -104,23 +139,21 @@ static void *act(void *argument)
     faulty = faulty_create(inner);
     REQUIRE(faulty);
     REQUIRE(comm_open(&comm, faulty, &net) == GTOPK_OK);
-    config.algorithm = scenario->algorithm;
-    config.density = 0.15;
-    config.value_type = (scenario->size + scenario->rank) % 4;
-    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
+    parts_create(&parts, comm, scenario);
 
     faulty_record(faulty);
     for (int number = 0; number < STEPS; number++) {
         if (number == FAULT_STEP)
             faulty_arm(faulty, scenario->kind, self->rank == scenario->rank ? scenario->message : -1,
                        (uint64_t)(scenario->message * 977 + scenario->size));
-        take_step(reducer, self->rank, number, &scenario->outcomes[self->rank][number]);
+        take_step(&parts, self->rank, number, &scenario->outcomes[self->rank][number]);
         if (number == FAULT_STEP)
             scenario->sent[self->rank] = faulty_sent(faulty);
     }
     transport_thread_idle(faulty_inner(faulty), 1);
     (void)pthread_barrier_wait(&scenario->end); /* closing would tell the others before the deadline does */
-    gtopk_reducer_destroy(reducer);
+    for (size_t i = 0; i < parts.count; i++)
+        gtopk_reducer_destroy(parts.reducers[i]);
     gtopk_comm_destroy(comm);
     return NULL;
 }
@@ -272,6 +305,13 @@ static void test_gtopk_tree(void **state)
     try_all_faults(GTOPK_ALGORITHM_GTOPK_TREE);
 }
 
+/* Both commit or neither does. */
+static void test_two_reducers_in_one_step(void **state)
+{
+    (void)state;
+    try_all_faults(ALGORITHM_TWO_PARTS);
+}
+
 /* Ranks that wait past the warning time say for whom. */
 static void test_waiting_is_warned_of(void **state)
 {
@@ -297,8 +337,12 @@ static void print_tally(void)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gtopk), cmocka_unit_test(test_gtopk_tree),           cmocka_unit_test(test_topk),
-        cmocka_unit_test(test_dense), cmocka_unit_test(test_waiting_is_warned_of),
+        cmocka_unit_test(test_gtopk),
+        cmocka_unit_test(test_gtopk_tree),
+        cmocka_unit_test(test_topk),
+        cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_two_reducers_in_one_step),
+        cmocka_unit_test(test_waiting_is_warned_of),
     };
     gtopk_set_log(count_warning, NULL, GTOPK_LOG_WARN);
     const int failed = cmocka_run_group_tests_name("faults", tests, NULL, NULL);

@@ -12,18 +12,11 @@
 
 #include <cmocka.h>
 
+#include "support/check.h"
 #include "support/oom.h"
 #include "support/ranks.h"
 
 #define DIM 400
-
-#define REQUIRE(condition)                                                                                 \
-    do {                                                                                                   \
-        if (!(condition)) {                                                                                \
-            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error()); \
-            abort();                                                                                       \
-        }                                                                                                  \
-    } while (0)
 
 static const uint64_t length = DIM;
 

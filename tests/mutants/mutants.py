@@ -27,6 +27,7 @@ STATE = "csrc/core/state.c"
 CONFIG = "csrc/core/config.c"
 REDUCER = "csrc/core/reducer.c"
 COMMIT = "csrc/device/cpu/commit.c"
+OUTPUT = "csrc/device/cpu/output.c"
 POOL = "csrc/device/cpu/pool.c"
 GENERIC = "csrc/device/cpu/kernels_generic.h"
 HEADER = "csrc/wire/header.c"
@@ -76,7 +77,7 @@ MUTANTS = [
     Mutant(
         "dense goes on without its headers",
         "csrc/exchange/dense.c",
-        "if (status != GTOPK_OK || words->nonfinite)\n        return status;",
+        "if (status != GTOPK_OK || words->nonfinite || words->joined)\n        return status;",
         "status = GTOPK_OK;\n    words->nonfinite = 0;",
     ),
     Mutant("ring passes sums on unsummed", COLLECTIVE, "shift < size - 1 ? sum : combine_copy", "combine_copy"),
@@ -88,17 +89,31 @@ MUTANTS = [
     Mutant(
         "commit though the exchange failed",
         STEP,
-        "    if (status != GTOPK_OK)\n        return status;\n\n    start = clock_now();\n    status = ops->commit",
-        "    start = clock_now();\n    status = ops->commit",
+        "i < group->count && status == GTOPK_OK; i++)\n        status = commit(",
+        "i < group->count; i++)\n        status = commit(",
     ),
-    Mutant("a failed step does not break", STEP, "status = comm_settle(comm, status, reducer->step);", ""),
+    Mutant(
+        "a reducer commits before the next one's exchange",
+        STEP,
+        "        nonfinite |= words->nonfinite;\n",
+        "        nonfinite |= words->nonfinite;\n"
+        "        if (i + 1 < group->count)\n"
+        "            (void)commit(group->reducers[i], &group->targets[i], group->flags, group->stream);\n",
+    ),
+    Mutant("non-finite in one of the reducers only", STEP, "        nonfinite |= words->nonfinite;\n", ""),
+    Mutant(
+        "a failed step does not break",
+        STEP,
+        "status = comm_settle(reducer->comm, status, reducer->step);\n    count_messages",
+        "count_messages",
+    ),
     Mutant(
         "segments left out are not scanned",
         STEP,
-        "    gtopk_status_t status = accumulate_missing(reducer, stream);",
+        "    gtopk_status_t status = step_accumulate_missing(reducer, stream);",
         "    gtopk_status_t status = GTOPK_OK;",
     ),
-    Mutant("a segment twice", STEP, "else if (reducer->seen[s])", "else if (0)"),
+    Mutant("a segment twice", "csrc/core/accumulate.c", "else if (reducer->seen[s])", "else if (0)"),
     Mutant(
         "joined is or",
         "csrc/device/cpu/message.c",
@@ -147,12 +162,14 @@ MUTANTS = [
     ),
     Mutant("clear without what was rounded off", COMMIT, "selected->value[i] - sent;", "0.0f;"),
     Mutant("deposits in one round only", COMMIT, "d < journal->deposit_count", "d < 1 && d < journal->deposit_count"),
+    Mutant("a non-finite step commits", OUTPUT, "return words->nonfinite || words->joined;", "return words->joined;"),
     Mutant(
-        "a non-finite step commits",
-        COMMIT,
-        "    if (words->nonfinite) {\n        outputs_fill_nan(outputs, count);\n        return GTOPK_OK;\n    }\n",
-        "",
+        "a step commits that all have joined",
+        OUTPUT,
+        "return words->nonfinite || words->joined;",
+        "return words->nonfinite;",
     ),
+    Mutant("a dense sum is not checked", "csrc/device/cpu/dense.c", "if (!all_finite(sum, store->dim))", "if (0)"),
     Mutant("outputs are not cleared", COMMIT, "if (!outputs_are_zero)", "if (0)"),
     Mutant("sum in place of mean", COMMIT, "final->value[i] / (float)size;", "final->value[i];"),
     Mutant("what 16 bits cannot hold is lost", COMMIT, "if (mean != stored)", "if (0)"),

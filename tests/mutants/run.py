@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = [
     "property/test_exchange",
     "unit/test_reducer",
+    "unit/test_reducer_ranks",
+    "unit/test_reducers_together",
     "unit/test_state",
     "unit/test_schedule",
     "unit/test_wire",

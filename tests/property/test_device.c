@@ -243,9 +243,11 @@ static void dense_step(world_t *w)
     world_upload(w, dense_of, sum, w->dim * sizeof(float));
 
     const size_t used = draw_outputs(w, spans, at, 0), count = random_chance(random, 5) ? 0 : w->segments;
+    WORLD_CALL_OK(w, ops->dense_check(side->store, side->dense, side->words, NULL));
+    const device_words_t words = world_words(w);
     WORLD_CALL_OK(w, ops->dense_commit(side->store, side->dense, size, outputs_on(side, spans, at, count), count,
                                        side->words, NULL));
-    if (!world_words(w).nonfinite)
+    if (!words.nonfinite)
         WORLD_COMPARE(w, dense, w->dim * sizeof(float));
     WORLD_COMPARE(w, arena, used);
     world_compare_store(w);

@@ -13,17 +13,10 @@
 
 #include <cmocka.h>
 
+#include "support/check.h"
 #include "gtopk.h"
 
 enum { GROUPS = 2, RANKS = 2, WORKERS = 3, STEPS = 3, SEGMENTS = 3, SEGMENT = 200001, DIM = SEGMENTS * SEGMENT };
-
-#define REQUIRE(condition)                                                                                \
-    do {                                                                                                  \
-        if (!(condition)) {                                                                               \
-            (void)fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #condition, gtopk_last_error()); \
-            abort();                                                                                      \
-        }                                                                                                 \
-    } while (0)
 
 /* ---- a parallel_for as a program has it: threads that take the next part ---- */
 

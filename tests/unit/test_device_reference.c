@@ -362,14 +362,23 @@ static void test_dense(void **state)
     assert_int_equal(ops->dense_gather(store, sum, NULL), GTOPK_OK);
     assert_memory_equal(sum, residual, sizeof sum);
 
+    assert_int_equal(ops->dense_check(store, sum, &words, NULL), GTOPK_OK);
+    assert_int_equal(words.nonfinite, 0);
     sum[1] = INFINITY;
-    assert_int_equal(ops->dense_commit(store, sum, 4, outputs, 2, &words, NULL), GTOPK_OK);
+    assert_int_equal(ops->dense_check(store, sum, &words, NULL), GTOPK_OK);
     assert_int_equal(words.nonfinite, 1);
+    assert_int_equal(ops->dense_commit(store, sum, 4, outputs, 2, &words, NULL), GTOPK_OK);
     assert_true(isnan(out[0]) && isnan(out[1]) && bf16[0] == 0x7fc0);
     assert_int_equal(ops->store_read(store, 0, 0, 3, after), GTOPK_OK);
     assert_memory_equal(after, residual, sizeof after);
 
-    words.nonfinite = 0;
+    words = (device_words_t){.ok = 1, .joined = 1};
+    assert_int_equal(ops->dense_commit(store, sum, 4, outputs, 2, &words, NULL), GTOPK_OK);
+    assert_true(out[0] == 0.0f && out[1] == 0.0f && bf16[0] == 0);
+    assert_int_equal(ops->store_read(store, 0, 0, 3, after), GTOPK_OK);
+    assert_memory_equal(after, residual, sizeof after);
+
+    words.joined = 0;
     sum[1] = -6.0f;
     assert_int_equal(ops->dense_commit(store, sum, 4, outputs, 2, &words, NULL), GTOPK_OK);
     assert_true(out[0] == 0.75f && out[1] == -1.5f && bf16[0] == 0x3f00 && sum[0] == 0.75f);

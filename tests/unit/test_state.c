@@ -9,18 +9,11 @@
 
 #include <cmocka.h>
 
+#include "support/check.h"
 #include "support/ranks.h"
 #include "support/random.h"
 
 #define DIM 500
-
-#define REQUIRE(condition)                                                                                 \
-    do {                                                                                                   \
-        if (!(condition)) {                                                                                \
-            (void)fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, gtopk_last_error()); \
-            abort();                                                                                       \
-        }                                                                                                  \
-    } while (0)
 
 static const uint64_t lengths[3] = {200, 0, 300};
 

@@ -92,12 +92,8 @@ gtopk_status_t store_commit(device_store_t *store, const device_journal_t *journ
                             size_t count, int outputs_are_zero, const device_words_t *words, void *stream)
 {
     (void)stream;
-    if (!words->ok)
+    if (outputs_drop(words, outputs, count, outputs_are_zero))
         return GTOPK_OK;
-    if (words->nonfinite) {
-        outputs_fill_nan(outputs, count);
-        return GTOPK_OK;
-    }
     fpenv_t saved = fpenv_enter();
     clear_selected(store, journal);
     for (uint32_t d = 0; d < journal->deposit_count; d++)

@@ -56,6 +56,7 @@ static const device_ops_t cpu_ops = {
     .array_select = array_select,
     .commit = store_commit,
     .dense_gather = store_dense_gather,
+    .dense_check = store_dense_check,
     .dense_commit = store_dense_commit,
     .store_read = store_read,
     .store_write = store_write,

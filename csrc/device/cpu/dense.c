@@ -37,24 +37,27 @@ static void write_span(device_store_t *store, const float *mean, const device_sp
     }
 }
 
-gtopk_status_t store_dense_commit(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
-                                  size_t count, device_words_t *words, void *stream)
+gtopk_status_t store_dense_check(device_store_t *store, const float *sum, device_words_t *words, void *stream)
 {
     (void)stream;
-    if (!words->ok)
+    if (!all_finite(sum, store->dim))
+        words->nonfinite = 1;
+    return GTOPK_OK;
+}
+
+gtopk_status_t store_dense_commit(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
+                                  size_t count, const device_words_t *words, void *stream)
+{
+    (void)stream;
+    if (outputs_drop(words, outputs, count, 0))
         return GTOPK_OK;
     fpenv_t saved = fpenv_enter();
-    if (words->nonfinite || !all_finite(sum, store->dim)) {
-        words->nonfinite = 1;
-        outputs_fill_nan(outputs, count);
-    } else {
-        for (uint64_t i = 0; i < store->dim; i++)
-            sum[i] /= (float)size;
-        memset(store->residual, 0, (size_t)store->dim * sizeof *store->residual);
-        for (size_t s = 0; s < count; s++)
-            write_span(store, sum, &outputs[s]);
-        hint_reset_dense(&store->hint);
-    }
+    for (uint64_t i = 0; i < store->dim; i++)
+        sum[i] /= (float)size;
+    memset(store->residual, 0, (size_t)store->dim * sizeof *store->residual);
+    for (size_t s = 0; s < count; s++)
+        write_span(store, sum, &outputs[s]);
+    hint_reset_dense(&store->hint);
     fpenv_leave(saved);
     return GTOPK_OK;
 }

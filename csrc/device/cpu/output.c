@@ -11,7 +11,7 @@ void outputs_clear(const device_span_t *outputs, size_t count)
             memset(outputs[s].data, 0, (size_t)outputs[s].length * output_entry_size(outputs[s].dtype));
 }
 
-void outputs_fill_nan(const device_span_t *outputs, size_t count)
+static void fill_nan(const device_span_t *outputs, size_t count)
 {
     for (size_t s = 0; s < count; s++) {
         uint16_t half = outputs[s].dtype == GTOPK_F16 ? 0x7e00u : 0x7fc0u;
@@ -22,4 +22,15 @@ void outputs_fill_nan(const device_span_t *outputs, size_t count)
                 ((uint16_t *)outputs[s].data)[i] = half;
         }
     }
+}
+
+int outputs_drop(const device_words_t *words, const device_span_t *outputs, size_t count, int outputs_are_zero)
+{
+    if (!words->ok)
+        return 1;
+    if (words->nonfinite)
+        fill_nan(outputs, count);
+    else if (words->joined && !outputs_are_zero)
+        outputs_clear(outputs, count);
+    return words->nonfinite || words->joined;
 }

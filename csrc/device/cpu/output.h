@@ -32,8 +32,9 @@ static inline int output_is_finite(float value)
     return (convert_bits(value) & 0x7fffffffu) < CONVERT_INF;
 }
 
-/* All entries become zero, or NaN. */
 void outputs_clear(const device_span_t *outputs, size_t count);
-void outputs_fill_nan(const device_span_t *outputs, size_t count);
+
+/* 1 when the words forbid a commit; the outputs are then what such a step leaves: NaN, zero, or untouched. */
+int outputs_drop(const device_words_t *words, const device_span_t *outputs, size_t count, int outputs_are_zero);
 
 #endif

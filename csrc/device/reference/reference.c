@@ -55,6 +55,7 @@ static const device_ops_t reference_ops = {
     .array_select = reference_array_select,
     .commit = reference_commit,
     .dense_gather = reference_dense_gather,
+    .dense_check = reference_dense_check,
     .dense_commit = reference_dense_commit,
     .store_read = reference_store_read,
     .store_write = reference_store_write,

@@ -36,8 +36,9 @@ gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t 
 gtopk_status_t reference_commit(device_store_t *store, const device_journal_t *journal, const device_span_t *outputs,
                                 size_t count, int outputs_are_zero, const device_words_t *words, void *stream);
 gtopk_status_t reference_dense_gather(device_store_t *store, float *out, void *stream);
+gtopk_status_t reference_dense_check(device_store_t *store, const float *sum, device_words_t *words, void *stream);
 gtopk_status_t reference_dense_commit(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
-                                      size_t count, device_words_t *words, void *stream);
+                                      size_t count, const device_words_t *words, void *stream);
 
 /* ---- reference_sets.c ---- */
 

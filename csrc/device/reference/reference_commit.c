@@ -94,6 +94,8 @@ gtopk_status_t reference_commit(device_store_t *store, const device_journal_t *j
     const fpenv_t saved = fpenv_enter();
     if (words->nonfinite) {
         outputs_nan(outputs, count);
+    } else if (words->joined) {
+        outputs_zero(outputs, count);
     } else {
         commit_clear(store, journal);
         for (uint32_t d = 0; d < journal->deposit_count; d++)
@@ -125,17 +127,25 @@ static int all_finite(const float *values, uint64_t count)
     return 1;
 }
 
+gtopk_status_t reference_dense_check(device_store_t *store, const float *sum, device_words_t *words, void *stream)
+{
+    (void)stream;
+    if (!all_finite(sum, store->dim))
+        words->nonfinite = 1;
+    return GTOPK_OK;
+}
+
 gtopk_status_t reference_dense_commit(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
-                                      size_t count, device_words_t *words, void *stream)
+                                      size_t count, const device_words_t *words, void *stream)
 {
     (void)stream;
     if (!words->ok)
         return GTOPK_OK;
     const fpenv_t saved = fpenv_enter();
-    if (!words->nonfinite && !all_finite(sum, store->dim))
-        words->nonfinite = 1;
     if (words->nonfinite) {
         outputs_nan(outputs, count);
+    } else if (words->joined) {
+        outputs_zero(outputs, count);
     } else {
         for (uint64_t i = 0; i < store->dim; i++) {
             store->residual[i] = 0.0f;
