@@ -13,6 +13,7 @@
 #include "transport/transport.h"
 #include "util/clock.h"
 #include "util/memory.h"
+#include "util/text.h"
 
 #define ERROR_SIZE 256 /* what gtopk_callbacks_t promises */
 #define DEFAULT_TIMEOUT 1800.0
@@ -141,6 +142,7 @@ static gtopk_status_t end_call(callback_transport_t *self)
     const char *what = self->exchange ? "exchange" : "allreduce";
     self->state = CALL_NONE;
     self->error[ERROR_SIZE - 1] = 0;
+    text_drop_cut_character(self->error);
     if (self->result != 0)
         return status_set(GTOPK_ERR_TRANSPORT, "the caller's %s function returned %d: %s", what, self->result,
                           self->error[0] ? self->error : "it gave no reason");

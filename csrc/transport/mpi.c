@@ -15,6 +15,7 @@
 
 #include "util/dynlib.h"
 #include "util/log.h"
+#include "util/text.h"
 
 #define MODULE_FILE "libgtopk_mpi.so"
 #define MODULE_SYMBOL "gtopk_mpi_module"
@@ -25,7 +26,7 @@ static void log_for_module(int level, const char *format, ...)
     char text[1024];
     va_list args;
     va_start(args, format);
-    (void)vsnprintf(text, sizeof text, format, args);
+    text_format(text, sizeof text, format, args);
     va_end(args);
     LOG(level, "%s", text);
 }

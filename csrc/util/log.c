@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "util/text.h"
+
 static gtopk_log_fn log_sink;
 static void *log_context;
 static int log_level = -1; /* not decided yet: GTOPK_DEBUG */
@@ -37,7 +39,7 @@ void log_write(int level, const char *format, ...)
     char text[1024];
     va_list args;
     va_start(args, format);
-    (void)vsnprintf(text, sizeof text, format, args);
+    text_format(text, sizeof text, format, args);
     va_end(args);
     if (log_sink)
         log_sink(log_context, level, text);

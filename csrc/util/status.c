@@ -2,8 +2,9 @@
 #include "util/status.h"
 
 #include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
+
+#include "util/text.h"
 
 static _Thread_local char error_text[STATUS_TEXT_SIZE];
 
@@ -12,7 +13,7 @@ gtopk_status_t status_set(gtopk_status_t status, const char *format, ...)
     char text[STATUS_TEXT_SIZE]; /* the arguments may point into error_text */
     va_list args;
     va_start(args, format);
-    (void)vsnprintf(text, sizeof text, format, args);
+    text_format(text, sizeof text, format, args);
     va_end(args);
     memcpy(error_text, text, sizeof text);
     return status;
@@ -23,7 +24,7 @@ gtopk_status_t status_prefix(gtopk_status_t status, const char *format, ...)
     char prefix[STATUS_TEXT_SIZE];
     va_list args;
     va_start(args, format);
-    (void)vsnprintf(prefix, sizeof prefix, format, args);
+    text_format(prefix, sizeof prefix, format, args);
     va_end(args);
     return status_set(status, "%s: %s", prefix, error_text);
 }

@@ -164,7 +164,7 @@ class Comm:
         if self._torch is not None:
             return str(self._torch.description)
         text: bytes = _c_api.library().gtopk_comm_describe(self.handle)
-        return text.decode()
+        return text.decode("utf-8", "replace")
 
     def close(self) -> None:
         """Frees the communicator. Neither waits for other ranks nor talks; may be called twice. Close its reducers first."""

@@ -664,6 +664,39 @@ static void test_callback_fails(void **state)
     network_close(&network);
 }
 
+/* As Python cuts it: at a byte. */
+static int fail_at_length(void *context, int32_t to, const void *send, size_t send_bytes, int32_t from, void *receive,
+                          size_t receive_bytes, double timeout, char *error)
+{
+    (void)context, (void)to, (void)send, (void)send_bytes, (void)from, (void)receive, (void)receive_bytes,
+        (void)timeout;
+    for (size_t i = 0; i < 256; i++)
+        error[i] = "\xe2\x82\xac"[i % 3]; /* euro signs without an end */
+    memmove(error + 1, error, 255);
+    error[0] = '>';
+    return 7;
+}
+
+static void test_callback_long_text(void **state)
+{
+    gtopk_callbacks_t callbacks = {.struct_size = sizeof callbacks, .exchange = fail_at_length};
+    gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
+    transport_t *transport;
+    char byte;
+    (void)state;
+    config.transport = "callback";
+    config.size = 2;
+    config.rank = 0;
+    config.callbacks = &callbacks;
+    assert_int_equal(transport_open(&config, &transport), GTOPK_OK);
+    assert_int_equal(receive_from(transport, 1, &byte, 1, NULL), GTOPK_ERR_TRANSPORT);
+    const char *text = strchr(gtopk_last_error(), '>');
+    assert_non_null(text);
+    assert_int_equal(strlen(text), 1 + 3 * 84);
+    assert_string_equal(text + strlen(text) - 3, "\xe2\x82\xac");
+    transport->ops->close(transport);
+}
+
 /* The call in progress cannot be interrupted: it keeps its buffers, and abort ends it. */
 static void test_callback_abandoned(void **state)
 {
@@ -741,6 +774,7 @@ int main(void)
         cmocka_unit_test(test_one_life_at_a_time),
         cmocka_unit_test(test_callback_padded),
         cmocka_unit_test(test_callback_fails),
+        cmocka_unit_test(test_callback_long_text),
         cmocka_unit_test(test_callback_abandoned),
         cmocka_unit_test(test_callback_allreduce),
         cmocka_unit_test(test_callback_lives),
