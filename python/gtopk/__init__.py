@@ -64,7 +64,7 @@ _EXPORTS = {
         "TransportError",
         "UnsupportedError",
     ),
-    "reducer": ("Reducer", "stats"),
+    "reducer": ("Reducer", "reduce_together", "stats"),
     "torch": ("DistributedOptimizer", "broadcast_optimizer_state", "broadcast_parameters"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

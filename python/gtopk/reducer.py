@@ -20,7 +20,7 @@ from .errors import CorruptError, InvalidError, StateError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Reducer", "stats"]
+__all__ = ["Reducer", "reduce_together", "stats"]
 
 _log = logging.getLogger("gtopk")
 
@@ -209,7 +209,8 @@ class Reducer:
         outputs_are_zero : bool
             They hold zeros already (after ``zero_input=True``), so writing takes time for the sent entries only.
         joined : bool
-            This rank has no more data; the statistics say in ``all_joined`` when that is so on all ranks.
+            This rank has no more data. When that is so on all ranks nobody takes an update: ``all_joined`` is 1, outputs
+            are zero, and the residual keeps what was accumulated.
 
         Returns
         -------
@@ -224,14 +225,14 @@ class Reducer:
         After an error other than `InvalidError` and `StateError` the step did not happen on this rank, the residual is
         as it was after accumulate, and the communicator is broken.
         """
-        if len(outputs) != len(self.segment_lengths):
-            raise InvalidError(
-                f"{len(outputs)} outputs for {len(self.segment_lengths)} segments: reduce needs one for each"
-            )
-        self._outputs.fill(outputs, self.segment_lengths, _name("output", None), write=True)
-        flags = (_c_api.OUTPUT_IS_ZERO if outputs_are_zero else 0) | (_c_api.JOINED if joined else 0)
+        self._take_outputs(outputs)
         status = self._library.gtopk_reducer_reduce(
-            self.handle, self._outputs.address, len(outputs), flags, None, ctypes.byref(self._stats)
+            self.handle,
+            self._outputs.address,
+            len(outputs),
+            _flags(outputs_are_zero, joined),
+            None,
+            ctypes.byref(self._stats),
         )
         if status:
             _c_api.check(status)
@@ -251,10 +252,9 @@ class Reducer:
         indices = _tensors.empty(self._kind, capacity, "uint32")
         values = _tensors.empty(self._kind, capacity, "float32")
         out = _c_api.Set(_tensors.pointer(indices), _tensors.pointer(values), capacity, 0)
-        flags = _c_api.JOINED if joined else 0
         _c_api.check(
             self._library.gtopk_reducer_reduce_sparse(
-                self.handle, ctypes.byref(out), flags, None, ctypes.byref(self._stats)
+                self.handle, ctypes.byref(out), _flags(False, joined), None, ctypes.byref(self._stats)
             )
         )
         self._keep_stats()
@@ -437,11 +437,75 @@ class Reducer:
             raise InvalidError(f"{what} of segment {segment} is {_tensors.dtype_name(values)}, but must be float32")
         _c_api.check(function(self.handle, segment, address, length))
 
+    def _take_outputs(self, outputs: Sequence[TensorLike]) -> None:
+        if len(outputs) != len(self.segment_lengths):
+            raise InvalidError(
+                f"{len(outputs)} outputs for {len(self.segment_lengths)} segments: reduce needs one for each"
+            )
+        self._outputs.fill(outputs, self.segment_lengths, _name("output", None), write=True)
+
     def _keep_stats(self) -> dict[str, Any]:
         raw = self._stats
         self._latest = {name: getattr(raw, name) for name in _STAT_NAMES}
         _LatestStep.stats = self._latest
         return dict(self._latest)
+
+
+def reduce_together(
+    reducers: Sequence[Reducer],
+    outputs: Sequence[Sequence[TensorLike]] | None,
+    *,
+    outputs_are_zero: bool = False,
+    joined: bool = False,
+) -> list[dict[str, Any]]:
+    """One step of several reducers, as one: it happens in all of them, or after an error in none. Collective.
+
+    Parameters
+    ----------
+    reducers : sequence of Reducer
+        1 to 16, of one communicator; the same in the same order on all ranks.
+    outputs : sequence of sequences of numpy.ndarray or torch.Tensor
+        For each reducer what `Reducer.reduce` takes. None with ``joined=True``: this rank has no use for the update.
+    outputs_are_zero, joined
+        See `Reducer.reduce`.
+
+    Returns
+    -------
+    list of dict
+        Statistics of each reducer; see `stats`. A step that is non-finite in one of them is so in all.
+
+    Examples
+    --------
+    >>> import numpy, gtopk
+    >>> gtopk.init()
+    >>> reducers = [gtopk.Reducer([2], algorithm="dense"), gtopk.Reducer([100], density=0.01)]
+    >>> gradients = [numpy.ones(2, dtype=numpy.float32), numpy.ones(100, dtype=numpy.float32)]
+    >>> for reducer, gradient in zip(reducers, gradients):
+    ...     reducer.accumulate(0, gradient)
+    >>> [stats["count"] for stats in gtopk.reduce_together(reducers, [[gradient] for gradient in gradients])]
+    [2, 1]
+    """
+    count = len(reducers)
+    if outputs is None and not joined:
+        raise InvalidError(
+            "reduce_together without outputs is for ranks that have joined: give one list for each reducer"
+        )
+    if outputs is not None and len(outputs) != count:
+        raise InvalidError(f"{len(outputs)} lists of outputs for {count} reducers: give one for each")
+    for reducer, tensors in zip(reducers, outputs or (), strict=False):
+        reducer._take_outputs(tensors)
+    handles = (ctypes.c_void_p * count)(*[reducer.handle for reducer in reducers])
+    tables = counts = None
+    if outputs is not None:
+        tables = (ctypes.c_void_p * count)(*[reducer._outputs.address for reducer in reducers])
+        counts = (ctypes.c_size_t * count)(*[len(tensors) for tensors in outputs])
+    places = (ctypes.c_void_p * count)(*[ctypes.addressof(reducer._stats) for reducer in reducers])
+    status = _c_api.library().gtopk_reducers_reduce(
+        handles, tables, counts, count, _flags(outputs_are_zero, joined), None, places
+    )
+    if status:
+        _c_api.check(status)
+    return [reducer._keep_stats() for reducer in reducers]
 
 
 class _LatestStep:
@@ -485,6 +549,10 @@ def _inspect(data: TensorLike) -> _c_api.StateInfo:
         _c_api.library().gtopk_state_inspect(_tensors.pointer(data), _tensors.byte_length(data), ctypes.byref(info))
     )
     return info
+
+
+def _flags(outputs_are_zero: bool, joined: bool) -> int:
+    return (_c_api.OUTPUT_IS_ZERO if outputs_are_zero else 0) | (_c_api.JOINED if joined else 0)
 
 
 def _name(word: str, segments: Sequence[int] | None) -> Callable[[int], str]:

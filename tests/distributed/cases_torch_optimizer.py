@@ -227,17 +227,21 @@ def case_nan_on_one_rank_skips_the_step_on_all():
     assert_replicas(model)
 
 
-def case_nan_in_the_dense_part_leaves_the_residuals_of_the_rest_as_accumulated():
-    large, small = nn.Parameter(torch.zeros(500)), nn.Parameter(torch.zeros(10))
-    optimizer = gtopk.DistributedOptimizer(optim.SGD([large, small], lr=1.0), density=0.1, dense_below=50)
-    torch.manual_seed(gtopk.rank())
-    mine = torch.randn(500)
-    large.grad, small.grad = mine.clone(), torch.full((10,), torch.nan if gtopk.rank() == 0 else 1.0)
-    logging.disable(logging.WARNING)
-    optimizer.step()
-    logging.disable(logging.NOTSET)
-    assert large.grad.isnan().all()
-    assert torch.equal(residuals(optimizer)["group0.0"], mine)
+def case_nan_in_one_part_leaves_the_residuals_of_the_other_as_accumulated():
+    for bad in (0, 1):
+        parameters = [nn.Parameter(torch.zeros(500)), nn.Parameter(torch.zeros(10))]
+        optimizer = gtopk.DistributedOptimizer(optim.SGD(parameters, lr=1.0), density=0.1, dense_below=50)
+        torch.manual_seed(gtopk.rank())
+        mine = [torch.randn(500), torch.randn(10)]
+        for parameter, gradient in zip(parameters, mine, strict=True):
+            parameter.grad = gradient.clone()
+        if gtopk.rank() == 0:
+            parameters[bad].grad[:] = torch.nan
+        logging.disable(logging.WARNING)
+        optimizer.step()
+        logging.disable(logging.NOTSET)
+        assert all(parameter.grad.isnan().all() for parameter in parameters)
+        assert torch.equal(residuals(optimizer)[f"group0.{1 - bad}"], mine[1 - bad])
 
 
 def case_join():

@@ -368,3 +368,52 @@ def test_nothing_to_do_at_exit():
     program = "import gtopk; gtopk.init(); r = gtopk.Reducer([9]); c = gtopk.Comm(); s = gtopk.Reducer([9], comm=c)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# ---- several reducers in one step ----
+
+
+def floats(*values):
+    return np.array(values, F32)
+
+
+@pytest.fixture
+def pair():
+    gtopk.init(transport="self")
+    return [gtopk.Reducer([3], algorithm="dense"), gtopk.Reducer([40, 60], density=0.02, value_type="fp32")]
+
+
+def test_reduce_together_is_a_step_of_each(pair):
+    gradients = [[floats(1, 2, 3)], [np.arange(40, dtype=F32), np.arange(60, dtype=F32)]]
+    for reducer, tensors in zip(pair, gradients, strict=True):
+        reducer.accumulate_many(None, tensors, zero_input=True)
+    dense, sparse = gtopk.reduce_together(pair, gradients, outputs_are_zero=True)
+    assert gradients[0][0].tolist() == [1, 2, 3]
+    assert gradients[1][0].sum() == 0
+    assert gradients[1][1].sum() == 58 + 59
+    assert (dense["count"], sparse["count"]) == (3, 2)
+    assert pair[1].stats() == sparse == gtopk.stats()
+
+
+def test_reduce_together_of_ranks_that_have_joined(pair):
+    pair[0].accumulate(0, floats(1, 2, 3))
+    assert [stats["all_joined"] for stats in gtopk.reduce_together(pair, None, joined=True)] == [1, 1]
+    assert pair[0].residual(0).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "outputs", "text"),
+    [
+        ((0, 1), None, "have joined"),
+        ((0, 1), [[]], "1 lists of outputs for 2 reducers"),
+        ((0, 1), [[], []], "0 outputs for 1 segments"),
+        ((), [], "0 reducers"),
+        ((0, 0), [[np.zeros(3, F32)]] * 2, "0 and 1 are the same"),
+    ],
+)
+def test_reduce_together_says_what_is_wrong(pair, chosen, outputs, text):
+    pair[0].accumulate(0, floats(1, 2, 3))
+    reducers = [pair[i] for i in chosen]
+    with pytest.raises(gtopk.InvalidError, match=text):
+        gtopk.reduce_together(reducers, outputs)
+    assert pair[0].residual(0).tolist() == [1, 2, 3]

@@ -447,7 +447,7 @@ def test_nonfinite_step_with_a_dense_part_loses_nothing(exchanging, bad):
     assert optimizer.stats()["nonfinite"] == 1
     optimizer.zero_grad(set_to_none=False)
     optimizer.step()
-    assert large.sum() == (-100 if bad == "small" else -99)
+    assert large.sum() == (-100 if bad == "small" else -99)  # what was finite had stayed in the residual
     assert small.sum() == (-9 if bad == "small" else -10)
 
 
@@ -459,6 +459,16 @@ def test_dense_below_sends_small_parameters_dense(exchanging):
     assert (small == -1e-6).all()
     assert (large != 0).sum() == 10
     assert optimizer.stats()["count"] == 20
+
+
+def test_dense_1d_sends_parameters_with_one_dimension_dense(exchanging):
+    weight, bias, scalar = (nn.Parameter(torch.zeros(shape)) for shape in ((20, 50), (2000,), ()))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([weight, bias, scalar], lr=1.0), density=0.01, dense_1d=True)
+    weight.grad, bias.grad, scalar.grad = torch.arange(1000.0).view(20, 50), torch.full((2000,), 1e-6), torch.ones(())
+    optimizer.step()
+    assert (bias == -1e-6).all()
+    assert scalar == -1
+    assert (weight != 0).sum() == 10
 
 
 def test_warmup(exchanging):

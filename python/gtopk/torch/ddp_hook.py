@@ -73,7 +73,7 @@ class GTopKState:
     named_parameters : iterable of (str, Tensor), optional
         The names for checkpoints and errors: ``model.named_parameters()`` of the model inside DDP. Default: numbers, in
         the order in which DDP hands parameters over in its first iteration.
-    density, algorithm, value_type, residual_policy, merge_growth, warmup, dense_below
+    density, algorithm, value_type, residual_policy, merge_growth, warmup, dense_below, dense_1d
         See `gtopk.DistributedOptimizer`.
     grad_scaler : torch.amp.GradScaler, optional
         Needed in mixed precision with a scaler: the residual is kept in unscaled units, as the scale changes. When a
@@ -114,9 +114,10 @@ class GTopKState:
         merge_growth: float = 1.0,
         warmup: Warmup | None = None,
         dense_below: int = 0,
+        dense_1d: bool = False,
         grad_scaler: Any = None,
     ) -> None:
-        options = Options(algorithm, value_type, residual_policy, merge_growth, False, dense_below)
+        options = Options(algorithm, value_type, residual_policy, merge_growth, False, dense_below, bool(dense_1d))
         self.grad_scaler = grad_scaler
         self._names = {id(parameter): name for name, parameter in named_parameters or ()}
         self._prepare(options, DensitySchedule(density, warmup))

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..comm import Comm
-from ..reducer import Reducer
-from .layout import flat_view
+from ..reducer import Reducer, reduce_together
 from .parameters import Slot, hand_over
 
 
@@ -28,10 +27,16 @@ class Options:
     merge_growth: float = 1.0
     momentum_correction: bool = False
     dense_below: int = 0
+    dense_1d: bool = False
+
+    def is_dense(self, slot: Slot) -> bool:
+        """Whether a parameter is sent dense."""
+        return slot.numel < self.dense_below or (self.dense_1d and slot.parameter.dim() <= 1)
 
     def describe(self) -> list[Any]:
         """For the comparison of ranks: what the library does not compare by itself."""
-        return ["the options", f"dense_below={self.dense_below}", f"momentum_correction={self.momentum_correction}"]
+        names = ("dense_below", "dense_1d", "momentum_correction")
+        return ["the options", *(f"{name}={getattr(self, name)}" for name in names)]
 
 
 class Part(NamedTuple):
@@ -70,8 +75,8 @@ _SUMMED = (
 class Exchange:
     """Moves the gradients of a changing set of parameters.
 
-    Parameters below `Options.dense_below` entries go through a dense reducer, which comes first in a step: when it
-    turns out non-finite, the sparse one is told before it commits anything.
+    Those that are to be sent dense go through a reducer of their own. Both reducers take each step together: it happens
+    in both or in none.
     """
 
     def __init__(self, comm: Comm, options: Options) -> None:
@@ -87,12 +92,12 @@ class Exchange:
     def build(self, slots: Sequence[Slot], density: float) -> None:
         """Makes the reducers for `slots`. Collective. Residuals follow their parameters; those left out wait."""
         self.park()
-        small = [slot for slot in slots if slot.numel < self.options.dense_below]
-        large = [slot for slot in slots if slot.numel >= self.options.dense_below]
-        if small:
-            self.parts.append(Part(self._reducer(small, density, dense=True), small, True))
-        if large or not small:
-            self.parts.append(Part(self._reducer(large, density, dense=False), large, False))
+        dense = [slot for slot in slots if self.options.is_dense(slot)]
+        sparse = [slot for slot in slots if not self.options.is_dense(slot)]
+        if dense:
+            self.parts.append(Part(self._reducer(dense, density, dense=True), dense, True))
+        if sparse or not dense:
+            self.parts.append(Part(self._reducer(sparse, density, dense=False), sparse, False))
         self._density, self._momentum = density, (0.0, False)
         for part in self.parts:
             for segment, slot in enumerate(part.slots):
@@ -149,34 +154,11 @@ class Exchange:
     def reduce(self, blocks: list[list[Tensor]], *, are_zero: bool) -> dict[str, Any]:
         """After everything was accumulated: exchanges, and writes the mean update to one block for each slot of each
         part."""
-        results: list[dict[str, Any]] = []
-        for part, outputs in zip(self.parts, blocks, strict=True):
-            if results and results[-1]["nonfinite"]:
-                part.reducer.accumulate_many((), (), found_inf=True)
-            results.append(part.reducer.reduce(outputs, outputs_are_zero=are_zero))
-        stats = _merged(results)
-        if stats["nonfinite"]:
-            for part, outputs, result in zip(self.parts, blocks, results, strict=True):
-                if not result["nonfinite"]:
-                    _give_back(part, outputs)
-        return stats
+        return _merged(reduce_together([part.reducer for part in self.parts], blocks, outputs_are_zero=are_zero))
 
     def run_joined(self) -> dict[str, Any]:
         """Takes part in a step of the others without a gradient. The update is not for this rank."""
-        results: list[dict[str, Any]] = []
-        updates: list[tuple[Part, Tensor, Tensor]] = []
-        for part in self.parts:
-            if results and results[-1]["nonfinite"]:
-                part.reducer.accumulate_many((), (), found_inf=True)
-            indices, values = part.reducer.reduce_sparse(joined=True)
-            results.append(part.reducer.stats())
-            updates.append((part, indices.long(), values))
-        stats = _merged(results)
-        # Nobody takes the update of a step in which all had joined, or of the finite part of a non-finite step.
-        if stats["all_joined"] or stats["nonfinite"]:
-            for part, indices, values in updates:
-                _give_back_sparse(part, indices, values)
-        return stats
+        return _merged(reduce_together([part.reducer for part in self.parts], None, joined=True))
 
     # ---- residuals ----
 
@@ -227,32 +209,12 @@ class Exchange:
             part.reducer.set_velocity(segment, slot.flattened(entry.velocity))
 
 
-def _give_back(part: Part, outputs: list[Tensor]) -> None:
-    """Every rank takes the mean back: what they sent is in their residuals again, in equal shares."""
-    for segment, output in enumerate(outputs):
-        part.reducer.set_residual(segment, _torch(part.reducer.residual(segment)).add_(flat_view(output).reshape(-1)))
-        output.fill_(torch.nan)
-
-
-def _give_back_sparse(part: Part, indices: Tensor, values: Tensor) -> None:
-    begin = 0
-    for segment, slot in enumerate(part.slots):
-        end = begin + slot.numel
-        mine = (indices >= begin) & (indices < end)
-        if bool(mine.any()):
-            residual = _torch(part.reducer.residual(segment))
-            residual.index_add_(0, indices[mine] - begin, values[mine])
-            part.reducer.set_residual(segment, residual)
-        begin = end
-
-
 def _merged(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The statistics of a step: the sparse part's, with what adds up added up."""
     stats = dict(results[-1])
     if len(results) > 1:
         for name in _SUMMED:
             stats[name] = sum(result[name] for result in results)
-        stats["nonfinite"] = max(result["nonfinite"] for result in results)
     return stats
 
 

@@ -35,6 +35,7 @@ def DistributedOptimizer(
     warmup: Warmup | None = None,
     momentum_correction: bool = False,
     dense_below: int = 0,
+    dense_1d: bool = False,
     backward_passes_per_step: int = 1,
     grad_scaler: Any = None,
 ) -> OptimizerT:
@@ -60,7 +61,9 @@ def DistributedOptimizer(
         Apply SGD's momentum on each rank before entries are selected (Deep Gradient Compression). Takes 4 bytes a
         parameter more in the exchange, and none in SGD unless it has weight decay.
     dense_below : int
-        Parameters with fewer entries than this (biases, normalisation layers) are sent dense.
+        Parameters with fewer entries than this are sent dense.
+    dense_1d : bool
+        Parameters with one dimension or none (biases, normalisation layers) are sent dense, whatever their size.
     backward_passes_per_step : int
         As in Horovod: backward passes before each `step()`. Gradients are added up, not averaged. Any number works,
         whatever is given here, since nothing happens before `step()`.
@@ -113,6 +116,7 @@ def DistributedOptimizer(
         merge_growth=merge_growth,
         momentum_correction=bool(momentum_correction),
         dense_below=dense_below,
+        dense_1d=bool(dense_1d),
     )
     schedule = DensitySchedule(density, warmup)
     sync = Synchronizer(_comm.current(), optimizer, named_parameters, options, schedule, grad_scaler)
