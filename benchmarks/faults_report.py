@@ -3,9 +3,10 @@
     python benchmarks/faults_report.py --build build [--quick] [PART...]
 
 Parts, all by default: injected (faults at every message), memory (failing allocations in C, creations, peak of a step),
-python_memory (the same through Python), mpi and gloo (ranks killed and stopped), jobs, fuzz, mutants. Each is written to
-the JSON file as soon as it has ended, beside those of earlier calls, with its command, its date and its seconds. Exit
-status 1 when a part failed; a part that failed keeps the end of its output.
+python_memory (the same through Python), mpi and gloo (ranks killed and stopped), jobs, fuzz, libfuzzer (the same targets
+under clang's, where that is found), mutants. Each is written to the JSON file as soon as it has ended, beside those of
+earlier calls, with its command, its date and its seconds. Exit status 1 when a part failed; a part that failed keeps the
+end of its output.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def memory(text: str, _file: Path) -> Any:
 
 def fuzz(text: str, _file: Path) -> Any:
     targets = json_lines(text)
+    if not targets:
+        return {"skipped": text.strip().splitlines()[-1]}
     return {"inputs": sum(target["inputs"] for target in targets), "targets": targets}
 
 
@@ -90,7 +93,8 @@ def parts(build: str, cache: str, quick: bool) -> dict[str, Part]:
             summary,
             {"GTOPK_BUILD": build, "GTOPK_TEST_FAULTS": "1" if quick else "2"},
         ),
-        "fuzz": Part([*make, "fuzz", f"TIME={6 if quick else 600}"], fuzz),
+        "fuzz": Part([*make, "fuzz", f"TIME={6 if quick else 1200}"], fuzz),
+        "libfuzzer": Part([*make, "fuzz-libfuzzer", f"TIME={6 if quick else 1200}"], fuzz),
         "mutants": Part([sys.executable, "tests/mutants/run.py", "--cache", cache, "--json", "FILE"], from_file),
     }
 

@@ -64,7 +64,7 @@ test-quick: lib $(TEST_READY) $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	@scripts/run_c_tests.sh $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	$(PYTEST) -q tests/python -m "not long" $(SLOW_TESTS:%=--ignore tests/python/test_%.py) $(ARGS)
 
-#: make test-long        what takes longer: all faults many times, 10 minutes of fuzzing, mutants, clang, NEON, the wheel
+#: make test-long        what takes longer: all faults many times, 40 minutes of fuzzing, mutants, clang, NEON, the wheel
 test-long: test $(VENV)/.installed-long
 	$(PYTEST) -q -m long tests/python tests/distributed $(ARGS)
 	$(MAKE) test-faults ARGS=
@@ -135,4 +135,17 @@ run-fuzzers: $(FUZZERS)
 	    $(BUILD)/tests/fuzz/fuzz_$$target --seconds $$(($(TIME) / $(words $(FUZZ_TARGETS)))) --seed $$(date +%s) \
 	        --corpus tests/fuzz/corpus/$$target; done
 
-.PHONY: test test-quick test-long test-faults test-mutants c-tests py-tests test-asan test-tsan sanitized-c-tests fuzz run-fuzzers
+#: make fuzz-libfuzzer TIME=30   the same under clang's libFuzzer, where that is found
+fuzz-libfuzzer:
+	@scripts/libfuzzer.sh $(BUILD)-libfuzzer $(TIME) $(FUZZ_TARGETS)
+
+# Run by libfuzzer.sh in a make of its own, with that build's BUILD, CC and SANITIZE.
+LIBFUZZERS := $(FUZZ_TARGETS:%=$(BUILD)/tests/fuzz/libfuzzer_%)
+libfuzzers: $(LIBFUZZERS)
+
+$(LIBFUZZERS): $(BUILD)/tests/fuzz/libfuzzer_%: $(BUILD)/tests/fuzz/target_%.o $(BUILD)/tests/fuzz/mutate.o \
+    $(BUILD)/libsupport.a $(BUILD)/libgtopk.a
+	$(Q)$(CC) $(CFLAGS) -fsanitize=fuzzer $^ -o $@ $(LDFLAGS) $(LDLIBS)
+
+.PHONY: test test-quick test-long test-faults test-mutants c-tests py-tests test-asan test-tsan sanitized-c-tests fuzz \
+    run-fuzzers fuzz-libfuzzer libfuzzers

@@ -23,17 +23,9 @@ have() {
     command -v "$1" >/dev/null
 }
 
-find_clang() {
-    local name
-    for name in clang clang-{22..14}; do
-        have "$name" && echo "$name" && return
-    done
-    return 1
-}
-
 case $what in
 clang)
-    compiler=$(find_clang) || skip "no clang on PATH (Debian: apt-get install clang)"
+    compiler=$("$(dirname "$0")/find_clang.sh") || skip "no clang on PATH (Debian: apt-get install clang)"
     exec "${MAKE:-make}" --no-print-directory BUILD="$build" CC="$compiler" CFLAGS="-O3 -g -Werror" \
         COMPARE_WITH="$digests" bits-tests
     ;;
