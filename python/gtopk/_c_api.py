@@ -222,9 +222,10 @@ def library() -> ctypes.CDLL:
 
 
 def check(status: int) -> None:
-    """Raises the exception of a failed call of this thread."""
-    if status != 0:
+    """Raises the exception of a failed call of this thread, or what a signal's handler raised in the meantime."""
+    if _signals.pending():
         _signals.raise_again()
+    if status != 0:
         text: bytes | None = library().gtopk_last_error()
         raise errors.from_status(status, (text or b"").decode("utf-8", "replace") or describe_status(status))
 
@@ -239,11 +240,11 @@ _logger = logging.getLogger("gtopk")
 _LEVELS = {LOG_ERROR: logging.ERROR, LOG_WARN: logging.WARNING, LOG_INFO: logging.INFO, LOG_TRACE: logging.DEBUG}
 
 
-def _log(_context: int, level: int, text: bytes) -> None:
+def _log(level: int, text: bytes) -> None:
     _logger.log(_LEVELS.get(level, logging.DEBUG), "%s", text.decode("utf-8", "replace"))
 
 
-_log_fn = LogFn(_log)
+_log_fn = LogFn(_signals.shield_log(_log))
 
 
 def _route_log(loaded: ctypes.CDLL) -> None:

@@ -194,8 +194,7 @@ class Reducer:
         status = self._library.gtopk_reducer_accumulate(
             self.handle, address, self._inputs.address, len(grads), _number(scale, "scale"), flags, None
         )
-        if status:
-            _c_api.check(status)
+        _c_api.check(status)
 
     def reduce(
         self, outputs: Sequence[TensorLike], *, outputs_are_zero: bool = False, joined: bool = False
@@ -234,8 +233,7 @@ class Reducer:
             None,
             ctypes.byref(self._stats),
         )
-        if status:
-            _c_api.check(status)
+        _c_api.check(status)
         return self._keep_stats()
 
     def reduce_sparse(self, *, joined: bool = False) -> tuple[TensorLike, TensorLike]:
@@ -503,8 +501,7 @@ def reduce_together(
     status = _c_api.library().gtopk_reducers_reduce(
         handles, tables, counts, count, _flags(outputs_are_zero, joined), None, places
     )
-    if status:
-        _c_api.check(status)
+    _c_api.check(status)
     return [reducer._keep_stats() for reducer in reducers]
 
 

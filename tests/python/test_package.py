@@ -182,7 +182,7 @@ import logging, gtopk
 logging.basicConfig(format='%(name)s %(levelname)s %(message)s', level=logging.INFO)
 gtopk.init()
 from gtopk import _c_api
-_c_api._log(0, _c_api.LOG_WARN, b'from C')
+_c_api._log_fn(None, _c_api.LOG_WARN, b'from C')
 """
     import os
 
