@@ -2,8 +2,8 @@
 
     python benchmarks/faults_report.py --build build [--quick] [PART...]
 
-Parts, all by default: injected (faults at every message), memory (failing allocations in C, creations, peak of a step),
-python_memory (the same through Python), mpi and gloo (ranks killed and stopped), jobs, fuzz, libfuzzer (the same targets
+Parts, all by default: injected (faults at every message; again with _scalar kernels and on the _reference device), memory
+(failing allocations in C, creations, peak of a step), python_memory (the same through Python), mpi and gloo (ranks killed and stopped), jobs, fuzz, libfuzzer (the same targets
 under clang's, where that is found), mutants. Each is written to the JSON file as soon as it has ended, beside those of
 earlier calls, with its command, its date and its seconds. Exit status 1 when a part failed; a part that failed keeps the
 end of its output.
@@ -79,6 +79,8 @@ def parts(build: str, cache: str, quick: bool) -> dict[str, Part]:
 
     return {
         "injected": Part([f"{build}/tests/faults/test_faults"], last_line),
+        "injected_scalar": Part([f"{build}/tests/faults/test_faults"], last_line, {"GTOPK_ISA": "scalar"}),
+        "injected_reference": Part([f"{build}/tests/faults/test_faults"], last_line, {"GTOPK_DEVICE": "reference"}),
         "memory": Part([f"{build}/tests/faults/test_memory"], memory, cycles),
         "python_memory": Part(
             [*pytest, "tests/python/test_memory.py"],
@@ -87,7 +89,7 @@ def parts(build: str, cache: str, quick: bool) -> dict[str, Part]:
             "GTOPK_TEST_MEMORY_JSON",
         ),
         "mpi": strikes("mpi", "13"),
-        "gloo": strikes("gloo", "7"),
+        "gloo": strikes("gloo", "13"),
         "jobs": Part(
             [*pytest, "tests/distributed/test_jobs.py"],
             summary,

@@ -50,8 +50,8 @@ $(MPI_PROGRAMS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(BUI
 # ---- running them ----
 
 # What goes through the whole exchange is run again without the fast code.
-EXCHANGE_TESTS := $(filter %/test_exchange %/test_state %/test_reducer %/test_reducer_ranks %/test_reducers_together,\
-    $(C_TEST_BINS))
+EXCHANGE_TESTS := $(filter %/test_exchange %/test_state %/test_reducer %/test_reducer_ranks %/test_reducers_together \
+    %/test_faults,$(C_TEST_BINS))
 
 #: make test             everything but what takes hours; at most 25 minutes on 2 cores
 test: c-tests test-bits test-asan test-tsan fuzz py-tests
