@@ -2,11 +2,12 @@
 
     python benchmarks/faults_report.py --build build [--quick] [PART...]
 
-Parts, all by default: injected (faults at every message; again with _scalar kernels and on the _reference device), memory
-(failing allocations in C, creations, peak of a step), python_memory (the same through Python), mpi and gloo (ranks killed and stopped), jobs, fuzz, libfuzzer (the same targets
-under clang's, where that is found), mutants. Each is written to the JSON file as soon as it has ended, beside those of
-earlier calls, with its command, its date and its seconds. Exit status 1 when a part failed; a part that failed keeps the
-end of its output.
+Parts, all by default: injected (faults at every message), injected_scalar and injected_reference (the same with scalar
+kernels, and on the reference device), memory (failing allocations in C, creations, peak of a step), python_memory (the
+same through Python), mpi and gloo (ranks killed and stopped), jobs, fuzz, libfuzzer (the same targets under clang's,
+where that is found), mutants. Each is written to the JSON file as soon as it has ended, beside those of earlier calls,
+with its command, its date and its seconds. Exit status 1 when a part failed; a part that failed keeps the end of its
+output.
 """
 
 from __future__ import annotations
