@@ -443,6 +443,10 @@ gtopk_status_t gtopk_reducer_residual_norm(gtopk_reducer_t *reducer, double *nor
  * finite), NOMEM. */
 gtopk_status_t gtopk_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t *set);
 
+/* The same set on threads of the caller's, see gtopk_parallel_for_fn. parallel_for NULL: on this thread. */
+gtopk_status_t gtopk_select_parallel(const float *x, uint64_t n, uint64_t k, gtopk_set_t *set,
+                                     gtopk_parallel_for_fn parallel_for, void *parallel_context);
+
 /* The k largest entries of a + b. Entries that sum to zero are left out. out must not overlap a or b;
  * out->capacity >= min(k, a->count + b->count). Errors: INVALID (a or b is no set, a sum overflows), NOMEM. */
 gtopk_status_t gtopk_merge(const gtopk_set_t *a, const gtopk_set_t *b, uint64_t k, gtopk_set_t *out);

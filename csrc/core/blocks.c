@@ -1,7 +1,8 @@
 /* select, merge, encode and decode on the caller's arrays: one device call each, with the arguments checked. */
-#include "core/blocks.h"
-
 #include <string.h>
+
+#include "device/device.h"
+#include "util/status.h"
 
 #define CHECK_ARRAYS(set, room) ((set) && ((room) == 0 || ((set)->indices && (set)->values)))
 
@@ -69,9 +70,10 @@ static gtopk_status_t check_finite(const float *values, uint32_t count)
     return GTOPK_OK;
 }
 
-gtopk_status_t blocks_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t *set,
-                             const device_parallel_t *parallel)
+gtopk_status_t gtopk_select_parallel(const float *x, uint64_t n, uint64_t k, gtopk_set_t *set,
+                                     gtopk_parallel_for_fn parallel_for, void *parallel_context)
 {
+    const device_parallel_t parallel = {parallel_for, parallel_context};
     const uint64_t kept = at_most(n, k);
     if (n > UINT32_MAX || (n > 0 && !x))
         return status_set(GTOPK_ERR_INVALID, "gtopk_select takes an array of at most 2^32 - 1 entries, not %llu",
@@ -88,7 +90,7 @@ gtopk_status_t blocks_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t
         return status;
     uint32_t count = 0;
     device_set_t out = borrow(set, kept, &count);
-    status = device->ops->array_select(device, x, n, kept, parallel, &out, NULL);
+    status = device->ops->array_select(device, x, n, kept, &parallel, &out, NULL);
     if (status == GTOPK_OK)
         status = check_finite(set->values, count);
     set->count = status == GTOPK_OK ? count : 0;
@@ -98,8 +100,7 @@ gtopk_status_t blocks_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t
 
 gtopk_status_t gtopk_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t *set)
 {
-    const device_parallel_t alone = {NULL, NULL};
-    return blocks_select(x, n, k, set, &alone);
+    return gtopk_select_parallel(x, n, k, set, NULL, NULL);
 }
 
 /* ---- merge ---- */

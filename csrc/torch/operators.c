@@ -5,7 +5,6 @@
  * that they hold is freed before. */
 #include <string.h>
 
-#include "core/blocks.h"
 #include "torch/libtorch.h"
 #include "util/memory.h"
 
@@ -150,7 +149,6 @@ static void operator_select(StableIValue *stack, uint64_t inputs, uint64_t outpu
 {
     (void)inputs;
     (void)outputs;
-    const device_parallel_t parallel = {gtopk_torch_parallel_for(), NULL};
     const int64_t k = (int64_t)stack[1];
     const StableIValue arguments[1] = {stack[0]};
     argument_t x;
@@ -162,7 +160,7 @@ static void operator_select(StableIValue *stack, uint64_t inputs, uint64_t outpu
     if (status == GTOPK_OK)
         status = set_allocate(&set, at_most((uint64_t)x.length, (uint64_t)k));
     if (status == GTOPK_OK)
-        status = blocks_select(x.data, (uint64_t)x.length, (uint64_t)k, &set, &parallel);
+        status = gtopk_select_parallel(x.data, (uint64_t)x.length, (uint64_t)k, &set, gtopk_torch_parallel_for(), NULL);
     if (status == GTOPK_OK)
         status = set_write(&set, stack);
     set_free(&set);

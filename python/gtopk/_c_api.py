@@ -191,6 +191,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_reducer_set_velocity": (c_int, (c_void_p, c_uint32, c_void_p, c_uint64)),
     "gtopk_reducer_residual_norm": (c_int, (c_void_p, POINTER(c_double))),
     "gtopk_select": (c_int, (c_void_p, c_uint64, c_uint64, POINTER(Set))),
+    "gtopk_select_parallel": (c_int, (c_void_p, c_uint64, c_uint64, POINTER(Set), c_void_p, c_void_p)),
     "gtopk_merge": (c_int, (POINTER(Set), POINTER(Set), c_uint64, POINTER(Set))),
     "gtopk_encode_bound": (c_size_t, (c_uint64, c_uint64, c_int32)),
     "gtopk_encode": (c_int, (POINTER(Set), c_uint64, c_int32, c_void_p, POINTER(c_size_t))),

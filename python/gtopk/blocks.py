@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import operator
 
-from . import _c_api, _tensors
+from . import _c_api, _tensors, _threads
 from ._tensors import TensorLike
 from .errors import InvalidError
 
@@ -25,6 +25,10 @@ def select(x: TensorLike, k: int) -> tuple[TensorLike, TensorLike]:
         float32, contiguous; taken as flat.
     k : int
         At most this many; zeros are never selected.
+
+    Notes
+    -----
+    Runs on PyTorch's threads where it is loaded (``torch.set_num_threads``). The set does not depend on their number.
 
     Returns
     -------
@@ -47,7 +51,8 @@ def select(x: TensorLike, k: int) -> tuple[TensorLike, TensorLike]:
         raise InvalidError(f"x is {_tensors.dtype_name(x)}, but select takes float32: convert it")
     count = _count(k)
     out = _Set.new(_tensors.kind_of(x, "x"), min(count, length))
-    _c_api.check(_c_api.library().gtopk_select(address, length, count, ctypes.byref(out.raw)))
+    threads = _threads.parallel_for()
+    _c_api.check(_c_api.library().gtopk_select_parallel(address, length, count, ctypes.byref(out.raw), threads, None))
     return out.arrays()
 
 

@@ -6,13 +6,12 @@ import ctypes
 import logging
 import operator
 import os
-import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import _c_api, _tensors
+from . import _c_api, _tensors, _threads
 from . import comm as _comm
 from ._tensors import TensorLike
 from .errors import CorruptError, InvalidError, StateError
@@ -112,7 +111,7 @@ class Reducer:
             residual_policy=_code(_c_api.RESIDUAL_POLICIES, residual_policy, "residual_policy"),
             momentum_correction=int(bool(momentum_correction)),
             merge_growth=_number(merge_growth, "merge_growth"),
-            parallel_for=_parallel_for(),
+            parallel_for=_threads.parallel_for(),
         )
         self._library = _c_api.library()
         lengths = array("Q", self.segment_lengths)
@@ -581,11 +580,3 @@ def _lengths(segment_lengths: Sequence[int]) -> list[int]:
                 f"segment {segment} has length {length}, but must have 0 to 2**32 - 1 entries: use more reducers"
             )
     return lengths
-
-
-def _parallel_for() -> int | None:
-    """PyTorch's own threads, where it is loaded: the library has none, and results do not depend on their number."""
-    if "torch" not in sys.modules:
-        return None
-    found: int | None = _c_api.library().gtopk_torch_parallel_for()
-    return found

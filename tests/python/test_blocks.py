@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import gtopk
+from gtopk import _threads
 
 # Few different magnitudes, so that ties and cancellation are common; wide ones too.
 VALUES = st.one_of(st.integers(-3, 3).map(float), st.floats(-(2.0**99), 2.0**99, width=32))
@@ -109,6 +112,28 @@ def test_torch_in_torch_out():
     decoded = gtopk.decode(gtopk.encode(*merged, 4), kind="torch")
     assert decoded[0].tolist() == [0, 3]
     assert decoded[1].tolist() == [2.0, 3.0]
+
+
+def test_select_runs_on_the_threads_of_torch(monkeypatch):
+    torch = pytest.importorskip("torch")
+    body_type = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+    ranges = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 3, body_type, ctypes.c_void_p)
+    def parallel_for(_context, begin, end, grain, body, argument):
+        ranges.append((begin, end))
+        body(begin, end, argument)
+
+    x = torch.randn(1 << 20)
+    alone = gtopk.select(x, 1000)
+    found = ctypes.cast(parallel_for, ctypes.c_void_p).value
+    monkeypatch.setattr(_threads, "parallel_for", lambda: found)
+    together = gtopk.select(x, 1000)
+    assert ranges
+    assert all(torch.equal(a.long(), b.long()) for a, b in zip(alone, together, strict=True))
+    monkeypatch.undo()
+    has_threads = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+    assert (_threads.parallel_for() is not None) == has_threads
 
 
 ONE = (np.array([1], np.uint32), np.array([1], np.float32))

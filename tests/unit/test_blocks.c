@@ -108,6 +108,35 @@ static void test_select(void **state)
     free(kept);
 }
 
+/* Parts of `grain` items, the last first. */
+static void run_parts(void *context, int64_t begin, int64_t end, int64_t grain, gtopk_parallel_body_fn body, void *arg)
+{
+    int *parts = context;
+    for (int64_t part = (end - begin - 1) / grain; part >= 0; part--) {
+        const int64_t from = begin + part * grain;
+        body(from, end - from < grain ? end : from + grain, arg);
+        ++*parts;
+    }
+}
+
+static void test_select_in_parts(void **state)
+{
+    (void)state;
+    static float large[1 << 20], other_values[1000];
+    static uint32_t other_indices[1000];
+    random_state_t random = {11};
+    int parts = 0;
+    for (size_t i = 0; i < sizeof large / sizeof *large; i++)
+        large[i] = (float)random_below(&random, 1u << 20) - 0x1p19f;
+    gtopk_set_t alone = {indices, values, 1000, 0}, together = {other_indices, other_values, 1000, 0};
+    assert_int_equal(gtopk_select(large, 1 << 20, 1000, &alone), GTOPK_OK);
+    assert_int_equal(gtopk_select_parallel(large, 1 << 20, 1000, &together, run_parts, &parts), GTOPK_OK);
+    assert_true(parts > 1);
+    assert_int_equal(together.count, alone.count);
+    assert_memory_equal(other_indices, indices, alone.count * sizeof *indices);
+    assert_memory_equal(other_values, values, alone.count * sizeof *values);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -137,6 +166,7 @@ static void test_refusals(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_select), cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_select), cmocka_unit_test(test_select_in_parts),
+                                       cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests_name("blocks", tests, NULL, NULL);
 }
