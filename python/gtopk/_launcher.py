@@ -1,4 +1,4 @@
-"""Under what was this process started: mpirun, torchrun, or alone? Looks at the environment only; starts nothing."""
+"""Under what was this process started: mpirun, torchrun, srun, or alone? Looks at the environment only; starts nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from .errors import InvalidError
+from . import _slurm
 
 # Set by Open MPI, MPICH, MVAPICH, Intel MPI, PMIx launchers and srun with a PMI.
 _MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_SIZE")
@@ -22,20 +22,16 @@ def detect(environment: Mapping[str, str] = os.environ) -> str:
     """The transport to use: "torch", "mpi" or "self".
 
     What was started innermost wins: a process group that exists in this process; then torchrun, which may run under
-    mpirun or srun; then mpirun, under which scripts often set RANK and WORLD_SIZE by hand; then RANK and WORLD_SIZE.
+    mpirun or srun; then MPI (mpirun, or srun with a PMI), under which scripts often set RANK and WORLD_SIZE by hand;
+    then RANK and WORLD_SIZE; then the tasks of srun, which find each other through torch.distributed.
     """
     by_hand = "RANK" in environment and "WORLD_SIZE" in environment and "MASTER_ADDR" in environment
     if torch_distributed_is_initialized() or ("TORCHELASTIC_RUN_ID" in environment and by_hand):
         return "torch"
     if any(name in environment for name in _MPI_VARIABLES):
         return "mpi"
-    if by_hand:
+    if by_hand or (_slurm.started(environment) and environment["SLURM_STEP_NUM_TASKS"] != "1"):
         return "torch"
-    if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        raise InvalidError(
-            f"srun started {environment['SLURM_STEP_NUM_TASKS']} tasks, but without a PMI they cannot find each other: "
-            'start them with srun --mpi=pmix (or pmi2), or use torchrun, or say gtopk.init(transport="self")'
-        )
     return "self"
 
 

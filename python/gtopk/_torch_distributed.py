@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from . import _c_api, _signals
+from . import _c_api, _signals, _slurm
 from .errors import GtopkError, InvalidError, NotFoundError, TransportError, UnsupportedError
 
 _log = logging.getLogger("gtopk")
@@ -41,6 +41,7 @@ class TorchDistributed:
 
     def __init__(self, group: Any, timeout: float) -> None:
         self._torch, self._dist = _import()
+        self._known_local_rank: int | None = None
         self._ensure_default_group(timeout)
         self._group: Any = None
         self._idle = threading.Event()  # no call of the library is in torch
@@ -94,24 +95,37 @@ class TorchDistributed:
         the first one's addresses in the store of torchrun."""
         if self._dist.is_initialized():
             return
+        place, ranks = self._meeting_place()
+        try:
+            self._dist.init_process_group("gloo", timeout=timedelta(seconds=timeout), **ranks)
+        except Exception as error:
+            raise TransportError(
+                f"torch.distributed.init_process_group failed at {place}: {_first_line(error)} (MASTER_ADDR and "
+                "MASTER_PORT name another place; every process must call this, and reach it)"
+            ) from error
+
+    def _meeting_place(self) -> tuple[str, dict[str, Any]]:
+        """Where the ranks find each other, and what init_process_group does not take from the environment itself."""
         missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-        if missing:
+        if not missing:
+            return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", {}
+        if not _slurm.started():
             raise InvalidError(
                 f"torch.distributed is not initialised, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
                 "not set: start the program with torchrun, or call torch.distributed.init_process_group first"
             )
-        try:
-            self._dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
-        except Exception as error:
-            raise TransportError(
-                f"torch.distributed.init_process_group failed at {os.environ['MASTER_ADDR']}:"
-                f"{os.environ['MASTER_PORT']}: {_first_line(error)}"
-            ) from error
+        task = _slurm.task()
+        self._known_local_rank = task.local_rank
+        place = f"[{task.host}]:{task.port}" if ":" in task.host else f"{task.host}:{task.port}"
+        return place, {"init_method": f"tcp://{place}", "rank": task.rank, "world_size": task.size}
 
     def _local_rank(self) -> int:
-        """LOCAL_RANK where it belongs to these ranks, else found by comparing the names of the hosts."""
-        if "LOCAL_RANK" in os.environ and self.size == self._dist.get_world_size():
-            return int(os.environ["LOCAL_RANK"])
+        """LOCAL_RANK or Slurm's number where it belongs to these ranks, else found by comparing the names of the hosts."""
+        if self.size == self._dist.get_world_size():
+            if "LOCAL_RANK" in os.environ:
+                return int(os.environ["LOCAL_RANK"])
+            if self._known_local_rank is not None:
+                return self._known_local_rank
         torch = self._torch
         digest = hashlib.sha256(f"{socket.gethostname()} {_boot_id()}".encode()).digest()
         mine = torch.tensor(list(digest), dtype=torch.uint8)

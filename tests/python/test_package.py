@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import gtopk
-from gtopk import _launcher, errors
+from gtopk import _launcher, _slurm, errors
 
-MODULES = ("errors", "comm", "reducer", "blocks", "_launcher", "_tensors")
+MODULES = ("errors", "comm", "reducer", "blocks", "_launcher", "_slurm", "_tensors")
 
 
 def python(program, **environment):
@@ -99,16 +99,110 @@ BY_HAND = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
         ({**BY_HAND, "SLURM_STEP_NUM_TASKS": "4"}, "torch"),
         ({"RANK": "0"}, "self"),
         ({"SLURM_STEP_NUM_TASKS": "1"}, "self"),
-        ({"SLURM_NTASKS": "4"}, "self"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "1"}, "torch"),
+        ({"PMI_RANK": "0", "SLURM_STEP_NUM_TASKS": "4"}, "mpi"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "SLURM_STEP_NUM_TASKS": "4"}, "mpi"),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, "self"),
     ],
 )
 def test_launchers_are_told_apart(environment, transport):
     assert _launcher.detect(environment) == transport
 
 
-def test_srun_without_pmi_is_an_error():
-    with pytest.raises(gtopk.InvalidError, match="--mpi=pmix"):
-        _launcher.detect({"SLURM_STEP_NUM_TASKS": "4"})
+# Of srun -N2 -n3, as Slurm 22.05 sets them.
+SRUN = {
+    "SLURM_JOB_ID": "1041",
+    "SLURM_STEP_ID": "2",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "8",
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_JOB_NODELIST": "node[1-8]",
+    "SLURM_STEP_NODELIST": "node[3-4]",
+}
+
+
+def without(*names):
+    return {name: value for name, value in SRUN.items() if name not in names}
+
+
+def test_task_of_srun():
+    task = _slurm.task(SRUN)
+    assert (task.rank, task.size, task.local_rank, task.host) == (2, 3, 0, "node3")
+    given = _slurm.task({**SRUN, "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "1234", "WORLD_SIZE": "3", "PMIX_RANK": "2"})
+    assert (given.host, given.port) == ("10.0.0.7", 1234)
+    assert _slurm.task({**without("SLURM_STEP_NODELIST"), "MASTER_ADDR": "a"}).host == "a"
+    assert _slurm.task({**without("SLURM_STEP_ID"), "MASTER_PORT": "1"}).port == 1
+
+
+def test_port_of_a_step():
+    """One for all tasks of a step; another for the other steps, and for the jobs before and after."""
+    rank_0 = _slurm.task({**SRUN, "SLURM_PROCID": "0", "SLURM_NODEID": "0"})
+    assert rank_0.port == _slurm.task(SRUN).port
+    ports = [
+        _slurm.task({**SRUN, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}).port
+        for job in range(1000, 1300)
+        for step in range(31)
+    ]
+    assert len(set(ports)) == len(ports)
+    assert 20000 <= min(ports) < max(ports) < 32000
+    assert 20000 <= _slurm.task({**SRUN, "SLURM_JOB_ID": "67108863", "SLURM_STEP_ID": "4294967290"}).port < 32000
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("node[1-3]", "node1"),
+        ("node[007-012,20]", "node007"),
+        ("gpu-[4,7]-ib0,login1", "gpu-4-ib0"),
+        ("rack[2-3]n[05-06],x", "rack2n05"),
+        ("a.example.org", "a.example.org"),
+        ("127.0.0.[1-2]", "127.0.0.1"),
+    ],
+)
+def test_first_host_of_a_list(nodes, host):
+    assert _slurm.first_host(nodes) == host
+
+
+@pytest.mark.parametrize("nodes", ["", ",", "node[", "[]", "node[,1]", "node[1-2"])
+def test_list_without_a_host(nodes):
+    with pytest.raises(gtopk.InvalidError, match="MASTER_ADDR"):
+        _slurm.first_host(nodes)
+
+
+@pytest.mark.parametrize(
+    "name", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST"]
+)
+def test_missing_variable_of_srun(name):
+    with pytest.raises(gtopk.InvalidError, match=f"{name} is not set.*container"):
+        _slurm.task(without(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("RANK", "0", "RANK is '0', but srun made this process task 2 of 3"),
+        ("WORLD_SIZE", "8", "WORLD_SIZE is '8', but srun made this process task 2 of 3"),
+        ("OMPI_COMM_WORLD_RANK", "1", "OMPI_COMM_WORLD_RANK is '1'"),
+        ("SLURM_PROCID", "two", "SLURM_PROCID is 'two', but must be a number"),
+        ("SLURM_PROCID", "-1", "SLURM_PROCID is '-1', but must be a number"),
+        ("MASTER_PORT", "99999", "MASTER_PORT is 99999, but must be from 1 to 65535"),
+    ],
+)
+def test_wrong_variable_of_srun(name, value, words):
+    with pytest.raises(gtopk.InvalidError, match=words):
+        _slurm.task({**SRUN, name: value})
+
+
+def test_rank_0_on_another_host():
+    """srun --distribution=arbitrary: the others would look for rank 0 on node3."""
+    elsewhere = {**SRUN, "SLURM_PROCID": "0", "SLURMD_NODENAME": "node4"}
+    with pytest.raises(gtopk.InvalidError, match=r"task 0 is on host node4.*MASTER_ADDR"):
+        _slurm.task(elsewhere)
+    assert _slurm.task({**elsewhere, "MASTER_ADDR": "node4"}).host == "node4"
 
 
 def test_init_arguments():
@@ -146,7 +240,7 @@ def test_missing_mpi_module_says_what_to_do(tmp_path):
 
 def test_torch_transport_without_its_variables(monkeypatch):
     pytest.importorskip("torch")
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(gtopk.InvalidError, match="torchrun"):
         gtopk.Comm(transport="torch")
