@@ -65,12 +65,16 @@ test-quick: lib $(TEST_READY) $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	$(PYTEST) -q tests/python -m "not long" $(SLOW_TESTS:%=--ignore tests/python/test_%.py) $(ARGS)
 
 #: make test-long        what takes longer: all faults many times, 40 minutes of fuzzing, mutants, clang, NEON, the wheel
-test-long: test $(VENV)/.installed-long
-	$(PYTEST) -q -m long tests/python tests/distributed $(ARGS)
+test-long: test $(VENV)/.installed-long find-slurm
+	GTOPK_SLURM="$(CACHE)/slurm" $(PYTEST) -q -m long tests/python tests/distributed $(ARGS)
 	$(MAKE) test-faults ARGS=
 	$(MAKE) test-clang
 	$(MAKE) test-aarch64
 	$(MAKE) wheel
+
+# Where it cannot be had, the tests with it are skipped.
+find-slurm:
+	@GTOPK_CACHE="$(CACHE)" scripts/find_slurm.sh "$(CACHE)/slurm" || echo "  no Slurm: the tests with it are skipped"
 
 #: make test-faults      everything about faults in its long version, into benchmarks/results/faults.json (ARGS=--help)
 test-faults: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(C_TEST_BINS) $(TEST_READY)
@@ -147,5 +151,5 @@ $(LIBFUZZERS): $(BUILD)/tests/fuzz/libfuzzer_%: $(BUILD)/tests/fuzz/target_%.o $
     $(BUILD)/libsupport.a $(BUILD)/libgtopk.a
 	$(Q)$(CC) $(CFLAGS) -fsanitize=fuzzer $^ -o $@ $(LDFLAGS) $(LDLIBS)
 
-.PHONY: test test-quick test-long test-faults test-mutants c-tests py-tests test-asan test-tsan sanitized-c-tests fuzz \
-    run-fuzzers fuzz-libfuzzer libfuzzers
+.PHONY: test test-quick test-long find-slurm test-faults test-mutants c-tests py-tests test-asan test-tsan \
+    sanitized-c-tests fuzz run-fuzzers fuzz-libfuzzer libfuzzers
