@@ -36,12 +36,16 @@ def detect(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def mpi_size(environment: Mapping[str, str] = os.environ) -> int | None:
-    """Number of processes that mpirun says it started, where it does.
+    """Number of processes that mpirun or srun says it started for MPI, where it does.
 
     A process linked with another MPI than the one of its mpirun comes up as one process alone, and training would
     silently be that of many single processes.
     """
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
+    names = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"]
+    # PMIx puts no size into the environment. This is how srun's PMIx calls a job step, of which Slurm says the size.
+    if environment.get("PMIX_NAMESPACE", "").startswith("slurm.pmix."):
+        names.append("SLURM_STEP_NUM_TASKS")
+    for name in names:
         text = environment.get(name, "")
         if text.isdecimal():
             return int(text)

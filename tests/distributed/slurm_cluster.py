@@ -91,7 +91,9 @@ def find_programs(folder):
 
 
 class Cluster:
-    def __init__(self, programs):
+    """`environment` is for all jobs, in addition to that of this process."""
+
+    def __init__(self, programs, **environment):
         self.programs = programs
         self.left = []
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: the path of a socket has 107 bytes at most
@@ -99,6 +101,7 @@ class Cluster:
         self._always = set()  # processes that are there without a job
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PMI"))},
+            **environment,
             **programs.environment(),
             "SLURM_CONF": str(self.folder / "slurm.conf"),
         }

@@ -2,7 +2,8 @@
 
 "optimizer" wraps the optimizer, "ddp" registers the hook; with "own" the script makes the process group itself, as
 docs/guide/several-machines.md says. Each prints one line with a digest of the parameters. "wait": that rank sleeps while
-the others wait for it in an exchange. DEADLINE in the environment: that of an exchange, in seconds.
+the others wait for it in an exchange. In the environment: DEADLINE, that of an exchange, in seconds; TRANSPORT, the one
+to ask for.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def main(mode):
     try:
         if mode == "own":
             own_group()
-        gtopk.init(timeout=float(os.environ.get("DEADLINE", "60")))
+        gtopk.init(transport=os.environ.get("TRANSPORT"), timeout=float(os.environ.get("DEADLINE", "60")))
         if mode == "wait":
             wait_for(int(sys.argv[2]))
         digest = train(hook=mode == "ddp")

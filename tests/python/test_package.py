@@ -109,6 +109,21 @@ def test_launchers_are_told_apart(environment, transport):
     assert _launcher.detect(environment) == transport
 
 
+@pytest.mark.parametrize(
+    ("environment", "size"),
+    [
+        ({}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "PMIX_NAMESPACE": "prterun-host-1@1"}, 4),
+        ({"PMI_SIZE": "3", "SLURM_STEP_NUM_TASKS": "3"}, 3),
+        ({"PMIX_NAMESPACE": "slurm.pmix.17.0", "SLURM_STEP_NUM_TASKS": "5"}, 5),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "PMIX_NAMESPACE": "prterun-host-1@1", "SLURM_STEP_NUM_TASKS": "2"}, 4),
+        ({"PMIX_NAMESPACE": "prterun-host-1@1", "SLURM_STEP_NUM_TASKS": "2"}, None),
+    ],
+)
+def test_number_of_processes_that_mpi_must_show(environment, size):
+    assert _launcher.mpi_size(environment) == size
+
+
 # Of srun -N2 -n3, as Slurm 22.05 sets them.
 SRUN = {
     "SLURM_JOB_ID": "1041",

@@ -10,11 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+import launcher
 import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tests" / "distributed"))
-from jobs import free_port
+from jobs import build_folder, free_port
 from slurm_cluster import Cluster, find_programs
 
 pytestmark = pytest.mark.long
@@ -32,7 +33,7 @@ def cluster():
         pytest.skip(
             f"there is no Slurm on this machine and none in {folder}: scripts/find_slurm.sh fetches it on Debian"
         )
-    with Cluster(programs) as cluster:
+    with Cluster(programs, GTOPK_MPI_MODULE=str(build_folder() / "libgtopk_mpi.so")) as cluster:
         yield cluster
     assert not cluster.left
 
@@ -45,6 +46,22 @@ def trained(result):
     assert [(int(rank), int(size)) for rank, size, *_ in found] == [(r, len(found)) for r in range(len(found))], output
     assert len({digest for *_, digest in found}) == 1, output
     return [(int(local), transport) for _, _, local, transport, _ in found]
+
+
+def batch(cluster, folder, options, lines, limit=120):
+    """Exit status and output of a script for sbatch, which runs in `folder` and finds srun on PATH."""
+    script, log = folder / "job.sh", folder / "log"
+    script.write_text("\n".join(["#!/bin/bash", "(", *lines, ")", 'echo "ended with $?"', ""]))
+    path = {"PATH": f"{Path(cluster.programs.path('srun')).parent}:{os.environ['PATH']}"}
+    status, output = cluster.run("sbatch", "-D", folder, "-o", log, *options, script, environment=path)
+    assert status == 0, output
+    end = time.monotonic() + limit  # sbatch --wait looks too seldom
+    while time.monotonic() < end:
+        output = log.read_text() if log.exists() else ""
+        if ended := re.search(r"^ended with (\d+)$", output, re.MULTILINE):
+            return int(ended.group(1)), output
+        time.sleep(0.1)
+    raise AssertionError(f"the job did not end within {limit} s:\n{output}")
 
 
 @pytest.mark.parametrize("mode", ["optimizer", "ddp"])
@@ -83,19 +100,15 @@ def test_group_that_the_script_makes(cluster):
 def test_steps_of_one_job_at_the_same_time(cluster, tmp_path):
     """Each step is a group of its own, at a port of its own. The script of sbatch is in no step: alone."""
     train = " ".join(map(str, TRAIN))
-    script = tmp_path / "job.sh"
-    script.write_text(
-        f"#!/bin/bash\n{train} > alone.txt &\n"
-        f"srun --exact -n2 {train} > one.txt 2>&1 & one=$!\n"
-        f"srun --exact -n3 {train} ddp > other.txt 2>&1 & other=$!\n"
-        "wait $one && wait $other && wait\n"
-    )
-    path = {"PATH": f"{Path(cluster.programs.path('srun')).parent}:{os.environ['PATH']}"}
-    status, output = cluster.run(
-        "sbatch", "--wait", "-N2", "-n6", "-D", tmp_path, "-o", tmp_path / "log", script, environment=path
-    )
+    lines = [
+        f"{train} > alone.txt &",
+        f"srun --exact -n2 {train} > one.txt 2>&1 & one=$!",
+        f"srun --exact -n3 {train} ddp > other.txt 2>&1 & other=$!",
+        "wait $one && wait $other && wait",
+    ]
+    status, output = batch(cluster, tmp_path, ["-N2", "-n6"], lines)
     texts = {file.stem: file.read_text() for file in tmp_path.glob("*.txt")}
-    assert status == 0, (output, (tmp_path / "log").read_text(), texts)
+    assert status == 0, (output, texts)
     assert [len(trained((0, texts[name]))) for name in ("alone", "one", "other")] == [1, 2, 3]
     assert trained((0, texts["alone"])) == [(0, "self")]
 
@@ -106,6 +119,27 @@ def test_torchrun_in_a_step_wins(cluster):
     agent += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "1"]
     result = cluster.run("srun", "-N2", "-n2", *agent, SCRIPT)
     assert trained(result) == [(0, "torch"), (1, "torch"), (0, "torch"), (1, "torch")]
+
+
+def test_mpirun_in_a_job_wins(cluster, tmp_path):
+    command = [launcher.find("mpirun"), "--oversubscribe", "--bind-to", "none", "-n", "3", *TRAIN]
+    lines = ["export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1", " ".join(map(str, command))]
+    status, output = batch(cluster, tmp_path, ["-N1", "-n3"], lines)
+    assert [transport for _, transport in trained((status, output))] == ["mpi"] * 3
+
+
+def test_srun_with_pmix_is_mpi(cluster):
+    status, output = cluster.run("srun", "--mpi=pmix", "-n1", "true")
+    if status:
+        pytest.skip(f"this Slurm has no PMIx: {output.splitlines()[0]}")
+    found = trained(cluster.run("srun", "--mpi=pmix", "-N1", "-n2", *TRAIN))
+    assert found == [(0, "mpi"), (1, "mpi")]
+
+
+def test_transport_asked_for_under_a_pmi(cluster):
+    """A site's default may be a PMI that the MPI at hand does not speak, or there may be no MPI."""
+    result = cluster.run("srun", "--mpi=pmi2", "-n2", *TRAIN, environment={"TRANSPORT": "torch"})
+    assert trained(result) == [(0, "torch"), (1, "torch")]
 
 
 @pytest.mark.parametrize(
