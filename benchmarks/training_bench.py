@@ -4,8 +4,9 @@
 
 Prints and keeps: (1) accumulate + select + commit of 25M entries against a bare ``r.add_(g)``, interleaved, one thread a
 rank; (2) what the wrapper adds to the library's own time for a model of 200 parameters; (3) images a second of ResNet-20
-and of a fully connected model of 25M parameters with gtopk and with DDP, taking turns; (4) the time of ``import gtopk``.
-The figures of rank 0; ratios are medians of pairs.
+and of a fully connected model of 25M parameters with gtopk and with DDP, taking turns; (4) how much of a training step of
+ResNet-50, 8 images a rank, is accumulate + select + commit; (5) the time of ``import gtopk``. The figures of rank 0; ratios
+are medians of pairs, shares medians of steps.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import gtopk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from resnet20 import ResNet20
+from resnet50 import ResNet50
 
 ENTRIES = 25_000_000
 
@@ -48,6 +51,11 @@ def seconds(call: Any) -> float:
     return time.perf_counter() - begin
 
 
+def own_seconds(stats: dict[str, Any]) -> float:
+    """What the library computes in a step: all of it but the exchange, most of which is waiting for other ranks."""
+    return float(stats["accumulate_s"] + stats["select_s"] + stats["commit_s"])
+
+
 def accumulate_against_add(repeats: int) -> dict[str, float]:
     """The library's part of a step, without the exchange, in units of one bare addition of the same length."""
     reducer = gtopk.Reducer([ENTRIES], density=0.001)
@@ -63,7 +71,7 @@ def accumulate_against_add(repeats: int) -> dict[str, float]:
         stats = reducer.reduce([gradient], outputs_are_zero=True)
         if step >= 3:  # the hint has settled
             adds.append(added)
-            parts.append(stats["accumulate_s"] + stats["select_s"] + stats["commit_s"])
+            parts.append(own_seconds(stats))
     reducer.close()
     ratio = statistics.median(part / add for part, add in zip(parts, adds, strict=True))
     return {"add_ms": statistics.median(adds) * 1e3, "gtopk_ms": statistics.median(parts) * 1e3, "ratio": ratio}
@@ -133,6 +141,35 @@ def throughput(build: Any, batch: int, turns: int, steps: int) -> dict[str, floa
     }
 
 
+def share_of_a_step(batch: int, steps: int) -> dict[str, float]:
+    """Of ResNet-50, 1000 classes, on images of noise. A step is forward, backward and the optimizer's step."""
+    torch.manual_seed(0)
+    model = ResNet50()
+    gtopk.broadcast_parameters(model.state_dict(), root_rank=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = gtopk.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+
+    def forward_backward(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+
+    columns: dict[str, list[float]] = {name: [] for name in ("step", "forward_backward", "own", "exchange", "share")}
+    for step in range(steps + 3):
+        inputs, targets = torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))
+        gtopk.barrier()
+        computed = seconds(lambda inputs=inputs, targets=targets: forward_backward(inputs, targets))
+        whole = computed + seconds(optimizer.step)
+        stats = optimizer.stats()
+        own = own_seconds(stats)
+        if step >= 3:  # the hint has settled
+            row = (whole, computed, own, stats["exchange_s"], own / whole)
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+    found: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters()), "images_a_rank": batch}
+    found |= {f"{name}_ms": statistics.median(columns[name]) * 1e3 for name in columns if name != "share"}
+    return found | {"share": statistics.median(columns["share"]), "largest_share": max(columns["share"])}
+
+
 def import_ms() -> float:
     """Of the package itself, the best of five: python -X importtime."""
     best = float("inf")
@@ -145,30 +182,44 @@ def import_ms() -> float:
     return best
 
 
+def parts(repeats: int) -> dict[str, Callable[[], dict[str, float]]]:
+    """By their names in the file of figures. All ranks take part in each."""
+    return {
+        "accumulate_select_commit_25m": lambda: accumulate_against_add(repeats),
+        "wrapper": lambda: wrapper_overhead(60),
+        "resnet20": lambda: throughput(ResNet20, 32, 6, 3),
+        "fully_connected_25m": lambda: throughput(wide_model, 32, 6, 2),
+        "resnet50": lambda: share_of_a_step(8, 8),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--part", choices=parts(0), help="this one only; the others' figures in the file stay")
     options = parser.parse_args()
     torch.set_num_threads(1)
     gtopk.init()
     port = gtopk.broadcast_object(29500 + os.getpid() % 1000, root_rank=0)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=gtopk.rank(), world_size=gtopk.size())
-    found: dict[str, Any] = {
-        "machine": machine(),
-        "command": f"mpirun -n {gtopk.size()} python benchmarks/training_bench.py",
-        "accumulate_select_commit_25m": accumulate_against_add(options.repeats),
-        "wrapper": wrapper_overhead(60),
-        "resnet20": throughput(ResNet20, 32, 6, 3),
-        "fully_connected_25m": throughput(wide_model, 32, 6, 2),
-    }
+    chosen = {name: run for name, run in parts(options.repeats).items() if options.part in (None, name)}
+    found: dict[str, Any] = {name: run() for name, run in chosen.items()}
     if gtopk.rank() == 0:
-        found["import_gtopk_ms"] = import_ms()
+        if options.part is None:
+            found["import_gtopk_ms"] = import_ms()
         print(json.dumps(found, indent=1))
         if options.json:
-            options.json.write_text(json.dumps(found, indent=1) + "\n")
+            keep(options.json, found, whole=options.part is None)
     gtopk.barrier()
     dist.destroy_process_group()
+
+
+def keep(file: Path, found: dict[str, Any], whole: bool) -> None:
+    command = f"mpirun -n {gtopk.size()} python benchmarks/training_bench.py"
+    before = {} if whole or not file.exists() else json.loads(file.read_text())
+    figures = {"machine": machine(), "command": command} | before | found
+    file.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
