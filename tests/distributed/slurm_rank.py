@@ -3,7 +3,7 @@
 "optimizer" wraps the optimizer, "ddp" registers the hook; with "own" the script makes the process group itself, as
 docs/guide/several-machines.md says. Each prints one line with a digest of the parameters. "wait": that rank sleeps while
 the others wait for it in an exchange. In the environment: DEADLINE, that of an exchange, in seconds; TRANSPORT, the one
-to ask for.
+to ask for; MEET, a number of steps of this job that are to be there at the same time.
 """
 
 from __future__ import annotations
@@ -66,12 +66,24 @@ def wait_for(sleeper):
     gtopk.barrier()
 
 
+def meet(steps):
+    """Returns when that many steps have a group, and none has left."""
+    Path(f"step-{os.environ['SLURM_STEP_ID']}").touch()
+    end = time.monotonic() + 60
+    while len(list(Path().glob("step-*"))) < steps:
+        if time.monotonic() > end:
+            sys.exit(f"fewer than {steps} steps at the same time")
+        time.sleep(0.1)
+
+
 def main(mode):
     torch.set_num_threads(1)
     try:
         if mode == "own":
             own_group()
         gtopk.init(transport=os.environ.get("TRANSPORT"), timeout=float(os.environ.get("DEADLINE", "60")))
+        if os.environ.get("MEET"):
+            meet(int(os.environ["MEET"]))
         if mode == "wait":
             wait_for(int(sys.argv[2]))
         digest = train(hook=mode == "ddp")

@@ -102,8 +102,9 @@ def test_steps_of_one_job_at_the_same_time(cluster, tmp_path):
     train = " ".join(map(str, TRAIN))
     lines = [
         f"{train} > alone.txt &",
-        f"srun --exact -n2 {train} > one.txt 2>&1 & one=$!",
-        f"srun --exact -n3 {train} ddp > other.txt 2>&1 & other=$!",
+        "export MEET=2 DEADLINE=20",
+        f"srun --overlap -n2 {train} > one.txt 2>&1 & one=$!",
+        f"srun --overlap -n3 {train} ddp > other.txt 2>&1 & other=$!",
         "wait $one && wait $other && wait",
     ]
     status, output = batch(cluster, tmp_path, ["-N2", "-n6"], lines)
