@@ -6,8 +6,8 @@ Parts, all by default: injected (faults at every message), injected_scalar and i
 kernels, and on the reference device), memory (failing allocations in C, creations, peak of a step), python_memory (the
 same through Python), mpi and gloo (ranks killed and stopped), jobs, fuzz, libfuzzer (the same targets under clang's,
 where that is found), mutants. Each is written to the JSON file as soon as it has ended, beside those of earlier calls,
-with its command, its date and its seconds. Exit status 1 when a part failed; a part that failed keeps the end of its
-output.
+with its command, its commit, its date and its seconds. Exit status 1 when a part failed; a part that failed keeps the
+end of its output.
 """
 
 from __future__ import annotations
@@ -102,6 +102,13 @@ def parts(build: str, cache: str, quick: bool) -> dict[str, Part]:
     }
 
 
+def commit() -> str:
+    """What was tested; "-dirty" where the tree had changes of its own."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def run(part: Part, where: Path) -> dict[str, Any]:
     file = where / "result.json"
     command = [str(file) if word == "FILE" else word for word in part.command]
@@ -115,6 +122,7 @@ def run(part: Part, where: Path) -> dict[str, Any]:
     shown = ["python" if word == sys.executable else word for word in part.command]
     result: dict[str, Any] = {
         "command": " ".join([*(f"{name}={value}" for name, value in part.environment.items()), *shown]),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "seconds": round(time.monotonic() - begin, 1),
         "passed": done.returncode == 0,
