@@ -179,7 +179,11 @@ def _nccl_files() -> list[str]:
 
 
 def _here() -> Finding:
-    names = {"self": "alone: one process", "mpi": "under mpirun", "torch": "under torchrun, or with its variables"}
+    names = {
+        "self": "alone: one process",
+        "mpi": "under mpirun",
+        "torch": "under torchrun or srun, or with torchrun's variables",
+    }
     try:
         return Finding(True, "started", names[_launcher.detect()])
     except GtopkError as error:

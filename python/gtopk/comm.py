@@ -435,7 +435,7 @@ def init(
     ----------
     transport : {"self", "mpi", "torch"}, optional
         Found out if not given: an initialised torch.distributed, torchrun, mpirun (or srun with a PMI), RANK and
-        WORLD_SIZE with MASTER_ADDR in the environment, else one process alone.
+        WORLD_SIZE with MASTER_ADDR in the environment, the tasks of srun, else one process alone.
     timeout : float, optional
         Seconds a whole exchange may wait. Default: GTOPK_TIMEOUT, else 1800.
     warn_after, mpi_module, group
@@ -473,8 +473,8 @@ def init(
         found = _Default.comm.size
         shutdown()
         raise TransportError(
-            f"mpirun started {expected} processes, but MPI shows {found}: the gtopk MPI module belongs to another MPI "
-            "than this mpirun; run `python -m gtopk build-mpi` with the mpicc of this mpirun first on PATH"
+            f"mpirun or srun started {expected} processes, but MPI shows {found}: the gtopk MPI module belongs to another "
+            "MPI than this launcher; run `python -m gtopk build-mpi` with the mpicc of this MPI first on PATH"
         )
 
 
