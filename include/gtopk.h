@@ -352,6 +352,10 @@ gtopk_status_t gtopk_reducers_reduce(gtopk_reducer_t *const *reducers, const gto
                                      const size_t *counts, size_t count, uint32_t flags, void *stream,
                                      gtopk_stats_t *const *stats);
 
+/* Ends the step that accumulate opened, on this rank, without an exchange: for a caller that was interrupted in between.
+ * What was accumulated stays in the residual, and segments may be accumulated anew. Nothing outside of a step. */
+gtopk_status_t gtopk_reducer_cancel(gtopk_reducer_t *reducer);
+
 /* Arrays of the caller. */
 typedef struct gtopk_set {
     uint32_t *indices;

@@ -21,6 +21,12 @@ void step_begin(gtopk_reducer_t *reducer)
     };
 }
 
+void step_end(gtopk_reducer_t *reducer)
+{
+    reducer->in_step = 0;
+    memset(reducer->seen, 0, reducer->record.segments);
+}
+
 static size_t dtype_size(int32_t dtype)
 {
     return dtype == GTOPK_F32 ? 4 : dtype == GTOPK_F16 || dtype == GTOPK_BF16 ? 2 : 0;

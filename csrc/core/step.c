@@ -199,8 +199,7 @@ static gtopk_status_t group_step(const group_t *group)
         gtopk_reducer_t *reducer = group->reducers[i];
         reducer->stats.nonfinite = reducer->words->nonfinite != 0;
         reducer->stats.all_joined = reducer->words->joined != 0;
-        reducer->in_step = 0; /* whatever happened, the step is over */
-        memset(reducer->seen, 0, reducer->record.segments);
+        step_end(reducer); /* whatever happened, it is over */
         reducer->step += status == GTOPK_OK;
     }
     return status;
@@ -309,6 +308,16 @@ gtopk_status_t gtopk_reducers_reduce(gtopk_reducer_t *const *reducers, const gto
         targets[i] = (target_t){.outputs = outputs ? outputs[i] : NULL, .count = counts ? counts[i] : 0};
     const group_t group = {reducers, targets, count, flags, stream};
     return reduce(&group, stats);
+}
+
+gtopk_status_t gtopk_reducer_cancel(gtopk_reducer_t *reducer)
+{
+    const gtopk_status_t status = reducer_enter(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    step_end(reducer);
+    reducer_leave(reducer);
+    return GTOPK_OK;
 }
 
 gtopk_status_t gtopk_reducer_wait(gtopk_reducer_t *reducer, gtopk_stats_t *stats)

@@ -7,6 +7,9 @@
 /* Opens the step unless it is open. */
 void step_begin(gtopk_reducer_t *reducer);
 
+/* Closes it: every segment may be accumulated again. */
+void step_end(gtopk_reducer_t *reducer);
+
 /* INVALID unless `tensor` can stand for segment s; `what` names it in the error. */
 gtopk_status_t step_check_tensor(const gtopk_reducer_t *reducer, const char *what, size_t s,
                                  const gtopk_tensor_t *tensor);

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .comm import *
     from .errors import *
     from .reducer import *
+    from .step_stats import *
     from .torch import *
 
 # Where each public name lives: the modules' own __all__, known without importing them.
@@ -64,7 +65,8 @@ _EXPORTS = {
         "TransportError",
         "UnsupportedError",
     ),
-    "reducer": ("Reducer", "reduce_together", "stats"),
+    "reducer": ("Reducer", "reduce_together"),
+    "step_stats": ("stats",),
     "torch": ("DistributedOptimizer", "broadcast_optimizer_state", "broadcast_parameters"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

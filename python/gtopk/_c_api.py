@@ -174,6 +174,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_reducer_reduce": (c_int, (c_void_p, c_void_p, c_size_t, c_uint32, c_void_p, POINTER(Stats))),
     "gtopk_reducer_reduce_sparse": (c_int, (c_void_p, POINTER(Set), c_uint32, c_void_p, POINTER(Stats))),
     "gtopk_reducers_reduce": (c_int, (c_void_p, c_void_p, c_void_p, c_size_t, c_uint32, c_void_p, c_void_p)),
+    "gtopk_reducer_cancel": (c_int, (c_void_p,)),
     "gtopk_reducer_wait": (c_int, (c_void_p, POINTER(Stats))),
     "gtopk_reducer_max_count": (c_uint64, (c_void_p,)),
     "gtopk_reducer_dim": (c_uint64, (c_void_p,)),

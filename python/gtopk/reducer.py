@@ -15,11 +15,12 @@ from . import _c_api, _tensors, _threads
 from . import comm as _comm
 from ._tensors import TensorLike
 from .errors import CorruptError, InvalidError, StateError
+from .step_stats import remember
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Reducer", "reduce_together", "stats"]
+__all__ = ["Reducer", "reduce_together"]
 
 _log = logging.getLogger("gtopk")
 
@@ -233,7 +234,7 @@ class Reducer:
             ctypes.byref(self._stats),
         )
         _c_api.check(status)
-        return self._keep_stats()
+        return remember([self._keep_stats()])[0]
 
     def reduce_sparse(self, *, joined: bool = False) -> tuple[TensorLike, TensorLike]:
         """As `reduce`, the mean update given as (indices, values). Collective, also with ranks that call `reduce`.
@@ -254,8 +255,15 @@ class Reducer:
                 self.handle, ctypes.byref(out), _flags(False, joined), None, ctypes.byref(self._stats)
             )
         )
-        self._keep_stats()
+        remember([self._keep_stats()])
         return indices[: out.count], values[: out.count]
+
+    def cancel(self) -> None:
+        """Ends the step that `accumulate` opened, without an exchange: after an interruption, on this rank alone.
+
+        What was accumulated stays in the residual, and segments may be accumulated anew.
+        """
+        _c_api.check(self._library.gtopk_reducer_cancel(self.handle))
 
     def stats(self) -> dict[str, Any]:
         """Statistics of the latest step on this rank, {} before the first.
@@ -444,7 +452,6 @@ class Reducer:
     def _keep_stats(self) -> dict[str, Any]:
         raw = self._stats
         self._latest = {name: getattr(raw, name) for name in _STAT_NAMES}
-        _LatestStep.stats = self._latest
         return dict(self._latest)
 
 
@@ -482,48 +489,33 @@ def reduce_together(
     >>> [stats["count"] for stats in gtopk.reduce_together(reducers, [[gradient] for gradient in gradients])]
     [2, 1]
     """
-    count = len(reducers)
-    if outputs is None and not joined:
+    reducers = list(reducers)
+    lists = None if outputs is None else [list(tensors) for tensors in outputs]
+    for reducer in reducers:
+        if not isinstance(reducer, Reducer):
+            raise InvalidError(
+                f"reduce_together takes reducers, not {type(reducer).__name__}: make them with gtopk.Reducer"
+            )
+    if lists is None and not joined:
         raise InvalidError(
             "reduce_together without outputs is for ranks that have joined: give one list for each reducer"
         )
-    if outputs is not None and len(outputs) != count:
-        raise InvalidError(f"{len(outputs)} lists of outputs for {count} reducers: give one for each")
-    for reducer, tensors in zip(reducers, outputs or (), strict=False):
+    if lists is not None and len(lists) != len(reducers):
+        raise InvalidError(f"{len(lists)} lists of outputs for {len(reducers)} reducers: give one for each")
+    for reducer, tensors in zip(reducers, lists or (), strict=False):
         reducer._take_outputs(tensors)
+    count = len(reducers)
     handles = (ctypes.c_void_p * count)(*[reducer.handle for reducer in reducers])
     tables = counts = None
-    if outputs is not None:
+    if lists is not None:
         tables = (ctypes.c_void_p * count)(*[reducer._outputs.address for reducer in reducers])
-        counts = (ctypes.c_size_t * count)(*[len(tensors) for tensors in outputs])
+        counts = (ctypes.c_size_t * count)(*[len(tensors) for tensors in lists])
     places = (ctypes.c_void_p * count)(*[ctypes.addressof(reducer._stats) for reducer in reducers])
     status = _c_api.library().gtopk_reducers_reduce(
         handles, tables, counts, count, _flags(outputs_are_zero, joined), None, places
     )
     _c_api.check(status)
-    return [reducer._keep_stats() for reducer in reducers]
-
-
-class _LatestStep:
-    """Statistics of the latest step of any reducer."""
-
-    stats: Mapping[str, Any] = {}
-
-
-def stats() -> dict[str, Any]:
-    """Statistics of the latest step of any reducer on this rank, {} before the first. See `Reducer.stats`.
-
-    Examples
-    --------
-    >>> import numpy, gtopk
-    >>> gtopk.init()
-    >>> reducer = gtopk.Reducer([1000], density=0.01)
-    >>> reducer.accumulate(0, numpy.ones(1000, dtype=numpy.float32))
-    >>> indices, values = reducer.reduce_sparse()
-    >>> gtopk.stats()["count"]
-    10
-    """
-    return dict(_LatestStep.stats)
+    return remember([reducer._keep_stats() for reducer in reducers])
 
 
 def _state(data: TensorLike) -> dict[str, Any]:

@@ -392,7 +392,20 @@ def test_reduce_together_is_a_step_of_each(pair):
     assert gradients[1][0].sum() == 0
     assert gradients[1][1].sum() == 58 + 59
     assert (dense["count"], sparse["count"]) == (3, 2)
-    assert pair[1].stats() == sparse == gtopk.stats()
+    assert (pair[0].stats(), pair[1].stats()) == (dense, sparse)
+    assert gtopk.stats()["count"] == 5
+    assert gtopk.stats()["k"] == 3 + 2
+
+
+def test_a_cancelled_step_keeps_what_was_accumulated(pair):
+    for _ in range(2):
+        pair[0].accumulate(0, floats(1, 2, 3))
+        pair[0].cancel()
+    pair[0].accumulate(0, floats(1, 1, 1))
+    assert one_step(pair[1], np.zeros(40, F32), np.zeros(60, F32)).sum() == 0
+    update = [np.empty(3, F32)]
+    assert pair[0].reduce(update)["step"] == 0
+    assert update[0].tolist() == [3, 5, 7]
 
 
 def test_reduce_together_of_ranks_that_have_joined(pair):
@@ -409,11 +422,12 @@ def test_reduce_together_of_ranks_that_have_joined(pair):
         ((0, 1), [[], []], "0 outputs for 1 segments"),
         ((), [], "0 reducers"),
         ((0, 0), [[np.zeros(3, F32)]] * 2, "0 and 1 are the same"),
+        ((0, None), [[np.zeros(3, F32)]] * 2, "not NoneType"),
     ],
 )
 def test_reduce_together_says_what_is_wrong(pair, chosen, outputs, text):
     pair[0].accumulate(0, floats(1, 2, 3))
-    reducers = [pair[i] for i in chosen]
+    reducers = [None if i is None else pair[i] for i in chosen]
     with pytest.raises(gtopk.InvalidError, match=text):
         gtopk.reduce_together(reducers, outputs)
     assert pair[0].residual(0).tolist() == [1, 2, 3]

@@ -153,6 +153,29 @@ static void test_wrong_arguments_change_nothing(void **state)
     gtopk_comm_destroy(comm);
 }
 
+static void test_a_cancelled_step_keeps_what_was_accumulated(void **state)
+{
+    (void)state;
+    gtopk_comm_t *comm = open_self();
+    gtopk_reducer_t *reducer = open_reducer(comm, 0.1);
+    float a[6] = {1, 2, 3, 4, 5, 6}, b[4] = {INFINITY, 0, 0, 0}, residual[6];
+    gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
+    gtopk_stats_t stats = {.struct_size = sizeof stats};
+    ASSERT_OK(gtopk_reducer_cancel(reducer));
+    ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 1, 0, NULL));
+    assert_int_equal(gtopk_reducer_set_density(reducer, 0.2), GTOPK_ERR_STATE);
+    ASSERT_OK(gtopk_reducer_cancel(reducer));
+    ASSERT_OK(gtopk_reducer_set_density(reducer, 0.2));
+    b[0] = 0;
+    ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 1, 0, NULL));
+    ASSERT_OK(gtopk_reducer_reduce(reducer, tensors, 2, 0, NULL, &stats));
+    assert_true(stats.step == 0 && stats.nonfinite == 0 && a[5] == 12.0f && a[4] == 10.0f && a[3] == 0.0f);
+    ASSERT_OK(gtopk_reducer_residual(reducer, 0, residual, 6));
+    assert_true(residual[3] == 8.0f && residual[5] == 0.0f);
+    gtopk_reducer_destroy(reducer);
+    gtopk_comm_destroy(comm);
+}
+
 static void test_wrong_configurations(void **state)
 {
     (void)state;
@@ -199,6 +222,7 @@ static void test_null_handles(void **state)
     gtopk_comm_destroy(NULL);
     assert_int_equal(gtopk_reducer_accumulate(NULL, NULL, NULL, 0, 1, 0, NULL), GTOPK_ERR_INVALID);
     assert_int_equal(gtopk_reducer_reduce(NULL, NULL, 0, 0, NULL, NULL), GTOPK_ERR_INVALID);
+    assert_int_equal(gtopk_reducer_cancel(NULL), GTOPK_ERR_INVALID);
     assert_int_equal(gtopk_barrier(NULL), GTOPK_ERR_INVALID);
     assert_int_equal(gtopk_comm_size(NULL), -1);
     assert_int_equal(gtopk_reducer_dim(NULL), 0);
@@ -279,6 +303,7 @@ int main(void)
         cmocka_unit_test(test_the_callers_flags_change_nothing),
 #endif
         cmocka_unit_test(test_wrong_arguments_change_nothing),
+        cmocka_unit_test(test_a_cancelled_step_keeps_what_was_accumulated),
         cmocka_unit_test(test_wrong_configurations),
         cmocka_unit_test(test_null_handles),
         cmocka_unit_test(test_destroy_in_any_order),

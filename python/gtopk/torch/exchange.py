@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..comm import Comm
 from ..reducer import Reducer, reduce_together
+from ..step_stats import merged
 from .parameters import Slot, hand_over
 
 
@@ -54,24 +55,6 @@ class Waiting(NamedTuple):
     velocity: Tensor | None
 
 
-# Statistics that add up when one step takes two reducers.
-_SUMMED = (
-    "k",
-    "selected",
-    "count",
-    "bytes_sent",
-    "bytes_received",
-    "candidates",
-    "hint_misses",
-    "rounds",
-    "accumulate_s",
-    "select_s",
-    "exchange_s",
-    "commit_s",
-    "wait_s",
-)
-
-
 class Exchange:
     """Moves the gradients of a changing set of parameters.
 
@@ -94,10 +77,17 @@ class Exchange:
         self.park()
         dense = [slot for slot in slots if self.options.is_dense(slot)]
         sparse = [slot for slot in slots if not self.options.is_dense(slot)]
-        if dense:
-            self.parts.append(Part(self._reducer(dense, density, dense=True), dense, True))
-        if sparse or not dense:
-            self.parts.append(Part(self._reducer(sparse, density, dense=False), sparse, False))
+        parts: list[Part] = []
+        try:
+            if dense:
+                parts.append(Part(self._reducer(dense, density, dense=True), dense, True))
+            if sparse or not dense:
+                parts.append(Part(self._reducer(sparse, density, dense=False), sparse, False))
+        except BaseException:
+            for part in parts:
+                part.reducer.close()
+            raise
+        self.parts = parts
         self._density, self._momentum = density, (0.0, False)
         for part in self.parts:
             for segment, slot in enumerate(part.slots):
@@ -143,9 +133,14 @@ class Exchange:
         time for the sent entries only.
         """
         handed = [hand_over(part.slots) for part in self.parts]
-        for part, (blocks, _) in zip(self.parts, handed, strict=True):
-            part.reducer.accumulate_many(None, blocks, scale, zero_input=not found_inf, found_inf=found_inf)
-        stats = self.reduce([blocks for blocks, _ in handed], are_zero=not found_inf)
+        try:
+            for part, (blocks, _) in zip(self.parts, handed, strict=True):
+                part.reducer.accumulate_many(None, blocks, scale, zero_input=not found_inf, found_inf=found_inf)
+            stats = self.reduce([blocks for blocks, _ in handed], are_zero=not found_inf)
+        except BaseException:  # Ctrl-C in between: what was accumulated is sent in a later step
+            for part in self.parts:
+                part.reducer.cancel()
+            raise
         for _, copied in handed:
             for slot, grad in copied:
                 slot.put_back(grad)
@@ -154,11 +149,11 @@ class Exchange:
     def reduce(self, blocks: list[list[Tensor]], *, are_zero: bool) -> dict[str, Any]:
         """After everything was accumulated: exchanges, and writes the mean update to one block for each slot of each
         part."""
-        return _merged(reduce_together([part.reducer for part in self.parts], blocks, outputs_are_zero=are_zero))
+        return merged(reduce_together([part.reducer for part in self.parts], blocks, outputs_are_zero=are_zero))
 
     def run_joined(self) -> dict[str, Any]:
         """Takes part in a step of the others without a gradient. The update is not for this rank."""
-        return _merged(reduce_together([part.reducer for part in self.parts], None, joined=True))
+        return merged(reduce_together([part.reducer for part in self.parts], None, joined=True))
 
     # ---- residuals ----
 
@@ -207,15 +202,6 @@ class Exchange:
         part.reducer.set_residual(segment, slot.flattened(entry.residual))
         if entry.velocity is not None and self._has_velocity(part):
             part.reducer.set_velocity(segment, slot.flattened(entry.velocity))
-
-
-def _merged(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The statistics of a step: the sparse part's, with what adds up added up."""
-    stats = dict(results[-1])
-    if len(results) > 1:
-        for name in _SUMMED:
-            stats[name] = sum(result[name] for result in results)
-    return stats
 
 
 def _copied(entry: Waiting) -> Waiting:
