@@ -84,6 +84,17 @@ def case_rebuilt_buckets_keep_residuals():
         torch.testing.assert_close(kept + gtopk.size() * sent, total, rtol=1e-4, atol=1e-5)
 
 
+def case_a_state_is_for_one_ddp():
+    first, second = make(), make(seed=1)
+    del first.unused, second.unused
+    state = GTopKState(density=0.01)
+    for model in (first, second):
+        net = hooked(model, state)
+        raising = model is second
+        step = loss_of(net, batch(0, gtopk.rank())).backward
+        raises(gtopk.StateError, step, "another DistributedDataParallel") if raising else step()
+
+
 def case_types_and_layouts():
     for dtype in (torch.bfloat16, torch.float64):
         model = make(channels_last=True).to(dtype)

@@ -246,7 +246,13 @@ def case_nan_in_one_part_leaves_the_residuals_of_the_other_as_accumulated():
 
 def case_join():
     """Rank r has r batches more than rank 0."""
-    for options in ({}, {"dense_below": 100}, {"momentum_correction": True, "more": {"momentum": 0.9}}):
+    momentum = {"momentum": 0.9}
+    for options in (
+        {},
+        {"dense_below": 100, "more": momentum},
+        {"kind": optim.AdamW},
+        {"momentum_correction": True, "dense_1d": True, "more": momentum},
+    ):
         model = make()
         optimizer = wrapped(model, density=0.05, lr=0.01, warmup=[(2, 0.5)], **options)
         given = torch.zeros_like(flat(model.parameters()))
@@ -262,6 +268,7 @@ def case_join():
         assert last == gtopk.size() - 1
         assert optimizer.stats()["all_joined"] == 1
         gtopk.broadcast_parameters(model.state_dict(), root_rank=last)
+        gtopk.broadcast_optimizer_state(optimizer, root_rank=last)
         assert_replicas(model)
         gtopk.broadcast_(sent, last)  # the last rank saw all updates
         kept = gtopk.allreduce(flat(residuals(optimizer)[name] for name, _ in model.named_parameters()), op=gtopk.Sum)
@@ -272,8 +279,44 @@ def case_join():
         train(model, optimizer, gtopk.size() - gtopk.rank(), 20, gtopk.rank())
         assert optimizer.join() == 0
         gtopk.broadcast_parameters(model.state_dict(), root_rank=0)
+        gtopk.broadcast_optimizer_state(optimizer, root_rank=0)
         train(model, optimizer, 2, 40, gtopk.rank())
         assert_replicas(model)
+
+
+def case_parameter_frozen_after_backward():
+    """Its gradient is this rank's own, and is not applied."""
+    for synchronize in (False, True):
+        model = make()
+        optimizer = wrapped(model, density=0.1, more={"momentum": 0.9, "weight_decay": 0.1})
+        train(model, optimizer, 1, 0, gtopk.rank())
+        optimizer.zero_grad()
+        loss_of(model, batch(1, gtopk.rank())).backward()
+        model.conv.weight.requires_grad_(False)
+        before, grad = model.conv.weight.clone(), model.conv.weight.grad.clone()
+        if synchronize:
+            optimizer.synchronize()
+            with optimizer.skip_synchronize():
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert torch.equal(model.conv.weight, before)
+        assert torch.equal(model.conv.weight.grad, grad)
+        assert_replicas(model)
+
+
+def case_parameter_in_another_type_from_some_step_on():
+    model = make()
+    optimizer = wrapped(model, density=0.1)
+    train(model, optimizer, 2, 0, gtopk.rank())
+    norm = optimizer.stats(residual_norm=True)["residual_norm"]
+    model.linear.double()
+    optimizer.zero_grad()
+    x = torch.relu(model.norm(model.conv(batch(2, gtopk.rank())))).flatten(1)
+    model.linear(x.double()).pow(2).mean().backward()
+    optimizer.step()
+    assert optimizer.stats(residual_norm=True)["residual_norm"] > 0.1 * norm
+    assert_replicas(model)
 
 
 def case_broadcast_parameters():

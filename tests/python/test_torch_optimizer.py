@@ -429,11 +429,9 @@ def test_a_nonfinite_synchronize_skips_the_one_step_that_follows(exchanging):
     optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0), **ALL)
     weight.grad = torch.tensor([1.0, torch.nan, 1.0])
     optimizer.synchronize()
-    for expected in (0.0, -1.0):
-        with optimizer.skip_synchronize():
-            optimizer.step()
-        assert (weight == expected).all()
-        weight.grad = torch.ones(3)  # of this rank alone
+    with optimizer.skip_synchronize():
+        optimizer.step()
+    assert (weight == 0).all()
 
 
 @pytest.mark.parametrize("bad", ["small", "large"])
@@ -469,6 +467,118 @@ def test_dense_1d_sends_parameters_with_one_dimension_dense(exchanging):
     assert (bias == -1e-6).all()
     assert scalar == -1
     assert (weight != 0).sum() == 10
+
+
+def test_a_synchronize_without_its_step(exchanging):
+    """The mean update is not exchanged a second time, and a step without it is none of this rank's own."""
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0), **ALL)
+    weight.grad = torch.ones(3)
+    with optimizer.skip_synchronize(), pytest.raises(gtopk.StateError, match="without synchronize"):
+        optimizer.step()
+    optimizer.synchronize()
+    weight.grad.mul_(0.5)
+    with pytest.raises(gtopk.StateError, match="already"):
+        optimizer.synchronize()
+    with optimizer.skip_synchronize():
+        optimizer.step()
+    with optimizer.skip_synchronize(), pytest.raises(gtopk.StateError, match="without synchronize"):
+        optimizer.step()
+    assert (weight == -0.5).all()
+
+
+@pytest.mark.parametrize(
+    "how", ["optimizer.zero_grad()", "optimizer.zero_grad(set_to_none=False)", "weight.grad = None"]
+)
+def test_going_on_without_the_step_of_a_synchronize(exchanging, how):
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0), **ALL)
+    for again in (optimizer.synchronize, optimizer.step):
+        weight.grad = torch.full((3,), torch.nan)
+        optimizer.synchronize()
+        exec(how)
+        weight.grad = torch.ones(3) if weight.grad is None else weight.grad.add_(1)
+        again()
+        if again == optimizer.synchronize:
+            with optimizer.skip_synchronize():
+                optimizer.step()
+    assert (weight == -2).all()
+
+
+def test_residuals_stay_with_their_parameters(exchanging):
+    """Without names a parameter has that of its place, which another one takes when it is gone."""
+    weights = [nn.Parameter(torch.zeros(4)) for _ in range(3)]
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(weights, lr=1.0), density=0.01, value_type="fp32")
+    for i, weight in enumerate(weights):
+        weight.grad = torch.tensor([0.0, 1.0, 2.0, 9.0 if i == 0 else 3.0]) * (i + 1)
+    optimizer.step()
+    del optimizer.param_groups[0]["params"][0]
+    added = nn.Parameter(torch.zeros(4))
+    optimizer.param_groups[0]["params"].append(added)
+    optimizer.zero_grad()
+    optimizer.step()
+    sent = [weight.detach().clone() for weight in weights]
+    for _ in range(20):
+        optimizer.zero_grad()
+        optimizer.step()
+    assert (added == 0).all()
+    assert sent[0].tolist() == weights[0].tolist()
+    assert weights[1].tolist() == [0, -2, -4, -6]
+    assert weights[2].tolist() == [0, -3, -6, -9]
+
+
+def test_the_residual_of_a_removed_parameter_is_not_saved(exchanging, caplog):
+    """Its state loads where the parameter is gone, too."""
+
+    def new(names):
+        weights = {name: nn.Parameter(torch.zeros(4)) for name in names}
+        sgd = optim.SGD(weights.values(), lr=1.0)
+        return weights, gtopk.DistributedOptimizer(sgd, weights.items(), density=0.01, value_type="fp32")
+
+    weights, optimizer = new("ab")
+    for weight in weights.values():
+        weight.grad = torch.arange(4.0)
+    optimizer.step()
+    del optimizer.param_groups[0]["params"][0]
+    optimizer.step()
+    for state in (optimizer.state_dict(), optimizer.consolidate_state_dict()):
+        assert list(state["gtopk"]["residual"]) == state["gtopk"]["names"] == ["b"]
+        assert "the residual of a is not saved" in caplog.messages[-1]
+        _, other = new("b")
+        other.load_state_dict(state, strict=True)
+        assert torch.equal(other.state_dict()["gtopk"]["residual"]["b"], state["gtopk"]["residual"]["b"])
+
+
+def test_a_run_on_one_rank_goes_on_at_its_step_on_several():
+    gtopk.init()
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0))
+    for _ in range(12):
+        weight.grad = torch.ones(3)
+        optimizer.step()
+    state = optimizer.state_dict()["gtopk"]
+    assert isinstance(state["run"], int)
+    assert state["step"] == 12
+
+
+def test_interrupt_between_accumulate_and_reduce(exchanging, monkeypatch):
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0), **ALL)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    weight.grad = torch.ones(3)
+    with monkeypatch.context() as patched:
+        patched.setattr("gtopk.torch.exchange.reduce_together", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    assert optimizer.state_dict()["gtopk"]["residual"]["group0.0"].tolist() == [1, 1, 1]
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert weight.tolist() == [-3, -3, -3]
 
 
 def test_warmup(exchanging):

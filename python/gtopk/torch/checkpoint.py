@@ -52,12 +52,12 @@ class Trainer(Protocol):
 
 def save(trainer: Trainer, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
     """This rank's residual and progress."""
-    return _document(trainer, parameters, trainer.comm.rank, trainer.exchange.state())
+    return _document(trainer, parameters, trainer.comm.rank, _entries(trainer, parameters))
 
 
 def consolidate(trainer: Trainer, parameters: Mapping[str, Tensor], to: int) -> dict[str, Any] | None:
     """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective."""
-    mine = trainer.exchange.state()
+    mine = _entries(trainer, parameters)
     listed = trainer.comm.allgather_json([[name, entry.velocity is not None] for name, entry in mine.items()])
     velocities: dict[str, bool] = {}
     for names in listed:
@@ -71,6 +71,19 @@ def consolidate(trainer: Trainer, parameters: Mapping[str, Tensor], to: int) -> 
         velocity = _summed(trainer, None if entry is None else entry.velocity, shape) if velocities[name] else None
         total[name] = Waiting(residual, velocity)
     return _document(trainer, parameters, _CONSOLIDATED, total) if trainer.comm.rank == to else None
+
+
+def _entries(trainer: Trainer, parameters: Mapping[str, Tensor]) -> dict[str, Waiting]:
+    """What belongs to `parameters`. What was taken out of the optimizer keeps its residual, but not over a checkpoint."""
+    found = trainer.exchange.state()
+    gone = [name for name in found if name not in parameters]
+    if gone:
+        _log.warning(
+            "the residual of %s is not saved: %s no parameter of the optimizer any more",
+            ", ".join(gone),
+            "it is" if len(gone) == 1 else "they are",
+        )
+    return {name: entry for name, entry in found.items() if name in parameters}
 
 
 def _summed(trainer: Trainer, mine: Tensor | None, shape: torch.Size) -> Tensor:

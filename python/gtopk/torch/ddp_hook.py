@@ -219,6 +219,10 @@ class GTopKState:
     def _identify(self) -> list[Slot]:
         """The parameters of all buckets under their names, in the order of the first iteration."""
         found = [parameter for bucket in self._buckets for parameter in bucket.parameters]
+        if self._slots and any(id(parameter) not in self._slots for parameter in found):
+            raise StateError(
+                "this GTopKState belongs to another DistributedDataParallel, whose residuals it keeps: make one for each"
+            )
         if len(found) == len(self._slots) and all(id(parameter) in self._slots for parameter in found):
             found = [slot.parameter for slot in self._slots.values()]
         slots = [Slot(self._name(parameter, i), parameter) for i, parameter in enumerate(found)]

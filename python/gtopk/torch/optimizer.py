@@ -162,7 +162,7 @@ class DistributedMixin(torch.optim.Optimizer):
                 loss = closure()
         self._exchange_for_step(sync)
         nonfinite = sync.nonfinite
-        sync.synchronized = sync.nonfinite = False
+        sync.drop_update()
         if nonfinite:
             return loss
         with sync.wrapped_step(self):
@@ -176,9 +176,19 @@ class DistributedMixin(torch.optim.Optimizer):
         with ``grad_scaler=``; gradients are unscaled first unless ``scaler.unscale_(optimizer)`` was called.
         """
         sync = self._sync()
+        if sync.holds_update(self):
+            raise StateError(
+                "synchronize() was called already and would exchange the mean update as if it were a gradient: call "
+                "step() inside skip_synchronize() first, or optimizer.zero_grad() to do without that step"
+            )
         found_inf = sync.grad_scaler is not None and amp.unscale(sync.grad_scaler, self)
         sync.synchronize(self, 1.0, found_inf)
-        sync.synchronized = True
+        sync.keep_update(self)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch. After `synchronize()` it does without the step: the mean update is thrown away."""
+        super().zero_grad(set_to_none)
+        self._sync().drop_update()
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
@@ -198,8 +208,8 @@ class DistributedMixin(torch.optim.Optimizer):
         Returns
         -------
         int
-            The rank that had the most batches; call ``gtopk.broadcast_parameters(model.state_dict(), root_rank=...)``
-            with it, as the parameters of the others are out of date.
+            The rank that had the most batches. The others' parameters and optimizer states (momentum, ...) are out of
+            date: give it to `gtopk.broadcast_parameters` and `gtopk.broadcast_optimizer_state` as ``root_rank``.
         """
         return self._sync().join(self)
 
@@ -271,12 +281,18 @@ class DistributedMixin(torch.optim.Optimizer):
     def _exchange_for_step(self, sync: Synchronizer) -> None:
         scaled = amp.read(self)
         if not sync.skipping:
-            if sync.synchronized:
+            if sync.holds_update(self):
                 raise StateError(
                     "step() after synchronize() would exchange the gradients a second time: write\n"
-                    "    with optimizer.skip_synchronize():\n        optimizer.step()"
+                    "    with optimizer.skip_synchronize():\n        optimizer.step()\n"
+                    "or call optimizer.zero_grad() to do without that step"
                 )
             sync.synchronize(self, scaled.scale, scaled.found_inf)
+        elif not sync.synchronized:
+            raise StateError(
+                "step() inside skip_synchronize() without synchronize() before would apply this rank's own gradients: call "
+                "optimizer.synchronize() first"
+            )
         elif scaled.present and sync.grad_scaler is None:
             raise StateError(
                 "synchronize() was called in mixed precision, but it cannot see whether gradients are scaled: wrap the "

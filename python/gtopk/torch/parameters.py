@@ -19,19 +19,21 @@ _DIRECT = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Names:
-    """Names of parameters: the caller's where there are any, else the place in the optimizer ("group1.0")."""
+    """Names of parameters: the caller's where there are any, else the place in the optimizer ("group1.0").
+
+    A parameter keeps the name under which it was met first, and no other parameter ever gets that name: residuals are
+    kept by name, and places change when a parameter is taken out of the optimizer.
+    """
 
     def __init__(self, named_parameters: Iterable[tuple[str, Tensor]] | None) -> None:
-        self._given: dict[int, str] = {}
-        self._alive: list[Tensor] = []  # an id stands for a parameter only as long as it lives
+        self._names: dict[int, str] = {}
+        self._owners: dict[str, Tensor] = {}  # keeps them alive: an id stands for a parameter only as long as it lives
         self._complete = named_parameters is not None
-        taken: dict[str, Tensor] = {}
         for item in named_parameters or ():
             name, parameter = _named(item)
-            if taken.setdefault(name, parameter) is not parameter:
+            if self._owners.setdefault(name, parameter) is not parameter:
                 raise InvalidError(f"named_parameters holds two parameters named {name!r}: names must be unique")
-            self._given.setdefault(id(parameter), name)
-            self._alive.append(parameter)
+            self._names.setdefault(id(parameter), name)
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
         """All parameters of the optimizer must be named when names were given at all."""
@@ -39,7 +41,7 @@ class Names:
             return
         for g, group in enumerate(optimizer.param_groups):
             for i, parameter in enumerate(group["params"]):
-                if id(parameter) not in self._given:
+                if id(parameter) not in self._names:
                     raise InvalidError(
                         f"parameter {i} of group {g} (shape {tuple(parameter.shape)}) is not in named_parameters: give "
                         "the named_parameters() of every module whose parameters the optimizer has, or none"
@@ -55,11 +57,18 @@ class Names:
                 if id(parameter) in seen:
                     continue
                 seen.add(id(parameter))
-                name = self._given.get(id(parameter)) or (own[i] if own else f"group{g}.{i}")
-                while name in found:
-                    name += "'"
-                found[name] = parameter
+                found[self._name(parameter, own[i] if own else f"group{g}.{i}")] = parameter
         return found
+
+    def _name(self, parameter: Tensor, proposed: str) -> str:
+        known = self._names.get(id(parameter))
+        if known is not None:
+            return known
+        while proposed in self._owners:
+            proposed += "'"
+        self._owners[proposed] = parameter
+        self._names[id(parameter)] = proposed
+        return proposed
 
 
 class Slot:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import secrets
+import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -54,9 +55,11 @@ class Synchronizer:
         self.skipping = False  # in skip_synchronize
         self.synchronized = False  # synchronize() was called and step() not yet
         self.nonfinite = False  # the latest exchange was, and the gradients are NaN
+        self._update: weakref.ref[Tensor] | None = None  # the first gradient at the end of synchronize()
         self.stats: dict[str, Any] = {}
         self._warning = NonfiniteWarning()
-        self._active: list[int] | None = None
+        self._active: list[tuple[int, torch.dtype]] | None = None
+        self._exchanged: frozenset[int] = frozenset()  # parameters of the latest exchange, by id
         self._dense: set[int] = set()
 
     @property
@@ -79,6 +82,23 @@ class Synchronizer:
         self.batches += 1
         self._end_step()
 
+    def keep_update(self, optimizer: torch.optim.Optimizer) -> None:
+        """The gradients are the mean update, which `step()` is to apply."""
+        self.synchronized = True
+        first = _first_gradient(optimizer)
+        self._update = None if first is None else weakref.ref(first)
+
+    def holds_update(self, optimizer: torch.optim.Optimizer) -> bool:
+        """True where they still are: the step was not done without, by new gradients in place of them."""
+        if self.synchronized and (self._update is None or self._update() is not _first_gradient(optimizer)):
+            self.drop_update()
+        return self.synchronized
+
+    def drop_update(self) -> None:
+        """The mean update was applied, or is not wanted."""
+        self.synchronized = self.nonfinite = False
+        self._update = None
+
     def synchronize_joined(self, optimizer: torch.optim.Optimizer) -> bool:
         """One exchange of a rank that has no more batches; True when all ranks are such."""
         self._prepare(optimizer)
@@ -88,9 +108,10 @@ class Synchronizer:
         return bool(self.stats["all_joined"])
 
     def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
-        active = [id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        active = [(id(p), p.dtype) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         if active == self._active:
             return
+        self._active = None  # if this fails, the next step tries again
         parameters = self.names.of(optimizer)
         check_types(parameters)
         slots = [Slot(name, p) for name, p in parameters.items() if p.requires_grad]
@@ -101,6 +122,7 @@ class Synchronizer:
         self.exchange.build(slots, self.schedule(self.steps))
         self._dense = {id(slot.parameter) for part in self.exchange.parts if part.dense for slot in part.slots}
         self._active = active
+        self._exchanged = frozenset(id(slot.parameter) for slot in slots)
         _log.info(
             "rank %d, step %d: %d of %d parameters are exchanged",
             self.comm.rank,
@@ -128,16 +150,36 @@ class Synchronizer:
     @contextmanager
     def wrapped_step(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         """What the wrapped optimizer must not see, or must see otherwise, for the time of its step."""
-        with amp.hidden(optimizer):
-            if self.exchange.options.momentum_correction and not self.solo:
-                with momentum.applied(optimizer, self._dense):
-                    yield
-            else:
-                yield
+        with ExitStack() as stack:
+            stack.enter_context(amp.hidden(optimizer))
+            if not self.solo:
+                stack.enter_context(self._own_gradients_hidden(optimizer))
+                if self.exchange.options.momentum_correction:
+                    stack.enter_context(momentum.applied(optimizer, self._dense))
+            yield
+
+    @contextmanager
+    def _own_gradients_hidden(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """A gradient that was not exchanged, as its parameter was frozen after backward, would move this rank alone."""
+        own = [
+            (p, p.grad)
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None and id(p) not in self._exchanged
+        ]
+        for parameter, _ in own:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, grad in own:
+                parameter.grad = grad
 
     # ---- one rank alone ----
 
     def _run_solo(self, optimizer: torch.optim.Optimizer, scale: float, found_inf: bool) -> dict[str, Any]:
+        if self.run is None:
+            self.run = secrets.randbits(63)
         for name, parameter in self.names.of(optimizer).items():
             grad = parameter.grad
             if grad is not None and grad.layout is not torch.strided:
@@ -168,7 +210,8 @@ class Synchronizer:
         self.exchange.waiting = waiting
         self.run, self.steps = run, steps
         self._active = None
-        self.skipping = self.synchronized = self.nonfinite = False
+        self.skipping = False
+        self.drop_update()
 
     def adopt_progress(self, run: int, steps: int) -> None:
         """Goes on at another rank's step, with the residual that this rank has."""
@@ -188,6 +231,11 @@ class Synchronizer:
         batches = self.comm.allgather_json(self.batches)
         self.batches = 0
         return max(range(len(batches)), key=lambda r: (batches[r], r))
+
+
+def _first_gradient(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return next((p.grad for p in parameters if p.requires_grad and p.grad is not None), None)
 
 
 _SOLO_STATS: dict[str, Any] = {
