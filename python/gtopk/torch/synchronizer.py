@@ -58,7 +58,7 @@ class Synchronizer:
         self._update: weakref.ref[Tensor] | None = None  # the first gradient at the end of synchronize()
         self.stats: dict[str, Any] = {}
         self._warning = NonfiniteWarning()
-        self._active: list[tuple[int, torch.dtype]] | None = None
+        self._active: tuple[list[int], list[torch.dtype]] | None = None  # what the reducers were made for
         self._exchanged: frozenset[int] = frozenset()  # parameters of the latest exchange, by id
         self._dense: set[int] = set()
 
@@ -108,7 +108,8 @@ class Synchronizer:
         return bool(self.stats["all_joined"])
 
     def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
-        active = [(id(p), p.dtype) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        active = [id(p) for p in trained], [p.dtype for p in trained]
         if active == self._active:
             return
         self._active = None  # if this fails, the next step tries again
@@ -165,7 +166,7 @@ class Synchronizer:
             (p, p.grad)
             for group in optimizer.param_groups
             for p in group["params"]
-            if p.grad is not None and id(p) not in self._exchanged
+            if not p.requires_grad and p.grad is not None and id(p) not in self._exchanged
         ]
         for parameter, _ in own:
             parameter.grad = None
