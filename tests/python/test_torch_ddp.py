@@ -41,7 +41,8 @@ def test_one_rank(one_rank):
         assert torch.equal(*gradients(step))
     residual = torch.arange(216.0).reshape(8, 3, 3, 3)
     saved = {"format": 1, "rank": -1, "size": 4, "run": 1, "step": 10, "names": ["weight"], "shapes": [[8, 3, 3, 3]]}
-    state.load_state_dict({**saved, "residual": {"weight": residual}, "velocity": {}})
+    held = {"residual_of": ["weight"], "velocity_of": [], "residual": {"weight": residual}, "velocity": {}}
+    state.load_state_dict({**saved, **held})
     found, expected = gradients(2)
     assert torch.equal(found, expected + residual)
     assert torch.equal(*gradients(3))

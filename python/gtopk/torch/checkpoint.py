@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from ..comm import Comm, Sum
-from ..errors import CorruptError, MismatchError, StateError
+from ..errors import MismatchError, StateError
 from .exchange import Exchange, Waiting
+from .state_form import CONSOLIDATED, FORMAT, check_form
 
 _log = logging.getLogger("gtopk")
 
 KEY = "gtopk"
-_FORMAT = 1
-_CONSOLIDATED = -1
 _DCP = "torch.distributed.checkpoint.state_dict"
 _DCP_TEXT = (
     "get_optimizer_state_dict and get_state_dict of torch.distributed.checkpoint {what}, so they cannot be used with a "
@@ -70,7 +69,7 @@ def consolidate(trainer: Trainer, parameters: Mapping[str, Tensor], to: int) -> 
         residual = _summed(trainer, None if entry is None else entry.residual, shape)
         velocity = _summed(trainer, None if entry is None else entry.velocity, shape) if velocities[name] else None
         total[name] = Waiting(residual, velocity)
-    return _document(trainer, parameters, _CONSOLIDATED, total) if trainer.comm.rank == to else None
+    return _document(trainer, parameters, CONSOLIDATED, total) if trainer.comm.rank == to else None
 
 
 def _entries(trainer: Trainer, parameters: Mapping[str, Tensor]) -> dict[str, Waiting]:
@@ -95,13 +94,16 @@ def _document(
     trainer: Trainer, parameters: Mapping[str, Tensor], rank: int, entries: Mapping[str, Waiting]
 ) -> dict[str, Any]:
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "rank": rank,
         "size": trainer.comm.size,
         "run": trainer.run,
         "step": trainer.steps,
         "names": list(parameters),
         "shapes": [list(parameter.shape) for parameter in parameters.values()],
+        # By name as well, so that a lost tensor is noticed.
+        "residual_of": list(entries),
+        "velocity_of": [name for name, entry in entries.items() if entry.velocity is not None],
         # Contiguous, as safetensors wants them.
         "residual": {name: entry.residual.contiguous() for name, entry in entries.items()},
         "velocity": {
@@ -121,22 +123,19 @@ def check(
     Raises
     ------
     CorruptError
-        It is no state of gtopk.
+        It is no state of gtopk, or a damaged one.
     MismatchError
         It belongs to another model, and the text names the first difference; or, with `strict`, to another rank.
     """
-    _check_form(saved)
+    check_form(saved)
     _check_model(parameters, saved)
-    entries = {
-        name: Waiting(_values(saved["residual"], name, parameters), _velocity(saved["velocity"], name, parameters))
-        for name in saved["residual"]
-    }
+    entries = {name: Waiting(values, saved["velocity"].get(name)) for name, values in saved["residual"].items()}
     if saved["velocity"] and not trainer.exchange.options.momentum_correction:
         raise MismatchError(
             "the state was saved with momentum_correction=True and holds a velocity: wrap the optimizer with "
             "momentum_correction=True before loading it"
         )
-    if saved["rank"] == _CONSOLIDATED:
+    if saved["rank"] == CONSOLIDATED:
         return {name: _share(entry, trainer.comm.size) for name, entry in entries.items()}
     if (saved["rank"], saved["size"]) == (trainer.comm.rank, trainer.comm.size) or not entries:
         return {name: _share(entry, 1) for name, entry in entries.items()}
@@ -152,19 +151,6 @@ def check(
         text,
     )
     return {}
-
-
-def _check_form(saved: Mapping[str, Any]) -> None:
-    wanted = ("format", "rank", "size", "run", "step", "names", "shapes", "residual", "velocity")
-    missing = [name for name in wanted if name not in saved] if isinstance(saved, Mapping) else list(wanted)
-    if missing:
-        raise CorruptError(f"the state's entry {KEY!r} has no {missing[0]!r}: it was not made by this package")
-    if saved["format"] != _FORMAT:
-        raise CorruptError(
-            f"the state has format {saved['format']!r}, this version reads {_FORMAT}: install a newer gtopk"
-        )
-    if len(saved["names"]) != len(saved["shapes"]):
-        raise CorruptError("the state names another number of parameters than it has shapes: it is damaged")
 
 
 def _check_model(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
@@ -185,28 +171,13 @@ def _check_model(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> 
         )
 
 
-def _values(entries: Mapping[str, Any], name: str, parameters: Mapping[str, Tensor]) -> Tensor:
-    values = entries[name]
-    if name not in parameters or not isinstance(values, Tensor) or values.dtype is not torch.float32:
-        raise CorruptError(f"the state's residual of {name} is no float32 tensor of a parameter: it is damaged")
-    if values.shape != parameters[name].shape:
-        raise CorruptError(
-            f"the state's residual of {name} has shape {list(values.shape)}, the parameter has "
-            f"{list(parameters[name].shape)}: it is damaged"
-        )
-    if not bool(torch.isfinite(values).all()):
-        raise CorruptError(f"the state's residual of {name} holds Inf or NaN: it is damaged")
-    return values
-
-
-def _velocity(entries: Mapping[str, Any], name: str, parameters: Mapping[str, Tensor]) -> Tensor | None:
-    return _values(entries, name, parameters) if name in entries else None
-
-
 def _share(entry: Waiting, ranks: int) -> Waiting:
     """A copy on the host, divided among the ranks."""
-    velocity = None if entry.velocity is None else entry.velocity.to("cpu", copy=True).div_(ranks)
-    return Waiting(entry.residual.to("cpu", copy=True).div_(ranks), velocity)
+    return Waiting(_divided(entry.residual, ranks), None if entry.velocity is None else _divided(entry.velocity, ranks))
+
+
+def _divided(values: Tensor, ranks: int) -> Tensor:
+    return values.detach().to("cpu", copy=True).div_(ranks)
 
 
 # ---- torch.distributed.checkpoint ----
