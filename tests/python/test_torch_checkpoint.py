@@ -9,10 +9,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn, optim
 from torch_support import make, train
 
 import gtopk
+from gtopk.torch.state_form import FIELDS
 from gtopk.torch.synchronizer import Synchronizer
 
 
@@ -33,6 +36,11 @@ def state(exchanging):
     model, optimizer = new()
     train(model, optimizer, 3)
     return optimizer.state_dict()
+
+
+@pytest.fixture
+def resuming(state):
+    return new()
 
 
 def through_a_file(value):
@@ -126,19 +134,104 @@ def test_damaged_states(state):
         change(copied["gtopk"])
         return copied
 
+    def put(what, name, value):
+        return lambda s: s[what].update({name: value})
+
     for change, text in (
         (lambda s: s.pop("residual"), "has no 'residual'"),
-        (lambda s: s.update(format=99), "format 99"),
-        (lambda s: s["shapes"].pop(), "damaged"),
-        (lambda s: s["residual"].update({"conv.weight": torch.zeros(3)}), "conv.weight has shape"),
-        (
-            lambda s: s["residual"].update({"conv.weight": torch.zeros(8, 3, 3, 3, dtype=torch.int32)}),
-            "no float32 tensor",
-        ),
-        (lambda s: s["residual"].update({"nobody": torch.zeros(3)}), "nobody"),
+        (lambda s: s.update(format=99), "format 99.*install a newer"),
+        (lambda s: s.update(format=True), "its format is True"),
+        (lambda s: s.update(size=None), "its size is None"),
+        (lambda s: s.update(size=0), "its size is 0"),
+        (lambda s: s.update(rank="a"), "its rank is 'a'"),
+        (lambda s: s.update(rank=-2), "its rank is -2"),
+        (lambda s: s.update(rank=s["size"]), "its rank is 1"),
+        (lambda s: s.update(run="x"), "its run is 'x'"),
+        (lambda s: s.update(run=2**63), "its run is something of type int"),
+        (lambda s: s.update(step=10**5000), "its step is something of type int"),
+        (lambda s: s.update(step="seven"), "its step is 'seven'"),
+        (lambda s: s.update(step=-5), "its step is -5"),
+        (lambda s: s.update(step=3.0), r"its step is 3\.0"),
+        (lambda s: s.update(names=3), "its names is 3"),
+        (lambda s: s["names"].__setitem__(1, s["names"][0]), "list of different names"),
+        (lambda s: s.update(shapes=None), "its shapes is None"),
+        (lambda s: s["shapes"].pop(), "list of 8 shapes"),
+        (lambda s: s["shapes"].__setitem__(0, 7), "its shapes has 7 for unused"),
+        (lambda s: s["shapes"].__setitem__(0, [-7]), "its shapes has something of type list for unused"),
+        (lambda s: s.update(residual=None), "its residual is None"),
+        (lambda s: s.update(velocity=[]), "its velocity is something of type list"),
+        (lambda s: s.update(residual_of=4), "its residual_of is 4"),
+        (lambda s: s["residual"].pop("conv.weight"), "residual_of.*conv.weight' is in one of them only"),
+        (lambda s: s["residual_of"].pop(), "residual_of.*is in one of them only"),
+        (lambda s: s["velocity_of"].append("conv.weight"), "velocity_of.*conv.weight' is in one of them only"),
+        (put("residual", "conv.weight", torch.zeros(3)), r"conv\.weight has shape \[3\]"),
+        (put("residual", "conv.weight", torch.zeros(8, 3, 3, 3, dtype=torch.int32)), "no float32 tensor"),
+        (put("residual", "conv.weight", torch.zeros(8, 3, 3, 3).to_sparse()), "no ordinary tensor"),
+        (put("residual", "conv.weight", torch.zeros(8, 3, 3, 3, device="meta")), "no ordinary tensor"),
+        (lambda s: (put("residual", "nobody", torch.zeros(3))(s), s["residual_of"].append("nobody")), "nobody.*names"),
         (lambda s: s["residual"]["conv.weight"].fill_(torch.inf), "Inf or NaN"),
+        (lambda s: s["residual"]["conv.weight"].view(-1)[5:6].fill_(torch.nan), "Inf or NaN"),
     ):
         refused(damaged(change), gtopk.CorruptError, text)
+    for whole in (3, [], "gtopk"):
+        refused({**state, "gtopk": whole}, gtopk.CorruptError, "no mapping")
+
+
+TENSORS = st.sampled_from(
+    [
+        torch.zeros(7),
+        torch.full((8, 3, 3, 3), 0.5),
+        torch.full((8, 3, 3, 3), torch.nan),
+        torch.ones(1).expand(8, 3, 3, 3),
+        torch.ones(8, 3, 3, 3, requires_grad=True),
+        torch.ones(8, 3, 3, 3).double(),
+        torch.ones(8, 3, 3, 3).to_sparse(),
+        torch.ones(8, 3, 3, 3, device="meta"),
+        torch.tensor(1.0),
+    ]
+)
+PLAIN = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    TENSORS,
+)
+NAMES = st.sampled_from(["unused", "conv.weight", "conv.bias", "nobody"])
+ANYTHING = st.one_of(
+    PLAIN,
+    st.recursive(
+        PLAIN,
+        lambda inner: st.lists(inner, max_size=9) | st.dictionaries(NAMES | st.text(), inner, max_size=9),
+        max_leaves=12,
+    ),
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(field=st.sampled_from(FIELDS), inside=st.booleans(), place=NAMES, value=ANYTHING)
+def test_one_field_replaced_by_anything(state, resuming, field, inside, place, value):
+    """Refused with nothing changed, or accepted with the optimizer as usable as before."""
+    model, optimizer = resuming
+    saved = {**state, "gtopk": dict(state["gtopk"])}
+    whole = saved["gtopk"][field]
+    if inside and isinstance(whole, dict):
+        value = {**whole, place: value}
+    elif inside and isinstance(whole, list):
+        value = [value, *whole[1:]]
+    saved["gtopk"][field] = value
+    before = optimizer.state_dict()["gtopk"]
+    try:
+        optimizer.load_state_dict(saved)
+    except gtopk.GtopkError:
+        after = optimizer.state_dict()["gtopk"]
+        assert {name: after[name] for name in ("step", "run")} == {name: before[name] for name in ("step", "run")}
+        assert all(torch.equal(after["residual"][name], values) for name, values in before["residual"].items())
+    train(model, optimizer, 1)
+    assert all(p.isfinite().all() for p in model.parameters())
+    through_a_file(optimizer.state_dict())
 
 
 def test_a_velocity_needs_momentum_correction(exchanging):

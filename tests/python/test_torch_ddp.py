@@ -39,10 +39,17 @@ def test_one_rank(one_rank):
 
     for step in range(2):
         assert torch.equal(*gradients(step))
+    for damaged in ({"format": 1}, 3, ["x"]):
+        with pytest.raises(gtopk.CorruptError, match="part of the state"):
+            state.load_state_dict(damaged)
     residual = torch.arange(216.0).reshape(8, 3, 3, 3)
     saved = {"format": 1, "rank": -1, "size": 4, "run": 1, "step": 10, "names": ["weight"], "shapes": [[8, 3, 3, 3]]}
     held = {"residual_of": ["weight"], "velocity_of": [], "residual": {"weight": residual}, "velocity": {}}
+    with pytest.raises(gtopk.CorruptError, match="its step is -5"):
+        state.load_state_dict({**saved, **held, "step": -5})
     state.load_state_dict({**saved, **held})
+    with pytest.raises(gtopk.CorruptError, match="its step is -5"):
+        state.load_state_dict({**saved, **held, "step": -5})  # which leaves the one before
     found, expected = gradients(2)
     assert torch.equal(found, expected + residual)
     assert torch.equal(*gradients(3))

@@ -24,6 +24,7 @@ from .exchange import Exchange, Options
 from .nonfinite import NonfiniteWarning
 from .parameters import Slot, check_types, sparse_text
 from .profile import record
+from .state_form import check_form
 from .warmup import DensitySchedule, Warmup
 
 __all__ = ["GTopKState", "gtopk_hook"]
@@ -148,9 +149,14 @@ class GTopKState:
             Of `state_dict` on this rank, or of `consolidate_state_dict`.
         strict : bool
             Make a state of another rank, or of another number of ranks, an error.
+
+        Raises
+        ------
+        CorruptError
+            It is no state of gtopk, or a damaged one. Nothing was changed.
         """
         self._check_between_steps("load_state_dict")
-        self._unopened, self._strict = dict(state_dict) or None, strict
+        self._unopened, self._strict = _unopened(state_dict), strict
         self._places = {}
 
     # ---- what checkpoint asks for ----
@@ -182,7 +188,7 @@ class GTopKState:
         self.grad_scaler = saved["grad_scaler"]
         self._names = {}
         self._prepare(saved["options"], saved["schedule"])
-        self._unopened = saved["state"]
+        self._unopened = _unopened(saved["state"] or {})
 
     # ---- set-up ----
 
@@ -342,6 +348,14 @@ class GTopKState:
 def gtopk_hook(state: GTopKState, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """The hook: ``ddp.register_comm_hook(GTopKState(density=0.001), gtopk_hook)``."""
     return state.take(bucket)
+
+
+def _unopened(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A state whose form is right; None for that of a model which had not made a step."""
+    if isinstance(state, Mapping) and not state:
+        return None
+    check_form(state)
+    return dict(state)
 
 
 def _comm_of(process_group: dist.ProcessGroup | None) -> Comm:

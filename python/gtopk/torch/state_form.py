@@ -15,7 +15,7 @@ from ..errors import CorruptError
 
 FORMAT = 1
 CONSOLIDATED = -1  # in place of a rank, in a state that holds the sum of all ranks
-_FIELDS = (
+FIELDS = (
     "format",
     "rank",
     "size",
@@ -44,7 +44,7 @@ def check_form(saved: Any) -> None:
             f"gtopk's part of the state is a {type(saved).__name__} and no mapping: it was not made by this package; load "
             "what state_dict() or consolidate_state_dict() gave"
         )
-    missing = next((name for name in _FIELDS if name not in saved), None)
+    missing = next((name for name in FIELDS if name not in saved), None)
     if missing:
         raise CorruptError(
             f"gtopk's part of the state has no {missing!r}: it was not made by this package, or is damaged; load what "
@@ -127,4 +127,4 @@ def _short(value: Any) -> str:
     """For the text of an error: what is wrong may be large."""
     if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) <= _LARGEST):
         return repr(value)
-    return repr(value[:60]) if isinstance(value, str) else f"a {type(value).__name__}"
+    return repr(value[:60]) if isinstance(value, str) else f"something of type {type(value).__name__}"
