@@ -363,3 +363,19 @@ def case_broadcast_optimizer_state():
                 assert_replicas(model)
     smaller = optim.SGD([nn.Parameter(torch.zeros(3 + gtopk.rank()))], lr=1.0)
     raises(gtopk.MismatchError, lambda: gtopk.broadcast_optimizer_state(smaller), "parameter 0 of group 0")
+
+
+def case_broadcast_optimizer_state_keeps_each_ranks_residual():
+    model = make()
+    optimizer = wrapped(model, density=0.02, lr=0.01, momentum_correction=True, more={"momentum": 0.9})
+    train(model, optimizer, 2, 0, gtopk.rank())
+    before = optimizer.state_dict()["gtopk"]
+    gtopk.broadcast_optimizer_state(optimizer, root_rank=gtopk.size() - 1)
+    after = optimizer.state_dict()["gtopk"]
+    for what in ("residual", "velocity"):
+        assert before[what]["conv.weight"].any()
+        for name, values in before[what].items():
+            assert torch.equal(after[what][name], values), (what, name)
+    train(model, optimizer, 2, 2, gtopk.rank())
+    assert optimizer.stats()["step"] == 3
+    assert_replicas(model)
