@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def build_folder():
-    return Path(os.environ.get("GTOPK_BUILD", ROOT / "build"))
+    return Path(os.environ.get("GTOPK_BUILD", ROOT / "build")).resolve()
 
 
 def mpirun():
