@@ -85,35 +85,6 @@ static gtopk_status_t fail_wait(link_t *link, int32_t peer, gtopk_status_t statu
     return status_prefix(status, "exchange with %s", peer_name(link, peer, name, sizeof name));
 }
 
-gtopk_status_t link_exchange(link_t *link, const link_message_t *message, double deadline, const link_expect_t *expect,
-                             wire_header_t *got)
-{
-    transport_t *transport = link->transport;
-    transport_exchange_t exchange = {
-        .to = message->to,
-        .from = message->from,
-        .send = message->send,
-        .send_bytes = message->send_bytes,
-        .send_capacity = message->send_capacity,
-        .receive = message->receive,
-        .receive_capacity = message->receive_capacity,
-    };
-    const int32_t peer = message->from != TRANSPORT_NONE ? message->from : message->to;
-    gtopk_status_t status = transport->ops->post(transport, &exchange, NULL);
-    if (status == GTOPK_OK)
-        status = wait_until(link, peer, deadline);
-    if (status != GTOPK_OK)
-        return fail_wait(link, peer, status);
-
-    link->stats.rounds++;
-    if (message->to != TRANSPORT_NONE)
-        link->stats.bytes_sent += transport->ops->padded ? message->send_capacity : message->send_bytes;
-    if (message->from == TRANSPORT_NONE)
-        return GTOPK_OK;
-    link->stats.bytes_received += exchange.received;
-    return link_check(link, message->receive, exchange.received, transport->ops->padded, message->from, expect, got);
-}
-
 /* DESYNC when a field of the header is not what this rank awaits. */
 static gtopk_status_t compare(const char *peer, const char *field, uint64_t theirs, uint64_t ours, const char *advice)
 {
@@ -123,13 +94,46 @@ static gtopk_status_t compare(const char *peer, const char *field, uint64_t thei
                       (unsigned long long)theirs, (unsigned long long)ours, advice);
 }
 
+/* What a rank does that sends or awaits a message of this `algorithm`. */
+static const char *call_name(uint8_t algorithm, int greets)
+{
+    if (greets)
+        return "the greeting of a new communicator";
+    switch (algorithm) {
+    case GTOPK_ALGORITHM_DENSE: return "a gradient exchange (dense)";
+    case GTOPK_ALGORITHM_TOPK: return "a gradient exchange (topk)";
+    case GTOPK_ALGORITHM_GTOPK: return "a gradient exchange (gtopk)";
+    case GTOPK_ALGORITHM_GTOPK_TREE: return "a gradient exchange (gtopk_tree)";
+    case WIRE_BROADCAST: return "a broadcast";
+    case WIRE_ALLGATHER: return "an all-gather (a new reducer begins with one)";
+    case WIRE_REDUCE_SCATTER: return "an all-reduce";
+    case WIRE_BARRIER: return "a barrier";
+    default: return "an encoded block";
+    }
+}
+
+/* DESYNC when the peer is in another call. Communicators that greet have the epoch 0. */
+static gtopk_status_t compare_calls(const char *peer, const wire_header_t *header, const link_expect_t *expect,
+                                    uint32_t epoch)
+{
+    const int one_greets = (header->epoch == 0) != (epoch == 0);
+    if (header->algorithm == expect->algorithm && !one_greets)
+        return GTOPK_OK;
+    return status_set(GTOPK_ERR_DESYNC,
+                      "%s sent a message of %s, this rank is in %s: all ranks must make the same calls in the same "
+                      "order, and add, freeze and load parameters on every rank or on none",
+                      peer, call_name(header->algorithm, one_greets && header->epoch == 0),
+                      call_name(expect->algorithm, one_greets && epoch == 0));
+}
+
 #define SAME_ORDER "all ranks must make the same calls on the same reducers in the same order"
 
 static gtopk_status_t compare_all(const char *peer, const wire_header_t *header, const link_expect_t *expect)
 {
-    gtopk_status_t status = compare(peer, "a message of kind", header->algorithm, expect->algorithm, SAME_ORDER);
+    gtopk_status_t status = compare_calls(peer, header, expect, header->epoch);
     if (status == GTOPK_OK)
-        status = compare(peer, "a message of reducer", header->reducer, expect->reducer, SAME_ORDER);
+        status = compare(peer, "a message of reducer", header->reducer, expect->reducer,
+                         SAME_ORDER "; step several optimizers in the same order");
     if (status == GTOPK_OK)
         status = compare(peer, "a message of step", header->step, expect->step,
                          SAME_ORDER "; after loading a checkpoint, load one of the same step on every rank");
@@ -148,8 +152,11 @@ static gtopk_status_t compare_all(const char *peer, const wire_header_t *header,
     return status;
 }
 
-gtopk_status_t link_check(link_t *link, const uint8_t *message, size_t received, int padded, int32_t from,
-                          const link_expect_t *expect, wire_header_t *got)
+/* What of a message is at hand. */
+typedef enum form { FORM_WHOLE, FORM_PADDED, FORM_HEAD } form_t;
+
+static gtopk_status_t check(link_t *link, const uint8_t *message, size_t received, form_t form, int32_t from,
+                            const link_expect_t *expect, wire_header_t *got)
 {
     char peer[96];
     wire_header_t header;
@@ -158,10 +165,14 @@ gtopk_status_t link_check(link_t *link, const uint8_t *message, size_t received,
         return status_set(GTOPK_ERR_MISMATCH,
                           "%s speaks wire format %u, this rank %u: install the same version on all machines", peer,
                           message[4], WIRE_FORMAT_VERSION);
-    gtopk_status_t status = wire_header_read(message, received, padded, &header);
+    gtopk_status_t status = form == FORM_HEAD ? wire_header_peek(message, received, &header)
+                                              : wire_header_read(message, received, form == FORM_PADDED, &header);
     if (status != GTOPK_OK)
         return status_prefix(status, "message of %s", peer);
-    if (!(header.flags & WIRE_ABORT && header.epoch == 0)) /* a rank that gave up before there was an epoch */
+    if (expect && !(header.flags & WIRE_ABORT) && (header.epoch == 0 || link->epoch == 0))
+        status = compare_calls(peer, &header, expect, link->epoch);
+    const int before_epoch = header.flags & WIRE_ABORT && header.epoch == 0; /* it gave up in the greeting */
+    if (status == GTOPK_OK && !before_epoch)
         status = compare(peer, "a message of communicator epoch", header.epoch, link->epoch,
                          "it is of another job or of an earlier communicator: give each job its own ranks and ports");
     if (status == GTOPK_OK)
@@ -178,6 +189,62 @@ gtopk_status_t link_check(link_t *link, const uint8_t *message, size_t received,
     if (got)
         *got = header;
     return status;
+}
+
+/* After CORRUPT because more was sent than fits: the head, of which `held` bytes are at hand, may be that of another call,
+ * which then is the better error. The thread's error text is that of `status`. */
+static gtopk_status_t explain_head(link_t *link, const uint8_t *message, size_t held, int32_t from,
+                                   const link_expect_t *expect, gtopk_status_t status)
+{
+    char text[STATUS_TEXT_SIZE];
+    status_keep(text);
+    const gtopk_status_t found = check(link, message, held, FORM_HEAD, from, expect, NULL);
+    if (found == GTOPK_ERR_DESYNC || found == GTOPK_ERR_MISMATCH)
+        return found;
+    return status_set(status, "%s", text);
+}
+
+gtopk_status_t link_check(link_t *link, const uint8_t *message, size_t received, int padded, int32_t from,
+                          const link_expect_t *expect, wire_header_t *got)
+{
+    const form_t form = padded ? FORM_PADDED : FORM_WHOLE;
+    const gtopk_status_t status = check(link, message, received, form, from, expect, got);
+    /* Of a longer message than was awaited, a padded transport delivers the head. */
+    return status == GTOPK_ERR_CORRUPT && padded ? explain_head(link, message, received, from, expect, status) : status;
+}
+
+gtopk_status_t link_exchange(link_t *link, const link_message_t *message, double deadline, const link_expect_t *expect,
+                             wire_header_t *got)
+{
+    transport_t *transport = link->transport;
+    transport_exchange_t exchange = {
+        .to = message->to,
+        .from = message->from,
+        .send = message->send,
+        .send_bytes = message->send_bytes,
+        .send_capacity = message->send_capacity,
+        .receive = message->receive,
+        .receive_capacity = message->receive_capacity,
+    };
+    const int32_t peer = message->from != TRANSPORT_NONE ? message->from : message->to;
+    gtopk_status_t status = transport->ops->post(transport, &exchange, NULL);
+    if (status == GTOPK_OK)
+        status = wait_until(link, peer, deadline);
+    if (status != GTOPK_OK) {
+        const size_t held = message->receive_capacity;
+        status = fail_wait(link, peer, status);
+        return status == GTOPK_ERR_CORRUPT && exchange.received > held
+                   ? explain_head(link, message->receive, held, message->from, expect, status)
+                   : status;
+    }
+
+    link->stats.rounds++;
+    if (message->to != TRANSPORT_NONE)
+        link->stats.bytes_sent += transport->ops->padded ? message->send_capacity : message->send_bytes;
+    if (message->from == TRANSPORT_NONE)
+        return GTOPK_OK;
+    link->stats.bytes_received += exchange.received;
+    return link_check(link, message->receive, exchange.received, transport->ops->padded, message->from, expect, got);
 }
 
 gtopk_status_t link_allgather(link_t *link, const void *in, size_t bytes, void *out, double deadline)

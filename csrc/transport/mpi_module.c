@@ -36,6 +36,9 @@
 #endif
 #define TYPE_BLOCK ((size_t)1 << 20)
 
+/* A message that does not fit is received all the same, for what its head says. Not a longer one: memory may be short. */
+#define OVERLONG_MAX ((MPI_Count)64 << 20)
+
 /* An all-reduce goes in parts of 16 MiB: MPI keeps a copy of what is under way, and parts that nearly fit the caches
  * are up to twice as fast between ranks of one host, while on a network a part takes far longer than its latency. */
 #define ALLREDUCE_PART ((size_t)1 << 22)
@@ -57,6 +60,7 @@ typedef struct mpi_transport {
     double posted_at; /* when the exchange under way was started */
     int awaited;      /* the message to be received has not shown itself yet */
     MPI_Request receive, send;
+    unsigned char *overlong; /* where a message goes that does not fit, else NULL */
     notice_t *notices;
     int broken; /* a request may never end: leave the communicator and MPI alone */
     char host[HOST_SIZE], (*hosts)[HOST_SIZE];
@@ -183,8 +187,15 @@ static void forget_type(MPI_Datatype *type)
         (void)MPI_Type_free(type);
 }
 
-/* Takes the awaited message if it is there and fits. A receive posted ahead would be told too late: a message that is too
- * long was seen to be written past the end of the buffer before MPI reports the truncation. Under mpi_mutex. */
+static gtopk_status_t too_long(const transport_exchange_t *exchange, size_t bytes)
+{
+    return library->status_set(GTOPK_ERR_CORRUPT, "rank %d sent %zu bytes where %zu fit: " TRANSPORT_TOO_LONG,
+                               (int)exchange->from, bytes, exchange->receive_capacity);
+}
+
+/* Takes the awaited message if it is there, into memory where it fits. A receive posted ahead would be told too late: a
+ * message that is too long was seen to be written past the end of the buffer before MPI reports the truncation. Under
+ * mpi_mutex. */
 static gtopk_status_t look_for_message(mpi_transport_t *self)
 {
     transport_exchange_t *exchange = self->exchange;
@@ -201,12 +212,15 @@ static gtopk_status_t look_for_message(mpi_transport_t *self)
     if (!there)
         return GTOPK_OK;
     (void)MPI_Get_elements_x(&found, MPI_BYTE, &bytes);
-    if (bytes < 0 || (size_t)bytes > exchange->receive_capacity)
-        return library->status_set(GTOPK_ERR_CORRUPT, "rank %d sent more than the %zu bytes that fit",
-                                   (int)exchange->from, exchange->receive_capacity);
+    void *into = exchange->receive;
+    if (bytes < 0 || (size_t)bytes > exchange->receive_capacity) {
+        into = self->overlong = bytes > 0 && bytes <= OVERLONG_MAX ? malloc((size_t)bytes) : NULL;
+        if (!into)
+            return too_long(exchange, (size_t)bytes);
+    }
     code = describe_bytes((size_t)bytes, &count, &type);
     if (code == MPI_SUCCESS)
-        code = MPI_Imrecv(exchange->receive, count, type, &message, &self->receive);
+        code = MPI_Imrecv(into, count, type, &message, &self->receive);
     forget_type(&type);
     self->awaited = 0;
     exchange->received = (size_t)bytes;
@@ -240,6 +254,17 @@ static gtopk_status_t mpi_post(transport_t *transport, transport_exchange_t *exc
     return code == MPI_SUCCESS ? GTOPK_OK : failed(code, "starting an exchange");
 }
 
+/* The head of a message that does not fit, now that it came. */
+static gtopk_status_t keep_head(mpi_transport_t *self)
+{
+    const transport_exchange_t *exchange = self->exchange;
+    if (exchange->receive_capacity > 0)
+        memcpy(exchange->receive, self->overlong, exchange->receive_capacity);
+    free(self->overlong);
+    self->overlong = NULL;
+    return too_long(exchange, exchange->received);
+}
+
 /* Tests what is still under way. Under mpi_mutex. */
 static gtopk_status_t test_both(mpi_transport_t *self)
 {
@@ -256,6 +281,8 @@ static gtopk_status_t test_both(mpi_transport_t *self)
             (void)snprintf(what, sizeof what, "receiving from rank %d", (int)self->exchange->from);
             return failed(code, what);
         }
+        if (done && self->overlong)
+            return keep_head(self);
     }
     if (self->send != MPI_REQUEST_NULL) {
         char what[64];
@@ -320,6 +347,9 @@ static int mpi_abandon(transport_t *transport)
             break;
     }
     (void)pthread_mutex_unlock(&mpi_mutex);
+    if (received)
+        free(self->overlong);
+    self->overlong = NULL;
     self->exchange = NULL;
     return received && sent;
 }

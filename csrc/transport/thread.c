@@ -176,11 +176,13 @@ static int has_left(const thread_transport_t *self, int32_t peer)
 static gtopk_status_t deliver(transport_exchange_t *exchange, message_t *message)
 {
     gtopk_status_t status = GTOPK_OK;
-    if (message->bytes > exchange->receive_capacity)
-        status = status_set(GTOPK_ERR_CORRUPT, "rank %d sent %zu bytes where %zu fit", (int)exchange->from,
-                            message->bytes, exchange->receive_capacity);
-    else if (message->bytes > 0)
-        memcpy(exchange->receive, message->payload, message->bytes);
+    const int fits = message->bytes <= exchange->receive_capacity;
+    const size_t bytes = fits ? message->bytes : exchange->receive_capacity;
+    if (bytes > 0)
+        memcpy(exchange->receive, message->payload, bytes);
+    if (!fits)
+        status = status_set(GTOPK_ERR_CORRUPT, "rank %d sent %zu bytes where %zu fit: " TRANSPORT_TOO_LONG,
+                            (int)exchange->from, message->bytes, exchange->receive_capacity);
     exchange->received = message->bytes;
     memory_free(message);
     return status;

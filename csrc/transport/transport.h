@@ -17,6 +17,11 @@
 
 typedef struct transport transport_t;
 
+/* Said of a message that does not fit, after what came and what fits. */
+#define TRANSPORT_TOO_LONG                                                                           \
+    "it is damaged, or of another call than this rank is in; all ranks must make the same calls in " \
+    "the same order"
+
 /* One exchange: a message to one rank, a message from one rank (TRANSPORT_NONE: no such side). Both ends know the
  * capacity, so a transport that cannot carry lengths sends `send_capacity` bytes (the buffer is that long). */
 typedef struct transport_exchange {
@@ -25,7 +30,7 @@ typedef struct transport_exchange {
     size_t send_bytes, send_capacity;
     void *receive;
     size_t receive_capacity;
-    size_t received; /* out: bytes that arrived */
+    size_t received; /* out: bytes that arrived; see wait for those of a message that does not fit */
 } transport_exchange_t;
 
 typedef struct transport_ops {
@@ -44,7 +49,9 @@ typedef struct transport_ops {
     gtopk_status_t (*post)(transport_t *transport, transport_exchange_t *exchange, void *stream);
 
     /* Waits for the exchange under way, until `deadline`. OK: it ended and exchange->received is set. TIMEOUT: not yet;
-     * wait may be called again. Anything else: the transport is broken (the text names the peer where it is known). */
+     * wait may be called again. Anything else: the transport is broken (the text names the peer where it is known).
+     * CORRUPT: a message longer than receive_capacity came. Where exchange->received is more than receive_capacity, it
+     * is the length of that message, whose head fills the buffer. */
     gtopk_status_t (*wait)(transport_t *transport, double deadline);
 
     /* Gives up the exchange under way. Returns 1 when its buffers are free again, 0 when they must stay allocated

@@ -164,13 +164,30 @@ static gtopk_status_t check_shape(const wire_header_t *header)
     return GTOPK_OK;
 }
 
-gtopk_status_t wire_header_read(const uint8_t *message, size_t received, int padded, wire_header_t *header)
+/* Everything that the header alone tells. */
+static gtopk_status_t header_check(const uint8_t *message, size_t received, wire_header_t *header)
 {
     gtopk_status_t status = check_frame(message, received);
     if (status != GTOPK_OK)
         return status;
     header_parse(message, header);
-    if ((status = check_kind(header)) != GTOPK_OK || (status = check_shape(header)) != GTOPK_OK)
+    status = check_kind(header);
+    return status == GTOPK_OK ? check_shape(header) : status;
+}
+
+gtopk_status_t wire_header_peek(const uint8_t *message, size_t held, wire_header_t *header)
+{
+    const gtopk_status_t status = header_check(message, held, header);
+    if (status != GTOPK_OK)
+        return status;
+    const size_t size = wire_message_size(header->dim, header->count, header->value_type);
+    return size > held ? GTOPK_OK : CORRUPT("message of more than %zu bytes arrived, its header says %zu", held, size);
+}
+
+gtopk_status_t wire_header_read(const uint8_t *message, size_t received, int padded, wire_header_t *header)
+{
+    const gtopk_status_t status = header_check(message, received, header);
+    if (status != GTOPK_OK)
         return status;
 
     const size_t size = wire_message_size(header->dim, header->count, header->value_type);

@@ -74,6 +74,11 @@ size_t wire_own_size(const uint8_t *message);
  * what is wrong (the caller puts the peer's name before it). */
 gtopk_status_t wire_header_read(const uint8_t *message, size_t received, int padded, wire_header_t *header);
 
+/* The header of a message of which the first `held` bytes are at hand and more was sent: checked as above, but for the
+ * CRC, which needs the rest. Good enough to say why a message did not fit, not to use it. CORRUPT also when the message
+ * would end within `held`. */
+gtopk_status_t wire_header_peek(const uint8_t *message, size_t held, wire_header_t *header);
+
 /* CRC-32C (Castagnoli), as in iSCSI; wire_crc(0, ...) starts. Uses the CPU's instruction where there is one. */
 uint32_t wire_crc(uint32_t crc, const void *data, size_t bytes);
 

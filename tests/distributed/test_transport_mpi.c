@@ -246,16 +246,49 @@ static void test_subgroup(void)
     (void)MPI_Comm_free(&half);
 }
 
-static void test_too_long(void)
+/* The head of a message that does not fit is delivered, and no byte beyond the buffer is touched. */
+static void test_too_long(size_t bytes)
+{
+    enum { FITS = 10 };
+    transport_t *transport = open_mpi(NULL);
+    unsigned char *buffer = malloc(bytes);
+    for (size_t i = 0; i < bytes; i++)
+        buffer[i] = transport->rank == 0 ? pattern(i, 0) : 0xee;
+    if (transport->size > 1 && transport->rank == 0)
+        CHECK(exchange(transport, 1, buffer, bytes, TRANSPORT_NONE, NULL, 0, NULL) == GTOPK_OK, "send");
+    if (transport->rank == 1) {
+        size_t received = 0, wrong = 0;
+        char text[64];
+        (void)snprintf(text, sizeof text, "rank 0 sent %zu bytes where %d fit", bytes, (int)FITS);
+        CHECK(exchange(transport, TRANSPORT_NONE, NULL, 0, 0, buffer, FITS, &received) == GTOPK_ERR_CORRUPT,
+              "too long for the buffer");
+        CHECK(strstr(gtopk_last_error(), text), "the text names the peer and the lengths");
+        for (size_t i = 0; i < bytes; i++)
+            wrong += buffer[i] != (i < FITS ? pattern(i, 0) : 0xee);
+        CHECK(received == bytes && wrong == 0, "%zu of %zu bytes, %zu wrong", received, bytes, wrong);
+        CHECK(transport->ops->abandon(transport) == 1, "nothing is under way");
+    }
+    transport->ops->close(transport);
+    free(buffer);
+}
+
+/* One that is longer than 64 MiB is not received for its head: it stays with its sender. */
+static void test_far_too_long(void)
 {
     transport_t *transport = open_mpi(NULL);
-    char buffer[1000] = "";
-    if (transport->size > 1 && transport->rank == 0)
-        CHECK(exchange(transport, 1, buffer, sizeof buffer, TRANSPORT_NONE, NULL, 0, NULL) == GTOPK_OK, "send");
-    if (transport->rank == 1) {
-        CHECK(exchange(transport, TRANSPORT_NONE, NULL, 0, 0, buffer, 10, NULL) == GTOPK_ERR_CORRUPT,
+    const size_t bytes = ((size_t)64 << 20) + 1;
+    if (transport->rank == 0 && transport->size > 1) {
+        char *send = calloc(1, bytes); /* never freed: nobody takes it */
+        transport_exchange_t request = {.to = 1, .from = TRANSPORT_NONE, .send = send, .send_bytes = bytes};
+        CHECK(transport->ops->post(transport, &request, NULL) == GTOPK_OK, "post");
+        CHECK(transport->ops->wait(transport, soon(transport, 0.3)) == GTOPK_ERR_TIMEOUT, "nobody receives");
+        CHECK(transport->ops->abandon(transport) == 0, "its buffer is in use");
+    } else if (transport->rank == 1) {
+        char buffer[10];
+        size_t received = 77;
+        CHECK(exchange(transport, TRANSPORT_NONE, NULL, 0, 0, buffer, sizeof buffer, &received) == GTOPK_ERR_CORRUPT,
               "too long for the buffer");
-        CHECK(strstr(gtopk_last_error(), "rank 0"), "the text names the peer");
+        CHECK(received == 0, "no head, %zu bytes", received);
         CHECK(transport->ops->abandon(transport) == 1, "nothing is under way");
     }
     transport->ops->close(transport);
@@ -334,7 +367,9 @@ int main(int argc, char **argv)
     test_config();
     if (caller) {
         test_subgroup();
-        test_too_long();
+        test_too_long(1000);
+        test_too_long((size_t)1 << 20);
+        test_far_too_long();
         test_giving_up();
         test_send_abandoned();
         test_collective_deadline();

@@ -396,12 +396,19 @@ static void test_mpi_module_missing(void **state)
 
 static void too_long(transport_t *transport)
 {
-    char buffer[100] = "";
+    unsigned char buffer[100];
+    size_t received = 0, wrong = 0;
+    for (size_t i = 0; i < 100; i++)
+        buffer[i] = transport->rank == 0 ? pattern(i, 0) : 0xee;
     if (transport->rank == 0)
         CHECK(send_to(transport, 1, buffer, 100) == GTOPK_OK, "send");
     if (transport->rank == 1) {
-        CHECK(receive_from(transport, 0, buffer, 99, NULL) == GTOPK_ERR_CORRUPT, "one byte too long");
-        CHECK(strstr(gtopk_last_error(), "rank 0 sent 100 bytes where 99 fit"), "text");
+        CHECK(receive_from(transport, 0, buffer, 99, &received) == GTOPK_ERR_CORRUPT, "one byte too long");
+        CHECK(strstr(gtopk_last_error(), "rank 0 sent 100 bytes where 99 fit: it is damaged, or of another call"),
+              "text");
+        for (size_t i = 0; i < 99; i++)
+            wrong += buffer[i] != pattern(i, 0);
+        CHECK(received == 100 && wrong == 0 && buffer[99] == 0xee, "the head: %zu bytes, %zu wrong", received, wrong);
     }
 }
 
