@@ -1,7 +1,7 @@
 """Ways to break the library, each a defect that a careful person could make. None may survive the tests.
 
 A mutant replaces `old`, which stands once in the file, by `new`. When the code changes, change the mutant with it:
-run.py stops at one that does not apply.
+run.py stops at one that does not apply. Its file says which tests are to notice: those in C, or those of the PyTorch part.
 """
 
 # ruff: noqa: E501  (lines of C are as long as they are)
@@ -31,6 +31,7 @@ OUTPUT = "csrc/device/cpu/output.c"
 POOL = "csrc/device/cpu/pool.c"
 GENERIC = "csrc/device/cpu/kernels_generic.h"
 HEADER = "csrc/wire/header.c"
+TORCH = "python/gtopk/torch/"
 
 MUTANTS = [
     # exchange
@@ -200,4 +201,130 @@ MUTANTS = [
         "scale = exponent - 6 + (mantissa > 0x7e0000u);",
         "scale = exponent - 7 + (mantissa > 0x7e0000u);",
     ),
+    # PyTorch
+    Mutant(
+        "a broadcast loses the residuals",
+        TORCH + "synchronizer.py",
+        "        self.exchange.park()\n        self.restore(",
+        "        self.restore(",
+    ),
+    Mutant(
+        "a new reducer has momentum 0",
+        TORCH + "exchange.py",
+        "self._density, self._momentum = density, (0.0, False)",
+        "self._density = density",
+    ),
+    Mutant(
+        "velocity is lost in a new reducer",
+        TORCH + "exchange.py",
+        "if entry.velocity is not None and self._has_velocity(part):",
+        "if False:",
+    ),
+    Mutant(
+        "the state leaves out what waits",
+        TORCH + "exchange.py",
+        "found = {name: _copied(entry) for name, entry in self.waiting.items()}",
+        "found = {}",
+    ),
+    Mutant(
+        "nesterov is not passed on",
+        TORCH + "exchange.py",
+        "part.reducer.set_momentum(momentum, nesterov)",
+        "part.reducer.set_momentum(momentum, False)",
+    ),
+    Mutant(
+        "the loss scale stays in the gradients",
+        TORCH + "exchange.py",
+        "accumulate_many(None, blocks, scale, zero_input",
+        "accumulate_many(None, blocks, 1.0, zero_input",
+    ),
+    Mutant(
+        "found_inf is not passed on",
+        TORCH + "exchange.py",
+        "zero_input=not found_inf, found_inf=found_inf)",
+        "zero_input=not found_inf)",
+    ),
+    Mutant(
+        "gradients are said to be zero and are not",
+        TORCH + "exchange.py",
+        "scale, zero_input=not found_inf, ",
+        "scale, zero_input=False, ",
+    ),
+    Mutant(
+        "the wrapped step adds momentum again",
+        TORCH + "momentum.py",
+        "group.update(momentum=0.0, weight_decay=0.0, nesterov=False)",
+        "group.update(weight_decay=0.0, nesterov=False)",
+    ),
+    Mutant(
+        "dense parameters have no momentum",
+        TORCH + "momentum.py",
+        "        if is_dense:\n            force.add_(parameter.grad, alpha=sign)\n",
+        "        if is_dense:\n            continue\n",
+    ),
+    Mutant(
+        "the wrapped step unscales again",
+        TORCH + "amp.py",
+        "kept = {name: attributes.pop(name) for name in _ATTRIBUTES if name in attributes}",
+        "kept: dict[str, Any] = {}",
+    ),
+    Mutant(
+        "a step that is not finite is applied",
+        TORCH + "optimizer.py",
+        "        if nonfinite:\n            return loss\n",
+        "",
+    ),
+    Mutant(
+        "batches are counted on after a join",
+        TORCH + "synchronizer.py",
+        "        self.batches = 0\n        return",
+        "        return",
+    ),
+    Mutant(
+        "a gradient that was not exchanged is applied",
+        TORCH + "synchronizer.py",
+        "stack.enter_context(self._own_gradients_hidden(optimizer))",
+        "pass",
+    ),
+    Mutant("ranks may be at different steps", TORCH + "agreement.py", 'if entry["at"] != first:', "if False:"),
+    Mutant(
+        "names are not compared between ranks", TORCH + "parameters.py", "            self.name,\n", '            "",\n'
+    ),
+    Mutant(
+        "names are not compared with a state's",
+        TORCH + "checkpoint.py",
+        "        if here != there:",
+        "        if here[1] != there[1]:",
+    ),
+    Mutant(
+        "a consolidated residual loads whole on each rank",
+        TORCH + "checkpoint.py",
+        "Waiting(_divided(entry.residual, ranks), ",
+        "Waiting(_divided(entry.residual, 1), ",
+    ),
+    Mutant(
+        "a consolidated velocity loads whole on each rank",
+        TORCH + "checkpoint.py",
+        "else _divided(entry.velocity, ranks)",
+        "else _divided(entry.velocity, 1)",
+    ),
+    Mutant(
+        "a lost residual is not noticed",
+        TORCH + "state_form.py",
+        "if name not in entries or name not in saved[listed]:",
+        "if name not in saved[listed]:",
+    ),
+    Mutant(
+        "DDP: a bucket is accumulated twice",
+        TORCH + "ddp_hook.py",
+        "        bucket.accumulated = True\n",
+        "",
+    ),
+    Mutant(
+        "DDP: the loss scale stays in the residual",
+        TORCH + "ddp_hook.py",
+        "accumulate_many(segments, blocks, 1.0 / self._scale(), ",
+        "accumulate_many(segments, blocks, 1.0, ",
+    ),
+    Mutant("DDP: a loaded state is not looked at", TORCH + "ddp_hook.py", "    check_form(state)\n", ""),
 ]

@@ -1,7 +1,8 @@
 """Breaks the library in named ways (mutants.py) and says which test notices: make test-mutants.
 
-Works on a copy of the tree. The tests run on the scalar kernels, which are the ones that are broken, and with few ranks;
-the first one that fails has caught the mutant. Exit status 1 when a mutant survives.
+Works on a copy of the tree. The tests in C run on the scalar kernels, which are the ones that are broken, and with few
+ranks; those in Python with the library of the copy, first in one process. The first one that fails has caught the mutant.
+Exit status 1 when a mutant survives.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mutants import MUTANTS
+from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 # In this order, since the first ones are fast and catch most.
@@ -36,6 +37,16 @@ TESTS = [
     "faults/test_faults",
     "faults/test_memory",
 ]
+# The same for mutants of the Python package: arguments of pytest.
+PYTHON_TESTS = [
+    "test_torch_optimizer.py",
+    "test_torch_rebuild.py",
+    "test_torch_checkpoint.py",
+    "test_torch_ddp.py",
+    "test_torch_distributed.py::test_mpirun[2]",
+    "test_torch_distributed.py::test_checkpoints_in_new_processes[3-2]",
+    "test_torch_distributed.py::test_torchrun[2]",
+]
 ENVIRONMENT = {"GTOPK_ISA": "scalar", "GTOPK_TEST_SIZES": "6", "GTOPK_TEST_CYCLES": "20"}
 
 
@@ -52,28 +63,28 @@ def copy_tree(to: Path) -> None:
             shutil.copy(ROOT / name, to / name)
 
 
-def build(tree: Path, cache: str, test: str) -> None:
+def build(tree: Path, cache: str, target: str) -> None:
     done = subprocess.run(
-        ["make", "-j2", f"CACHE={cache}", "CFLAGS=-O1", "BUILD=build", f"build/tests/{test}"],
+        ["make", "-j2", f"CACHE={cache}", "CFLAGS=-O1", "BUILD=build", target],
         cwd=tree,
         capture_output=True,
         text=True,
     )
     if done.returncode != 0:
-        raise SystemExit(f"{test} does not build:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise SystemExit(f"{target} does not build:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 
 
-def run(tree: Path, test: str) -> str | None:
+def run(tree: Path, command: list[str], environment: dict[str, str], limit: int) -> str | None:
     """What the test said when it failed; None when it passed."""
     try:
         done = subprocess.run(
-            [f"build/tests/{test}"],
+            command,
             cwd=tree,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **environment},
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=180,
+            timeout=limit,
         )
     except subprocess.TimeoutExpired:
         return "ran into the time limit"
@@ -83,10 +94,32 @@ def run(tree: Path, test: str) -> str | None:
     return (lines or [f"status {done.returncode}"])[0].strip()[:200]
 
 
-def caught_by(tree: Path, cache: str) -> tuple[str, str] | None:
-    for test in TESTS:
-        build(tree, cache, test)
-        said = run(tree, test)
+def run_c(tree: Path, cache: str, test: str) -> str | None:
+    build(tree, cache, f"build/tests/{test}")
+    return run(tree, [f"build/tests/{test}"], ENVIRONMENT, 180)
+
+
+def run_python(tree: Path, cache: str, test: str) -> str | None:
+    build(tree, cache, "lib")
+    build(tree, cache, "module")
+    environment = {
+        "GTOPK_BUILD": str(tree / "build"),
+        "GTOPK_LIBRARY": str(tree / "build" / "libgtopk.so"),
+        "GTOPK_MPI_MODULE": str(tree / "build" / "libgtopk_mpi.so"),
+        "PYTHONPATH": str(tree / "python"),
+        "PYTHONDONTWRITEBYTECODE": "1",  # two mutants of one second and one length have the same bytecode's name
+    }
+    # The launcher ends what hangs after 300 s, with all ranks; the limit here is above.
+    return run(tree, [sys.executable, "-m", "pytest", "-x", "-q", f"tests/python/{test}"], environment, 600)
+
+
+def is_python(mutant: Mutant) -> bool:
+    return mutant.file.endswith(".py")
+
+
+def caught_by(tree: Path, cache: str, in_python: bool) -> tuple[str, str] | None:
+    for test in PYTHON_TESTS if in_python else TESTS:
+        said = (run_python if in_python else run_c)(tree, cache, test)
         if said is not None:
             return test, said
     return None
@@ -96,16 +129,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", default=str(ROOT / ".cache"), help="where cmocka was unpacked")
     parser.add_argument("--json", type=Path, help="write the list here")
-    parser.add_argument("--only", help="mutants whose name contains this")
+    parser.add_argument("--only", help="mutants whose name or file contains this")
     options = parser.parse_args()
-    chosen = [mutant for mutant in MUTANTS if not options.only or options.only in mutant.name]
+    chosen = [mutant for mutant in MUTANTS if not options.only or options.only in f"{mutant.name} {mutant.file}"]
     results, survivors = [], []
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         copy_tree(tree)
-        whole = caught_by(tree, options.cache)
-        if whole:
-            raise SystemExit(f"a test fails though nothing is broken: {whole}")
+        for in_python in sorted({is_python(mutant) for mutant in chosen}):
+            whole = caught_by(tree, options.cache, in_python)
+            if whole:
+                raise SystemExit(f"a test fails though nothing is broken: {whole}")
         for number, mutant in enumerate(chosen, 1):
             path = tree / mutant.file
             text = path.read_text()
@@ -114,7 +148,7 @@ def main() -> int:
                     f"'{mutant.name}' stands {text.count(mutant.old)} times in {mutant.file}: mend mutants.py"
                 )
             path.write_text(text.replace(mutant.old, mutant.new))
-            caught = caught_by(tree, options.cache)
+            caught = caught_by(tree, options.cache, is_python(mutant))
             path.write_text(text)
             os.utime(path)
             test, said = caught or ("", "SURVIVED")
