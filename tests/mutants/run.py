@@ -26,6 +26,8 @@ TESTS = [
     "unit/test_reducer",
     "unit/test_reducer_ranks",
     "unit/test_reducers_together",
+    "unit/test_collectives",
+    "unit/test_link",
     "unit/test_state",
     "unit/test_schedule",
     "unit/test_wire",
