@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 import numpy as np
 import pytest
@@ -114,6 +115,7 @@ def test_torch_in_torch_out():
     assert decoded[1].tolist() == [2.0, 3.0]
 
 
+@pytest.mark.skipif(os.environ.get("GTOPK_DEVICE") == "reference", reason="the reference device splits no work")
 def test_select_runs_on_the_threads_of_torch(monkeypatch):
     torch = pytest.importorskip("torch")
     body_type = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
