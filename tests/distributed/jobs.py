@@ -29,83 +29,36 @@ def mpirun():
     return found
 
 
-RANK = re.compile(r"rank (\d+) pid (\d+)")
-
-# What mpirun says on a loaded machine when it cannot even begin: no failure of what is tested.
-NOT_BEGUN = "The PMIx server's listener thread failed to start"
-STARTS = 3
-
-
-class Launch:
-    """A process in a session of its own whose lines go to a file. A launcher that could not begin is started again."""
-
-    def __init__(self, command, extra):
-        self.command, self.environment = command, {**os.environ, **extra}
-        self.starts = 0
-        self.start()
-
-    def start(self):
-        self.starts += 1
-        self.output = tempfile.NamedTemporaryFile("w+", suffix=".txt", delete=False)
-        self.process = subprocess.Popen(
-            self.command,
-            env=self.environment,
-            stdout=self.output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def text(self):
-        return Path(self.output.name).read_text(errors="replace")
-
-    def begin_again(self):
-        """Starts the process again if it ended with an error that is the launcher's own, before it had started a rank.
-        Whether it did so."""
-        if not self.process.poll() or self.starts == STARTS:
-            return False
-        text = self.text()
-        if NOT_BEGUN not in text or RANK.search(text):
-            return False
-        self.end()
-        self.start()
-        return True
-
-    def end(self):
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self.process.wait(30)
-        self.output.close()
-        Path(self.output.name).unlink()
-
-
 class Job:
-    """Processes that are ended with everything they started, whatever happens."""
+    """Processes whose lines go to one file; ended with everything they started, whatever happens."""
 
     def __init__(self, commands):
-        self.launches = [Launch(command, extra) for command, extra in commands]
-
-    @property
-    def processes(self):
-        return [launch.process for launch in self.launches]
+        self.output = tempfile.NamedTemporaryFile("w+", suffix=".txt", delete=False)
+        self.processes = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **extra},
+                stdout=self.output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            for command, extra in commands
+        ]
 
     @property
     def pids(self):
         """Of the ranks that said so."""
-        return {int(rank): int(pid) for rank, pid in RANK.findall(self.text())}
+        return {int(rank): int(pid) for rank, pid in re.findall(r"rank (\d+) pid (\d+)", self.text())}
 
     def text(self):
-        """What all processes printed, one after the other."""
-        return "".join(launch.text() for launch in self.launches)
+        return Path(self.output.name).read_text(errors="replace")
 
     def wait_for(self, condition, seconds, what):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             found = condition(self.text())
-            again = [launch.begin_again() for launch in self.launches]
-            if found and not any(again):
+            if found:
                 return found
             time.sleep(0.02)
         raise AssertionError(f"{what} did not happen within {seconds} s:\n{self.text()}")
@@ -113,8 +66,14 @@ class Job:
     def end(self):
         for pid in self.pids.values():
             kill(pid, signal.SIGKILL)
-        for launch in self.launches:
-            launch.end()
+        for process in self.processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait(30)
+        self.output.close()
+        Path(self.output.name).unlink()
 
 
 def kill(pid, number):

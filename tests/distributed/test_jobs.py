@@ -50,8 +50,14 @@ def lives(pid):
 
 def finish(job, seconds):
     """Exit statuses; fails when a process is left after that time."""
-    job.wait_for(lambda _: all(process.poll() is not None for process in job.processes), seconds, "the end")
-    return [process.returncode for process in job.processes]
+    end = time.monotonic() + seconds
+    statuses = []
+    for process in job.processes:
+        try:
+            statuses.append(process.wait(max(0.1, end - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"a process did not end within {seconds} s:\n{job.text()}")
+    return statuses
 
 
 # ---- Ctrl-C ----
