@@ -1,4 +1,4 @@
-"""Jobs for tests that do things to processes: start them, read what they print, signal them, end all of them."""
+"""Processes that tests start: run to their end, or as jobs whose processes are read, signalled and ended."""
 
 from __future__ import annotations
 
@@ -27,6 +27,28 @@ def mpirun():
     if not found:
         pytest.skip("there is no mpirun")
     return found
+
+
+def run_to_end(command, environment, limit, cwd=None):
+    """Exit status and output (both streams) of `command`; with all it started it is killed after `limit` seconds, and
+    the test fails."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        pytest.fail(f"{' '.join(command)} did not end within {limit} s\n{output[-8000:]}")
+    return process.returncode, output
 
 
 class Job:

@@ -21,6 +21,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+from jobs import run_to_end
+
 START = 60  # seconds for all daemons, on a loaded machine
 END = 20
 _NEEDED = ("munged", "slurmctld", "slurmd", "slurmstepd", "srun", "sbatch", "scancel", "sinfo")
@@ -119,24 +122,12 @@ class Cluster:
 
     def run(self, *command, limit=120, environment=None):
         """Exit status and output (both streams) of one of Slurm's commands, ended with its job after `limit` seconds."""
-        process = subprocess.Popen(
-            [self.programs.path(command[0]), *map(str, command[1:])],
-            env={**self._environment, **(environment or {})},
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        words = [self.programs.path(command[0]), *map(str, command[1:])]
         try:
-            output, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
+            return run_to_end(words, {**self._environment, **(environment or {})}, limit, self.folder)
+        except pytest.fail.Exception:
             self._cancel_all()
-            raise AssertionError(f"{' '.join(map(str, command))} did not end within {limit} s:\n{output}") from None
-        return process.returncode, output
+            raise
 
     def close(self):
         """Jobs first, then nodes, controller and munge."""

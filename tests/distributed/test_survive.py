@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from jobs import run_to_end
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "losing_a_rank" / "run.sh"
@@ -32,22 +31,8 @@ def environment():
 
 
 def run(folder):
-    process = subprocess.Popen(
-        [str(SCRIPT), str(folder)],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"{SCRIPT} did not end within {LIMIT} s\n{output[-8000:]}")
-    assert process.returncode == 0, output
+    status, output = run_to_end([str(SCRIPT), str(folder)], environment(), LIMIT)
+    assert status == 0, output
     return output
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from jobs import run_to_end
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("GTOPK_BUILD", ROOT / "build")).resolve()
@@ -24,22 +24,8 @@ def launch(ranks, mode, module):
     command = [mpirun, "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1", "-n", str(ranks)]
     command += [str(BUILD / "tests/distributed/test_transport_mpi"), mode]
     extra = {"GTOPK_MPI_MODULE": str(module), "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **extra},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"{ranks} ranks did not end within {SECONDS} s\n{output[-8000:]}")
-    assert process.returncode == 0, output[-8000:]
+    status, output = run_to_end(command, {**os.environ, **extra}, SECONDS)
+    assert status == 0, output[-8000:]
 
 
 @pytest.mark.parametrize("mode", ["module", "caller"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 DISTRIBUTED = Path(__file__).resolve().parents[1] / "distributed"
+sys.path.insert(0, str(DISTRIBUTED))
+from jobs import run_to_end
 
 
 def find(program):
@@ -35,25 +35,10 @@ def torchrun(ranks, script, *arguments, environment=None, limit=300):
     """The same with torchrun."""
     pytest.importorskip("torch")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return run(
-        [*command, str(DISTRIBUTED / script), *arguments], {"OMP_NUM_THREADS": "1", **(environment or {})}, limit
-    )
+    command += [str(DISTRIBUTED / script), *arguments]
+    return run(command, {"OMP_NUM_THREADS": "1", **(environment or {})}, limit)
 
 
 def run(command, environment, limit):
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"{' '.join(command)} did not end within {limit} s\n{output[-8000:]}")
-    return process.returncode, output
+    """The same of any command; `environment` is added to this process's."""
+    return run_to_end(command, {**os.environ, **environment}, limit)
