@@ -22,15 +22,21 @@ typedef struct flags_job {
     int joined; /* that many ranks are without data */
 } flags_job_t;
 
+static gtopk_reducer_t *create(gtopk_comm_t *comm, int algorithm, double density)
+{
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_reducer_t *reducer;
+    config.algorithm = algorithm;
+    config.density = density;
+    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, two_segments, 2) == GTOPK_OK);
+    return reducer;
+}
+
 static void run_nonfinite(gtopk_comm_t *comm, int rank, int size, void *context)
 {
     const flags_job_t *job = context;
-    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
-    gtopk_reducer_t *reducer;
+    gtopk_reducer_t *reducer = create(comm, job->algorithm, 0.3);
     gtopk_stats_t stats = {.struct_size = sizeof stats};
-    config.algorithm = job->algorithm;
-    config.density = 0.3;
-    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, two_segments, 2) == GTOPK_OK);
     float a[6] = {1, 2, 3, 4, 5, 6}, b[4] = {1, 1, 1, 1}, residual[6];
     gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
     const int bad = rank == job->bad_rank;
@@ -72,12 +78,8 @@ static void test_nonfinite_reaches_every_rank(void **state)
 static void run_overflow(gtopk_comm_t *comm, int rank, int size, void *context)
 {
     const flags_job_t *job = context;
-    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
-    gtopk_reducer_t *reducer;
+    gtopk_reducer_t *reducer = create(comm, job->algorithm, 0.3);
     gtopk_stats_t stats = {.struct_size = sizeof stats};
-    config.algorithm = job->algorithm;
-    config.density = 0.3;
-    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, two_segments, 2) == GTOPK_OK);
     float a[6] = {rank >= size - 2 ? 3e38f : 0.0f, 1}, b[4] = {0}, residual[6];
     gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
     REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 1, 0, NULL) == GTOPK_OK);
@@ -101,11 +103,8 @@ static void test_overflow_of_a_sum(void **state)
 static void run_joined(gtopk_comm_t *comm, int rank, int size, void *context)
 {
     const flags_job_t *job = context;
-    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
-    gtopk_reducer_t *reducer;
+    gtopk_reducer_t *reducer = create(comm, job->algorithm, 0.001);
     gtopk_stats_t stats = {.struct_size = sizeof stats};
-    config.algorithm = job->algorithm;
-    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, two_segments, 2) == GTOPK_OK);
     float a[6] = {0}, b[4] = {0}, residual[6];
     const gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
     const int all = job->joined == size;
@@ -186,12 +185,10 @@ static void test_ranks_that_disagree_are_told(void **state)
 /* Calls in another order: an error on every rank, then the same error again. */
 static void run_desync(gtopk_comm_t *comm, int rank, int size, void *context)
 {
-    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
-    gtopk_reducer_t *first, *second;
+    gtopk_reducer_t *const first = create(comm, GTOPK_ALGORITHM_GTOPK, 0.001);
+    gtopk_reducer_t *const second = create(comm, GTOPK_ALGORITHM_GTOPK, 0.001);
     (void)context;
     (void)size;
-    REQUIRE(gtopk_reducer_create(&first, comm, &config, two_segments, 2) == GTOPK_OK);
-    REQUIRE(gtopk_reducer_create(&second, comm, &config, two_segments, 2) == GTOPK_OK);
     float a[6] = {1, 2, 3, 4, 5, 6}, b[4] = {0}, residual[6];
     const float kept[6] = {1, 2, 3, 4, 5, 6};
     const gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
@@ -225,13 +222,11 @@ static void test_other_order_of_calls(void **state)
 /* Another reducer breaks the communicator in the middle of this one's step: what it holds can still be saved. */
 static void run_broken_by_another(gtopk_comm_t *comm, int rank, int size, void *context)
 {
-    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
-    gtopk_reducer_t *first, *second;
+    gtopk_reducer_t *const first = create(comm, GTOPK_ALGORITHM_GTOPK, 0.001);
+    gtopk_reducer_t *const second = create(comm, GTOPK_ALGORITHM_GTOPK, 0.001);
     uint8_t state[256];
     (void)size;
     (void)context;
-    REQUIRE(gtopk_reducer_create(&first, comm, &config, two_segments, 2) == GTOPK_OK);
-    REQUIRE(gtopk_reducer_create(&second, comm, &config, two_segments, 2) == GTOPK_OK);
     float a[6] = {1, 2, 3, 4, 5, 6}, b[4] = {0};
     const gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
     REQUIRE(gtopk_reducer_accumulate(second, NULL, tensors, 2, 1, 0, NULL) == GTOPK_OK);

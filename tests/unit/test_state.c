@@ -210,6 +210,14 @@ static void test_residual_is_set_by_hand(void **state)
     gtopk_comm_destroy(comm);
 }
 
+static gtopk_status_t step_with_one(gtopk_reducer_t *reducer)
+{
+    float x[DIM] = {1};
+    const gtopk_tensor_t tensors[3] = {{x, 200, GTOPK_F32, 0}, {NULL, 0, GTOPK_F32, 0}, {x + 200, 300, GTOPK_F32, 0}};
+    REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 3, 1, 0, NULL) == GTOPK_OK);
+    return gtopk_reducer_reduce(reducer, tensors, 3, 0, NULL, NULL);
+}
+
 /* Ranks that load states of different steps find out in the next exchange. */
 static void run_other_step(gtopk_comm_t *comm, int rank, int size, void *context)
 {
@@ -217,12 +225,9 @@ static void run_other_step(gtopk_comm_t *comm, int rank, int size, void *context
     (void)size;
     gtopk_reducer_t *reducer = open_reducer(comm, 0);
     const size_t bytes = gtopk_reducer_state_size(reducer);
-    float x[DIM] = {1};
-    const gtopk_tensor_t tensors[3] = {{x, 200, GTOPK_F32, 0}, {NULL, 0, GTOPK_F32, 0}, {x + 200, 300, GTOPK_F32, 0}};
     if (rank == 0)
         REQUIRE(gtopk_reducer_state_load(reducer, run->save, bytes) == GTOPK_OK);
-    REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 3, 1, 0, NULL) == GTOPK_OK);
-    REQUIRE(gtopk_reducer_reduce(reducer, tensors, 3, 0, NULL, NULL) == GTOPK_ERR_DESYNC);
+    REQUIRE(step_with_one(reducer) == GTOPK_ERR_DESYNC);
     REQUIRE(strstr(gtopk_last_error(), "step 5") && strstr(gtopk_last_error(), " 0"));
     gtopk_reducer_destroy(reducer);
 }
@@ -234,12 +239,9 @@ static void run_other_run(gtopk_comm_t *comm, int rank, int size, void *context)
     (void)size;
     gtopk_reducer_t *reducer = open_reducer(comm, 0);
     const size_t bytes = gtopk_reducer_state_size(reducer);
-    float x[DIM] = {1};
-    const gtopk_tensor_t tensors[3] = {{x, 200, GTOPK_F32, 0}, {NULL, 0, GTOPK_F32, 0}, {x + 200, 300, GTOPK_F32, 0}};
     REQUIRE(gtopk_reducer_state_load(reducer, runs[rank].save + (size_t)rank * bytes, bytes) == GTOPK_OK);
     REQUIRE(gtopk_reducer_set_density(reducer, 0.5) == GTOPK_OK);
-    REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 3, 1, 0, NULL) == GTOPK_OK);
-    REQUIRE(gtopk_reducer_reduce(reducer, tensors, 3, 0, NULL, NULL) == GTOPK_ERR_DESYNC);
+    REQUIRE(step_with_one(reducer) == GTOPK_ERR_DESYNC);
     gtopk_reducer_destroy(reducer);
 }
 
