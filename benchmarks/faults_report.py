@@ -26,6 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+from report import machine
+
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT_KEPT = 4000
 
@@ -136,19 +139,6 @@ def run(part: Part, where: Path) -> dict[str, Any]:
     return result
 
 
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART")
@@ -163,7 +153,7 @@ def main() -> int:
         parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
 
     report = json.loads(options.output.read_text()) if options.output.exists() else {}
-    report["machine"] = machine()
+    report["machine"] = {**machine(), "system": f"{platform.system()} {platform.release()}"}
     failed = []
     for name in options.parts or known:
         with tempfile.TemporaryDirectory() as folder:

@@ -15,8 +15,7 @@ import argparse
 import hashlib
 import json
 import math
-import os
-import platform
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +26,9 @@ import torch
 from torch import Tensor, nn
 
 import gtopk
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+from report import STYLE, machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -346,7 +348,12 @@ def train(run: Run, train_text: Tensor, validation_text: Tensor) -> dict[str, An
 def train_all(todo: list[Run], results: dict[str, Any], file: Path) -> None:
     """Rank 0 keeps the results; a file that is there is replaced by a whole one, or not at all."""
     train_text, validation_text, about = load_text()
-    results |= {"machine": machine(), "ranks": gtopk.size(), "text": about, "steps": STEPS}
+    results |= {
+        "machine": {**machine(), "torch": torch.__version__},
+        "ranks": gtopk.size(),
+        "text": about,
+        "steps": STEPS,
+    }
     results |= {"batch": BATCH, "context": CONTEXT}
     for run in todo:
         results["runs"][run.name] = train(run, train_text, validation_text)
@@ -354,13 +361,6 @@ def train_all(todo: list[Run], results: dict[str, Any], file: Path) -> None:
             unfinished = file.with_suffix(".part")
             unfinished.write_text(json.dumps(results, indent=1) + "\n")
             unfinished.replace(file)
-
-
-def machine() -> dict[str, Any]:
-    """What it ran on; no name of the host."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
 
 
 # ---- the picture ----------------------------------------------------------------------------------------------------
@@ -374,18 +374,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     runs = results["runs"]
-    style: dict[Any, Any] = {
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#DDDDDD",
-        "legend.frameon": False,
-    }
-    with pyplot.rc_context(style):
+    with pyplot.rc_context(STYLE):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5.4), layout="constrained")
         for name, (colour, dashes) in SHOWN.items():
             if name in runs:

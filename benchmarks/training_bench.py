@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,19 +29,11 @@ from torch import nn
 import gtopk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+from report import machine
 from resnet20 import ResNet20
 from resnet50 import ResNet50
 
 ENTRIES = 25_000_000
-
-
-def machine() -> dict[str, Any]:
-    model = ""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
 
 
 def seconds(call: Any) -> float:
@@ -218,7 +209,7 @@ def main() -> None:
 def keep(file: Path, found: dict[str, Any], whole: bool) -> None:
     command = f"mpirun -n {gtopk.size()} python benchmarks/training_bench.py"
     before = {} if whole or not file.exists() else json.loads(file.read_text())
-    figures = {"machine": machine(), "command": command} | before | found
+    figures = {"machine": {**machine(), "torch": torch.__version__}, "command": command} | before | found
     file.write_text(json.dumps(figures, indent=1) + "\n")
 
 

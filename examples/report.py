@@ -199,6 +199,19 @@ def _ms(seconds: float) -> str:
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
+# Of matplotlib.
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "legend.frameon": False,
+}
+
 
 def plot(runs: list[Run], file: Path, predictions: list[Prediction] | None = None) -> None:
     """Loss, accuracy and bytes by step; and the predicted step times, or the share of time in communication."""
@@ -207,18 +220,7 @@ def plot(runs: list[Run], file: Path, predictions: list[Prediction] | None = Non
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    style: dict[Any, Any] = {
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#DDDDDD",
-        "legend.frameon": False,
-    }
-    with pyplot.rc_context(style):
+    with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(2, 2, figsize=(10, 7.2), layout="constrained")
         (loss, accuracy), (sent, last) = axes
         _curves(loss, runs, "loss", "Training loss")
