@@ -229,7 +229,7 @@ class GTopKState:
             raise StateError(
                 "this GTopKState belongs to another DistributedDataParallel, whose residuals it keeps: make one for each"
             )
-        if len(found) == len(self._slots) and all(id(parameter) in self._slots for parameter in found):
+        if len(found) == len(self._slots):
             found = [slot.parameter for slot in self._slots.values()]
         slots = [Slot(self._name(parameter, i), parameter) for i, parameter in enumerate(found)]
         self._slots = {id(slot.parameter): slot for slot in slots}
