@@ -20,6 +20,8 @@ gtopk_status_t device_open(const char *name, device_t **device)
         name = getenv("GTOPK_DEVICE");
     if (!name || !*name)
         name = "cpu";
+    if (device_guarded_open && strcmp(name, "guarded") == 0)
+        return device_guarded_open(device);
     for (size_t i = 0; i < sizeof devices / sizeof devices[0]; i++)
         if (strcmp(name, devices[i].name) == 0)
             return devices[i].open(device);

@@ -1,10 +1,16 @@
 /* The device joint: the place where sets live and the one that does all arithmetic on them.
  *
- * A device knows nothing of ranks, rounds or transports. Every operation takes a stream; on a device with streams it
- * returns when the work is queued, the CPU ignores the stream and returns when it is done. Sets have their count in
- * the device's memory, so that one operation can follow another without the host knowing the count.
+ * A device knows nothing of rounds or transports. Queue, then one verdict: every operation that takes a stream may return
+ * when its work is queued there, and from then on only the device reads and writes what it was given. Sets have their
+ * count in the device's memory, and what goes wrong there is noted in the words of the step, so one operation can follow
+ * another without the host knowing anything. The host learns it all by `verdict`, once a step, before commit.
  *
- * `reference` and `cpu` are host devices: all memory is host memory, and results can be read when a call returns. */
+ * What an operation is told by value, and the structs that its arguments point to (spans, sets, journal, header, expect),
+ * it reads before it returns. Memory of the device, messages and the caller's tensors stay untouched until the stream
+ * has passed. Status codes tell of bad arguments and of a device that takes no more work.
+ *
+ * `reference` and `cpu` are host devices: all memory is host memory, streams are ignored, and an operation is done when
+ * it returns. */
 #ifndef GTOPK_DEVICE_DEVICE_H
 #define GTOPK_DEVICE_DEVICE_H
 
@@ -25,13 +31,28 @@ typedef struct device_set {
     uint32_t capacity;
 } device_set_t;
 
-/* Words in device memory that operations set and commit reads; one a reducer. */
+/* What was met on the device that only the host can tell of. */
+typedef enum device_error {
+    DEVICE_NO_ERROR = 0,
+    DEVICE_BAD_HEADER,  /* not the awaited one: words->expect, words->header */
+    DEVICE_BAD_PAYLOAD, /* of the message that words->expect and words->header name */
+    DEVICE_NO_ROOM      /* a set is larger than its bounds: a fault of ours */
+} device_error_t;
+
+/* What a step learns on the device; one block a reducer, in device memory. Everything up to `error` is also what the
+ * operations after it go by. */
 typedef struct device_words {
     uint32_t ok;        /* 1 at the start of a step; 0: something failed, commit changes nothing */
     uint32_t nonfinite; /* 1: a sum was not finite; commit writes NaN to the outputs and changes nothing else */
     uint32_t joined;    /* 1: this rank, and everybody merged so far, has JOINED; in commit: all ranks; commit writes
                            zero to the outputs and changes nothing else */
-    uint32_t reserved;
+    uint32_t error;     /* device_error_t: the first that cleared ok */
+    uint32_t selected;  /* entries that select found */
+    uint32_t misses;    /* 1: select had to read the residual again */
+    uint64_t candidates;
+    uint64_t count; /* entries of the update; set by verdict, and by a dense commit to arrays */
+    wire_expect_t expect;
+    uint8_t header[WIRE_HEADER_SIZE];
 } device_words_t;
 
 /* `length` entries from `offset` of the concatenation. data NULL: nothing arrived, the residual is only scanned. */
@@ -45,6 +66,7 @@ typedef struct device_span {
 typedef struct device_accumulate {
     float scale;
     int zero_input;
+    int found_inf;  /* touch neither the residual nor the spans: the step is non-finite */
     float momentum; /* for a store with velocity */
     int nesterov;
 } device_accumulate_t;
@@ -58,13 +80,34 @@ typedef struct device_journal {
     device_set_t final;   /* the sum over the ranks: the same everywhere */
     int clear_final_only; /* 0: residual[selected] = v - first for all selected entries (0 where first has
                                      none); 1: only for those that are in final too (residual policy `paper`) */
-    uint32_t size;        /* mean = value / size */
+    uint32_t divisor;     /* mean = value / divisor */
 } device_journal_t;
+
+/* Where the mean goes: to dense outputs that cover [0, dim) in order, to arrays with room for every entry of the update,
+ * or nowhere (spans and indices NULL). Any memory that the device reaches. */
+typedef struct device_target {
+    const device_span_t *spans;
+    size_t count;
+    int are_zero; /* the spans hold zeros already */
+    uint32_t *indices;
+    float *values;
+} device_target_t;
+
+/* One reducer's part of a verdict. */
+typedef struct device_outcome {
+    device_words_t *words;     /* in device memory */
+    const device_set_t *final; /* NULL: a dense step, whose update has `dim` entries */
+    uint64_t dim;
+    device_words_t *host; /* out; pinned memory */
+} device_outcome_t;
 
 typedef struct device_parallel {
     gtopk_parallel_for_fn parallel_for; /* NULL: run on this thread */
     void *context;
 } device_parallel_t;
+
+/* Arrays of a store. */
+enum { DEVICE_RESIDUAL = 0, DEVICE_VELOCITY = 1 };
 
 typedef struct device_ops {
     const char *name;
@@ -72,7 +115,8 @@ typedef struct device_ops {
 
     void (*close)(device_t *device);
 
-    /* Zeroed memory of the device, or pinned host memory that it can copy to and from. */
+    /* Zeroed memory of the device, or pinned host memory that the device reads and writes as well. What is queued must
+     * have passed before memory is released. */
     gtopk_status_t (*allocate)(device_t *device, size_t bytes, const char *what, void **out);
     void (*release)(device_t *device, void *block);
     gtopk_status_t (*allocate_pinned)(device_t *device, size_t bytes, const char *what, void **out);
@@ -85,11 +129,11 @@ typedef struct device_ops {
                                    const device_parallel_t *parallel, device_store_t **store);
     void (*store_destroy)(device_store_t *store);
 
-    /* Another k from the next step on. On failure nothing has changed. */
+    /* Another k from the next step on. On failure nothing has changed. Between steps. */
     gtopk_status_t (*store_resize)(device_store_t *store, uint64_t k);
 
-    /* Starts a step: no candidates, no span seen. */
-    void (*step_begin)(device_store_t *store);
+    /* Starts a step: no candidates, no span seen; words all zero but for ok. */
+    gtopk_status_t (*step_begin)(device_store_t *store, device_words_t *words, void *stream);
 
     /* residual = fma(scale, x, residual) in float, a plain add when scale is 1; entries whose sum is not finite are
      * left alone and set words->nonfinite. With a velocity: t = scale * x; velocity = fma(momentum, velocity, t);
@@ -101,69 +145,92 @@ typedef struct device_ops {
 
     /* The exact k entries of largest key of the residual, k <= the store's k, sorted by index; key: bits of |v|, then
      * the lower index; zeros never. Every entry was offered in this step (accumulate with data NULL does it for spans
-     * without a gradient). Does not change the residual. *candidates and *misses (0 or 1) are for the statistics. */
-    gtopk_status_t (*select)(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
-                             uint64_t *misses);
+     * without a gradient). Does not change the residual. None with words->nonfinite. Notes selected, candidates and
+     * misses, for the statistics. */
+    gtopk_status_t (*select)(device_store_t *store, uint64_t k, device_set_t *out, device_words_t *words, void *stream);
 
     /* The k entries of largest key of x[0..n), which is only read; NaN and Inf count as the largest. For the public
      * block: no store. */
     gtopk_status_t (*array_select)(device_t *device, const float *x, uint64_t n, uint64_t k,
                                    const device_parallel_t *parallel, device_set_t *out, void *stream);
 
-    /* If words->ok and neither words->nonfinite nor words->joined: clears, adds the deposits (entries that become non-finite keep their old
-     * value), zeroes the velocity of entries in both selected and final, and writes final / size (correctly rounded,
-     * then converted; what a 16-bit output cannot hold, mean - converted with converted clamped to the largest finite
-     * value, is added to the residual). `outputs` cover [0, dim) in order, or count 0: no dense output. Outputs are
-     * zeroed first unless outputs_are_zero. If nonfinite: fills the outputs with NaN; else if joined: with zero. */
-    gtopk_status_t (*commit)(device_store_t *store, const device_journal_t *journal, const device_span_t *outputs,
-                             size_t count, int outputs_are_zero, const device_words_t *words, void *stream);
+    /* If words->ok and neither words->nonfinite nor words->joined: clears, adds the deposits (entries that become
+     * non-finite keep their old value), zeroes the velocity of entries in both selected and final, and writes the mean,
+     * final / divisor, to the target (correctly rounded, then converted; what a 16-bit output cannot hold, mean -
+     * converted with converted clamped to the largest finite value, is added to the residual). Spans are zeroed first
+     * unless they are zero. If nonfinite: fills the spans with NaN; else if joined: with zero. */
+    gtopk_status_t (*commit)(device_store_t *store, const device_journal_t *journal, const device_target_t *target,
+                             const device_words_t *words, void *stream);
 
-    /* Dense step: copies the residual to `out` (dim floats of device memory). */
+    /* Dense step: copies the residual to `out` (dim floats that the device reaches). */
     gtopk_status_t (*dense_gather)(device_store_t *store, float *out, void *stream);
 
     /* Dense step: sum holds the all-reduced residuals; one that is not finite sets words->nonfinite. */
     gtopk_status_t (*dense_check)(device_store_t *store, const float *sum, device_words_t *words, void *stream);
 
-    /* Dense step, as commit: residual = 0 (plus what a 16-bit output cannot hold), outputs = sum / size, the velocity
-     * stays; `sum`, which dense_check found finite, becomes the mean. */
-    gtopk_status_t (*dense_commit)(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
-                                   size_t count, const device_words_t *words, void *stream);
+    /* Dense step, as commit: residual = 0 (plus what a 16-bit output cannot hold), the mean is sum / divisor, the velocity
+     * stays; `sum`, which dense_check found finite, becomes the mean. To arrays go the entries that are not zero, and
+     * their number to words->count. */
+    gtopk_status_t (*dense_commit)(device_store_t *store, float *sum, uint32_t divisor, const device_target_t *target,
+                                   device_words_t *words, void *stream);
 
-    /* Copies parts of the residual (which = 0) or velocity (which = 1) between the store and host memory. Synchronous.
-     * A write resets what the hint was learnt from. */
-    gtopk_status_t (*store_read)(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out);
-    gtopk_status_t (*store_write)(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in);
+    /* ---- the store as seen between steps: waits for the stream ---- */
+
+    /* Copies parts of an array between the store and host memory. A write resets what the hint was learnt from. */
+    gtopk_status_t (*store_read)(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out,
+                                 void *stream);
+    gtopk_status_t (*store_write)(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in,
+                                  void *stream);
+
+    /* Sum of the squares of the residual, in double. The order of the sum is the device's own. */
+    gtopk_status_t (*store_square)(device_store_t *store, double *sum, void *stream);
+
+    /* ---- words ---- */
+
+    /* Some reducers are about to take a step together: what is non-finite in one is so in all. joined: this rank has
+     * JOINED. */
+    gtopk_status_t (*words_join)(device_t *device, device_words_t *const *words, size_t count, int joined, void *stream);
+
+    /* Makes ok and nonfinite those of all reducers together, notes the counts, brings all words to the host and waits for
+     * the stream. DEVICE when something that was queued there failed. */
+    gtopk_status_t (*verdict)(device_t *device, const device_outcome_t *outcomes, size_t count, void *stream);
 
     /* ---- sets ---- */
 
     /* Writes a whole message: header (fields of `header`, with count, low width, index bytes and scale filled in, and
      * flags from words: NONFINITE, JOINED), indices, values. No CRC. message has wire_message_capacity(dim,
-     * set->capacity, value type) bytes. decoded (not overlapping set; may be NULL) gets what a decoder will see: entries
-     * that decode to zero are left out of it, and of the message. With words->nonfinite the message has count 0. */
+     * set->capacity, value type) bytes. decoded (not overlapping set, room for set->capacity) gets what a decoder will
+     * see: entries that decode to zero are left out of it, and of the message. With words->nonfinite the message has
+     * count 0. */
     gtopk_status_t (*encode)(device_t *device, const device_set_t *set, const wire_header_t *header, uint8_t *message,
-                             device_set_t *decoded, const device_words_t *words, void *stream);
+                             device_set_t *decoded, device_words_t *words, void *stream);
 
-    /* The set of a message whose header was read and checked. Checks the payload: order and range of indices, padding,
-     * finite non-zero values; a bad one gives CORRUPT (on a host device) and clears words->ok. out->capacity >=
-     * header->count. Flags of the header are taken into words. words may be NULL. */
-    gtopk_status_t (*decode)(device_t *device, const uint8_t *message, const wire_header_t *header, device_set_t *out,
-                             device_words_t *words, void *stream);
+    /* A message that was encoded or received goes out under another sender, round and k. */
+    gtopk_status_t (*address)(device_t *device, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
+                              void *stream);
+
+    /* The set of a message in a buffer of `capacity` bytes. Its header must be what *expect says (wire_header_trust and
+     * wire_header_matches), its indices in order and range, its padding zero, its values finite and not zero; otherwise
+     * the set is empty, ok is cleared and the words say what came. Flags of a good header are taken into the words. */
+    gtopk_status_t (*decode)(device_t *device, const uint8_t *message, size_t capacity, const wire_expect_t *expect,
+                             device_set_t *out, device_words_t *words, void *stream);
 
     /* all = a + b over the union, entries that sum to zero left out (capacity >= a.count + b.count); kept = the k
      * entries of largest key of it (capacity >= min(k, a.count + b.count)). A sum that is not finite is left out and
-     * sets words->nonfinite. `all` may be NULL. Nothing overlaps. */
+     * sets words->nonfinite. Nothing overlaps. */
     gtopk_status_t (*merge)(device_t *device, const device_set_t *a, const device_set_t *b, uint64_t k,
                             device_set_t *kept, device_set_t *all, device_words_t *words, void *stream);
 
     /* out = (all - sent) * share for each index of all, sent 0 where it has none; zeros left out. sent's indices are a
      * subset of all's. share is a power of two. */
     gtopk_status_t (*deposit)(device_t *device, const device_set_t *all, const device_set_t *sent, float share,
-                              device_set_t *out, void *stream);
+                              device_set_t *out, device_words_t *words, void *stream);
 
     gtopk_status_t (*copy)(device_t *device, void *to, const void *from, size_t bytes, void *stream);
-    gtopk_status_t (*copy_set)(device_t *device, const device_set_t *from, device_set_t *to, void *stream);
+    gtopk_status_t (*copy_set)(device_t *device, const device_set_t *from, device_set_t *to, device_words_t *words,
+                               void *stream);
 
-    /* Events of a stream; on the CPU they are no-ops. */
+    /* Waits until the stream has passed. DEVICE when something that was queued there failed. */
     gtopk_status_t (*synchronize)(device_t *device, void *stream);
 } device_ops_t;
 
@@ -174,8 +241,13 @@ struct device {
 /* Opens a device by name: "cpu", "reference". NULL: GTOPK_DEVICE, else "cpu". UNSUPPORTED with the names that exist. */
 gtopk_status_t device_open(const char *name, device_t **device);
 
-/* Each device's own open function, called by device_open alone. */
+/* The instruction set that the CPU device computes with, and all that it could use here, as text. */
+const char *device_instruction_set(void);
+const char *device_instruction_sets(void);
+
+/* Each device's own open function, called by device_open alone. `guarded` is there where the tests are linked in. */
 gtopk_status_t device_reference_open(device_t **device);
 gtopk_status_t device_cpu_open(device_t **device);
+gtopk_status_t device_guarded_open(device_t **device) __attribute__((weak));
 
 #endif

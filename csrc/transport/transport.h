@@ -1,6 +1,6 @@
 /* The transport joint: messages between ranks. A transport knows nothing of sets, rounds or reducers.
  *
- * Between two ranks messages arrive whole and in the order of sending. One request is under way at a time. */
+ * Between two ranks messages arrive whole and in the order of sending. */
 #ifndef GTOPK_TRANSPORT_TRANSPORT_H
 #define GTOPK_TRANSPORT_TRANSPORT_H
 
@@ -9,7 +9,7 @@
 
 #include "util/status.h"
 
-#define TRANSPORT_ABI 2u
+#define TRANSPORT_ABI 3u
 #define TRANSPORT_NONE (-1)
 
 /* How often a wait asks the caller whether it is to go on. */
@@ -30,13 +30,16 @@ typedef struct transport_exchange {
     size_t send_bytes, send_capacity;
     void *receive;
     size_t receive_capacity;
-    size_t received; /* out: bytes that arrived; see wait for those of a message that does not fit */
 } transport_exchange_t;
 
+/* Buffers are host memory, and post starts an exchange that wait ends; one is under way at a time. A transport that is
+ * stream_ordered queues on the caller's stream in place of that: any number of exchanges and collectives may be queued
+ * between the device's own operations, buffers are the device's memory (device_memory), what travels is padded, and one
+ * wait is for all. */
 typedef struct transport_ops {
     const char *name;
-    int device_memory;  /* 0: buffers are host memory */
-    int stream_ordered; /* 1: post queues on the stream; wait is for errors only */
+    int device_memory;  /* 1: buffers are memory of the device; 0: host memory, pinned where the device has such */
+    int stream_ordered; /* 1: post, allgather and allreduce queue on the stream */
     int padded;         /* 1: send_capacity bytes travel, not send_bytes */
 
     /* Frees the transport. Never waits for a peer. Requests that were abandoned may leave their memory behind. */
@@ -45,39 +48,43 @@ typedef struct transport_ops {
     /* Seconds on the clock that deadlines are given in. */
     double (*now)(transport_t *transport);
 
-    /* Starts an exchange. Buffers stay untouched until wait says that it ended. */
-    gtopk_status_t (*post)(transport_t *transport, transport_exchange_t *exchange, void *stream);
+    /* Starts an exchange; the description is copied. Buffers stay untouched until wait says that it ended. `deadline` is
+     * for what must be waited for before anything can be started or queued. */
+    gtopk_status_t (*post)(transport_t *transport, const transport_exchange_t *exchange, double deadline, void *stream);
 
-    /* Waits for the exchange under way, until `deadline`. OK: it ended and exchange->received is set. TIMEOUT: not yet;
-     * wait may be called again. Anything else: the transport is broken (the text names the peer where it is known).
-     * CORRUPT: a message longer than receive_capacity came. Where exchange->received is more than receive_capacity, it
-     * is the length of that message, whose head fills the buffer. */
-    gtopk_status_t (*wait)(transport_t *transport, double deadline);
+    /* Waits for the exchange under way, or for all that was queued, until `deadline`. OK: it ended, and *received is the
+     * length of the message that came. TIMEOUT: not yet; wait may be called again. Anything else: the transport is broken
+     * (the text names the peer where it is known). CORRUPT: a message longer than receive_capacity came. Where *received
+     * is more than receive_capacity, it is the length of that message, whose head fills the buffer. */
+    gtopk_status_t (*wait)(transport_t *transport, double deadline, size_t *received);
 
-    /* Gives up the exchange under way. Returns 1 when its buffers are free again, 0 when they must stay allocated
-     * until the process ends. */
+    /* Gives up the exchange under way, or all that is queued: the stream passes then, with buffers half written. Returns 1
+     * when the buffers are free again, 0 when they must stay allocated until the process ends. */
     int (*abandon)(transport_t *transport);
 
     /* Sends a copy of `bytes` bytes (at most 64) to a rank without waiting: the last word of a rank that gives up.
-     * `capacity` as in an exchange. NULL: the transport has `abort` alone. */
+     * NULL: the transport has `abort` alone. */
     void (*notify)(transport_t *transport, int32_t to, const void *message, size_t bytes);
+
+    /* Optional: a rank that has said its last word, or TRANSPORT_NONE. For whoever waits on another transport. */
+    int32_t (*gone)(transport_t *transport);
 
     /* Ends the group so that others notice. NULL: nothing to do. */
     void (*abort)(transport_t *transport);
 
     /* Optional; asks transport_interrupted while it waits. in: `bytes` bytes; out: size * bytes. */
-    gtopk_status_t (*allgather)(transport_t *transport, const void *in, size_t bytes, void *out, double deadline);
+    gtopk_status_t (*allgather)(transport_t *transport, const void *in, size_t bytes, void *out, double deadline,
+                                void *stream);
 
-    /* Optional; asks as well. Sums `count` floats in place; all ranks get the same bits. */
-    gtopk_status_t (*allreduce)(transport_t *transport, float *buffer, size_t count, double deadline);
+    /* Optional, but for device_memory; asks as well. Sums `count` floats in place; all ranks get the same bits. */
+    gtopk_status_t (*allreduce)(transport_t *transport, float *buffer, size_t count, double deadline, void *stream);
 } transport_ops_t;
 
 struct transport {
     const transport_ops_t *ops;
-    int32_t rank, size, local_rank;
-    char description[128];                               /* "mpi (Open MPI 5.0.11)" */
-    const char *(*host_of)(transport_t *, int32_t rank); /* host name of a rank, NULL: not known */
-    int (*interrupt)(void *context);                     /* the config's, NULL: nobody asks to stop */
+    int32_t rank, size;
+    char description[128];           /* "mpi (Open MPI 5.0.11)" */
+    int (*interrupt)(void *context); /* the config's, NULL: nobody asks to stop */
     void *interrupt_context;
 };
 

@@ -129,7 +129,7 @@ static gtopk_status_t check_frame(const uint8_t *message, size_t received)
 
 static gtopk_status_t check_kind(const wire_header_t *header)
 {
-    const int is_set = header->algorithm <= GTOPK_ALGORITHM_GTOPK_TREE || header->algorithm == WIRE_BLOCK;
+    const int is_set = header->algorithm < WIRE_ALGORITHMS || header->algorithm == WIRE_BLOCK;
     const int is_collective = header->algorithm >= WIRE_BROADCAST && header->algorithm <= WIRE_BARRIER;
     if (!is_set && !is_collective)
         return CORRUPT("message has unknown algorithm %u", header->algorithm);
@@ -198,4 +198,22 @@ gtopk_status_t wire_header_read(const uint8_t *message, size_t received, int pad
         return CORRUPT("message of %zu bytes has checksum %08x, its header says %08x: it was damaged on the way", size,
                        crc, sent);
     return GTOPK_OK;
+}
+
+gtopk_status_t wire_header_trust(const uint8_t *message, size_t capacity, wire_header_t *header)
+{
+    const gtopk_status_t status = header_check(message, capacity, header);
+    if (status != GTOPK_OK)
+        return status;
+    const size_t size = wire_message_size(header->dim, header->count, header->value_type);
+    return size <= capacity ? GTOPK_OK : CORRUPT("message has room for %zu bytes, its header says %zu", capacity, size);
+}
+
+int wire_header_matches(const wire_header_t *header, const wire_expect_t *expect)
+{
+    return !(header->flags & WIRE_ABORT) && header->algorithm == expect->algorithm &&
+           header->value_type == expect->value_type && header->round == expect->round &&
+           header->sender == expect->sender && header->epoch == expect->epoch && header->reducer == expect->reducer &&
+           header->config_hash == expect->config_hash && header->dim == expect->dim && header->k == expect->k &&
+           header->step == expect->step;
 }

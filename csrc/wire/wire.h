@@ -31,6 +31,7 @@ enum { WIRE_NONFINITE = 1, WIRE_ABORT = 2, WIRE_JOINED = 4, WIRE_FLAGS = 7 };
 
 /* `algorithm` of messages that carry no set: the collectives' (value type WIRE_VALUE_BYTES, count = payload bytes) and
  * a block's (gtopk_encode). Below these: gtopk_algorithm_t. */
+enum { WIRE_ALGORITHMS = 4 }; /* how many gtopk_algorithm_t has */
 enum { WIRE_BLOCK = 32, WIRE_BROADCAST = 33, WIRE_ALLGATHER = 34, WIRE_REDUCE_SCATTER = 35, WIRE_BARRIER = 36 };
 enum { WIRE_VALUE_BYTES = 255 };
 
@@ -41,6 +42,14 @@ typedef struct wire_header {
     uint64_t step;
     float scale; /* a power of two for fp16 and int8, else 1 */
 } wire_header_t;
+
+/* What the header of a message that is awaited must say. `sender` is a rank of the transport. */
+typedef struct wire_expect {
+    uint8_t algorithm, value_type;
+    uint16_t round;
+    uint32_t sender, epoch, reducer, config_hash, dim, k;
+    uint64_t step;
+} wire_expect_t;
 
 /* Bytes of one value on the wire. value_type is valid. */
 size_t wire_value_size(int value_type);
@@ -78,6 +87,13 @@ gtopk_status_t wire_header_read(const uint8_t *message, size_t received, int pad
  * CRC, which needs the rest. Good enough to say why a message did not fit, not to use it. CORRUPT also when the message
  * would end within `held`. */
 gtopk_status_t wire_header_peek(const uint8_t *message, size_t held, wire_header_t *header);
+
+/* The header of a message in a buffer of `capacity` bytes: checked as above, but for the CRC. For transports that carry no
+ * lengths and seal nothing. CORRUPT also when the message would not end within the buffer. */
+gtopk_status_t wire_header_trust(const uint8_t *message, size_t capacity, wire_header_t *header);
+
+/* 1 when a header that was checked is the awaited one: every field of *expect is there, and it is no last word. */
+int wire_header_matches(const wire_header_t *header, const wire_expect_t *expect);
 
 /* CRC-32C (Castagnoli), as in iSCSI; wire_crc(0, ...) starts. Uses the CPU's instruction where there is one. */
 uint32_t wire_crc(uint32_t crc, const void *data, size_t bytes);

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "device/host.h"
 #include "util/fpenv.h"
 
 /* Blocks that are worth a thread's while: a megabyte of residual, some 100 microseconds. */
@@ -97,18 +98,21 @@ static int pass_run(device_store_t *store, const device_span_t *spans, size_t co
     return atomic_load_explicit(&pass.nonfinite, memory_order_relaxed);
 }
 
-void store_step_begin(device_store_t *store)
+gtopk_status_t store_step_begin(device_store_t *store, device_words_t *words, void *stream)
 {
+    (void)stream;
     fpenv_t saved = fpenv_enter();
     pool_reset(&store->pool, hint_magnitude(&store->hint));
     fpenv_leave(saved);
+    host_words_begin(words);
+    return GTOPK_OK;
 }
 
 gtopk_status_t store_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
                                 const device_accumulate_t *params, device_words_t *words, void *stream)
 {
     (void)stream;
-    if (pass_run(store, spans, count, params))
+    if (params->found_inf || pass_run(store, spans, count, params))
         words->nonfinite = 1;
     return GTOPK_OK;
 }
@@ -141,14 +145,14 @@ static uint32_t sample_magnitude(device_store_t *store, uint64_t k)
 
 /* Reads the residual again, from a magnitude that a sample suggests; should that be too high as well, from the smallest
  * one, which leaves nothing out. */
-static void rescan(device_store_t *store, uint64_t k, uint64_t *candidates)
+static void rescan(device_store_t *store, uint64_t k, device_words_t *words)
 {
     const device_span_t everything = {.offset = 0, .length = store->dim};
     uint32_t magnitude = sample_magnitude(store, k);
     do {
         pool_reset(&store->pool, magnitude);
         (void)pass_run(store, &everything, 1, NULL);
-        *candidates += store->pool.offered;
+        words->candidates += store->pool.offered;
         magnitude = 1;
     } while (!pool_is_complete(&store->pool, (size_t)k));
 }
@@ -168,25 +172,27 @@ static uint32_t write_out(const pool_t *pool, device_set_t *out)
     return smallest;
 }
 
-gtopk_status_t store_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
-                            uint64_t *misses)
+gtopk_status_t store_select(device_store_t *store, uint64_t k, device_set_t *out, device_words_t *words, void *stream)
 {
     (void)stream;
+    *out->count = 0;
+    if (words->nonfinite)
+        return GTOPK_OK;
     if (k > store->k || out->capacity < k)
         return status_set(GTOPK_ERR_INTERNAL, "select of %llu entries from a store made for %llu into a set of %u",
                           (unsigned long long)k, (unsigned long long)store->k, out->capacity);
     pool_t *pool = &store->pool;
     fpenv_t saved = fpenv_enter();
-    *misses = 0;
-    *candidates = pool->offered;
+    words->candidates = pool->offered;
     if (!pool_is_complete(pool, (size_t)k)) {
-        *misses = 1;
-        rescan(store, k, candidates);
+        words->misses = 1;
+        rescan(store, k, words);
     }
     pool_cut(pool, (size_t)k);
     keys_sort_by_index(pool->keys, pool->count, store->dim, pool->scratch);
     uint32_t smallest = write_out(pool, out);
     hint_learn(&store->hint, pool->count < k ? 0 : smallest);
+    words->selected = *out->count;
     fpenv_leave(saved);
     return GTOPK_OK;
 }

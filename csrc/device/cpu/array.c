@@ -15,8 +15,7 @@ gtopk_status_t array_select(device_t *device, const float *x, uint64_t n, uint64
     };
     const device_span_t everything = {.offset = 0, .length = n};
     const device_accumulate_t unused = {.scale = 1.0f};
-    device_words_t words = {.ok = 1};
-    uint64_t candidates, misses;
+    device_words_t words;
     gtopk_status_t status = pool_create(&store.pool, n, k);
     if (status != GTOPK_OK)
         return status;
@@ -25,10 +24,10 @@ gtopk_status_t array_select(device_t *device, const float *x, uint64_t n, uint64
         return status_set(GTOPK_ERR_NOMEM, "the system has no lock for a selection");
     }
     hint_reset(&store.hint);
-    store_step_begin(&store);
+    (void)store_step_begin(&store, &words, stream);
     status = store_accumulate(&store, &everything, 1, &unused, &words, stream);
     if (status == GTOPK_OK)
-        status = store_select(&store, k, out, stream, &candidates, &misses);
+        status = store_select(&store, k, out, &words, stream);
     pool_destroy(&store.pool);
     (void)pthread_mutex_destroy(&store.lock);
     return status;

@@ -69,18 +69,18 @@ static void add_deposits(device_store_t *store, const device_set_t *deposit)
 }
 
 /* mean = final / size; what an output cannot hold stays in the residual. */
-static void write_mean(device_store_t *store, const device_set_t *final, uint32_t size, const device_span_t *outputs,
-                       size_t output_count)
+static void write_mean(device_store_t *store, const device_set_t *final, uint32_t divisor,
+                       const device_target_t *target)
 {
     uint32_t count = *final->count, i = 0;
-    for (size_t s = 0; s < output_count; s++) {
-        const device_span_t *out = &outputs[s];
+    for (size_t s = 0; s < target->count; s++) {
+        const device_span_t *out = &target->spans[s];
         uint64_t end = out->offset + out->length;
         for (; i < count && final->index[i] < end; i++) {
             uint32_t at = i + AHEAD < count ? final->index[i + AHEAD] : 0;
             if (at >= out->offset && at < end)
                 __builtin_prefetch((char *)out->data + (at - out->offset) * output_entry_size(out->dtype), 1, 3);
-            float mean = final->value[i] / (float)size;
+            float mean = final->value[i] / (float)divisor;
             float stored = output_store(out->data, final->index[i] - out->offset, out->dtype, mean);
             if (mean != stored)
                 add_finite(&store->residual[final->index[i]], mean - stored);
@@ -88,11 +88,20 @@ static void write_mean(device_store_t *store, const device_set_t *final, uint32_
     }
 }
 
-gtopk_status_t store_commit(device_store_t *store, const device_journal_t *journal, const device_span_t *outputs,
-                            size_t count, int outputs_are_zero, const device_words_t *words, void *stream)
+static void write_arrays(const device_set_t *final, uint32_t divisor, const device_target_t *target)
+{
+    uint32_t count = *final->count;
+    for (uint32_t i = 0; i < count; i++) {
+        target->indices[i] = final->index[i];
+        target->values[i] = final->value[i] / (float)divisor;
+    }
+}
+
+gtopk_status_t store_commit(device_store_t *store, const device_journal_t *journal, const device_target_t *target,
+                            const device_words_t *words, void *stream)
 {
     (void)stream;
-    if (outputs_drop(words, outputs, count, outputs_are_zero))
+    if (outputs_drop(words, target))
         return GTOPK_OK;
     fpenv_t saved = fpenv_enter();
     clear_selected(store, journal);
@@ -100,9 +109,9 @@ gtopk_status_t store_commit(device_store_t *store, const device_journal_t *journ
         add_deposits(store, &journal->deposits[d]);
     if (store->velocity)
         mask_velocity(store, journal);
-    if (!outputs_are_zero)
-        outputs_clear(outputs, count);
-    write_mean(store, &journal->final, journal->size, outputs, count);
+    write_mean(store, &journal->final, journal->divisor, target);
+    if (target->indices)
+        write_arrays(&journal->final, journal->divisor, target);
     fpenv_leave(saved);
     return GTOPK_OK;
 }

@@ -1,9 +1,8 @@
 /* The CPU device: its table of operations. Host memory, no streams; the arithmetic is in the other files here. */
-#include <string.h>
-
 #include "device/cpu/isa.h"
 #include "device/cpu/sets.h"
 #include "device/cpu/store.h"
+#include "device/host.h"
 #include "util/memory.h"
 
 static void cpu_close(device_t *device)
@@ -11,42 +10,14 @@ static void cpu_close(device_t *device)
     memory_free(device);
 }
 
-static gtopk_status_t cpu_allocate(device_t *device, size_t bytes, const char *what, void **out)
-{
-    (void)device;
-    return memory_alloc(out, bytes, 1, what);
-}
-
-static void cpu_release(device_t *device, void *block)
-{
-    (void)device;
-    memory_free(block);
-}
-
-static gtopk_status_t cpu_copy(device_t *device, void *to, const void *from, size_t bytes, void *stream)
-{
-    (void)device;
-    (void)stream;
-    if (bytes)
-        memmove(to, from, bytes);
-    return GTOPK_OK;
-}
-
-static gtopk_status_t cpu_synchronize(device_t *device, void *stream)
-{
-    (void)device;
-    (void)stream;
-    return GTOPK_OK;
-}
-
 static const device_ops_t cpu_ops = {
     .name = "cpu",
     .host_memory = 1,
     .close = cpu_close,
-    .allocate = cpu_allocate,
-    .release = cpu_release,
-    .allocate_pinned = cpu_allocate,
-    .release_pinned = cpu_release,
+    .allocate = host_allocate,
+    .release = host_release,
+    .allocate_pinned = host_allocate,
+    .release_pinned = host_release,
     .store_create = store_create,
     .store_destroy = store_destroy,
     .store_resize = store_resize,
@@ -60,13 +31,17 @@ static const device_ops_t cpu_ops = {
     .dense_commit = store_dense_commit,
     .store_read = store_read,
     .store_write = store_write,
+    .store_square = store_square,
+    .words_join = host_words_join,
+    .verdict = host_verdict,
     .encode = message_encode,
+    .address = host_address,
     .decode = message_decode,
     .merge = sets_merge,
     .deposit = sets_deposit,
-    .copy = cpu_copy,
+    .copy = host_copy,
     .copy_set = sets_copy,
-    .synchronize = cpu_synchronize,
+    .synchronize = host_synchronize,
 };
 
 gtopk_status_t device_cpu_open(device_t **out)
@@ -83,4 +58,14 @@ gtopk_status_t device_cpu_open(device_t **out)
     device->kernels = kernels;
     *out = &device->base;
     return GTOPK_OK;
+}
+
+const char *device_instruction_set(void)
+{
+    return device_cpu_isa();
+}
+
+const char *device_instruction_sets(void)
+{
+    return device_cpu_isa_supported();
 }

@@ -45,18 +45,34 @@ gtopk_status_t store_dense_check(device_store_t *store, const float *sum, device
     return GTOPK_OK;
 }
 
-gtopk_status_t store_dense_commit(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
-                                  size_t count, const device_words_t *words, void *stream)
+/* Returns how many entries are not zero. */
+static uint64_t write_arrays(const float *mean, uint64_t dim, const device_target_t *target)
+{
+    uint64_t entries = 0;
+    for (uint64_t i = 0; i < dim; i++)
+        if (mean[i] != 0.0f) {
+            target->indices[entries] = (uint32_t)i;
+            target->values[entries++] = mean[i];
+        }
+    return entries;
+}
+
+gtopk_status_t store_dense_commit(device_store_t *store, float *sum, uint32_t divisor, const device_target_t *target,
+                                  device_words_t *words, void *stream)
 {
     (void)stream;
-    if (outputs_drop(words, outputs, count, 0))
+    const device_target_t overwritten = {.spans = target->spans, .count = target->count, .are_zero = 1};
+    const int whole = words->ok && !words->nonfinite && !words->joined;
+    if (outputs_drop(words, whole ? &overwritten : target))
         return GTOPK_OK;
     fpenv_t saved = fpenv_enter();
     for (uint64_t i = 0; i < store->dim; i++)
-        sum[i] /= (float)size;
+        sum[i] /= (float)divisor;
     memset(store->residual, 0, (size_t)store->dim * sizeof *store->residual);
-    for (size_t s = 0; s < count; s++)
-        write_span(store, sum, &outputs[s]);
+    for (size_t s = 0; s < target->count; s++)
+        write_span(store, sum, &target->spans[s]);
+    if (target->indices)
+        words->count = write_arrays(sum, store->dim, target);
     hint_reset_dense(&store->hint);
     fpenv_leave(saved);
     return GTOPK_OK;

@@ -3,8 +3,8 @@
 
 #include "device/cpu/sets.h"
 #include "device/cpu/store.h"
+#include "device/host.h"
 #include "util/fpenv.h"
-#include "util/memory.h"
 #include "wire/convert.h"
 #include "wire/elias_fano.h"
 
@@ -54,13 +54,6 @@ static size_t drop_zeros(uint32_t *index, float *value, size_t count)
 
 /* ---- messages ---- */
 
-static uint8_t flags_of(const device_words_t *words)
-{
-    if (!words)
-        return 0;
-    return (uint8_t)((words->nonfinite ? WIRE_NONFINITE : 0) | (words->joined ? WIRE_JOINED : 0));
-}
-
 /* Writes header, values and indices, in that order: the values say how many entries remain. decoded has room for all
  * of them. */
 static void encode_set(const kernels_t *kernels, const device_set_t *set, wire_header_t *head, uint8_t *message,
@@ -88,61 +81,41 @@ static void encode_set(const kernels_t *kernels, const device_set_t *set, wire_h
 }
 
 gtopk_status_t message_encode(device_t *device, const device_set_t *set, const wire_header_t *header, uint8_t *message,
-                              device_set_t *decoded, const device_words_t *words, void *stream)
+                              device_set_t *decoded, device_words_t *words, void *stream)
 {
     (void)stream;
     wire_header_t head = *header;
-    head.flags = (uint8_t)(head.flags | flags_of(words));
-    uint32_t count = words && words->nonfinite ? 0 : *set->count, own_count = 0;
-    device_set_t input = *set, own = {.count = &own_count, .capacity = count};
+    uint32_t count = words->nonfinite ? 0 : *set->count;
+    device_set_t input = *set;
+    head.flags = host_flags(words, header->flags);
     input.count = &count;
-    gtopk_status_t status = GTOPK_OK;
-    if (!decoded) {
-        status = memory_alloc(&own.index, count, sizeof *own.index, "the indices of a message");
-        if (status == GTOPK_OK)
-            status = memory_alloc(&own.value, count, sizeof *own.value, "the values of a message");
-        if (status != GTOPK_OK)
-            goto cleanup;
-        decoded = &own;
-    }
-    if (decoded->capacity < count) {
-        status = status_set(GTOPK_ERR_INTERNAL, "encode needs room for %u decoded entries; the set has %u", count,
-                            decoded->capacity);
-        goto cleanup;
-    }
+    if (!host_has_room(decoded, count, words))
+        count = 0;
     fpenv_t saved = fpenv_enter();
     encode_set(cpu_kernels(device), &input, &head, message, decoded);
     fpenv_leave(saved);
-
-cleanup:
-    memory_free(own.index);
-    memory_free(own.value);
-    return status;
+    return GTOPK_OK;
 }
 
-gtopk_status_t message_decode(device_t *device, const uint8_t *message, const wire_header_t *header, device_set_t *out,
-                              device_words_t *words, void *stream)
+gtopk_status_t message_decode(device_t *device, const uint8_t *message, size_t capacity, const wire_expect_t *expect,
+                              device_set_t *out, device_words_t *words, void *stream)
 {
+    wire_header_t head;
     (void)stream;
-    const uint8_t *payload = message + WIRE_HEADER_SIZE, *codes = payload + header->index_bytes;
-    gtopk_status_t status = GTOPK_OK;
-    if (header->count > out->capacity)
-        status = status_set(GTOPK_ERR_INTERNAL, "decode needs room for %u entries; the set has %u", header->count,
-                            out->capacity);
-    if (status == GTOPK_OK)
-        status = wire_indices_decode_fast(payload, header->count, header->dim, out->index);
-    if (status == GTOPK_OK) {
+    *out->count = 0;
+    if (!host_judge(message, capacity, expect, &head, words) || !host_has_room(out, head.count, words))
+        return GTOPK_OK;
+    const uint8_t *payload = message + WIRE_HEADER_SIZE, *codes = payload + head.index_bytes;
+    int valid = wire_indices_decode_fast(payload, head.count, head.dim, out->index) == GTOPK_OK;
+    if (valid) {
         fpenv_t saved = fpenv_enter();
-        cpu_kernels(device)->decode_values(header->value_type, codes, header->count, header->scale, out->value);
+        cpu_kernels(device)->decode_values(head.value_type, codes, head.count, head.scale, out->value);
         fpenv_leave(saved);
-        if (!values_are_valid(out->value, header->count) || !codes_are_valid(header->value_type, codes, header->count))
-            status = status_set(GTOPK_ERR_CORRUPT, "one of %u values is zero, not finite or no code", header->count);
+        valid = values_are_valid(out->value, head.count) && codes_are_valid(head.value_type, codes, head.count);
     }
-    *out->count = status == GTOPK_OK ? header->count : 0;
-    if (words) {
-        words->ok &= status == GTOPK_OK;
-        words->nonfinite |= (header->flags & WIRE_NONFINITE) != 0;
-        words->joined &= (header->flags & WIRE_JOINED) != 0;
-    }
-    return status;
+    if (valid)
+        *out->count = head.count;
+    else
+        host_blame(message, capacity, expect, DEVICE_BAD_PAYLOAD, words);
+    return GTOPK_OK;
 }

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-void outputs_clear(const device_span_t *outputs, size_t count)
+static void clear(const device_span_t *outputs, size_t count)
 {
     for (size_t s = 0; s < count; s++)
         if (outputs[s].length)
@@ -24,13 +24,13 @@ static void fill_nan(const device_span_t *outputs, size_t count)
     }
 }
 
-int outputs_drop(const device_words_t *words, const device_span_t *outputs, size_t count, int outputs_are_zero)
+int outputs_drop(const device_words_t *words, const device_target_t *target)
 {
     if (!words->ok)
         return 1;
     if (words->nonfinite)
-        fill_nan(outputs, count);
-    else if (words->joined && !outputs_are_zero)
-        outputs_clear(outputs, count);
+        fill_nan(target->spans, target->count);
+    else if (!target->are_zero)
+        clear(target->spans, target->count);
     return words->nonfinite || words->joined;
 }

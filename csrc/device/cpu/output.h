@@ -32,9 +32,8 @@ static inline int output_is_finite(float value)
     return (convert_bits(value) & 0x7fffffffu) < CONVERT_INF;
 }
 
-void outputs_clear(const device_span_t *outputs, size_t count);
-
-/* 1 when the words forbid a commit; the outputs are then what such a step leaves: NaN, zero, or untouched. */
-int outputs_drop(const device_words_t *words, const device_span_t *outputs, size_t count, int outputs_are_zero);
+/* 1 when the words forbid a commit; the spans are then what such a step leaves: NaN, zero, or untouched. Otherwise they
+ * are cleared unless they are zero. */
+int outputs_drop(const device_words_t *words, const device_target_t *target);
 
 #endif

@@ -4,19 +4,11 @@
 #include <string.h>
 
 #include "device/cpu/store.h"
+#include "device/host.h"
 #include "util/fpenv.h"
-#include "util/memory.h"
 #include "wire/convert.h"
 
 #define MAGNITUDE 0x7fffffffu
-
-static gtopk_status_t check_capacity(const char *what, uint64_t needed, const device_set_t *out)
-{
-    if (needed <= out->capacity)
-        return GTOPK_OK;
-    return status_set(GTOPK_ERR_INTERNAL, "%s needs room for %llu entries; the set has %u", what,
-                      (unsigned long long)needed, out->capacity);
-}
 
 /* a where take is 1, b where it is 0. The compiler would make an unpredictable branch of a conditional. */
 static inline float choose(uint32_t take, float a, float b)
@@ -84,39 +76,18 @@ gtopk_status_t sets_merge(device_t *device, const device_set_t *a, const device_
     (void)stream;
     const kernels_t *kernels = cpu_kernels(device);
     uint64_t room = (uint64_t)*a->count + *b->count;
-    gtopk_status_t status = check_capacity("merge", k < room ? k : room, kept);
-    if (status == GTOPK_OK && all)
-        status = check_capacity("merge", room, all);
-    if (status != GTOPK_OK)
-        return status;
-
-    uint32_t *own_index = NULL;
-    float *own_value = NULL;
-    if (!all) {
-        status = memory_alloc(&own_index, (size_t)room, sizeof *own_index, "a merged set");
-        if (status == GTOPK_OK)
-            status = memory_alloc(&own_value, (size_t)room, sizeof *own_value, "a merged set");
-        if (status != GTOPK_OK)
-            goto cleanup;
-    }
-    uint32_t *index = all ? all->index : own_index;
-    float *value = all ? all->value : own_value;
-
+    if (!host_has_room(all, room, words) || !host_has_room(kept, k < room ? k : room, words))
+        return GTOPK_OK;
     fpenv_t saved = fpenv_enter();
     int nonfinite = 0;
-    interleave(a, b, index, value);
-    size_t count = kernels->join(index, value, (size_t)room, &nonfinite);
-    keep(kernels, index, value, count, k, kept);
-    if (all)
-        *all->count = (uint32_t)count;
+    interleave(a, b, all->index, all->value);
+    size_t count = kernels->join(all->index, all->value, (size_t)room, &nonfinite);
+    keep(kernels, all->index, all->value, count, k, kept);
+    *all->count = (uint32_t)count;
     if (nonfinite)
         words->nonfinite = 1;
     fpenv_leave(saved);
-
-cleanup:
-    memory_free(own_index);
-    memory_free(own_value);
-    return status;
+    return GTOPK_OK;
 }
 
 /* One of the two halves that a deposit is computed in, in turn, for the reason given at interleave. */
@@ -186,26 +157,25 @@ static size_t deposit_unsent(const device_set_t *all, float share, const device_
 }
 
 gtopk_status_t sets_deposit(device_t *device, const device_set_t *all, const device_set_t *sent, float share,
-                            device_set_t *out, void *stream)
+                            device_set_t *out, device_words_t *words, void *stream)
 {
     (void)device;
     (void)stream;
-    gtopk_status_t status = check_capacity("deposit", *all->count, out);
-    if (status != GTOPK_OK)
-        return status;
+    if (!host_has_room(out, *all->count, words))
+        return GTOPK_OK;
     fpenv_t saved = fpenv_enter();
     *out->count = (uint32_t)(*sent->count ? deposit_all(all, sent, share, out) : deposit_unsent(all, share, out));
     fpenv_leave(saved);
     return GTOPK_OK;
 }
 
-gtopk_status_t sets_copy(device_t *device, const device_set_t *from, device_set_t *to, void *stream)
+gtopk_status_t sets_copy(device_t *device, const device_set_t *from, device_set_t *to, device_words_t *words,
+                         void *stream)
 {
     (void)device;
     (void)stream;
-    gtopk_status_t status = check_capacity("copy", *from->count, to);
-    if (status != GTOPK_OK)
-        return status;
+    if (!host_has_room(to, *from->count, words))
+        return GTOPK_OK;
     *to->count = *from->count;
     if (*from->count) {
         memcpy(to->index, from->index, *from->count * sizeof *to->index);

@@ -81,21 +81,33 @@ gtopk_status_t store_resize(device_store_t *store, uint64_t k)
 
 static float *vector_of(const device_store_t *store, int which)
 {
-    return which ? store->velocity : store->residual;
+    return which == DEVICE_VELOCITY ? store->velocity : store->residual;
 }
 
-gtopk_status_t store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out)
+gtopk_status_t store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out, void *stream)
 {
+    (void)stream;
     if (length)
         memcpy(out, vector_of(store, which) + offset, (size_t)length * sizeof *out);
     return GTOPK_OK;
 }
 
-gtopk_status_t store_write(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in)
+gtopk_status_t store_write(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in,
+                           void *stream)
 {
+    (void)stream;
     if (length)
         memcpy(vector_of(store, which) + offset, in, (size_t)length * sizeof *in);
     hint_reset(&store->hint);
+    return GTOPK_OK;
+}
+
+gtopk_status_t store_square(device_store_t *store, double *sum, void *stream)
+{
+    (void)stream;
+    *sum = 0.0;
+    for (uint64_t i = 0; i < store->dim; i++)
+        *sum += (double)store->residual[i] * (double)store->residual[i];
     return GTOPK_OK;
 }
 

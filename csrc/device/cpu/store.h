@@ -34,27 +34,28 @@ gtopk_status_t store_create(device_t *device, uint64_t dim, uint64_t k, int with
                             const device_parallel_t *parallel, device_store_t **store);
 void store_destroy(device_store_t *store);
 gtopk_status_t store_resize(device_store_t *store, uint64_t k);
-gtopk_status_t store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out);
-gtopk_status_t store_write(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in);
+gtopk_status_t store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out, void *stream);
+gtopk_status_t store_write(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in,
+                           void *stream);
+gtopk_status_t store_square(device_store_t *store, double *sum, void *stream);
 
 /* Runs body over [0, items), on the caller's threads when that is more than one grain. */
 void store_parallel(const device_store_t *store, int64_t items, int64_t grain, gtopk_parallel_body_fn body, void *arg);
 
-void store_step_begin(device_store_t *store);
+gtopk_status_t store_step_begin(device_store_t *store, device_words_t *words, void *stream);
 gtopk_status_t store_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
                                 const device_accumulate_t *params, device_words_t *words, void *stream);
-gtopk_status_t store_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream, uint64_t *candidates,
-                            uint64_t *misses);
+gtopk_status_t store_select(device_store_t *store, uint64_t k, device_set_t *out, device_words_t *words, void *stream);
 
 gtopk_status_t array_select(device_t *device, const float *x, uint64_t n, uint64_t k, const device_parallel_t *parallel,
                             device_set_t *out, void *stream);
 
-gtopk_status_t store_commit(device_store_t *store, const device_journal_t *journal, const device_span_t *outputs,
-                            size_t count, int outputs_are_zero, const device_words_t *words, void *stream);
+gtopk_status_t store_commit(device_store_t *store, const device_journal_t *journal, const device_target_t *target,
+                            const device_words_t *words, void *stream);
 
 gtopk_status_t store_dense_gather(device_store_t *store, float *out, void *stream);
 gtopk_status_t store_dense_check(device_store_t *store, const float *sum, device_words_t *words, void *stream);
-gtopk_status_t store_dense_commit(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
-                                  size_t count, const device_words_t *words, void *stream);
+gtopk_status_t store_dense_commit(device_store_t *store, float *sum, uint32_t divisor, const device_target_t *target,
+                                  device_words_t *words, void *stream);
 
 #endif

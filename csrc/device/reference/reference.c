@@ -1,8 +1,7 @@
-/* The reference device's table of operations, and its memory, which is the host's. */
+/* The reference device's table of operations. */
 #include "device/reference/reference.h"
 
-#include <string.h>
-
+#include "device/host.h"
 #include "util/memory.h"
 
 static void reference_close(device_t *device)
@@ -10,42 +9,14 @@ static void reference_close(device_t *device)
     memory_free(device);
 }
 
-static gtopk_status_t reference_allocate(device_t *device, size_t bytes, const char *what, void **out)
-{
-    (void)device;
-    return memory_alloc(out, bytes, 1, what);
-}
-
-static void reference_release(device_t *device, void *block)
-{
-    (void)device;
-    memory_free(block);
-}
-
-static gtopk_status_t reference_copy(device_t *device, void *to, const void *from, size_t bytes, void *stream)
-{
-    (void)device;
-    (void)stream;
-    if (bytes > 0)
-        memcpy(to, from, bytes);
-    return GTOPK_OK;
-}
-
-static gtopk_status_t reference_synchronize(device_t *device, void *stream)
-{
-    (void)device;
-    (void)stream;
-    return GTOPK_OK;
-}
-
 static const device_ops_t reference_ops = {
     .name = "reference",
     .host_memory = 1,
     .close = reference_close,
-    .allocate = reference_allocate,
-    .release = reference_release,
-    .allocate_pinned = reference_allocate,
-    .release_pinned = reference_release,
+    .allocate = host_allocate,
+    .release = host_release,
+    .allocate_pinned = host_allocate,
+    .release_pinned = host_release,
     .store_create = reference_store_create,
     .store_destroy = reference_store_destroy,
     .store_resize = reference_store_resize,
@@ -59,13 +30,17 @@ static const device_ops_t reference_ops = {
     .dense_commit = reference_dense_commit,
     .store_read = reference_store_read,
     .store_write = reference_store_write,
+    .store_square = reference_store_square,
+    .words_join = host_words_join,
+    .verdict = host_verdict,
     .encode = reference_encode,
+    .address = host_address,
     .decode = reference_decode,
     .merge = reference_merge,
     .deposit = reference_deposit,
-    .copy = reference_copy,
+    .copy = host_copy,
     .copy_set = reference_copy_set,
-    .synchronize = reference_synchronize,
+    .synchronize = host_synchronize,
 };
 
 gtopk_status_t device_reference_open(device_t **device)

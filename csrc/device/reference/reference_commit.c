@@ -85,27 +85,37 @@ static void commit_velocity(device_store_t *store, const device_journal_t *journ
             store->velocity[journal->selected.index[i]] = 0.0f;
 }
 
-gtopk_status_t reference_commit(device_store_t *store, const device_journal_t *journal, const device_span_t *outputs,
-                                size_t count, int outputs_are_zero, const device_words_t *words, void *stream)
+/* The update of a target: what a dropped step leaves there. Returns 1 when the step is to be committed. */
+static int target_open(const device_target_t *target, const device_words_t *words)
+{
+    if (!words->ok)
+        return 0;
+    if (words->nonfinite)
+        outputs_nan(target->spans, target->count);
+    else if (words->joined || !target->are_zero)
+        outputs_zero(target->spans, target->count);
+    return !words->nonfinite && !words->joined;
+}
+
+gtopk_status_t reference_commit(device_store_t *store, const device_journal_t *journal, const device_target_t *target,
+                                const device_words_t *words, void *stream)
 {
     (void)stream;
-    if (!words->ok)
+    if (!target_open(target, words))
         return GTOPK_OK;
     const fpenv_t saved = fpenv_enter();
-    if (words->nonfinite) {
-        outputs_nan(outputs, count);
-    } else if (words->joined) {
-        outputs_zero(outputs, count);
-    } else {
-        commit_clear(store, journal);
-        for (uint32_t d = 0; d < journal->deposit_count; d++)
-            commit_deposit(store, &journal->deposits[d]);
-        if (store->velocity)
-            commit_velocity(store, journal);
-        if (!outputs_are_zero)
-            outputs_zero(outputs, count);
-        for (uint32_t i = 0; i < *journal->final.count; i++)
-            output_mean(store, outputs, count, journal->final.index[i], journal->final.value[i] / (float)journal->size);
+    commit_clear(store, journal);
+    for (uint32_t d = 0; d < journal->deposit_count; d++)
+        commit_deposit(store, &journal->deposits[d]);
+    if (store->velocity)
+        commit_velocity(store, journal);
+    for (uint32_t i = 0; i < *journal->final.count; i++) {
+        const float mean = journal->final.value[i] / (float)journal->divisor;
+        output_mean(store, target->spans, target->count, journal->final.index[i], mean);
+        if (target->indices) {
+            target->indices[i] = journal->final.index[i];
+            target->values[i] = mean;
+        }
     }
     fpenv_leave(saved);
     return GTOPK_OK;
@@ -115,8 +125,7 @@ gtopk_status_t reference_commit(device_store_t *store, const device_journal_t *j
 
 gtopk_status_t reference_dense_gather(device_store_t *store, float *out, void *stream)
 {
-    (void)stream;
-    return reference_store_read(store, 0, 0, store->dim, out);
+    return reference_store_read(store, DEVICE_RESIDUAL, 0, store->dim, out, stream);
 }
 
 static int all_finite(const float *values, uint64_t count)
@@ -135,24 +144,25 @@ gtopk_status_t reference_dense_check(device_store_t *store, const float *sum, de
     return GTOPK_OK;
 }
 
-gtopk_status_t reference_dense_commit(device_store_t *store, float *sum, uint32_t size, const device_span_t *outputs,
-                                      size_t count, const device_words_t *words, void *stream)
+gtopk_status_t reference_dense_commit(device_store_t *store, float *sum, uint32_t divisor,
+                                      const device_target_t *target, device_words_t *words, void *stream)
 {
     (void)stream;
-    if (!words->ok)
+    uint64_t entries = 0;
+    if (!target_open(target, words))
         return GTOPK_OK;
     const fpenv_t saved = fpenv_enter();
-    if (words->nonfinite) {
-        outputs_nan(outputs, count);
-    } else if (words->joined) {
-        outputs_zero(outputs, count);
-    } else {
-        for (uint64_t i = 0; i < store->dim; i++) {
-            store->residual[i] = 0.0f;
-            sum[i] /= (float)size;
-            output_mean(store, outputs, count, (uint32_t)i, sum[i]);
+    for (uint64_t i = 0; i < store->dim; i++) {
+        store->residual[i] = 0.0f;
+        sum[i] /= (float)divisor;
+        output_mean(store, target->spans, target->count, (uint32_t)i, sum[i]);
+        if (target->indices && sum[i] != 0.0f) {
+            target->indices[entries] = (uint32_t)i;
+            target->values[entries++] = sum[i];
         }
     }
+    if (target->indices)
+        words->count = entries;
     fpenv_leave(saved);
     return GTOPK_OK;
 }

@@ -1,6 +1,7 @@
 /* A set written as a message and read back. The header's layout and the codes of indices and values are wire/'s. */
 #include <math.h>
 
+#include "device/host.h"
 #include "device/reference/reference.h"
 #include "util/fpenv.h"
 #include "util/memory.h"
@@ -52,15 +53,6 @@ static void set_filter(const device_set_t *set, int value_type, float scale, dev
     }
 }
 
-static uint8_t flags_of(const device_words_t *words, uint8_t flags)
-{
-    if (words && words->nonfinite)
-        flags |= WIRE_NONFINITE;
-    if (words && words->joined)
-        flags |= WIRE_JOINED;
-    return flags;
-}
-
 static void message_write(const device_set_t *set, const wire_header_t *header, uint8_t *message, device_set_t *decoded)
 {
     const size_t size = wire_value_size(header->value_type);
@@ -69,18 +61,16 @@ static void message_write(const device_set_t *set, const wire_header_t *header, 
     uint8_t *values = message + WIRE_HEADER_SIZE + wire_index_bytes(header->dim, *set->count);
     for (uint32_t i = 0; i < *set->count; i++) {
         value_write(header->value_type, set->value[i], header->scale, values + i * size);
-        if (decoded)
-            reference_append(decoded, set->index[i], value_read(header->value_type, values + i * size, header->scale));
+        reference_append(decoded, set->index[i], value_read(header->value_type, values + i * size, header->scale));
     }
 }
 
 gtopk_status_t reference_encode(device_t *device, const device_set_t *set, const wire_header_t *header,
-                                uint8_t *message, device_set_t *decoded, const device_words_t *words, void *stream)
+                                uint8_t *message, device_set_t *decoded, device_words_t *words, void *stream)
 {
     (void)device;
     (void)stream;
     const fpenv_t saved = fpenv_enter();
-    const int nonfinite = words && words->nonfinite;
     wire_header_t full = *header;
     uint32_t count = 0;
     device_set_t sent = {.count = &count, .capacity = *set->count};
@@ -90,13 +80,14 @@ gtopk_status_t reference_encode(device_t *device, const device_set_t *set, const
     if (status != GTOPK_OK)
         goto cleanup;
 
-    if (decoded)
-        *decoded->count = 0;
-    full.scale = nonfinite ? 1.0f : wire_scale(full.value_type, largest_magnitude(set));
-    if (!nonfinite)
+    full.scale = words->nonfinite ? 1.0f : wire_scale(full.value_type, largest_magnitude(set));
+    if (!words->nonfinite)
         set_filter(set, full.value_type, full.scale, &sent);
+    if (!host_has_room(decoded, count, words))
+        goto cleanup;
+    *decoded->count = 0;
     full.count = count;
-    full.flags = flags_of(words, header->flags);
+    full.flags = host_flags(words, header->flags);
     message_write(&sent, &full, message, decoded);
 
 cleanup:
@@ -108,37 +99,34 @@ cleanup:
 
 /* ---- decode ---- */
 
-static gtopk_status_t message_read(const uint8_t *message, const wire_header_t *header, device_set_t *out)
+static int message_read(const uint8_t *message, const wire_header_t *header, device_set_t *out)
 {
     const uint8_t *indices = message + WIRE_HEADER_SIZE, *values = indices + header->index_bytes;
     const size_t size = wire_value_size(header->value_type);
-    *out->count = 0;
-    gtopk_status_t status = wire_indices_decode(indices, header->count, header->dim, out->index);
-    if (status != GTOPK_OK)
-        return status;
+    if (wire_indices_decode(indices, header->count, header->dim, out->index) != GTOPK_OK)
+        return 0;
     for (uint32_t i = 0; i < header->count; i++) {
         out->value[i] = value_read(header->value_type, values + i * size, header->scale);
         if (!isfinite(out->value[i]) || out->value[i] == 0.0f)
-            return status_set(GTOPK_ERR_CORRUPT, "value %u of %u, for index %u, is zero, not finite or no code", i,
-                              header->count, out->index[i]);
+            return 0;
     }
-    *out->count = header->count;
-    return GTOPK_OK;
+    return 1;
 }
 
-gtopk_status_t reference_decode(device_t *device, const uint8_t *message, const wire_header_t *header,
+gtopk_status_t reference_decode(device_t *device, const uint8_t *message, size_t capacity, const wire_expect_t *expect,
                                 device_set_t *out, device_words_t *words, void *stream)
 {
+    wire_header_t header;
     (void)device;
     (void)stream;
+    *out->count = 0;
+    if (!host_judge(message, capacity, expect, &header, words) || !host_has_room(out, header.count, words))
+        return GTOPK_OK;
     const fpenv_t saved = fpenv_enter();
-    gtopk_status_t status = message_read(message, header, out);
+    if (message_read(message, &header, out))
+        *out->count = header.count;
+    else
+        host_blame(message, capacity, expect, DEVICE_BAD_PAYLOAD, words);
     fpenv_leave(saved);
-    if (words && status != GTOPK_OK)
-        words->ok = 0;
-    if (words && header->flags & WIRE_NONFINITE)
-        words->nonfinite = 1;
-    if (words && !(header->flags & WIRE_JOINED))
-        words->joined = 0;
-    return status;
+    return GTOPK_OK;
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device/host.h"
 #include "device/reference/reference.h"
 #include "util/fpenv.h"
 #include "util/memory.h"
@@ -110,9 +111,10 @@ gtopk_status_t reference_merge(device_t *device, const device_set_t *a, const de
 
     if (!set_add(a, b, &sum))
         words->nonfinite = 1;
-    status = set_keep_largest(&sum, k, kept);
-    if (status == GTOPK_OK && all)
-        status = reference_copy_set(device, &sum, all, stream);
+    if (host_has_room(kept, k < count ? k : count, words))
+        status = set_keep_largest(&sum, k, kept);
+    if (status == GTOPK_OK)
+        status = reference_copy_set(device, &sum, all, words, stream);
 
 cleanup:
     memory_free(sum.value);
@@ -124,10 +126,12 @@ cleanup:
 /* ---- deposit, copy ---- */
 
 gtopk_status_t reference_deposit(device_t *device, const device_set_t *all, const device_set_t *sent, float share,
-                                 device_set_t *out, void *stream)
+                                 device_set_t *out, device_words_t *words, void *stream)
 {
     (void)device;
     (void)stream;
+    if (!host_has_room(out, *all->count, words))
+        return GTOPK_OK;
     const fpenv_t saved = fpenv_enter();
     *out->count = 0;
     for (uint32_t i = 0; i < *all->count; i++) {
@@ -139,10 +143,13 @@ gtopk_status_t reference_deposit(device_t *device, const device_set_t *all, cons
     return GTOPK_OK;
 }
 
-gtopk_status_t reference_copy_set(device_t *device, const device_set_t *from, device_set_t *to, void *stream)
+gtopk_status_t reference_copy_set(device_t *device, const device_set_t *from, device_set_t *to, device_words_t *words,
+                                  void *stream)
 {
     (void)device;
     (void)stream;
+    if (!host_has_room(to, *from->count, words))
+        return GTOPK_OK;
     *to->count = *from->count;
     if (*from->count > 0) {
         memcpy(to->index, from->index, *from->count * sizeof *from->index);

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "device/host.h"
 #include "device/reference/reference.h"
 #include "util/fpenv.h"
 #include "util/memory.h"
@@ -44,24 +45,39 @@ gtopk_status_t reference_store_resize(device_store_t *store, uint64_t k)
     return GTOPK_OK;
 }
 
-gtopk_status_t reference_store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out)
+gtopk_status_t reference_store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out,
+                                    void *stream)
 {
+    (void)stream;
     if (length > 0)
         memcpy(out, (which == 0 ? store->residual : store->velocity) + offset, length * sizeof(float));
     return GTOPK_OK;
 }
 
 gtopk_status_t reference_store_write(device_store_t *store, int which, uint64_t offset, uint64_t length,
-                                     const float *in)
+                                     const float *in, void *stream)
 {
+    (void)stream;
     if (length > 0)
         memcpy((which == 0 ? store->residual : store->velocity) + offset, in, length * sizeof(float));
     return GTOPK_OK;
 }
 
-void reference_step_begin(device_store_t *store)
+gtopk_status_t reference_store_square(device_store_t *store, double *sum, void *stream)
+{
+    (void)stream;
+    *sum = 0.0;
+    for (uint64_t i = 0; i < store->dim; i++)
+        *sum += (double)store->residual[i] * (double)store->residual[i];
+    return GTOPK_OK;
+}
+
+gtopk_status_t reference_step_begin(device_store_t *store, device_words_t *words, void *stream)
 {
     (void)store;
+    (void)stream;
+    host_words_begin(words);
+    return GTOPK_OK;
 }
 
 /* ---- accumulate ---- */
@@ -109,6 +125,10 @@ gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *
                                     const device_accumulate_t *params, device_words_t *words, void *stream)
 {
     (void)stream;
+    if (params->found_inf) {
+        words->nonfinite = 1;
+        return GTOPK_OK;
+    }
     const fpenv_t saved = fpenv_enter();
     for (const device_span_t *span = spans; span < spans + count; span++) {
         for (uint64_t i = 0; i < span->length && span->data; i++) {
@@ -143,16 +163,18 @@ gtopk_status_t reference_array_select(device_t *device, const float *x, uint64_t
     return status;
 }
 
-gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t *out, void *stream,
-                                uint64_t *candidates, uint64_t *misses)
+gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t *out, device_words_t *words,
+                                void *stream)
 {
     (void)stream;
-    *candidates = 0;
-    *misses = 0;
+    *out->count = 0;
+    if (words->nonfinite)
+        return GTOPK_OK;
     const fpenv_t saved = fpenv_enter();
     gtopk_status_t status = reference_largest(store->residual, store->dim, k, out->index, out->count);
     for (uint32_t i = 0; status == GTOPK_OK && i < *out->count; i++)
         out->value[i] = store->residual[out->index[i]];
+    words->selected = *out->count;
     fpenv_leave(saved);
     return status;
 }

@@ -1,0 +1,130 @@
+/* Operations that all host devices share. */
+#include "device/host.h"
+
+#include <string.h>
+
+#include "util/memory.h"
+
+gtopk_status_t host_allocate(device_t *device, size_t bytes, const char *what, void **out)
+{
+    (void)device;
+    return memory_alloc(out, bytes, 1, what);
+}
+
+void host_release(device_t *device, void *block)
+{
+    (void)device;
+    memory_free(block);
+}
+
+gtopk_status_t host_copy(device_t *device, void *to, const void *from, size_t bytes, void *stream)
+{
+    (void)device;
+    (void)stream;
+    if (bytes > 0)
+        memmove(to, from, bytes);
+    return GTOPK_OK;
+}
+
+gtopk_status_t host_synchronize(device_t *device, void *stream)
+{
+    (void)device;
+    (void)stream;
+    return GTOPK_OK;
+}
+
+/* ---- words ---- */
+
+void host_words_begin(device_words_t *words)
+{
+    *words = (device_words_t){.ok = 1};
+}
+
+void host_words_fail(device_words_t *words, device_error_t error)
+{
+    if (words->error == DEVICE_NO_ERROR)
+        words->error = error;
+    words->ok = 0;
+}
+
+int host_has_room(const device_set_t *set, uint64_t needed, device_words_t *words)
+{
+    if (needed <= set->capacity)
+        return 1;
+    *set->count = 0;
+    host_words_fail(words, DEVICE_NO_ROOM);
+    return 0;
+}
+
+gtopk_status_t host_words_join(device_t *device, device_words_t *const *words, size_t count, int joined, void *stream)
+{
+    uint32_t nonfinite = 0;
+    (void)device;
+    (void)stream;
+    for (size_t i = 0; i < count; i++)
+        nonfinite |= words[i]->nonfinite;
+    for (size_t i = 0; i < count; i++) {
+        words[i]->nonfinite = nonfinite;
+        words[i]->joined = joined != 0;
+    }
+    return GTOPK_OK;
+}
+
+gtopk_status_t host_verdict(device_t *device, const device_outcome_t *outcomes, size_t count, void *stream)
+{
+    uint32_t ok = 1, nonfinite = 0;
+    (void)device;
+    (void)stream;
+    for (size_t i = 0; i < count; i++) {
+        ok &= outcomes[i].words->ok;
+        nonfinite |= outcomes[i].words->nonfinite;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const device_outcome_t *outcome = &outcomes[i];
+        device_words_t *words = outcome->words;
+        words->ok = ok;
+        words->nonfinite = nonfinite;
+        words->count = nonfinite || words->joined ? 0 : outcome->final ? *outcome->final->count : outcome->dim;
+        *outcome->host = *words;
+    }
+    return GTOPK_OK;
+}
+
+/* ---- messages ---- */
+
+gtopk_status_t host_address(device_t *device, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
+                            void *stream)
+{
+    (void)device;
+    (void)stream;
+    wire_readdress(message, sender, round, k);
+    return GTOPK_OK;
+}
+
+uint8_t host_flags(const device_words_t *words, uint8_t flags)
+{
+    return (uint8_t)(flags | (words->nonfinite ? WIRE_NONFINITE : 0) | (words->joined ? WIRE_JOINED : 0));
+}
+
+void host_blame(const uint8_t *message, size_t capacity, const wire_expect_t *expect, device_error_t error,
+                device_words_t *words)
+{
+    if (words->error == DEVICE_NO_ERROR) {
+        const size_t held = capacity < sizeof words->header ? capacity : sizeof words->header;
+        words->expect = *expect;
+        memcpy(words->header, message, held);
+    }
+    host_words_fail(words, error);
+}
+
+int host_judge(const uint8_t *message, size_t capacity, const wire_expect_t *expect, wire_header_t *header,
+               device_words_t *words)
+{
+    if (wire_header_trust(message, capacity, header) != GTOPK_OK || !wire_header_matches(header, expect)) {
+        host_blame(message, capacity, expect, DEVICE_BAD_HEADER, words);
+        return 0;
+    }
+    words->nonfinite |= (header->flags & WIRE_NONFINITE) != 0;
+    words->joined &= (header->flags & WIRE_JOINED) != 0;
+    return 1;
+}

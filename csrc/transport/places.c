@@ -1,0 +1,96 @@
+/* Hosts of ranks, and members of exchanges. */
+#include "transport/places.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "util/memory.h"
+
+/* FNV-1a, 64 bit. */
+static uint64_t hash(const char *text)
+{
+    uint64_t hash = 14695981039346656037u;
+    for (; *text; text++)
+        hash = (hash ^ (unsigned char)*text) * 1099511628211u;
+    return hash;
+}
+
+/* Containers of one machine share its boot id, whatever they call themselves; machines of one name do not. */
+static uint64_t machine_of_kernel(void)
+{
+    char id[64] = "";
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+    if (!file)
+        return 0;
+    const char *line = fgets(id, sizeof id, file);
+    (void)fclose(file);
+    return line ? hash(line) : 0;
+}
+
+void places_host_find(places_host_t *host)
+{
+    const char *node = getenv("GTOPK_NODE");
+    memset(host, 0, sizeof *host);
+    host->machine = node && *node ? hash(node) : machine_of_kernel();
+    if (gethostname(host->name, sizeof host->name - 1) != 0)
+        host->name[0] = 0;
+}
+
+gtopk_status_t places_map_create(places_map_t *map, int32_t size)
+{
+    *map = (places_map_t){.size = size};
+    gtopk_status_t status = memory_alloc(&map->ranks, (size_t)size, sizeof *map->ranks, "the ranks of a communicator");
+    if (status == GTOPK_OK)
+        status = memory_alloc(&map->node, (size_t)size, sizeof *map->node, "the nodes of the ranks");
+    if (status == GTOPK_OK)
+        status = memory_alloc(&map->local, (size_t)size, sizeof *map->local, "the local ranks");
+    if (status == GTOPK_OK)
+        status = memory_alloc(&map->names, (size_t)size, sizeof *map->names, "the names of the ranks' hosts");
+    for (int32_t r = 0; r < size && status == GTOPK_OK; r++)
+        map->ranks[r] = r;
+    return status;
+}
+
+static const places_host_t *host_at(const places_host_t *hosts, size_t stride, int32_t rank)
+{
+    return (const places_host_t *)(const void *)((const char *)hosts + (size_t)rank * stride);
+}
+
+static int on_one_node(const places_host_t *a, const places_host_t *b)
+{
+    if (a->machine != b->machine)
+        return 0;
+    return a->machine != 0 || strncmp(a->name, b->name, sizeof a->name) == 0;
+}
+
+void places_map_fill(places_map_t *map, const places_host_t *hosts, size_t stride)
+{
+    map->nodes = 0;
+    for (int32_t r = 0; r < map->size; r++) {
+        const places_host_t *host = host_at(hosts, stride, r);
+        (void)snprintf(map->names[r], sizeof map->names[r], "%.*s", (int)sizeof host->name - 1, host->name);
+        int32_t lowest = 0; /* rank of the same node */
+        while (lowest < r && !on_one_node(host, host_at(hosts, stride, lowest)))
+            lowest++;
+        map->node[r] = lowest < r ? map->node[lowest] : map->nodes++;
+        map->local[r] = 0;
+        for (int32_t before = lowest; before < r; before++)
+            map->local[r] += map->node[before] == map->node[r];
+    }
+}
+
+void places_map_destroy(places_map_t *map)
+{
+    memory_free(map->ranks);
+    memory_free(map->node);
+    memory_free(map->local);
+    memory_free(map->names);
+    *map = (places_map_t){.size = 0};
+}
+
+places_t places_of_all(const places_map_t *map, int32_t rank)
+{
+    return (places_t){.size = map->size, .place = rank, .ranks = map->ranks, .contributors = (uint32_t)map->size};
+}
