@@ -1,7 +1,7 @@
 /* What concerns the library as a whole. */
 #include <stdio.h>
 
-#include "device/cpu/isa.h"
+#include "device/device.h"
 #include "gtopk.h"
 #include "transport/transport.h"
 #include "wire/wire.h"
@@ -15,8 +15,8 @@ const char *gtopk_build_info(void)
 {
     static _Thread_local char text[256];
     (void)snprintf(text, sizeof text, "version=%d.%d.%d\nisa=%s\nisa_supported=%s\nwire_format=%u\n",
-                   GTOPK_VERSION_MAJOR, GTOPK_VERSION_MINOR, GTOPK_VERSION_PATCH, device_cpu_isa(),
-                   device_cpu_isa_supported(), WIRE_FORMAT_VERSION);
+                   GTOPK_VERSION_MAJOR, GTOPK_VERSION_MINOR, GTOPK_VERSION_PATCH, device_instruction_set(),
+                   device_instruction_sets(), WIRE_FORMAT_VERSION);
     return text;
 }
 

@@ -50,7 +50,7 @@ typedef struct device_words {
     uint32_t selected;  /* entries that select found */
     uint32_t misses;    /* 1: select had to read the residual again */
     uint64_t candidates;
-    uint64_t count; /* entries of the update; set by verdict, and by a dense commit to arrays */
+    uint64_t count; /* entries of the update: set by verdict, by dense_check, and by dense_commit to arrays */
     wire_expect_t expect;
     uint8_t header[WIRE_HEADER_SIZE];
 } device_words_t;
@@ -96,9 +96,8 @@ typedef struct device_target {
 /* One reducer's part of a verdict. */
 typedef struct device_outcome {
     device_words_t *words;     /* in device memory */
-    const device_set_t *final; /* NULL: a dense step, whose update has `dim` entries */
-    uint64_t dim;
-    device_words_t *host; /* out; pinned memory */
+    const device_set_t *final; /* the update; NULL: it is dense, and words->count is what it is */
+    device_words_t *host;      /* out; pinned memory */
 } device_outcome_t;
 
 typedef struct device_parallel {
@@ -116,7 +115,7 @@ typedef struct device_ops {
     void (*close)(device_t *device);
 
     /* Zeroed memory of the device, or pinned host memory that the device reads and writes as well. What is queued must
-     * have passed before memory is released. */
+     * have passed before memory is released; NULL is accepted. */
     gtopk_status_t (*allocate)(device_t *device, size_t bytes, const char *what, void **out);
     void (*release)(device_t *device, void *block);
     gtopk_status_t (*allocate_pinned)(device_t *device, size_t bytes, const char *what, void **out);
@@ -165,7 +164,8 @@ typedef struct device_ops {
     /* Dense step: copies the residual to `out` (dim floats that the device reaches). */
     gtopk_status_t (*dense_gather)(device_store_t *store, float *out, void *stream);
 
-    /* Dense step: sum holds the all-reduced residuals; one that is not finite sets words->nonfinite. */
+    /* Dense step: sum holds the all-reduced residuals; one that is not finite sets words->nonfinite. words->count becomes
+     * dim. */
     gtopk_status_t (*dense_check)(device_store_t *store, const float *sum, device_words_t *words, void *stream);
 
     /* Dense step, as commit: residual = 0 (plus what a 16-bit output cannot hold), the mean is sum / divisor, the velocity
@@ -191,7 +191,7 @@ typedef struct device_ops {
      * JOINED. */
     gtopk_status_t (*words_join)(device_t *device, device_words_t *const *words, size_t count, int joined, void *stream);
 
-    /* Makes ok and nonfinite those of all reducers together, notes the counts, brings all words to the host and waits for
+    /* Makes ok and nonfinite those of all reducers together, notes the counts (0 of a step that is dropped), brings all words to the host and waits for
      * the stream. DEVICE when something that was queued there failed. */
     gtopk_status_t (*verdict)(device_t *device, const device_outcome_t *outcomes, size_t count, void *stream);
 
@@ -237,6 +237,9 @@ typedef struct device_ops {
 struct device {
     const device_ops_t *ops;
 };
+
+/* The name that device_open goes by: the one given, else GTOPK_DEVICE, else "cpu". */
+const char *device_name(const char *name);
 
 /* Opens a device by name: "cpu", "reference". NULL: GTOPK_DEVICE, else "cpu". UNSUPPORTED with the names that exist. */
 gtopk_status_t device_open(const char *name, device_t **device);

@@ -84,7 +84,10 @@ gtopk_status_t host_verdict(device_t *device, const device_outcome_t *outcomes, 
         device_words_t *words = outcome->words;
         words->ok = ok;
         words->nonfinite = nonfinite;
-        words->count = nonfinite || words->joined ? 0 : outcome->final ? *outcome->final->count : outcome->dim;
+        if (outcome->final)
+            words->count = *outcome->final->count;
+        if (nonfinite || words->joined)
+            words->count = 0;
         *outcome->host = *words;
     }
     return GTOPK_OK;

@@ -20,7 +20,6 @@
 
 /* A rank that waits longer than this looks for last words: messages that were under way before them come first. */
 #define LAST_WORD_AFTER 1.0 /* seconds */
-#define HOST_SIZE 64        /* characters kept of a host's name */
 #define NOTICE_SIZE 64
 #define DEFAULT_TIMEOUT 1800.0
 
@@ -56,14 +55,15 @@ typedef struct notice {
 typedef struct mpi_transport {
     transport_t base;
     MPI_Comm comm;
-    transport_exchange_t *exchange;
+    transport_exchange_t exchange;
+    size_t received; /* length of the message that came */
     double posted_at; /* when the exchange under way was started */
     int awaited;      /* the message to be received has not shown itself yet */
     MPI_Request receive, send;
     unsigned char *overlong; /* where a message goes that does not fit, else NULL */
     notice_t *notices;
     int broken; /* a request may never end: leave the communicator and MPI alone */
-    char host[HOST_SIZE], (*hosts)[HOST_SIZE];
+    int complete; /* all ranks have it */
 } mpi_transport_t;
 
 /* MPI is one for the process, and so is this. Under mpi_mutex. */
@@ -106,7 +106,6 @@ static void pause_after(double waited)
         (void)sched_yield();
 }
 
-/* Until the request of a collective ends. */
 /* Whether `peer` (MPI_ANY_SOURCE: some rank) has said its last word; that rank, or TRANSPORT_NONE. A last word also goes
  * out as a message, but a rank whose own large message is never taken, or who only sends, or is in a collective of MPI's,
  * would not read it there. Under mpi_mutex. */
@@ -125,6 +124,7 @@ static gtopk_status_t gave_up(int32_t rank)
                                (int)rank);
 }
 
+/* Until the request of a collective ends. */
 static gtopk_status_t wait_for(const mpi_transport_t *self, MPI_Request *request, double deadline, const char *what)
 {
     const double start = clock_now();
@@ -144,7 +144,7 @@ static gtopk_status_t wait_for(const mpi_transport_t *self, MPI_Request *request
                                        what);
         if (now >= ask_at) {
             int32_t gone = TRANSPORT_NONE;
-            if (now - start > LAST_WORD_AFTER && self->base.host_of) /* the communicator is complete */
+            if (now - start > LAST_WORD_AFTER && self->complete)
                 LOCKED(gone = last_word_of(self, MPI_ANY_SOURCE));
             if (gone != TRANSPORT_NONE)
                 return gave_up(gone);
@@ -198,7 +198,7 @@ static gtopk_status_t too_long(const transport_exchange_t *exchange, size_t byte
  * mpi_mutex. */
 static gtopk_status_t look_for_message(mpi_transport_t *self)
 {
-    transport_exchange_t *exchange = self->exchange;
+    const transport_exchange_t *exchange = &self->exchange;
     char what[64];
     int there = 0, count;
     MPI_Message message;
@@ -223,7 +223,7 @@ static gtopk_status_t look_for_message(mpi_transport_t *self)
         code = MPI_Imrecv(into, count, type, &message, &self->receive);
     forget_type(&type);
     self->awaited = 0;
-    exchange->received = (size_t)bytes;
+    self->received = (size_t)bytes;
     return code == MPI_SUCCESS ? GTOPK_OK : failed(code, what);
 }
 
@@ -238,13 +238,15 @@ static int start_send(mpi_transport_t *self, const transport_exchange_t *exchang
     return code;
 }
 
-static gtopk_status_t mpi_post(transport_t *transport, transport_exchange_t *exchange, void *stream)
+static gtopk_status_t mpi_post(transport_t *transport, const transport_exchange_t *exchange, double deadline,
+                               void *stream)
 {
     mpi_transport_t *self = (mpi_transport_t *)transport;
     int code = MPI_SUCCESS;
+    (void)deadline;
     (void)stream;
-    exchange->received = 0;
-    self->exchange = exchange;
+    self->received = 0;
+    self->exchange = *exchange;
     self->posted_at = clock_now();
     (void)pthread_mutex_lock(&mpi_mutex);
     self->awaited = exchange->from != TRANSPORT_NONE;
@@ -257,12 +259,12 @@ static gtopk_status_t mpi_post(transport_t *transport, transport_exchange_t *exc
 /* The head of a message that does not fit, now that it came. */
 static gtopk_status_t keep_head(mpi_transport_t *self)
 {
-    const transport_exchange_t *exchange = self->exchange;
+    const transport_exchange_t *exchange = &self->exchange;
     if (exchange->receive_capacity > 0)
         memcpy(exchange->receive, self->overlong, exchange->receive_capacity);
     free(self->overlong);
     self->overlong = NULL;
-    return too_long(exchange, exchange->received);
+    return too_long(exchange, self->received);
 }
 
 /* Tests what is still under way. Under mpi_mutex. */
@@ -278,7 +280,7 @@ static gtopk_status_t test_both(mpi_transport_t *self)
         char what[64];
         code = MPI_Test(&self->receive, &done, MPI_STATUS_IGNORE);
         if (code != MPI_SUCCESS) {
-            (void)snprintf(what, sizeof what, "receiving from rank %d", (int)self->exchange->from);
+            (void)snprintf(what, sizeof what, "receiving from rank %d", (int)self->exchange.from);
             return failed(code, what);
         }
         if (done && self->overlong)
@@ -288,7 +290,7 @@ static gtopk_status_t test_both(mpi_transport_t *self)
         char what[64];
         code = MPI_Test(&self->send, &done, MPI_STATUS_IGNORE);
         if (code != MPI_SUCCESS) {
-            (void)snprintf(what, sizeof what, "sending to rank %d", (int)self->exchange->to);
+            (void)snprintf(what, sizeof what, "sending to rank %d", (int)self->exchange.to);
             return failed(code, what);
         }
     }
@@ -300,19 +302,20 @@ static int32_t partner_gave_up(const mpi_transport_t *self)
 {
     int32_t gone = TRANSPORT_NONE;
     if (self->awaited || self->receive != MPI_REQUEST_NULL)
-        gone = last_word_of(self, self->exchange->from);
+        gone = last_word_of(self, self->exchange.from);
     if (gone == TRANSPORT_NONE && self->send != MPI_REQUEST_NULL)
-        gone = last_word_of(self, self->exchange->to);
+        gone = last_word_of(self, self->exchange.to);
     return gone;
 }
 
-static gtopk_status_t mpi_wait(transport_t *transport, double deadline)
+static gtopk_status_t mpi_wait(transport_t *transport, double deadline, size_t *received)
 {
     mpi_transport_t *self = (mpi_transport_t *)transport;
     const double start = clock_now();
     for (;;) {
         gtopk_status_t status;
         LOCKED(status = test_both(self));
+        *received = self->received;
         if (status != GTOPK_OK)
             return status;
         const int receiving = self->awaited || self->receive != MPI_REQUEST_NULL;
@@ -326,7 +329,7 @@ static gtopk_status_t mpi_wait(transport_t *transport, double deadline)
             return gave_up(gone);
         if (now >= deadline)
             return library->status_set(GTOPK_ERR_TIMEOUT, "rank %d has not %s yet",
-                                       (int)(receiving ? self->exchange->from : self->exchange->to),
+                                       (int)(receiving ? self->exchange.from : self->exchange.to),
                                        receiving ? "sent its message" : "taken this rank's message");
         pause_after(now - start);
     }
@@ -350,7 +353,6 @@ static int mpi_abandon(transport_t *transport)
     if (received)
         free(self->overlong);
     self->overlong = NULL;
-    self->exchange = NULL;
     return received && sent;
 }
 
@@ -398,10 +400,19 @@ static void mpi_notify(transport_t *transport, int32_t to, const void *message, 
     (void)pthread_mutex_unlock(&mpi_mutex);
 }
 
+static int32_t mpi_gone(transport_t *transport)
+{
+    int32_t gone;
+    LOCKED(gone = last_word_of((mpi_transport_t *)transport, MPI_ANY_SOURCE));
+    return gone;
+}
+
 /* ---- collectives ---- */
 
-static gtopk_status_t mpi_allgather(transport_t *transport, const void *in, size_t bytes, void *out, double deadline)
+static gtopk_status_t mpi_allgather(transport_t *transport, const void *in, size_t bytes, void *out, double deadline,
+                                    void *stream)
 {
+    (void)stream;
     mpi_transport_t *self = (mpi_transport_t *)transport;
     MPI_Request request = MPI_REQUEST_NULL;
     MPI_Datatype type;
@@ -419,8 +430,10 @@ static gtopk_status_t mpi_allgather(transport_t *transport, const void *in, size
     return status;
 }
 
-static gtopk_status_t mpi_allreduce(transport_t *transport, float *buffer, size_t count, double deadline)
+static gtopk_status_t mpi_allreduce(transport_t *transport, float *buffer, size_t count, double deadline,
+                                    void *stream)
 {
+    (void)stream;
     mpi_transport_t *self = (mpi_transport_t *)transport;
     const size_t longest = (size_t)MPI_MODULE_COUNT_MAX < ALLREDUCE_PART ? (size_t)MPI_MODULE_COUNT_MAX
                                                                          : ALLREDUCE_PART;
@@ -447,12 +460,6 @@ static double mpi_now(transport_t *transport)
     return clock_now();
 }
 
-static const char *mpi_host_of(transport_t *transport, int32_t rank)
-{
-    mpi_transport_t *self = (mpi_transport_t *)transport;
-    return rank >= 0 && rank < transport->size ? self->hosts[rank] : NULL;
-}
-
 static void mpi_close(transport_t *transport)
 {
     mpi_transport_t *self = (mpi_transport_t *)transport;
@@ -466,7 +473,6 @@ static void mpi_close(transport_t *transport)
         (void)MPI_Comm_free(&self->comm);
     mpi_open--;
     (void)pthread_mutex_unlock(&mpi_mutex);
-    free(self->hosts);
     free(self);
 }
 
@@ -478,6 +484,7 @@ static const transport_ops_t MPI_OPS = {
     .wait = mpi_wait,
     .abandon = mpi_abandon,
     .notify = mpi_notify,
+    .gone = mpi_gone,
     .allgather = mpi_allgather,
     .allreduce = mpi_allreduce,
 };
@@ -551,24 +558,6 @@ static gtopk_status_t duplicate(mpi_transport_t *self, MPI_Comm parent, double d
     return status;
 }
 
-static gtopk_status_t gather_hosts(mpi_transport_t *self, double deadline)
-{
-    char name[MPI_MAX_PROCESSOR_NAME] = "";
-    int length = 0;
-    self->hosts = calloc((size_t)self->base.size, HOST_SIZE);
-    if (!self->hosts)
-        return library->status_set(GTOPK_ERR_NOMEM, "out of memory: the names of %d hosts", (int)self->base.size);
-    LOCKED((void)MPI_Get_processor_name(name, &length));
-    (void)snprintf(self->host, sizeof self->host, "%.*s", HOST_SIZE - 1, name);
-    const gtopk_status_t status = mpi_allgather(&self->base, self->host, HOST_SIZE, self->hosts, deadline);
-    if (status != GTOPK_OK)
-        return status;
-    for (int32_t r = 0; r < self->base.rank; r++)
-        self->base.local_rank += strcmp(self->hosts[r], self->host) == 0;
-    self->base.host_of = mpi_host_of;
-    return GTOPK_OK;
-}
-
 /* "mpi (Open MPI 5.0.11)" out of "Open MPI v5.0.11, package: ...", the same for others. */
 static void describe(transport_t *base)
 {
@@ -603,14 +592,13 @@ static gtopk_status_t module_open(const gtopk_comm_config_t *config, const trans
         free(self);
         return status;
     }
-    /* When one of these fails MPI may go on writing to *self, so it stays. */
+    /* When it fails MPI may go on writing to *self, so it stays. */
     status = duplicate(self, parent, deadline);
-    if (status == GTOPK_OK)
-        status = gather_hosts(self, deadline);
     if (status != GTOPK_OK) {
         mark_broken(self);
         return status;
     }
+    self->complete = 1;
     describe(&self->base);
     LOCKED(mpi_open++);
     *transport = &self->base;
