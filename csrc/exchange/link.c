@@ -29,9 +29,9 @@ void link_close(link_t *link)
 
 const char *link_peer_name(const link_t *link, int32_t rank, char *text, size_t size)
 {
-    const int known = link->map && rank >= 0 && rank < link->map->size && link->map->names[rank][0];
-    if (known)
-        (void)snprintf(text, size, "rank %d (%s)", (int)rank, link->map->names[rank]);
+    const places_map_t *map = link->map;
+    if (map && map->nodes > 1 && rank >= 0 && rank < map->size && map->names[rank][0])
+        (void)snprintf(text, size, "rank %d (%s)", (int)rank, map->names[rank]);
     else
         (void)snprintf(text, size, "rank %d", (int)rank);
     return text;

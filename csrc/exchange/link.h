@@ -84,7 +84,7 @@ gtopk_status_t link_break(link_t *link, gtopk_status_t status, uint64_t step);
 /* OK, or the first error again. */
 gtopk_status_t link_check_alive(const link_t *link);
 
-/* "rank 3 (host-b)", in `text`. */
+/* "rank 3 (host-b)", in `text`; without the host where all ranks share one. */
 const char *link_peer_name(const link_t *link, int32_t rank, char *text, size_t size);
 
 #endif

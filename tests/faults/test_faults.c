@@ -138,7 +138,7 @@ static void *act(void *argument)
     REQUIRE(transport_thread_open(&net, &inner) == GTOPK_OK);
     faulty = faulty_create(inner);
     REQUIRE(faulty);
-    REQUIRE(comm_open(&comm, faulty, &net) == GTOPK_OK);
+    REQUIRE(comm_open(&comm, faulty, NULL, &net) == GTOPK_OK);
     parts_create(&parts, comm, scenario);
 
     faulty_record(faulty);

@@ -219,7 +219,7 @@ static void test_an_allreduce_that_does_not_return(void **state)
     static float buffer[4];
     const double begin = clock_now();
     assert_int_equal(transport_open(&net, &transport), GTOPK_OK);
-    assert_int_equal(transport->ops->allreduce(transport, buffer, 4, begin + TIMEOUT), GTOPK_ERR_INTERRUPTED);
+    assert_int_equal(transport->ops->allreduce(transport, buffer, 4, begin + TIMEOUT, NULL), GTOPK_ERR_INTERRUPTED);
     assert_true(clock_now() - begin < SOON);
     transport->ops->close(transport);
     let_go(&blocked);

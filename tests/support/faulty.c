@@ -94,8 +94,10 @@ static gtopk_status_t spoil(faulty_t *self, transport_exchange_t *exchange)
     return GTOPK_OK;
 }
 
-static gtopk_status_t faulty_post(transport_t *transport, transport_exchange_t *exchange, void *stream)
+static gtopk_status_t faulty_post(transport_t *transport, const transport_exchange_t *given, double deadline,
+                                  void *stream)
 {
+    transport_exchange_t copy = *given, *exchange = &copy;
     faulty_t *self = (faulty_t *)transport;
     gtopk_status_t status = GTOPK_OK;
     const int32_t to = exchange->to;
@@ -116,13 +118,13 @@ static gtopk_status_t faulty_post(transport_t *transport, transport_exchange_t *
         exchange->send = self->spoilt.message;
         exchange->send_bytes = self->spoilt.bytes;
     }
-    return status == GTOPK_OK ? self->inner->ops->post(self->inner, exchange, stream) : status;
+    return status == GTOPK_OK ? self->inner->ops->post(self->inner, exchange, deadline, stream) : status;
 }
 
-static gtopk_status_t faulty_wait(transport_t *transport, double deadline)
+static gtopk_status_t faulty_wait(transport_t *transport, double deadline, size_t *received)
 {
     transport_t *inner = ((faulty_t *)transport)->inner;
-    return inner->ops->wait(inner, deadline);
+    return inner->ops->wait(inner, deadline, received);
 }
 
 static double faulty_now(transport_t *transport)
@@ -170,7 +172,6 @@ transport_t *faulty_create(transport_t *inner)
         .notify = faulty_notify,
     };
     self->base.ops = &self->ops;
-    self->base.host_of = NULL;
     return &self->base;
 }
 
