@@ -84,7 +84,7 @@ static const device_ops_t *inside(const call_t *call)
 static void guarded_close(device_t *device)
 {
     guarded_t *self = (guarded_t *)device;
-    device_must_be_idle(self, "a device is closed");
+    must_be_idle(self);
     self->inner->ops->close(self->inner);
     machine_release(self->machine);
     memory_free(self);
@@ -97,22 +97,34 @@ static gtopk_status_t guarded_allocate(device_t *device, size_t bytes, const cha
 
 static void guarded_free(device_t *device, void *block)
 {
-    if (block)
-        device_must_be_idle((guarded_t *)device, "memory is released");
     machine_free(((guarded_t *)device)->machine, block);
 }
 
+/* Pinned memory is the host's. Its length stands before it. */
+enum { PINNED_HEAD = 64 };
+
 static gtopk_status_t guarded_allocate_pinned(device_t *device, size_t bytes, const char *what, void **out)
 {
+    uint8_t *block;
     (void)device;
-    return memory_alloc(out, bytes, 1, what);
+    *out = NULL;
+    const gtopk_status_t status = bytes > 0 ? memory_alloc(&block, PINNED_HEAD + bytes, 1, what) : GTOPK_OK;
+    if (status != GTOPK_OK || bytes == 0)
+        return status;
+    memcpy(block, &bytes, sizeof bytes);
+    *out = block + PINNED_HEAD;
+    return GTOPK_OK;
 }
 
 static void guarded_free_pinned(device_t *device, void *block)
 {
-    if (block)
-        device_must_be_idle((guarded_t *)device, "pinned memory is released");
-    memory_free(block);
+    size_t bytes;
+    if (!block)
+        return;
+    uint8_t *whole = (uint8_t *)block - PINNED_HEAD;
+    memcpy(&bytes, whole, sizeof bytes);
+    must_be_passed(((guarded_t *)device)->machine, block, bytes);
+    memory_free(whole);
 }
 
 /* ---- the store ---- */
@@ -141,7 +153,7 @@ static void guarded_store_destroy(device_store_t *store)
     guarded_store_t *self = (guarded_store_t *)store;
     if (!self)
         return;
-    device_must_be_idle(self->device, "a store is destroyed");
+    must_be_unused(self->device->machine, self->inner, "a store is destroyed");
     self->device->inner->ops->store_destroy(self->inner);
     memory_free(self);
 }
@@ -149,7 +161,7 @@ static void guarded_store_destroy(device_store_t *store)
 static gtopk_status_t guarded_store_resize(device_store_t *store, uint64_t k)
 {
     const guarded_store_t *self = (const guarded_store_t *)store;
-    device_must_be_idle(self->device, "a store is resized");
+    must_be_unused(self->device->machine, self->inner, "a store is resized");
     return self->device->inner->ops->store_resize(self->inner, k);
 }
 

@@ -139,6 +139,8 @@ gtopk_status_t machine_allocate(machine_t *machine, size_t bytes, const char *wh
     return GTOPK_OK;
 }
 
+static void must_be_passed_locked(const machine_t *machine, const void *block, size_t bytes);
+
 void machine_free(machine_t *machine, void *block)
 {
     if (!block)
@@ -153,6 +155,7 @@ void machine_free(machine_t *machine, void *block)
         abort();
     }
     *link = found->next;
+    must_be_passed_locked(machine, machine->real + found->at, found->bytes);
     POISON(machine->real + found->at, room(found->bytes));
     (void)pthread_mutex_unlock(&machine->mutex);
     memory_free(found);
@@ -337,15 +340,87 @@ gtopk_status_t call_wait(machine_t *machine, call_t *call)
     return status;
 }
 
-void device_must_be_idle(const guarded_t *device, const char *what)
+/* ---- what must not go yet ---- */
+
+static void stop(const char *what)
+{
+    (void)fprintf(stderr, "guarded: %s, and something that is queued needs it\n", what);
+    abort();
+}
+
+void must_be_idle(const guarded_t *device)
 {
     (void)pthread_mutex_lock(&device->machine->mutex);
     const int queued = device->queued;
     (void)pthread_mutex_unlock(&device->machine->mutex);
-    if (queued == 0)
-        return;
-    (void)fprintf(stderr, "guarded: %s while %d operations are queued\n", what, queued);
-    abort();
+    if (queued > 0)
+        stop("a device is closed");
+}
+
+void must_be_unused(machine_t *machine, const device_store_t *store, const char *what)
+{
+    (void)pthread_mutex_lock(&machine->mutex);
+    for (size_t s = 0; s < machine->stream_count; s++)
+        for (const call_t *call = machine->streams[s].first; call; call = call->next)
+            if (call->store == store)
+                stop(what);
+    (void)pthread_mutex_unlock(&machine->mutex);
+}
+
+typedef struct range {
+    uintptr_t at;
+    size_t bytes;
+} range_t;
+
+static int in(range_t range, const void *address)
+{
+    return (uintptr_t)address - range.at < range.bytes;
+}
+
+static int set_in(range_t range, const device_set_t *set)
+{
+    return in(range, set->index) || in(range, set->value) || in(range, set->count);
+}
+
+static int target_in(range_t range, const device_target_t *target)
+{
+    int used = in(range, target->indices) || in(range, target->values);
+    for (size_t i = 0; target->spans && i < target->count; i++)
+        used |= in(range, target->spans[i].data);
+    return used;
+}
+
+/* Work of the host is taken to use everything: its arguments are not known here. */
+static int call_uses(const call_t *call, range_t range)
+{
+    int used = !call->device || in(range, call->words) || in(range, call->to) || in(range, call->from) ||
+               target_in(range, &call->target);
+    for (size_t i = 0; i < MACHINE_SETS; i++)
+        used |= set_in(range, &call->sets[i]);
+    for (size_t i = 0; call->spans && i < call->count; i++)
+        used |= in(range, call->spans[i].data);
+    for (size_t i = 0; call->words_list && i < call->count; i++)
+        used |= in(range, call->words_list[i]);
+    for (uint32_t i = 0; i < call->journal.deposit_count; i++)
+        used |= set_in(range, &call->journal.deposits[i]);
+    return used || set_in(range, &call->journal.selected) || set_in(range, &call->journal.first) ||
+           set_in(range, &call->journal.final);
+}
+
+static void must_be_passed_locked(const machine_t *machine, const void *block, size_t bytes)
+{
+    const range_t range = {(uintptr_t)block, bytes};
+    for (size_t s = 0; s < machine->stream_count; s++)
+        for (const call_t *call = machine->streams[s].first; call; call = call->next)
+            if (call_uses(call, range))
+                stop("memory is released");
+}
+
+void must_be_passed(machine_t *machine, const void *block, size_t bytes)
+{
+    (void)pthread_mutex_lock(&machine->mutex);
+    must_be_passed_locked(machine, block, bytes);
+    (void)pthread_mutex_unlock(&machine->mutex);
 }
 
 /* ---- the host's work in a stream ---- */

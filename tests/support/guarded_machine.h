@@ -94,7 +94,7 @@ void machine_release(machine_t *machine);
 /* ---- memory ---- */
 
 gtopk_status_t machine_allocate(machine_t *machine, size_t bytes, const char *what, void **out);
-void machine_free(machine_t *machine, void *block);
+void machine_free(machine_t *machine, void *block); /* NULL is accepted */
 void *machine_reach(const machine_t *machine, const void *address);
 
 /* ---- streams ---- */
@@ -112,7 +112,9 @@ gtopk_status_t call_queue(machine_t *machine, call_t *call);
 /* Queues it, and waits for its stream. DEVICE when something that was queued has failed: it is told once. */
 gtopk_status_t call_wait(machine_t *machine, call_t *call);
 
-/* Ends the process when calls of a device are queued: `what` must not be done then. */
-void device_must_be_idle(const guarded_t *device, const char *what);
+/* Each ends the process when something queued still needs what is about to go: a device, a store, memory. */
+void must_be_idle(const guarded_t *device);
+void must_be_unused(machine_t *machine, const device_store_t *store, const char *what);
+void must_be_passed(machine_t *machine, const void *block, size_t bytes);
 
 #endif
