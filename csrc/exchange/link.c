@@ -13,7 +13,8 @@
 gtopk_status_t link_open(link_t *link)
 {
     link_stats_reset(link);
-    gtopk_status_t status = memory_alloc(&link->box_out, WIRE_HEADER_SIZE + LINK_PIECE, 1, "a collective's send buffer");
+    gtopk_status_t status = memory_alloc(&link->box_out, WIRE_HEADER_SIZE + LINK_PIECE, 1,
+                                         "a collective's send buffer");
     if (status == GTOPK_OK)
         status = memory_alloc(&link->box_in, WIRE_HEADER_SIZE + LINK_PIECE, 1, "a collective's receive buffer");
     return status;

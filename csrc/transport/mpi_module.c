@@ -56,13 +56,13 @@ typedef struct mpi_transport {
     transport_t base;
     MPI_Comm comm;
     transport_exchange_t exchange;
-    size_t received; /* length of the message that came */
+    size_t received;  /* length of the message that came */
     double posted_at; /* when the exchange under way was started */
     int awaited;      /* the message to be received has not shown itself yet */
     MPI_Request receive, send;
     unsigned char *overlong; /* where a message goes that does not fit, else NULL */
     notice_t *notices;
-    int broken; /* a request may never end: leave the communicator and MPI alone */
+    int broken;   /* a request may never end: leave the communicator and MPI alone */
     int complete; /* all ranks have it */
 } mpi_transport_t;
 
@@ -430,8 +430,7 @@ static gtopk_status_t mpi_allgather(transport_t *transport, const void *in, size
     return status;
 }
 
-static gtopk_status_t mpi_allreduce(transport_t *transport, float *buffer, size_t count, double deadline,
-                                    void *stream)
+static gtopk_status_t mpi_allreduce(transport_t *transport, float *buffer, size_t count, double deadline, void *stream)
 {
     (void)stream;
     mpi_transport_t *self = (mpi_transport_t *)transport;
