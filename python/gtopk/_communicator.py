@@ -102,7 +102,7 @@ class Comm(Collectives):
         self.rank: int = library.gtopk_comm_rank(handle)
         self.size: int = library.gtopk_comm_size(handle)
         self.local_rank: int = library.gtopk_comm_local_rank(handle)
-        end_of_process.register(self)
+        end_of_process.register(self, uses_mpi=transport == "mpi")
 
     @property
     def handle(self) -> int:

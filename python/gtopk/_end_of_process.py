@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
-import sys
 import weakref
 from typing import Any, Protocol
 
 from . import _c_api
-
-_log = logging.getLogger("gtopk")
 
 
 class Closable(Protocol):
@@ -22,11 +18,12 @@ class Closable(Protocol):
 
 
 class EndOfProcess:
-    """Closes what is open when Python ends, and then ends MPI if gtopk started it.
+    """Closes what is open when Python ends; with MPI the other ranks hear of it. Then exit() ends MPI if gtopk started it.
 
-    MPI_Finalize waits for all ranks. After an uncaught exception the others may be waiting for this rank in the middle
-    of an exchange, and both sides would wait for ever; so then it is left out, and mpirun ends the job when it sees
-    this process go. `sys.last_value` is what the interpreter sets when it prints the traceback of such an exception.
+    MPI_Finalize waits for all ranks. Where this one ends by an error the others may be waiting for it in the middle of
+    an exchange, and both sides would wait for ever. So the library looks at the status that exit() is given, which
+    Python shows to nobody: with another one than 0 it leaves MPI as it is, and mpirun ends the job when it sees this
+    process go.
     """
 
     def __init__(self) -> None:
@@ -34,8 +31,10 @@ class EndOfProcess:
         self._dependents: weakref.WeakSet[Any] = weakref.WeakSet()
         self._pid = 0
 
-    def register(self, comm: Closable) -> None:
+    def register(self, comm: Closable, *, uses_mpi: bool) -> None:
         self._open.add(comm)
+        if uses_mpi:
+            _c_api.check(_c_api.library().gtopk_finalize_at_exit())
         if not self._pid:
             self._pid = os.getpid()
             atexit.register(self._run)
@@ -49,10 +48,6 @@ class EndOfProcess:
             return
         for one in (*self._dependents, *self._open):
             one.close()
-        if getattr(sys, "last_value", None) is None:
-            status = _c_api.library().gtopk_finalize()
-            if status:
-                _log.debug("gtopk_finalize: %s", _c_api.describe_status(status))
         _c_api.silence_log()
 
 

@@ -70,9 +70,8 @@ def init(
     gloo, and leaves it so at `shutdown`. Programs that want another backend call
     ``torch.distributed.init_process_group`` first.
 
-    When Python ends without an uncaught exception, gtopk ends MPI if it started it, which waits for all ranks. So let
-    errors be raised: a rank that leaves by ``sys.exit`` in the middle of the others' work makes them wait until their
-    deadline.
+    When Python ends with exit status 0, gtopk ends MPI if it started it, which waits for all ranks. With another status
+    it does not, and mpirun ends the job. Ranks that still wait for one that has ended get `AbortedError`.
 
     Examples
     --------
