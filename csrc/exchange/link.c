@@ -128,7 +128,8 @@ static gtopk_status_t fail_wait(link_t *link, transport_t *transport, int32_t pe
         return status_set(
             status,
             "no message exchanged with %s within %.6g s (the deadline of one exchange): it died, is stuck, "
-            "or is slower than that; look at its output, or raise timeout= (GTOPK_TIMEOUT)",
+            "ended its loop without join(), or is slower than that; look at its output, or raise timeout= "
+            "(GTOPK_TIMEOUT)",
             who, link->timeout);
     return status_prefix(status, "exchange with %s", who);
 }
