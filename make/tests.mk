@@ -27,6 +27,9 @@ $(C_TEST_BINS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(CMOC
 	$(Q)$(CC) $(CPPFLAGS) @$(CMOCKA)/cflags $(CFLAGS) -MMD -MP -MF $@.d $< $(BUILD)/libsupport.a $(BUILD)/libgtopk.a \
 	    -o $@ $(LDFLAGS) @$(CMOCKA)/libs $(LDLIBS)
 
+# device_open looks for the guarded device among what is linked: nothing else asks for it.
+$(C_TEST_BINS): LDFLAGS += -Wl,--undefined=device_guarded_open
+
 # tests/support/oom.c stands between the library and its allocations.
 $(BUILD)/tests/faults/test_memory: LDFLAGS += -Wl,--wrap=calloc -Wl,--wrap=free
 

@@ -290,6 +290,25 @@ void transport_thread_idle(transport_t *transport, int on)
     (void)pthread_mutex_unlock(&group->mutex);
 }
 
+int transport_thread_wait(transport_t *transport, int (*ready)(void *arg), void *arg, double deadline)
+{
+    gtopk_thread_group_t *group = ((thread_transport_t *)transport)->group;
+    int is_ready;
+    (void)pthread_mutex_lock(&group->mutex);
+    while (!(is_ready = ready(arg)) && group_now(group) < deadline)
+        sleep_until(group, &group->ranks[transport->rank], deadline);
+    (void)pthread_mutex_unlock(&group->mutex);
+    return is_ready;
+}
+
+void transport_thread_wake(transport_t *transport, int32_t rank)
+{
+    gtopk_thread_group_t *group = ((thread_transport_t *)transport)->group;
+    (void)pthread_mutex_lock(&group->mutex);
+    wake(&group->ranks[rank]);
+    (void)pthread_mutex_unlock(&group->mutex);
+}
+
 static void thread_close(transport_t *transport)
 {
     thread_transport_t *self = (thread_transport_t *)transport;

@@ -83,8 +83,10 @@ gtopk_status_t reference_encode(device_t *device, const device_set_t *set, const
     full.scale = words->nonfinite ? 1.0f : wire_scale(full.value_type, largest_magnitude(set));
     if (!words->nonfinite)
         set_filter(set, full.value_type, full.scale, &sent);
-    if (!host_has_room(decoded, count, words))
-        goto cleanup;
+    if (!host_has_room(decoded, count, words)) { /* an empty message: whoever awaits one reads nothing stale */
+        count = 0;
+        full.scale = 1.0f;
+    }
     *decoded->count = 0;
     full.count = count;
     full.flags = host_flags(words, header->flags);
