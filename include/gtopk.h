@@ -141,6 +141,11 @@ void gtopk_set_log(gtopk_log_fn fn, void *context, int level);
  * is open or broken. Call it last, on every rank; it waits for the others as MPI_Finalize does. */
 gtopk_status_t gtopk_finalize(void);
 
+/* Has MPI ended by exit(), after all communicators were destroyed, in place of gtopk_finalize: when the process ends with
+ * status 0. With another status, or by a signal, it is not: mpirun then ends the other ranks at once, which gtopk_finalize
+ * would make wait. After a failed exchange it waits for some seconds at most. */
+gtopk_status_t gtopk_finalize_at_exit(void);
+
 /* ---- 5  Communicator --------------------------------------------------------------------------------------------
  *
  * A communicator is a group of ranks and the way they talk. Transports:
@@ -185,7 +190,8 @@ typedef struct gtopk_comm_config {
 gtopk_status_t gtopk_comm_create(gtopk_comm_t **comm, const gtopk_comm_config_t *config);
 
 /* Frees a communicator whose reducers are destroyed. Not collective and does not wait. NULL is accepted. A reducer
- * still open keeps the communicator's memory alive until it is destroyed too. */
+ * still open keeps the communicator's memory alive until it is destroyed too. With mpi, ranks that go on waiting for this
+ * one get GTOPK_ERR_ABORTED. */
 void gtopk_comm_destroy(gtopk_comm_t *comm);
 
 int32_t gtopk_comm_rank(const gtopk_comm_t *comm);

@@ -8,8 +8,7 @@ gtopk_status_t gtopk_broadcast(gtopk_comm_t *comm, void *buffer, size_t bytes, i
     if (status != GTOPK_OK)
         return status;
     if (root < 0 || root >= comm_size(comm))
-        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root,
-                            (int)comm_size(comm));
+        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root, (int)comm_size(comm));
     else if (bytes > 0 && !buffer)
         status = status_set(GTOPK_ERR_INVALID, "gtopk_broadcast of %zu bytes got no buffer", bytes);
     else {

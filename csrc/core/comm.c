@@ -90,8 +90,7 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm
     return GTOPK_OK;
 }
 
-gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *control, transport_t *data,
-                         const gtopk_comm_config_t *config)
+gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *control, transport_t *data, const gtopk_comm_config_t *config)
 {
     gtopk_comm_t *comm;
     gtopk_status_t status = memory_alloc(&comm, 1, sizeof *comm, "a communicator");
@@ -173,8 +172,8 @@ gtopk_status_t comm_device(gtopk_comm_t *comm, const char *name, device_t **devi
             return GTOPK_OK;
         }
     if (i == COMM_DEVICES || strlen(wanted) >= sizeof comm->devices[i].name)
-        return status_set(GTOPK_ERR_UNSUPPORTED, "device \"%s\": a communicator's reducers use at most %d devices", wanted,
-                          COMM_DEVICES);
+        return status_set(GTOPK_ERR_UNSUPPORTED, "device \"%s\": a communicator's reducers use at most %d devices",
+                          wanted, COMM_DEVICES);
     const gtopk_status_t status = device_open(name, device);
     if (status == GTOPK_OK) {
         (void)snprintf(comm->devices[i].name, sizeof comm->devices[i].name, "%s", wanted);

@@ -1,5 +1,9 @@
 /* What concerns the library as a whole. */
+#include <stdatomic.h>
+#include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 #include "device/device.h"
 #include "gtopk.h"
@@ -23,4 +27,22 @@ const char *gtopk_build_info(void)
 gtopk_status_t gtopk_finalize(void)
 {
     return transport_finalize();
+}
+
+/* A process that ends with another status leaves MPI as it is, and mpirun ends the others when it sees that. A child made
+ * by fork inherits the handler, but not MPI. */
+static void end_process(int status, void *registered_by)
+{
+    if (status == 0 && getpid() == (pid_t)(intptr_t)registered_by)
+        transport_end_process(status);
+}
+
+gtopk_status_t gtopk_finalize_at_exit(void)
+{
+    static _Atomic int registered;
+    if (atomic_exchange(&registered, (int)getpid()) == (int)getpid())
+        return GTOPK_OK;
+    if (on_exit(end_process, (void *)(intptr_t)getpid()) != 0)
+        return status_set(GTOPK_ERR_NOMEM, "the system takes no more functions to be called by exit()");
+    return GTOPK_OK;
 }

@@ -116,9 +116,9 @@ gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, c
         return status;
     }
     reducer->hash = config_hash(&reducer->record);
-    LOG(GTOPK_LOG_INFO, "rank %d: reducer %u of %llu entries in %zu segments, k %llu, device %s",
-        (int)comm_rank(comm), reducer->record.reducer, (unsigned long long)reducer->record.dim, count,
-        (unsigned long long)reducer->k, reducer->device->ops->name);
+    LOG(GTOPK_LOG_INFO, "rank %d: reducer %u of %llu entries in %zu segments, k %llu, device %s", (int)comm_rank(comm),
+        reducer->record.reducer, (unsigned long long)reducer->record.dim, count, (unsigned long long)reducer->k,
+        reducer->device->ops->name);
     *out = reducer;
     return GTOPK_OK;
 }

@@ -10,7 +10,8 @@ static gtopk_status_t check_segment(const gtopk_reducer_t *reducer, uint32_t seg
                           reducer->segments.count);
     if (length != reducer->segments.lengths[segment] || (length > 0 && !data))
         return status_set(GTOPK_ERR_INVALID, "segment %u has %llu entries, the array has %llu", segment,
-                          (unsigned long long)reducer->segments.lengths[segment], data ? (unsigned long long)length : 0ull);
+                          (unsigned long long)reducer->segments.lengths[segment],
+                          data ? (unsigned long long)length : 0ull);
     return GTOPK_OK;
 }
 
@@ -30,8 +31,8 @@ static gtopk_status_t read_segment(gtopk_reducer_t *reducer, int which, uint32_t
     if (status == GTOPK_OK)
         status = check_segment(reducer, segment, out, length);
     if (status == GTOPK_OK)
-        status = reducer->device->ops->store_read(reducer->store, which, reducer->segments.offsets[segment], length, out,
-                                                   reducer->stream);
+        status = reducer->device->ops->store_read(reducer->store, which, reducer->segments.offsets[segment], length,
+                                                  out, reducer->stream);
     reducer_leave(reducer);
     return status;
 }
@@ -52,8 +53,8 @@ static gtopk_status_t write_segment(gtopk_reducer_t *reducer, int which, uint32_
             status = status_set(GTOPK_ERR_INVALID, "entry %llu is %g: a %s holds finite values", (unsigned long long)i,
                                 (double)in[i], which == DEVICE_VELOCITY ? "velocity" : "residual");
     if (status == GTOPK_OK)
-        status = reducer->device->ops->store_write(reducer->store, which, reducer->segments.offsets[segment], length, in,
-                                                    reducer->stream);
+        status = reducer->device->ops->store_write(reducer->store, which, reducer->segments.offsets[segment], length,
+                                                   in, reducer->stream);
     reducer_leave(reducer);
     return status;
 }

@@ -64,7 +64,8 @@ static void write_header(const gtopk_reducer_t *reducer, uint8_t *state, int32_t
     put(state, 44, &size, sizeof size);
     put(state, 48, &flags, sizeof flags);
     if (record->segments > 0)
-        put(state, STATE_HEADER, reducer->segments.lengths, (size_t)record->segments * sizeof *reducer->segments.lengths);
+        put(state, STATE_HEADER, reducer->segments.lengths,
+            (size_t)record->segments * sizeof *reducer->segments.lengths);
 }
 
 static void seal(uint8_t *state, size_t bytes)
@@ -187,8 +188,7 @@ gtopk_status_t gtopk_reducer_state_consolidate(gtopk_reducer_t *reducer, void *b
     uint8_t *state = comm_rank(comm) == root ? buffer : NULL;
     status = reducer_check_between_steps(reducer, "gtopk_reducer_state_consolidate");
     if (status == GTOPK_OK && (root < 0 || root >= comm_size(comm)))
-        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root,
-                            (int)comm_size(comm));
+        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root, (int)comm_size(comm));
     if (status == GTOPK_OK && comm_rank(comm) == root)
         status = check_buffer(reducer, buffer, bytes);
     if (status == GTOPK_OK)

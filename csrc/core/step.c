@@ -73,10 +73,11 @@ static gtopk_status_t check_group(const group_t *group, gtopk_stats_t *const *st
         status = status_set(GTOPK_ERR_INVALID, "reduce does not know flags %#x", group->flags);
     for (size_t i = 0; i < group->count && status == GTOPK_OK; i++) {
         if (group->reducers[i]->device != group_device(group))
-            status = status_set(GTOPK_ERR_INVALID,
-                                "reducer %zu computes on another device than reducer 0: only reducers of one device can "
-                                "take a step together",
-                                i);
+            status = status_set(
+                GTOPK_ERR_INVALID,
+                "reducer %zu computes on another device than reducer 0: only reducers of one device can "
+                "take a step together",
+                i);
         if (status == GTOPK_OK && stats && stats[i] && stats[i]->struct_size < sizeof(size_t))
             status = status_set(GTOPK_ERR_INVALID, "stats->struct_size is %zu: set it to sizeof(gtopk_stats_t)",
                                 stats[i]->struct_size);
@@ -165,10 +166,11 @@ static gtopk_status_t explain(const link_t *link, const device_words_t *words, u
         status = check_message(link, words->header, capacity, CHECK_TRUSTED, from, expect, NULL);
         break;
     case DEVICE_BAD_PAYLOAD:
-        status = status_set(GTOPK_ERR_CORRUPT,
-                            "message of %s: its header is right, but its indices or values are no set; it was damaged, or "
-                            "written by another program",
-                            link_peer_name(link, from, peer, sizeof peer));
+        status = status_set(
+            GTOPK_ERR_CORRUPT,
+            "message of %s: its header is right, but its indices or values are no set; it was damaged, or "
+            "written by another program",
+            link_peer_name(link, from, peer, sizeof peer));
         break;
     default: break;
     }

@@ -189,7 +189,8 @@ typedef struct device_ops {
 
     /* Some reducers are about to take a step together: what is non-finite in one is so in all. joined: this rank has
      * JOINED. */
-    gtopk_status_t (*words_join)(device_t *device, device_words_t *const *words, size_t count, int joined, void *stream);
+    gtopk_status_t (*words_join)(device_t *device, device_words_t *const *words, size_t count, int joined,
+                                 void *stream);
 
     /* Makes ok and nonfinite those of all reducers together, notes the counts (0 of a step that is dropped), brings all words to the host and waits for
      * the stream. DEVICE when something that was queued there failed. */

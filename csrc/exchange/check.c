@@ -105,8 +105,8 @@ static gtopk_status_t check_sender(const link_t *link, const char *peer, const w
     return status;
 }
 
-static gtopk_status_t check(const link_t *link, const uint8_t *message, size_t received, check_form_t form, int32_t from,
-                            const wire_expect_t *expect, wire_header_t *got)
+static gtopk_status_t check(const link_t *link, const uint8_t *message, size_t received, check_form_t form,
+                            int32_t from, const wire_expect_t *expect, wire_header_t *got)
 {
     char peer[96];
     wire_header_t header;
@@ -137,8 +137,8 @@ gtopk_status_t check_head(const link_t *link, const uint8_t *message, size_t hel
     return status_set(status, "%s", text);
 }
 
-gtopk_status_t check_message(const link_t *link, const uint8_t *message, size_t received, check_form_t form, int32_t from,
-                             const wire_expect_t *expect, wire_header_t *got)
+gtopk_status_t check_message(const link_t *link, const uint8_t *message, size_t received, check_form_t form,
+                             int32_t from, const wire_expect_t *expect, wire_header_t *got)
 {
     const gtopk_status_t status = check(link, message, received, form, from, expect, got);
     if (status == GTOPK_ERR_CORRUPT && (form == CHECK_PADDED || form == CHECK_TRUSTED))

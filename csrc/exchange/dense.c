@@ -76,8 +76,8 @@ static gtopk_status_t dense_run(exchange_t *exchange, exchange_step_t *step)
 static gtopk_status_t dense_commit(exchange_t *exchange, const exchange_step_t *step, const device_target_t *target)
 {
     const exchange_setup_t *setup = &exchange->setup;
-    return setup->device->ops->dense_commit(setup->store, ((dense_t *)exchange)->sum, setup->places.contributors, target,
-                                            step->words, step->stream);
+    return setup->device->ops->dense_commit(setup->store, ((dense_t *)exchange)->sum, setup->places.contributors,
+                                            target, step->words, step->stream);
 }
 
 static uint64_t dense_max_count(const exchange_t *exchange)

@@ -39,8 +39,8 @@ static gtopk_status_t allocate(gather_t *gather)
     if (status == GTOPK_OK)
         status = message_allocate(setup, gather->capacity, "a send buffer", &gather->out);
     if (status == GTOPK_OK)
-        status = message_allocate(setup, gather->capacity * (size_t)setup->places.size, "the messages that topk gathers",
-                                  &gather->gathered);
+        status = message_allocate(setup, gather->capacity * (size_t)setup->places.size,
+                                  "the messages that topk gathers", &gather->gathered);
     return status;
 }
 

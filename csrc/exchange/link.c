@@ -13,7 +13,8 @@
 gtopk_status_t link_open(link_t *link)
 {
     link_stats_reset(link);
-    gtopk_status_t status = memory_alloc(&link->box_out, WIRE_HEADER_SIZE + LINK_PIECE, 1, "a collective's send buffer");
+    gtopk_status_t status = memory_alloc(&link->box_out, WIRE_HEADER_SIZE + LINK_PIECE, 1,
+                                         "a collective's send buffer");
     if (status == GTOPK_OK)
         status = memory_alloc(&link->box_in, WIRE_HEADER_SIZE + LINK_PIECE, 1, "a collective's receive buffer");
     return status;
@@ -127,7 +128,8 @@ static gtopk_status_t fail_wait(link_t *link, transport_t *transport, int32_t pe
         return status_set(
             status,
             "no message exchanged with %s within %.6g s (the deadline of one exchange): it died, is stuck, "
-            "or is slower than that; look at its output, or raise timeout= (GTOPK_TIMEOUT)",
+            "ended its loop without join(), or is slower than that; look at its output, or raise timeout= "
+            "(GTOPK_TIMEOUT)",
             who, link->timeout);
     return status_prefix(status, "exchange with %s", who);
 }

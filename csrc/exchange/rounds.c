@@ -50,9 +50,9 @@ static gtopk_status_t allocate_deposits(rounds_t *rounds)
     for (uint32_t r = 0; r < schedule->count && status == GTOPK_OK; r++) {
         const schedule_round_t *round = &schedule->rounds[r];
         if (merges(round))
-            status = set_allocate(rounds->base.setup.device, &rounds->deposits[merge++],
-                                  set_at_most(rounds->base.setup.config.dim,
-                                              2 * (uint64_t)rounds->level_k[round->level_in]));
+            status = set_allocate(
+                rounds->base.setup.device, &rounds->deposits[merge++],
+                set_at_most(rounds->base.setup.config.dim, 2 * (uint64_t)rounds->level_k[round->level_in]));
     }
     return status;
 }

@@ -113,10 +113,23 @@ gtopk_status_t transport_mpi_open(const gtopk_comm_config_t *config, transport_t
     return status == GTOPK_OK ? module->open(config, &HOST, transport) : status;
 }
 
-gtopk_status_t transport_mpi_finalize(void)
+static const transport_module_t *module_if_loaded(void)
 {
     (void)pthread_mutex_lock(&module_mutex);
     const transport_module_t *module = loaded_module;
     (void)pthread_mutex_unlock(&module_mutex);
+    return module;
+}
+
+void transport_mpi_end_process(int status)
+{
+    const transport_module_t *module = module_if_loaded();
+    if (module)
+        module->end_process(status);
+}
+
+gtopk_status_t transport_mpi_finalize(void)
+{
+    const transport_module_t *module = module_if_loaded();
     return module ? module->finalize() : GTOPK_OK;
 }

@@ -25,11 +25,11 @@ void places_host_find(places_host_t *host);
 /* What all ranks of a communicator know of each other. */
 typedef struct places_map {
     int32_t size;
-    int32_t nodes;                    /* nodes in all */
-    int32_t *ranks;                   /* 0 to size - 1: the members of an exchange of all */
-    int32_t *node;                    /* of each rank; numbered in the order of their lowest ranks */
-    int32_t *local;                   /* place of each rank among those of its node */
-    char (*names)[PLACES_HOST];       /* of each rank's host */
+    int32_t nodes;              /* nodes in all */
+    int32_t *ranks;             /* 0 to size - 1: the members of an exchange of all */
+    int32_t *node;              /* of each rank; numbered in the order of their lowest ranks */
+    int32_t *local;             /* place of each rank among those of its node */
+    char (*names)[PLACES_HOST]; /* of each rank's host */
 } places_map_t;
 
 /* Room for `size` ranks, nothing known yet. */

@@ -77,8 +77,7 @@ static gtopk_status_t self_allgather(transport_t *transport, const void *in, siz
     return GTOPK_OK;
 }
 
-static gtopk_status_t self_allreduce(transport_t *transport, float *buffer, size_t count, double deadline,
-                                     void *stream)
+static gtopk_status_t self_allreduce(transport_t *transport, float *buffer, size_t count, double deadline, void *stream)
 {
     (void)transport;
     (void)stream;

@@ -155,6 +155,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_build_info": (c_char_p, ()),
     "gtopk_set_log": (None, (LogFn, c_void_p, c_int)),
     "gtopk_finalize": (c_int, ()),
+    "gtopk_finalize_at_exit": (c_int, ()),
     "gtopk_comm_create": (c_int, (POINTER(c_void_p), POINTER(CommConfig))),
     "gtopk_comm_destroy": (None, (c_void_p,)),
     "gtopk_comm_rank": (c_int32, (c_void_p,)),

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -174,7 +175,7 @@ class TorchDistributed:
         try:
             run()
         except BaseException as raised:  # noqa: BLE001 - the caller is C
-            text = _first_line(raised).encode("utf-8", "replace")[: _c_api.ERROR_TEXT_SIZE - 1]
+            text = _explained(_first_line(raised)).encode("utf-8", "replace")[: _c_api.ERROR_TEXT_SIZE - 1]
             if error:
                 ctypes.memmove(error, text + b"\0", len(text) + 1)
             return 1
@@ -217,6 +218,16 @@ def _limit(timeout: float) -> timedelta:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _explained(text: str) -> str:
+    """gloo tells the end of a process in the words of its sockets."""
+    if re.search(r"Connection (closed|reset) by peer|Broken pipe", text):
+        return (
+            "that rank closed its connection: it failed (see its own output), or ended, its loop being shorter than this "
+            "one's; then call optimizer.join() after a rank's last step. " + text
+        )
+    return text
 
 
 def _boot_id() -> str:

@@ -108,7 +108,8 @@ static void a_greeting_is_named(void **state)
     /* Two communicators that have greeted are told apart by their epochs; a last word is one in every call. */
     link.epoch = EPOCH;
     bytes = build(message, WIRE_ALLGATHER, EPOCH + 1, 0);
-    assert_says(check_message(&link, message, bytes, CHECK_WHOLE, 1, &expect, NULL), GTOPK_ERR_DESYNC, "communicator epoch 78");
+    assert_says(check_message(&link, message, bytes, CHECK_WHOLE, 1, &expect, NULL), GTOPK_ERR_DESYNC,
+                "communicator epoch 78");
     bytes = build(message, WIRE_BARRIER, 0, WIRE_ABORT);
     assert_says(check_message(&link, message, bytes, CHECK_WHOLE, 1, &expect, NULL), GTOPK_ERR_ABORTED, "gave up");
 }
@@ -127,7 +128,8 @@ static void a_head_names_the_call(void **state)
                 "an all-gather (a new reducer begins with one), this rank is in a barrier");
     /* The awaited call: then it is the message that is wrong. */
     expect = awaited(WIRE_ALLGATHER);
-    assert_says(check_message(&link, message, HELD, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_CORRUPT, "74 bytes arrived");
+    assert_says(check_message(&link, message, HELD, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_CORRUPT,
+                "74 bytes arrived");
     /* A header that is not one, a message that does fit and is damaged, no whole header: nothing is read out of them. */
     expect = awaited(WIRE_BARRIER);
     message[0] ^= 1;
@@ -135,7 +137,8 @@ static void a_head_names_the_call(void **state)
     message[0] ^= 1;
     message[MESSAGE - 1] ^= 1;
     assert_says(check_message(&link, message, MESSAGE, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_CORRUPT, "checksum");
-    assert_int_equal(check_message(&link, message, WIRE_HEADER_SIZE - 1, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_CORRUPT);
+    assert_int_equal(check_message(&link, message, WIRE_HEADER_SIZE - 1, CHECK_PADDED, 1, &expect, NULL),
+                     GTOPK_ERR_CORRUPT);
     /* A last word is as long as a header, so a longer one is none. */
     (void)build(message, WIRE_ALLGATHER, EPOCH, WIRE_ABORT);
     assert_int_equal(check_message(&link, message, HELD, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_CORRUPT);
