@@ -28,7 +28,8 @@ $(C_TEST_BINS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(CMOC
 	    -o $@ $(LDFLAGS) @$(CMOCKA)/libs $(LDLIBS)
 
 # device_open looks for the guarded device among what is linked: nothing else asks for it.
-$(C_TEST_BINS): LDFLAGS += -Wl,--undefined=device_guarded_open
+WITH_GUARDED := -Wl,--undefined=device_guarded_open
+$(C_TEST_BINS): LDFLAGS += $(WITH_GUARDED)
 
 # tests/support/oom.c stands between the library and its allocations.
 $(BUILD)/tests/faults/test_memory: LDFLAGS += -Wl,--wrap=calloc -Wl,--wrap=free

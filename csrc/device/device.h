@@ -202,7 +202,7 @@ typedef struct device_ops {
      * flags from words: NONFINITE, JOINED), indices, values. No CRC. message has wire_message_capacity(dim,
      * set->capacity, value type) bytes. decoded (not overlapping set, room for set->capacity) gets what a decoder will
      * see: entries that decode to zero are left out of it, and of the message. With words->nonfinite the message has
-     * count 0. */
+     * count 0. So it has without words->ok, and it is a last word (ABORT): what follows an error goes to nobody. */
     gtopk_status_t (*encode)(device_t *device, const device_set_t *set, const wire_header_t *header, uint8_t *message,
                              device_set_t *decoded, device_words_t *words, void *stream);
 

@@ -104,9 +104,16 @@ gtopk_status_t host_address(device_t *device, uint8_t *message, uint32_t sender,
     return GTOPK_OK;
 }
 
-uint8_t host_flags(const device_words_t *words, uint8_t flags)
+void host_mark(const device_words_t *words, wire_header_t *header)
 {
-    return (uint8_t)(flags | (words->nonfinite ? WIRE_NONFINITE : 0) | (words->joined ? WIRE_JOINED : 0));
+    if (words->nonfinite)
+        header->flags |= WIRE_NONFINITE;
+    if (words->joined)
+        header->flags |= WIRE_JOINED;
+    if (!words->ok) {
+        header->flags |= WIRE_ABORT;
+        header->attachment = (uint32_t)-GTOPK_ERR_CORRUPT;
+    }
 }
 
 void host_blame(const uint8_t *message, size_t capacity, const wire_expect_t *expect, device_error_t error,

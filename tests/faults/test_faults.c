@@ -19,6 +19,7 @@
 #include "support/check.h"
 #include "support/faulty.h"
 #include "support/random.h"
+#include "support/step.h"
 #include "transport/thread.h"
 
 #define DIM 60
@@ -119,7 +120,7 @@ static void take_step(const parts_t *parts, int rank, int number, outcome_t *out
     parts_tensors(parts, outcome->update, tensors);
     const gtopk_tensor_t *const outputs[2] = {&tensors[0], &tensors[1]};
     const size_t counts[2] = {1, 1};
-    outcome->status = gtopk_reducers_reduce(parts->reducers, outputs, counts, parts->count, 0, NULL, NULL);
+    outcome->status = step_reduce_all(parts->reducers, outputs, counts, parts->count, 0, NULL);
     (void)snprintf(outcome->text, sizeof outcome->text, "%s", gtopk_last_error());
     parts_residual(parts, outcome->after);
 }

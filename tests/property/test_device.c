@@ -234,9 +234,8 @@ static device_words_t verdict(world_t *w, int dense)
     WORLD_CALL_OK(w, ops->verdict(side->device,
                                   (device_outcome_t[]){{.words = side->words,
                                                         .final = dense ? NULL : &side->sets[SET_FINAL],
-                                                        .dim = w->dim,
                                                         .host = side->told},
-                                                       {.words = side->other_words, .dim = 9, .host = side->told + 1}},
+                                                       {.words = side->other_words, .host = side->told + 1}},
                                   count, NULL));
     const device_words_t words = world_words(w), told = world_compare_words(w, told_of, "words of a verdict");
     assert_memory_equal(&words, &told, sizeof words);

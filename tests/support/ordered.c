@@ -330,13 +330,13 @@ static gtopk_status_t run_now(ordered_t *self, work_t *work, double deadline)
         status = run_work(work, fmin(deadline, now + TRANSPORT_INTERRUPT_SECONDS));
         if (status == GTOPK_OK)
             return status;
-        if (self->status != GTOPK_OK)
-            break;
         const gtopk_status_t around = look_around(self);
-        if (around != GTOPK_OK)
-            fail(self, around);
-        else if (now >= deadline)
+        if (around != GTOPK_OK) { /* the better reason */
+            self->status = around;
+            status_keep(self->text);
+        } else if (now >= deadline) {
             fail(self, status);
+        }
         if (self->status != GTOPK_OK)
             break;
     }
@@ -415,8 +415,10 @@ static int ordered_abandon(transport_t *transport)
 {
     ordered_t *self = (ordered_t *)transport;
     self->given_up = self->works;
-    (void)status_set(GTOPK_ERR_TRANSPORT, "it was given up");
-    fail(self, GTOPK_ERR_TRANSPORT);
+    if (self->status == GTOPK_OK) {
+        self->status = GTOPK_ERR_TRANSPORT;
+        (void)snprintf(self->text, sizeof self->text, "an exchange was given up");
+    }
     return 1;
 }
 

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "support/check.h"
+#include "support/step.h"
 #include "util/fpenv.h"
 
 static const uint64_t two_segments[2] = {6, 4};
@@ -42,9 +43,10 @@ static void test_step_of_one_rank(void **state)
     gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
     gtopk_stats_t stats = {.struct_size = sizeof stats};
     ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 2.0, GTOPK_ZERO_INPUT, NULL));
+    ASSERT_OK(gtopk_reducer_wait(reducer, NULL));
     for (int i = 0; i < 6; i++)
         assert_true(a[i] == 0.0f);
-    ASSERT_OK(gtopk_reducer_reduce(reducer, tensors, 2, GTOPK_OUTPUT_IS_ZERO, NULL, &stats));
+    ASSERT_OK(step_reduce(reducer, tensors, 2, GTOPK_OUTPUT_IS_ZERO, &stats));
     const float expected_a[6] = {0, -10, 0, 4, 0, 0}, expected_b[4] = {0, 6, 0, 0}; /* of three 4s the lowest index */
     assert_memory_equal(a, expected_a, sizeof a);
     assert_memory_equal(b, expected_b, sizeof b);
@@ -90,7 +92,7 @@ static void test_the_callers_flags_change_nothing(void **state)
     const gtopk_status_t first = gtopk_reducer_accumulate(reducer, NULL, tensors, 1, 1.0, 0, NULL);
     const gtopk_status_t second = gtopk_reducer_accumulate(reducer, &(uint32_t){1}, tensors + 1, 1, 0.7, 0, NULL);
     const gtopk_status_t read = gtopk_reducer_residual(reducer, 1, residual, 4);
-    const gtopk_status_t reduced = gtopk_reducer_reduce_sparse(reducer, &set, 0, NULL, NULL);
+    const gtopk_status_t reduced = step_reduce_sparse(reducer, &set, 0, NULL);
     const gtopk_status_t encoded = gtopk_encode(&set, 10, GTOPK_VALUE_BF16, message, &bytes);
     const fpenv_t flags = fpenv_enter();
     fpenv_leave(saved);
@@ -148,7 +150,7 @@ static void test_wrong_arguments_change_nothing(void **state)
     ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, good, 2, 1, 0, NULL));
     assert_says(gtopk_reducer_accumulate(reducer, NULL, good, 1, 1, 0, NULL), GTOPK_ERR_STATE, "step 0");
     assert_says(gtopk_reducer_set_density(reducer, 0.5), GTOPK_ERR_STATE, "between accumulate and reduce");
-    ASSERT_OK(gtopk_reducer_reduce(reducer, good, 2, 0, NULL, NULL));
+    ASSERT_OK(step_reduce(reducer, good, 2, 0, NULL));
     gtopk_reducer_destroy(reducer);
     gtopk_comm_destroy(comm);
 }
@@ -168,7 +170,7 @@ static void test_a_cancelled_step_keeps_what_was_accumulated(void **state)
     ASSERT_OK(gtopk_reducer_set_density(reducer, 0.2));
     b[0] = 0;
     ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 1, 0, NULL));
-    ASSERT_OK(gtopk_reducer_reduce(reducer, tensors, 2, 0, NULL, &stats));
+    ASSERT_OK(step_reduce(reducer, tensors, 2, 0, &stats));
     assert_true(stats.step == 0 && stats.nonfinite == 0 && a[5] == 12.0f && a[4] == 10.0f && a[3] == 0.0f);
     ASSERT_OK(gtopk_reducer_residual(reducer, 0, residual, 6));
     assert_true(residual[3] == 8.0f && residual[5] == 0.0f);
@@ -238,7 +240,7 @@ static void test_destroy_in_any_order(void **state)
     float a[6] = {1, 2, 3, 4, 5, 6}, b[4] = {0};
     gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
     ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 1, 0, NULL));
-    ASSERT_OK(gtopk_reducer_reduce(reducer, tensors, 2, 0, NULL, NULL));
+    ASSERT_OK(step_reduce(reducer, tensors, 2, 0, NULL));
     gtopk_reducer_destroy(reducer);
 }
 
