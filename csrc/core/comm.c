@@ -42,12 +42,12 @@ static gtopk_status_t compare_hellos(const hello_t *all, int32_t size, int32_t r
     return GTOPK_OK;
 }
 
-static gtopk_status_t exchange_hello(gtopk_comm_t *comm)
+static gtopk_status_t exchange_hello(gtopk_comm_t *comm, const char *node)
 {
     hello_t mine = {.wire_format = WIRE_FORMAT_VERSION, .library = (uint32_t)gtopk_version(), .random = comm_random()};
     const int32_t size = comm_size(comm);
     hello_t *all;
-    places_host_find(&mine.host);
+    places_host_find(&mine.host, node);
     gtopk_status_t status = memory_alloc(&all, (size_t)size, sizeof *all, "the ranks' versions");
     if (status == GTOPK_OK)
         status = collective_allgather(&comm->link, &mine, sizeof mine, all);
@@ -111,7 +111,7 @@ gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *control, transport_t *
     if (status == GTOPK_OK)
         status = places_map_create(&comm->map, control->size);
     if (status == GTOPK_OK)
-        status = exchange_hello(comm);
+        status = exchange_hello(comm, config->node);
     status = comm_settle(comm, status, 0);
     if (status == GTOPK_OK)
         *out = comm;

@@ -52,8 +52,6 @@ class Callbacks(Structure):
         ("exchange", ExchangeFn),
         ("allreduce", AllreduceFn),
         ("abort", AbortFn),
-        ("local_rank", c_int32),
-        ("reserved", c_int32),
     )
 
 
@@ -73,6 +71,7 @@ class CommConfig(Structure):
         ("callbacks", POINTER(Callbacks)),
         ("interrupt", InterruptFn),
         ("interrupt_context", c_void_p),
+        ("node", c_char_p),
     )
 
 

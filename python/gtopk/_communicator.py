@@ -89,6 +89,7 @@ class Comm(Collectives):
             config.transport = b"callback"
             config.size, config.rank = self._torch.size, self._torch.rank
             config.callbacks = ctypes.pointer(self._torch.callbacks)
+            config.node = self._torch.node and self._torch.node.encode()
         elif transport not in ("self", "mpi"):
             raise InvalidError(f'transport is {transport!r}, but must be "self", "mpi" or "torch"')
         handle = ctypes.c_void_p()

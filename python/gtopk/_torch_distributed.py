@@ -7,15 +7,12 @@ on a helper thread of its own, one at a time; ctypes takes the GIL for that.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import os
 import re
-import socket
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from . import _c_api, _signals, _slurm
@@ -42,7 +39,7 @@ class TorchDistributed:
 
     def __init__(self, group: Any, timeout: float) -> None:
         self._torch, self._dist = _import()
-        self._known_local_rank: int | None = None
+        self._slurm_node: str | None = None
         self._ensure_default_group(timeout)
         self._group: Any = None
         self._idle = threading.Event()  # no call of the library is in torch
@@ -67,7 +64,6 @@ class TorchDistributed:
                 exchange=_c_api.ExchangeFn(self._exchange),
                 allreduce=_c_api.AllreduceFn(self._allreduce),
                 abort=_c_api.AbortFn(_signals.shield(self.close)),
-                local_rank=self._local_rank(),
             )
         except GtopkError:
             self.close()
@@ -116,23 +112,16 @@ class TorchDistributed:
                 "not set: start the program with torchrun, or call torch.distributed.init_process_group first"
             )
         task = _slurm.task()
-        self._known_local_rank = task.local_rank
+        self._slurm_node = task.node
         place = f"[{task.host}]:{task.port}" if ":" in task.host else f"{task.host}:{task.port}"
         return place, {"init_method": f"tcp://{place}", "rank": task.rank, "world_size": task.size}
 
-    def _local_rank(self) -> int:
-        """LOCAL_RANK or Slurm's number where it belongs to these ranks, else found by comparing the names of the hosts."""
-        if self.size == self._dist.get_world_size():
-            if "LOCAL_RANK" in os.environ:
-                return int(os.environ["LOCAL_RANK"])
-            if self._known_local_rank is not None:
-                return self._known_local_rank
-        torch = self._torch
-        digest = hashlib.sha256(f"{socket.gethostname()} {_boot_id()}".encode()).digest()
-        mine = torch.tensor(list(digest), dtype=torch.uint8)
-        hosts = [torch.empty_like(mine) for _ in range(self.size)]
-        self._dist.all_gather(hosts, mine, group=self._group)
-        return sum(bool(torch.equal(host, mine)) for host in hosts[: self.rank])
+    @property
+    def node(self) -> str | None:
+        """How the launcher calls the machine that this rank is on; None: it does not say."""
+        if "GROUP_RANK" in os.environ and "LOCAL_RANK" in os.environ:  # torchrun
+            return f"torchrun {os.environ['GROUP_RANK']}"
+        return self._slurm_node
 
     # ---- called by the library ----
 
@@ -228,11 +217,3 @@ def _explained(text: str) -> str:
             "one's; then call optimizer.join() after a rank's last step. " + text
         )
     return text
-
-
-def _boot_id() -> str:
-    """Tells hosts of the same name apart."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

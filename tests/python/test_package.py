@@ -144,7 +144,7 @@ def without(*names):
 
 def test_task_of_srun():
     task = _slurm.task(SRUN)
-    assert (task.rank, task.size, task.local_rank, task.host) == (2, 3, 0, "node3")
+    assert (task.rank, task.size, task.node, task.host) == (2, 3, "slurm 1", "node3")
     given = _slurm.task({**SRUN, "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "1234", "WORLD_SIZE": "3", "PMIX_RANK": "2"})
     assert (given.host, given.port) == ("10.0.0.7", 1234)
     assert _slurm.task({**without("SLURM_STEP_NODELIST"), "MASTER_ADDR": "a"}).host == "a"
@@ -189,7 +189,7 @@ def test_list_without_a_host(nodes):
 
 
 @pytest.mark.parametrize(
-    "name", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST"]
+    "name", ["SLURM_PROCID", "SLURM_NODEID", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST"]
 )
 def test_missing_variable_of_srun(name):
     with pytest.raises(gtopk.InvalidError, match=f"{name} is not set.*container"):
