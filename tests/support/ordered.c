@@ -320,6 +320,7 @@ static void drop_work(void *argument)
 
 /* ---- the transport ---- */
 
+/* Whether tests run on the guarded device; single reducers may all the same be on another one, or the other way round. */
 static int is_guarded(void)
 {
     const char *device = getenv("GTOPK_DEVICE");
@@ -362,7 +363,7 @@ static gtopk_status_t start(ordered_t *self, const work_t *given, double deadlin
     work->self = self;
     work->number = self->works++;
     self->pending++;
-    if (!is_guarded())
+    if (!guarded_owns(buffer) && !is_guarded())
         return run_now(self, work, deadline);
     if (!guarded_owns(buffer) || (self->pending > 1 && self->stream != stream)) {
         (void)fprintf(stderr, "ordered: a buffer that is no memory of the device, or work in two streams at once\n");
