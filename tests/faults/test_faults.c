@@ -37,7 +37,7 @@ typedef struct outcome {
     gtopk_status_t status;
     char text[TEXT];
     float before[DIM], after[DIM]; /* residual after accumulate, and after reduce */
-    float update[DIM];
+    float gradient[DIM], update[DIM];
 } outcome_t;
 
 typedef struct scenario {
@@ -112,7 +112,7 @@ static void parts_residual(const parts_t *parts, float *values)
 static void take_step(const parts_t *parts, int rank, int number, outcome_t *outcome)
 {
     random_state_t random = {(uint64_t)(number * 64 + rank + 1)};
-    float gradient[DIM];
+    float *gradient = outcome->gradient;
     for (int i = 0; i < DIM; i++)
         gradient[i] = (float)random_below(&random, 2000) - 1000.0f;
     gtopk_tensor_t tensors[2];

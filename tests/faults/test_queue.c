@@ -36,7 +36,7 @@ typedef struct outcome {
     gtopk_status_t status;
     char text[TEXT];
     float before[DIM], accumulated[DIM], after[DIM]; /* residuals; accumulated: what it is to be after accumulate */
-    float update[DIM];
+    float gradient[DIM], update[DIM];                /* both may still be in the queue when a step has failed */
     long queued; /* when reduce had returned an error */
 } outcome_t;
 
@@ -123,14 +123,13 @@ static void take_step(const parts_t *parts, const scenario_t *scenario, int rank
 {
     const int is_fault = number == FAULT_STEP && rank == scenario->rank;
     random_state_t random = {(uint64_t)(number * 64 + rank + 1)};
-    float gradient[DIM];
     for (int i = 0; i < DIM; i++) {
-        gradient[i] = (float)random_below(&random, 2000) - 1000.0f;
-        outcome->accumulated[i] = outcome->before[i] + gradient[i];
+        outcome->gradient[i] = (float)random_below(&random, 2000) - 1000.0f;
+        outcome->accumulated[i] = outcome->before[i] + outcome->gradient[i];
     }
     memset(outcome->update, UNTOUCHED, sizeof outcome->update);
     gtopk_tensor_t in[2], out[2];
-    parts_tensors(parts, gradient, in);
+    parts_tensors(parts, outcome->gradient, in);
     parts_tensors(parts, outcome->update, out);
     const gtopk_tensor_t *const outputs[2] = {&out[0], &out[1]};
     const size_t counts[2] = {1, 1};
@@ -189,7 +188,7 @@ static void *act(void *argument)
     return NULL;
 }
 
-static void play(scenario_t *scenario)
+static void play_with(scenario_t *scenario, void *(*part)(void *actor))
 {
     pthread_t threads[SIZE_MAX_TESTED];
     actor_t actors[SIZE_MAX_TESTED];
@@ -199,13 +198,18 @@ static void play(scenario_t *scenario)
     REQUIRE(pthread_barrier_init(&scenario->end, NULL, (unsigned)scenario->size) == 0);
     for (int r = 0; r < scenario->size; r++) {
         actors[r] = (actor_t){scenario, group, ordered, r};
-        REQUIRE(pthread_create(&threads[r], NULL, act, &actors[r]) == 0);
+        REQUIRE(pthread_create(&threads[r], NULL, part, &actors[r]) == 0);
     }
     for (int r = 0; r < scenario->size; r++)
         (void)pthread_join(threads[r], NULL);
     (void)pthread_barrier_destroy(&scenario->end);
     ordered_group_destroy(ordered);
     gtopk_thread_group_destroy(group);
+}
+
+static void play(scenario_t *scenario)
+{
+    play_with(scenario, act);
 }
 
 /* ---- checks ---- */
@@ -373,12 +377,104 @@ static void test_two_reducers_in_one_step(void **state)
     try_all_operations(ALGORITHM_TWO_PARTS);
 }
 
+/* ---- the end comes while a step is queued ---- */
+
+/* What ends the step of rank 0, of which rank 1 never sends anything. */
+typedef enum end_kind { END_DEADLINE, END_INTERRUPT, END_LAST_WORD, END_LEAVES, END_KINDS } end_kind_t;
+
+typedef struct ending {
+    scenario_t scenario; /* algorithm and size */
+    end_kind_t kind;
+    outcome_t outcome;
+} ending_t;
+
+static int interrupt_soon(void *context)
+{
+    int *asked = context;
+    return ++*asked > 3;
+}
+
+static void *end_a_step(void *argument)
+{
+    actor_t *self = argument;
+    ending_t *ending = (ending_t *)self->scenario;
+    gtopk_comm_config_t net = GTOPK_COMM_CONFIG_INIT;
+    transport_t *thread, *ordered = NULL;
+    gtopk_comm_t *comm;
+    parts_t parts;
+    int asked = 0;
+    net.group = self->group;
+    net.rank = self->rank;
+    net.size = 2;
+    net.timeout = 5.0;
+    REQUIRE(transport_thread_open(&net, &thread) == GTOPK_OK);
+    if (ending->kind == END_INTERRUPT && self->rank == 0) {
+        thread->interrupt = interrupt_soon;
+        thread->interrupt_context = &asked;
+    }
+    if (self->ordered)
+        REQUIRE(ordered_create(self->ordered, thread, &ordered) == GTOPK_OK);
+    REQUIRE(comm_open(&comm, thread, ordered, &net) == GTOPK_OK);
+    asked = -1000;
+    parts_create(&parts, comm, &ending->scenario);
+    asked = 0;
+    if (self->rank == 0) {
+        parts_residual(&parts, ending->outcome.before);
+        take_step(&parts, &ending->scenario, 0, 0, &ending->outcome);
+        parts_residual(&parts, ending->outcome.after);
+    } else if (ending->kind == END_LAST_WORD) {
+        (void)comm_settle(comm, status_set(GTOPK_ERR_NOMEM, "enough"), 0);
+    }
+    if (!(self->rank == 1 && ending->kind == END_LEAVES)) {
+        transport_thread_idle(thread, 1);
+        (void)pthread_barrier_wait(&ending->scenario.end);
+    }
+    for (size_t i = 0; i < parts.count; i++)
+        gtopk_reducer_destroy(parts.reducers[i]);
+    gtopk_comm_destroy(comm);
+    if (self->rank == 1 && ending->kind == END_LEAVES)
+        (void)pthread_barrier_wait(&ending->scenario.end);
+    return NULL;
+}
+
+static void check_ending(ending_t *ending)
+{
+    static const gtopk_status_t expected[END_KINDS] = {GTOPK_ERR_TIMEOUT, GTOPK_ERR_INTERRUPTED, GTOPK_ERR_ABORTED,
+                                                       GTOPK_ERR_TRANSPORT};
+    const outcome_t *outcome = &ending->outcome;
+    float untouched[DIM];
+    memset(untouched, UNTOUCHED, sizeof untouched);
+    if (outcome->status != expected[ending->kind])
+        fail_msg("algorithm %d, end %d: %s: %s", ending->scenario.algorithm, (int)ending->kind,
+                 gtopk_status_name(outcome->status), outcome->text);
+    if (outcome->queued > 0)
+        fail_msg("algorithm %d, end %d: operations are queued", ending->scenario.algorithm, (int)ending->kind);
+    if (!same(outcome->after, outcome->accumulated, DIM) || !same(outcome->update, untouched, DIM))
+        fail_msg("algorithm %d, end %d: something was committed", ending->scenario.algorithm, (int)ending->kind);
+}
+
+static void test_the_end_while_queued(void **state)
+{
+    static const int algorithms[] = {GTOPK_ALGORITHM_GTOPK, GTOPK_ALGORITHM_GTOPK_TREE, GTOPK_ALGORITHM_TOPK,
+                                     GTOPK_ALGORITHM_DENSE, ALGORITHM_TWO_PARTS};
+    static ending_t ending;
+    (void)state;
+    for (size_t a = 0; a < sizeof algorithms / sizeof algorithms[0]; a++)
+        for (int kind = 0; kind < END_KINDS; kind++) {
+            ending = (ending_t){.scenario = {.algorithm = algorithms[a], .size = 2, .rank = -1},
+                                .kind = (end_kind_t)kind};
+            play_with(&ending.scenario, end_a_step);
+            check_ending(&ending);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gtopk), cmocka_unit_test(test_gtopk_tree),
         cmocka_unit_test(test_topk),  cmocka_unit_test(test_dense),
         cmocka_unit_test(test_two_reducers_in_one_step),
+        cmocka_unit_test(test_the_end_while_queued),
     };
     const int failed = cmocka_run_group_tests_name("queue", tests, NULL, NULL);
     (void)printf("{\"faults\": %ld, \"survived\": %ld}\n", tally.faults, tally.survived);
