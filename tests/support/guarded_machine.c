@@ -36,10 +36,16 @@ static void *map(size_t bytes, int access)
     return at == MAP_FAILED ? NULL : at;
 }
 
+static void fail(machine_t *machine, const char *text);
+
 /* ---- one machine a thread ---- */
 
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+/* Machines without a thread: mapping and unmapping that much is slow under sanitizers. */
+static pthread_mutex_t spare_mutex = PTHREAD_MUTEX_INITIALIZER;
+static machine_t *spare;
 
 static void leave_thread(void *machine)
 {
@@ -52,10 +58,13 @@ static void create_key(void)
         abort();
 }
 
-machine_t *machine_of_thread(void)
+static machine_t *machine_create(void)
 {
-    (void)pthread_once(&once, create_key);
-    machine_t *machine = pthread_getspecific(key);
+    (void)pthread_mutex_lock(&spare_mutex);
+    machine_t *machine = spare;
+    if (machine)
+        spare = machine->next;
+    (void)pthread_mutex_unlock(&spare_mutex);
     if (machine)
         return machine;
     machine = map(sizeof *machine, PROT_READ | PROT_WRITE);
@@ -63,8 +72,21 @@ machine_t *machine_of_thread(void)
         return NULL;
     machine->shown = map(ARENA, PROT_NONE);
     machine->real = map(ARENA, PROT_READ | PROT_WRITE);
-    if (!machine->shown || !machine->real || pthread_mutex_init(&machine->mutex, NULL) != 0 ||
-        pthread_setspecific(key, machine) != 0)
+    if (!machine->shown || !machine->real || pthread_mutex_init(&machine->mutex, NULL) != 0)
+        abort();
+    return machine;
+}
+
+machine_t *machine_of_thread(void)
+{
+    (void)pthread_once(&once, create_key);
+    machine_t *machine = pthread_getspecific(key);
+    if (machine)
+        return machine;
+    machine = machine_create();
+    if (!machine)
+        return NULL;
+    if (pthread_setspecific(key, machine) != 0)
         abort();
     machine->references = 1;
     return machine;
@@ -84,16 +106,17 @@ void machine_release(machine_t *machine)
     (void)pthread_mutex_unlock(&machine->mutex);
     if (left > 0)
         return;
+    fail(machine, "its thread has ended"); /* what the host left in streams */
     UNPOISON(machine->real, machine->touched);
-    while (machine->chunks) {
-        chunk_t *chunk = machine->chunks;
-        machine->chunks = chunk->next;
-        (void)munmap(chunk, chunk->bytes);
-    }
-    (void)munmap(machine->shown, ARENA);
-    (void)munmap(machine->real, ARENA);
-    (void)pthread_mutex_destroy(&machine->mutex);
-    (void)munmap(machine, sizeof *machine);
+    if (madvise(machine->real, machine->touched, MADV_DONTNEED) != 0)
+        abort();
+    machine->touched = machine->stream_count = 0;
+    machine->failed = 0;
+    machine->fault = GUARDED_NO_FAULT;
+    (void)pthread_mutex_lock(&spare_mutex);
+    machine->next = spare;
+    spare = machine;
+    (void)pthread_mutex_unlock(&spare_mutex);
 }
 
 /* ---- memory ---- */

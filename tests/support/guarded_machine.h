@@ -67,6 +67,7 @@ typedef struct chunk {
 } chunk_t;
 
 struct machine {
+    struct machine *next; /* among those without a thread */
     pthread_mutex_t mutex;
     int references; /* its thread, and its devices */
 
