@@ -175,8 +175,7 @@ static void run_ranks(const char *name, int size, uint32_t flags, rank_fn fn)
         rank->callbacks = (gtopk_callbacks_t){.struct_size = sizeof(gtopk_callbacks_t),
                                               .context = &rank->end,
                                               .exchange = network_exchange,
-                                              .abort = network_abort,
-                                              .local_rank = r};
+                                              .abort = network_abort};
         rank->config = defaults;
         rank->config.transport = name;
         rank->config.size = size;
