@@ -28,6 +28,8 @@ void step_end(gtopk_reducer_t *reducer)
 static gtopk_status_t check_call(const gtopk_reducer_t *reducer, double scale, uint32_t flags)
 {
     gtopk_status_t status = link_check_alive(&reducer->comm->link);
+    if (status == GTOPK_OK)
+        status = reducer_check_device(reducer);
     if (status == GTOPK_OK && !(isfinite(scale) && isfinite((float)scale)))
         status = status_set(GTOPK_ERR_INVALID, "scale %g is not a finite float", scale);
     if (status == GTOPK_OK && (flags & ~(uint32_t)(GTOPK_ZERO_INPUT | GTOPK_FOUND_INF)))
@@ -63,8 +65,11 @@ gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t
     status = check_call(reducer, scale, flags);
     if (status == GTOPK_OK)
         status = segments_claim(&reducer->segments, segments, tensors, count, reducer->step);
-    if (status == GTOPK_OK)
+    if (status == GTOPK_OK) {
         status = accumulate(reducer, count, scale, flags, stream);
+        if (status != GTOPK_OK)
+            status = reducer_lose(reducer, status);
+    }
     reducer->stats.accumulate_s += clock_now() - start;
     reducer_leave(reducer);
     return status;

@@ -164,6 +164,24 @@ void reducer_leave(gtopk_reducer_t *reducer)
     fpenv_leave(environment);
 }
 
+gtopk_status_t reducer_lose(gtopk_reducer_t *reducer, gtopk_status_t status)
+{
+    if (reducer->lost == GTOPK_OK) {
+        reducer->lost = status;
+        status_keep(reducer->lost_text);
+    }
+    if (comm_enter(reducer->comm) == GTOPK_OK) {
+        (void)comm_settle(reducer->comm, reducer_check_device(reducer), reducer->step);
+        comm_leave(reducer->comm);
+    }
+    return reducer_check_device(reducer);
+}
+
+gtopk_status_t reducer_check_device(const gtopk_reducer_t *reducer)
+{
+    return reducer->lost == GTOPK_OK ? GTOPK_OK : status_set(reducer->lost, "%s", reducer->lost_text);
+}
+
 gtopk_status_t reducer_check_between_steps(const gtopk_reducer_t *reducer, const char *call)
 {
     /* A step that cannot be finished any more, as another reducer broke the communicator, is over. */

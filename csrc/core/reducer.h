@@ -24,6 +24,8 @@ struct gtopk_reducer {
     float momentum;
     int nesterov;
     void *stream;        /* where the latest work was queued */
+    gtopk_status_t lost; /* the error of the device outside of a step's exchange: the next step fails with it */
+    char lost_text[STATUS_TEXT_SIZE];
     gtopk_stats_t stats; /* of the step under way, then of the latest */
     atomic_flag busy;
     fpenv_t environment; /* the caller's, while in a call */
@@ -39,6 +41,13 @@ static inline int reducer_selects(const gtopk_reducer_t *reducer)
  * reducer_leave the call computes in the exact floating-point environment: means, conversions and sums of the core too. */
 gtopk_status_t reducer_enter(gtopk_reducer_t *reducer);
 void reducer_leave(gtopk_reducer_t *reducer);
+
+/* Of an error of the device outside of a step's exchange: the communicator breaks, at once where no other thread is in it,
+ * else in the next step. Returns `status`, with its text. */
+gtopk_status_t reducer_lose(gtopk_reducer_t *reducer, gtopk_status_t status);
+
+/* OK, or that error again. */
+gtopk_status_t reducer_check_device(const gtopk_reducer_t *reducer);
 
 /* STATE between accumulate and reduce. */
 gtopk_status_t reducer_check_between_steps(const gtopk_reducer_t *reducer, const char *call);

@@ -124,6 +124,8 @@ static gtopk_status_t group_begin(const group_t *group)
         reducer->stream = group->stream;
         words[i] = reducer->words;
         if (status == GTOPK_OK)
+            status = reducer_check_device(reducer);
+        if (status == GTOPK_OK)
             status = step_begin(reducer, group->stream);
         group->steps[i] = (exchange_step_t){
             .number = reducer->step,
@@ -398,6 +400,8 @@ gtopk_status_t gtopk_reducer_wait(gtopk_reducer_t *reducer, gtopk_stats_t *stats
     if (status != GTOPK_OK)
         return status;
     status = reducer->device->ops->synchronize(reducer->device, reducer->stream);
+    if (status != GTOPK_OK)
+        status = reducer_lose(reducer, status);
     stats_copy(reducer, stats);
     reducer_leave(reducer);
     return status;

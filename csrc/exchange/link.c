@@ -212,6 +212,13 @@ int link_give_up(link_t *link)
 
 /* ---- the transport's own collectives ---- */
 
+/* One that blocks cannot be called back; what is queued can be given up. */
+static void fail_collective(link_t *link, transport_t *transport, gtopk_status_t status)
+{
+    if (status != GTOPK_OK && !(transport->ops->stream_ordered && transport->ops->abandon(transport)))
+        link->buffers_lost = 1;
+}
+
 gtopk_status_t link_allgather(link_t *link, uint8_t *message, size_t capacity, uint8_t *gathered, double deadline,
                               void *stream)
 {
@@ -221,8 +228,7 @@ gtopk_status_t link_allgather(link_t *link, uint8_t *message, size_t capacity, u
         wire_seal(message, wire_own_size(message) - WIRE_HEADER_SIZE);
     const gtopk_status_t status = transport->ops->allgather(transport, message, capacity, gathered, deadline, stream);
     count_wait(link, -1, transport->ops->now(transport) - start);
-    if (status != GTOPK_OK)
-        link->buffers_lost = 1;
+    fail_collective(link, transport, status);
     link->stats.rounds++;
     link->stats.bytes_sent += capacity * (uint64_t)(transport->size - 1);
     link->stats.bytes_received += capacity * (uint64_t)(transport->size - 1);
@@ -242,8 +248,7 @@ gtopk_status_t link_allreduce(link_t *link, transport_t *transport, float *buffe
     const double start = transport->ops->now(transport);
     const gtopk_status_t status = transport->ops->allreduce(transport, buffer, count, deadline, stream);
     count_wait(link, -1, transport->ops->now(transport) - start);
-    if (status != GTOPK_OK)
-        link->buffers_lost = 1;
+    fail_collective(link, transport, status);
     /* What a bandwidth-optimal all-reduce sends; the transport does not tell. */
     const uint64_t bytes = 8 * (uint64_t)count * (uint64_t)(transport->size - 1) / (uint64_t)transport->size;
     link->stats.rounds += 2 * (uint32_t)(transport->size - 1);

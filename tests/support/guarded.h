@@ -36,10 +36,11 @@ void *guarded_reach(const void *address);
 typedef enum guarded_fault {
     GUARDED_NO_FAULT,
     GUARDED_AT_QUEUE, /* an operation is not taken */
-    GUARDED_AT_RUN    /* it is taken and fails in the stream: nothing after it runs, and whoever waits is told */
+    GUARDED_AT_RUN    /* it is taken and fails in the stream: nothing more is run or taken, and every call says so */
 } guarded_fault_t;
 
-/* From now on operations are counted, those that wait as well, and number `at` of them (from 0) fails, once. */
+/* From now on operations are counted, those that wait as well, and number `at` of them (from 0) fails, once. A device
+ * that had failed is well again. */
 void guarded_arm(guarded_fault_t fault, long at);
 
 /* Operations since guarded_arm, and those that are queued now in all streams. */

@@ -172,15 +172,23 @@ void *machine_reach(const machine_t *machine, const void *address)
     return (void *)(is_shown(machine, address) ? at - (uintptr_t)machine->shown + (uintptr_t)machine->real : at);
 }
 
+/* NULL when nothing was opened on this thread. */
+static const machine_t *machine_if_any(void)
+{
+    (void)pthread_once(&once, create_key);
+    return pthread_getspecific(key);
+}
+
 int guarded_owns(const void *address)
 {
-    const machine_t *machine = machine_of_thread();
+    const machine_t *machine = machine_if_any();
     return machine && is_shown(machine, address);
 }
 
 void *guarded_reach(const void *address)
 {
-    return machine_reach(machine_of_thread(), address);
+    const machine_t *machine = machine_if_any();
+    return machine ? machine_reach(machine, address) : (void *)(uintptr_t)address;
 }
 
 /* ---- calls ---- */
@@ -335,7 +343,6 @@ gtopk_status_t call_wait(machine_t *machine, call_t *call)
     gtopk_status_t status = append(machine, call);
     if (status == GTOPK_OK)
         status = run(machine, call->stream, INFINITY, NULL);
-    machine->failed = 0; /* it was told */
     (void)pthread_mutex_unlock(&machine->mutex);
     return status;
 }
@@ -458,6 +465,7 @@ void guarded_arm(guarded_fault_t fault, long at)
     machine->fault = fault;
     machine->fault_at = at;
     machine->counted = 0;
+    machine->failed = 0;
     (void)pthread_mutex_unlock(&machine->mutex);
 }
 

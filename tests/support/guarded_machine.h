@@ -109,7 +109,7 @@ void *call_keep(machine_t *machine, const void *data, size_t bytes);
 /* Queues it. DEVICE when the device has failed already, or is to fail here. */
 gtopk_status_t call_queue(machine_t *machine, call_t *call);
 
-/* Queues it, and waits for its stream. DEVICE when something that was queued has failed: it is told once. */
+/* Queues it, and waits for its stream. DEVICE when something that was queued has failed. */
 gtopk_status_t call_wait(machine_t *machine, call_t *call);
 
 /* Each ends the process when something queued still needs what is about to go: a device, a store, memory. */

@@ -34,8 +34,11 @@ struct ordered_group {
     int32_t size;
     pthread_mutex_t mutex; /* taken after the thread group's, or alone */
     member_t *members;
-    queue_t *queues; /* [to * size + from] */
+    queue_t *queues; /* [(channel * size + to) * size + from] */
 };
+
+/* Exchanges and collectives do not take each other's messages. */
+typedef enum channel { CHANNEL_EXCHANGE, CHANNEL_COLLECTIVE, CHANNELS } channel_t;
 
 typedef struct ordered {
     transport_t base;
@@ -73,12 +76,13 @@ int ordered_wanted(void)
 
 /* ---- messages ---- */
 
-static queue_t *queue_of(const ordered_t *self, int32_t to, int32_t from)
+static queue_t *queue_of(const ordered_t *self, channel_t channel, int32_t to, int32_t from)
 {
-    return &self->group->queues[(size_t)to * (size_t)self->group->size + (size_t)from];
+    const size_t size = (size_t)self->group->size;
+    return &self->group->queues[((size_t)channel * size + (size_t)to) * size + (size_t)from];
 }
 
-static gtopk_status_t push(ordered_t *self, int32_t to, const void *data, size_t bytes)
+static gtopk_status_t push(ordered_t *self, channel_t channel, int32_t to, const void *data, size_t bytes)
 {
     message_t *message;
     const gtopk_status_t status = memory_alloc(&message, 1, sizeof *message + bytes, "a message between threads");
@@ -88,7 +92,7 @@ static gtopk_status_t push(ordered_t *self, int32_t to, const void *data, size_t
     message->bytes = bytes;
     memcpy(message->payload, data, bytes);
     (void)pthread_mutex_lock(&self->group->mutex);
-    queue_t *queue = queue_of(self, to, self->base.rank);
+    queue_t *queue = queue_of(self, channel, to, self->base.rank);
     if (queue->last)
         queue->last->next = message;
     else
@@ -101,7 +105,7 @@ static gtopk_status_t push(ordered_t *self, int32_t to, const void *data, size_t
 
 void ordered_send(transport_t *ordered, int32_t to, const void *message, size_t bytes)
 {
-    (void)push((ordered_t *)ordered, to, message, bytes);
+    (void)push((ordered_t *)ordered, CHANNEL_EXCHANGE, to, message, bytes);
 }
 
 static message_t *pop(queue_t *queue)
@@ -115,6 +119,7 @@ static message_t *pop(queue_t *queue)
 
 typedef struct awaited {
     ordered_t *self;
+    channel_t channel;
     int32_t from;
     message_t *message;
     int has_left, has_aborted;
@@ -126,7 +131,7 @@ static int look(void *argument)
     awaited_t *awaited = argument;
     ordered_t *self = awaited->self;
     (void)pthread_mutex_lock(&self->group->mutex);
-    queue_t *queue = queue_of(self, self->base.rank, awaited->from);
+    queue_t *queue = queue_of(self, awaited->channel, self->base.rank, awaited->from);
     while (queue->first && queue->first->life < self->life)
         memory_free(pop(queue));
     if (queue->first && queue->first->life == self->life)
@@ -140,9 +145,9 @@ static int look(void *argument)
 }
 
 /* OK with a message, TIMEOUT, or what it is that no message will come for. */
-static gtopk_status_t take(ordered_t *self, int32_t from, double deadline, message_t **message)
+static gtopk_status_t take(ordered_t *self, channel_t channel, int32_t from, double deadline, message_t **message)
 {
-    awaited_t awaited = {.self = self, .from = from};
+    awaited_t awaited = {.self = self, .channel = channel, .from = from};
     (void)transport_thread_wait(self->thread, look, &awaited, deadline);
     *message = awaited.message;
     if (awaited.message)
@@ -169,7 +174,7 @@ static gtopk_status_t send_exchange(ordered_t *self, const transport_exchange_t 
 {
     const void *from = guarded_reach(exchange->send);
     if (!self->tap)
-        return push(self, exchange->to, from, exchange->send_capacity);
+        return push(self, CHANNEL_EXCHANGE, exchange->to, from, exchange->send_capacity);
     uint8_t *copy;
     gtopk_status_t status = memory_alloc(&copy, exchange->send_capacity, 1, "a message on its way");
     if (status != GTOPK_OK)
@@ -177,7 +182,7 @@ static gtopk_status_t send_exchange(ordered_t *self, const transport_exchange_t 
     memcpy(copy, from, exchange->send_capacity);
     for (int times = self->tap(self->tap_context, exchange->to, copy, exchange->send_capacity);
          times > 0 && status == GTOPK_OK; times--)
-        status = push(self, exchange->to, copy, exchange->send_capacity);
+        status = push(self, CHANNEL_EXCHANGE, exchange->to, copy, exchange->send_capacity);
     memory_free(copy);
     return status;
 }
@@ -192,7 +197,7 @@ static gtopk_status_t run_exchange(ordered_t *self, work_t *work, double deadlin
     work->sent = 1;
     if (status != GTOPK_OK || exchange->from == TRANSPORT_NONE)
         return status;
-    status = take(self, exchange->from, deadline, &message);
+    status = take(self, CHANNEL_EXCHANGE, exchange->from, deadline, &message);
     if (status == GTOPK_OK)
         deliver(message, guarded_reach(exchange->receive), exchange->receive_capacity);
     return status;
@@ -202,7 +207,7 @@ static gtopk_status_t send_to_all(ordered_t *self, work_t *work, const void *par
 {
     gtopk_status_t status = GTOPK_OK;
     for (int32_t r = 0; r < self->group->size && status == GTOPK_OK && !work->sent; r++)
-        status = push(self, r, part, work->bytes);
+        status = push(self, CHANNEL_COLLECTIVE, r, part, work->bytes);
     work->sent = 1;
     return status;
 }
@@ -223,7 +228,7 @@ static gtopk_status_t run_collective(ordered_t *self, work_t *work, double deadl
     gtopk_status_t status = send_to_all(self, work, guarded_reach(work->exchange.send));
     while (status == GTOPK_OK && work->next < self->group->size) {
         message_t *message;
-        status = take(self, work->next, deadline, &message);
+        status = take(self, CHANNEL_COLLECTIVE, work->next, deadline, &message);
         if (status != GTOPK_OK)
             break;
         if (work->kind == WORK_ALLREDUCE && work->next > 0) {
@@ -246,7 +251,7 @@ static void spoil(ordered_t *self, work_t *work)
     message_t *message = NULL;
     if (work->kind == WORK_EXCHANGE && exchange->from == TRANSPORT_NONE)
         return;
-    if (work->kind == WORK_EXCHANGE && take(self, exchange->from, -INFINITY, &message) == GTOPK_OK)
+    if (work->kind == WORK_EXCHANGE && take(self, CHANNEL_EXCHANGE, exchange->from, -INFINITY, &message) == GTOPK_OK)
         deliver(message, out, bytes);
     bytes = bytes > 1 ? bytes / 2 : bytes;
     memset(out + exchange->receive_capacity - bytes, GARBAGE, bytes);
@@ -315,6 +320,7 @@ static void drop_work(void *argument)
 
 /* ---- the transport ---- */
 
+/* Whether tests run on the guarded device; single reducers may all the same be on another one, or the other way round. */
 static int is_guarded(void)
 {
     const char *device = getenv("GTOPK_DEVICE");
@@ -357,7 +363,7 @@ static gtopk_status_t start(ordered_t *self, const work_t *given, double deadlin
     work->self = self;
     work->number = self->works++;
     self->pending++;
-    if (!is_guarded())
+    if (!guarded_owns(buffer) && !is_guarded())
         return run_now(self, work, deadline);
     if (!guarded_owns(buffer) || (self->pending > 1 && self->stream != stream)) {
         (void)fprintf(stderr, "ordered: a buffer that is no memory of the device, or work in two streams at once\n");
@@ -508,7 +514,7 @@ ordered_group_t *ordered_group_create(int32_t size)
         return NULL;
     group->size = size;
     group->members = calloc(ranks, sizeof *group->members);
-    group->queues = calloc(ranks * ranks, sizeof *group->queues);
+    group->queues = calloc(CHANNELS * ranks * ranks, sizeof *group->queues);
     if (!group->members || !group->queues || pthread_mutex_init(&group->mutex, NULL) != 0)
         abort();
     return group;
@@ -518,7 +524,7 @@ void ordered_group_destroy(ordered_group_t *group)
 {
     if (!group)
         return;
-    for (size_t i = 0; i < (size_t)group->size * (size_t)group->size; i++)
+    for (size_t i = 0; i < CHANNELS * (size_t)group->size * (size_t)group->size; i++)
         while (group->queues[i].first)
             memory_free(pop(&group->queues[i]));
     (void)pthread_mutex_destroy(&group->mutex);

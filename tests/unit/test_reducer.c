@@ -291,6 +291,7 @@ static void test_one_call_at_a_time(void **state)
     const gtopk_tensor_t tensor = {x, LENGTH, GTOPK_F32, 0};
     reentry = GTOPK_OK;
     ASSERT_OK(gtopk_reducer_accumulate(reentered, NULL, &tensor, 1, 1, 0, NULL));
+    ASSERT_OK(gtopk_reducer_wait(reentered, NULL));
     assert_int_equal(reentry, GTOPK_ERR_STATE);
     gtopk_reducer_destroy(reentered);
     gtopk_comm_destroy(comm);
