@@ -14,7 +14,7 @@ import gtopk  # >>>
 gtopk.init()  # >>>
 torch.manual_seed(gtopk.rank())  # each rank draws data of its own
 model = torch.nn.Sequential(torch.nn.Linear(16, 512), torch.nn.ReLU(), torch.nn.Linear(512, 1))
-optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
 optimizer = gtopk.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), density=0.01)  # >>>
 gtopk.broadcast_parameters(model.state_dict(), root_rank=0)  # >>> all ranks start from rank 0's model
 
