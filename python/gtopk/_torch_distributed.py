@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from . import _c_api, _signals, _slurm
+from . import _c_api, _launcher, _signals, _slurm
 from .errors import GtopkError, InvalidError, NotFoundError, TransportError, UnsupportedError
 
 _log = logging.getLogger("gtopk")
@@ -107,7 +107,7 @@ class TorchDistributed:
 
     def _meeting_place(self) -> tuple[str, dict[str, Any]]:
         """Where the ranks find each other, and what init_process_group does not take from the environment itself."""
-        missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        missing = [name for name in _launcher.BY_HAND if name not in os.environ]
         if not missing:
             return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", {}
         if not _slurm.started():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 from harness import as_numpy, assert_same_on_all_ranks, given, raises
 
@@ -98,6 +101,17 @@ def case_broadcast_object():
 def case_values_for_comparing():
     texts = comm.current().allgather_json({"name": "x" * gtopk.rank()})
     assert texts == [{"name": "x" * r} for r in range(gtopk.size())]
+
+
+def case_a_subprocess_is_no_rank():
+    """It inherits the launcher's variables, and would be this rank a second time."""
+    if gtopk.rank() > 0:
+        return
+    for call, status in (("gtopk.init()", 1), ('gtopk.init(transport="self")', 0)):
+        command = [sys.executable, "-c", f"import gtopk; {call}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status, done.stderr
+        assert ("StateError: this process was started by rank 0" in done.stderr) == (status == 1), done.stderr
 
 
 def case_many_communicators():
