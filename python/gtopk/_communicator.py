@@ -108,7 +108,10 @@ class Comm(Collectives):
     def handle(self) -> int:
         """The C handle; `StateError` after `close`."""
         if self._handle is None:
-            raise StateError("this communicator was closed (gtopk.shutdown or Comm.close): make a new one")
+            raise StateError(
+                "this communicator was closed (gtopk.shutdown or Comm.close): make a new one, and the reducers and "
+                "distributed optimizers that use it"
+            )
         return self._handle
 
     @property

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _c_api, _launcher, _signals, _slurm
-from .errors import GtopkError, InvalidError, NotFoundError, TransportError, UnsupportedError
+from .errors import GtopkError, InvalidError, NotFoundError, StateError, TransportError, UnsupportedError
 
 _log = logging.getLogger("gtopk")
 
@@ -173,6 +173,8 @@ class TorchDistributed:
         """0, or 1 with the exception's text in the 256 bytes at `error`: nothing may be raised into C."""
         self._idle.clear()
         try:
+            if self._group is None:  # torch would take its default group
+                raise StateError("the group was closed")
             run()
         except BaseException as raised:  # noqa: BLE001 - the caller is C
             text = _explained(_first_line(raised)).encode("utf-8", "replace")[: _c_api.ERROR_TEXT_SIZE - 1]

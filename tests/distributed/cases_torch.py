@@ -88,7 +88,15 @@ def case_a_silent_peer_is_an_error_by_the_deadline():
 def case_end_and_begin_again():
     assert np.array_equal(gtopk.allgather(np.array([1])), np.ones(gtopk.size()))
     dist.barrier()
+    weight = torch.ones(100, requires_grad=True)
+    optimizer = gtopk.DistributedOptimizer(torch.optim.SGD([weight], lr=1.0))
+    weight.grad = torch.ones(100)
+    optimizer.step()
     gtopk.shutdown()
     raises(gtopk.StateError, gtopk.rank, "gtopk.init()")
+    weight.grad = torch.ones(100)
+    raises(gtopk.StateError, optimizer.step, "distributed optimizers")
+    assert (weight.grad == 1).all()
     gtopk.init()
+    raises(gtopk.StateError, optimizer.step, "distributed optimizers")
     assert gtopk.size() > 1
