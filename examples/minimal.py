@@ -1,7 +1,7 @@
 """The lines that change in a training script are marked with >>>. Start it in one of these ways:
 
     python examples/minimal.py
-    mpirun -n 4 python examples/minimal.py
+    mpirun -n 4 --oversubscribe python examples/minimal.py
     torchrun --nproc-per-node 4 examples/minimal.py
 
 A small network learns to add up 16 numbers; it takes a few seconds.
