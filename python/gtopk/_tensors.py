@@ -112,6 +112,11 @@ def writable(x: TensorLike) -> bool:
     return is_torch(x) or bool(x.flags.writeable)
 
 
+def is_expanded(x: TensorLike) -> bool:
+    """True for a torch tensor whose entries share memory, which torch does not write to. numpy's are read-only."""
+    return is_torch(x) and any(length > 1 and not stride for length, stride in zip(x.shape, x.stride(), strict=True))
+
+
 def describe(x: TensorLike, what: str, *, write: bool = False, length: int | None = None) -> tuple[int, int, int]:
     """Pointer, length and dtype code of one contiguous host tensor of float32, float16 or bfloat16.
 

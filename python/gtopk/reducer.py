@@ -192,7 +192,7 @@ class Reducer:
             self._kind = _tensors.kind_of(grads[0], "gradient")
         flags = (_c_api.ZERO_INPUT if zero_input else 0) | (_c_api.FOUND_INF if found_inf else 0)
         status = self._library.gtopk_reducer_accumulate(
-            self.handle, address, self._inputs.address, len(grads), _number(scale, "scale"), flags, None
+            self._talking(), address, self._inputs.address, len(grads), _number(scale, "scale"), flags, None
         )
         _c_api.check(status)
 
@@ -226,7 +226,7 @@ class Reducer:
         """
         self._take_outputs(outputs)
         status = self._library.gtopk_reducer_reduce(
-            self.handle,
+            self._talking(),
             self._outputs.address,
             len(outputs),
             _flags(outputs_are_zero, joined),
@@ -252,7 +252,7 @@ class Reducer:
         out = _c_api.Set(_tensors.pointer(indices), _tensors.pointer(values), capacity, 0)
         _c_api.check(
             self._library.gtopk_reducer_reduce_sparse(
-                self.handle, ctypes.byref(out), _flags(False, joined), None, ctypes.byref(self._stats)
+                self._talking(), ctypes.byref(out), _flags(False, joined), None, ctypes.byref(self._stats)
             )
         )
         remember([self._keep_stats()])
@@ -279,7 +279,7 @@ class Reducer:
     def set_density(self, density: float) -> None:
         """Another density from the next step on. Collective, between steps, the same on all ranks."""
         value = _number(density, "density")
-        _c_api.check(self._library.gtopk_reducer_set_density(self.handle, value))
+        _c_api.check(self._library.gtopk_reducer_set_density(self._talking(), value))
         self.density = value
 
     def set_momentum(self, momentum: float, nesterov: bool = False) -> None:
@@ -335,7 +335,7 @@ class Reducer:
             data = _tensors.empty(self._kind, int(self._library.gtopk_reducer_state_size(self.handle)), "uint8")
         _c_api.check(
             self._library.gtopk_reducer_state_consolidate(
-                self.handle,
+                self._talking(),
                 None if data is None else _tensors.pointer(data),
                 0 if data is None else _tensors.byte_length(data),
                 root,
@@ -392,6 +392,11 @@ class Reducer:
         if self._handle is None:
             raise StateError("this reducer was closed: make a new one")
         return self._handle
+
+    def _talking(self) -> int:
+        """The C handle, for calls of a step: the library would go on exchanging after `gtopk.shutdown`."""
+        self.comm.handle  # noqa: B018 - `StateError` after its close
+        return self.handle
 
     def close(self) -> None:
         """Frees the residual. Not collective; may be called twice."""
@@ -505,7 +510,7 @@ def reduce_together(
     for reducer, tensors in zip(reducers, lists or (), strict=False):
         reducer._take_outputs(tensors)
     count = len(reducers)
-    handles = (ctypes.c_void_p * count)(*[reducer.handle for reducer in reducers])
+    handles = (ctypes.c_void_p * count)(*[reducer._talking() for reducer in reducers])
     tables = counts = None
     if lists is not None:
         tables = (ctypes.c_void_p * count)(*[reducer._outputs.address for reducer in reducers])

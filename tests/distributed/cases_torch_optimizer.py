@@ -365,6 +365,48 @@ def case_broadcast_optimizer_state():
     raises(gtopk.MismatchError, lambda: gtopk.broadcast_optimizer_state(smaller), "parameter 0 of group 0")
 
 
+class Unreadable(torch.optim.SGD):
+    """An optimizer whose state one rank cannot read or take over."""
+
+    def state_dict(self):
+        if gtopk.rank() == 0:
+            raise OSError("no such disk")
+        return super().state_dict()
+
+    def load_state_dict(self, state):
+        if gtopk.rank() == gtopk.size() - 1:
+            raise OSError("no such disk")
+        super().load_state_dict(state)
+
+
+def case_broadcast_errors_of_one_rank_are_errors_on_all():
+    last = gtopk.size() - 1
+    optimizer = Unreadable([torch.zeros(3, requires_grad=True)], lr=0.1)
+    for root, guilty in ((0, 0), (1 if last > 1 else 0, 0 if last == 1 else last)):
+        error = raises(
+            (OSError, gtopk.MismatchError), lambda root=root: gtopk.broadcast_optimizer_state(optimizer, root)
+        )
+        assert isinstance(error, OSError) == (gtopk.rank() == guilty), error
+        assert isinstance(error, OSError) or f"broadcast_optimizer_state failed on rank {guilty}" in str(error), error
+    for wrong in (torch.zeros(3).to_sparse(), torch.zeros(1).expand(3), torch.zeros(3, device="meta")):
+        tensors = {"weight": wrong if gtopk.rank() == last else torch.zeros(3)}
+        error = raises(gtopk.GtopkError, lambda tensors=tensors: gtopk.broadcast_parameters(tensors), "weight is")
+        assert isinstance(error, gtopk.InvalidError) == (gtopk.rank() == last), error
+
+
+def case_allreduce_buffers():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(2).double())
+    for buffer in model.buffers():
+        buffer.fill_(gtopk.rank() + 1)
+    weight = model[0].weight.detach().clone()
+    gtopk.allreduce_buffers(model)
+    for buffer in model.buffers():
+        assert (buffer == ((gtopk.size() + 1) / 2 if buffer.is_floating_point() else 1)).all(), buffer
+    assert torch.equal(weight, model[0].weight)
+    other = torch.nn.BatchNorm1d(4 if gtopk.rank() == 1 else 3)
+    raises(gtopk.MismatchError, lambda: gtopk.allreduce_buffers(other), "running_mean", "[3]", "[4]")
+
+
 def case_broadcast_optimizer_state_keeps_each_ranks_residual():
     model = make()
     optimizer = wrapped(model, density=0.02, lr=0.01, momentum_correction=True, more={"momentum": 0.9})

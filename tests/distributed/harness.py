@@ -59,7 +59,7 @@ def main(modules):
     gtopk.init()
     count = 0
     for module in map(importlib.import_module, modules):
-        for name, case in vars(module).items():
+        for name, case in list(vars(module).items()):
             if not name.startswith("case_"):
                 continue
             begin = time.monotonic()

@@ -295,6 +295,29 @@ def test_wrong_segments_and_counts(alone):
         assert not reducer.residual_norm()
 
 
+def test_a_reducer_does_not_outlive_its_communicator():
+    """The library would go on exchanging; what was not sent can still be read and saved."""
+    comm = gtopk.Comm()
+    reducer = gtopk.Reducer([4], comm=comm)
+    reducer.set_residual(0, np.arange(4, dtype=F32))
+    comm.close()
+    grad = np.ones(4, F32)
+    for call in (
+        lambda: reducer.accumulate(0, grad, zero_input=True),
+        lambda: reducer.reduce([grad]),
+        reducer.reduce_sparse,
+        lambda: reducer.set_density(0.5),
+        reducer.consolidate,
+        lambda: gtopk.reduce_together([reducer], [[grad]]),
+    ):
+        with pytest.raises(gtopk.StateError, match="shutdown"):
+            call()
+    assert (grad == 1).all()
+    assert (reducer.residual(0) == np.arange(4)).all()
+    assert reducer.state_dict()["dim"] == 4
+    reducer.close()
+
+
 def test_closed_and_not_initialised():
     gtopk.shutdown()
     for call in (gtopk.rank, gtopk.barrier, lambda: gtopk.Reducer([4]), lambda: gtopk.allreduce(np.ones(2))):
