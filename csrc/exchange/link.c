@@ -103,7 +103,7 @@ static const char *call_name(uint8_t algorithm, int greets)
     case GTOPK_ALGORITHM_DENSE: return "a gradient exchange (dense)";
     case GTOPK_ALGORITHM_TOPK: return "a gradient exchange (topk)";
     case GTOPK_ALGORITHM_GTOPK: return "a gradient exchange (gtopk)";
-    case GTOPK_ALGORITHM_GTOPK_TREE: return "a gradient exchange (gtopk_tree)";
+    case GTOPK_ALGORITHM_GTOPK_TREE: return "a gradient exchange (gtopk-tree)";
     case WIRE_BROADCAST: return "a broadcast";
     case WIRE_ALLGATHER: return "an all-gather (a new reducer begins with one)";
     case WIRE_REDUCE_SCATTER: return "an all-reduce";

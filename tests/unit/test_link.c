@@ -26,7 +26,7 @@ static const struct {
     {GTOPK_ALGORITHM_DENSE, "a gradient exchange (dense)"},
     {GTOPK_ALGORITHM_TOPK, "a gradient exchange (topk)"},
     {GTOPK_ALGORITHM_GTOPK, "a gradient exchange (gtopk)"},
-    {GTOPK_ALGORITHM_GTOPK_TREE, "a gradient exchange (gtopk_tree)"},
+    {GTOPK_ALGORITHM_GTOPK_TREE, "a gradient exchange (gtopk-tree)"},
     {WIRE_BROADCAST, "a broadcast"},
     {WIRE_ALLGATHER, "an all-gather (a new reducer begins with one)"},
     {WIRE_REDUCE_SCATTER, "an all-reduce"},
