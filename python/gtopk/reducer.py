@@ -15,7 +15,7 @@ from . import _c_api, _tensors, _threads
 from . import comm as _comm
 from ._tensors import TensorLike
 from .errors import CorruptError, InvalidError, StateError
-from .step_stats import remember
+from .step_stats import NAMES, remember
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,7 +24,6 @@ __all__ = ["Reducer", "reduce_together"]
 
 _log = logging.getLogger("gtopk")
 
-_STAT_NAMES = tuple(name for name, _ in _c_api.Stats._fields_ if name != "struct_size")
 _STATE_FORMAT = 1
 
 
@@ -451,7 +450,7 @@ class Reducer:
 
     def _keep_stats(self) -> dict[str, Any]:
         raw = self._stats
-        self._latest = {name: getattr(raw, name) for name in _STAT_NAMES}
+        self._latest = {name: getattr(raw, name) for name in NAMES}
         return dict(self._latest)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..comm import Comm
 from ..errors import StateError, UnsupportedError
+from ..step_stats import NOTHING
 from . import amp, momentum
 from .agreement import agree, agree_on_progress
 from .exchange import Exchange, Options, Waiting
@@ -189,7 +190,7 @@ class Synchronizer:
                 grad.detach().mul_(scale)
             if name in self.exchange.waiting and parameter.requires_grad and not found_inf:
                 self._add_waiting(optimizer, parameter, self.exchange.waiting.pop(name))
-        return {**_SOLO_STATS, "nonfinite": int(found_inf)}
+        return {**NOTHING, "nonfinite": int(found_inf)}
 
     def _add_waiting(self, optimizer: torch.optim.Optimizer, parameter: Tensor, entry: Waiting) -> None:
         """A loaded residual is sent at once, that is: added to the first gradient; a velocity goes on in SGD."""
@@ -237,24 +238,3 @@ class Synchronizer:
 def _first_gradient(optimizer: torch.optim.Optimizer) -> Tensor | None:
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     return next((p.grad for p in parameters if p.requires_grad and p.grad is not None), None)
-
-
-_SOLO_STATS: dict[str, Any] = {
-    "step": 0,
-    "k": 0,
-    "selected": 0,
-    "count": 0,
-    "bytes_sent": 0,
-    "bytes_received": 0,
-    "candidates": 0,
-    "hint_misses": 0,
-    "rounds": 0,
-    "nonfinite": 0,
-    "all_joined": 0,
-    "slowest_peer": -1,
-    "accumulate_s": 0.0,
-    "select_s": 0.0,
-    "exchange_s": 0.0,
-    "commit_s": 0.0,
-    "wait_s": 0.0,
-}
