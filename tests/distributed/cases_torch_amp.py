@@ -125,8 +125,7 @@ def case_bf16_autocast():
     assert_replicas(model)
 
 
-def case_a_rank_without_any_gradient():
-    """found_inf is then no tensor but the number 0."""
+def case_a_rank_without_gradient_that_leaves_out_the_scaler():
     model = make()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     optimizer = wrapped(model, density=0.02)

@@ -192,6 +192,19 @@ def trained(state_of, steps, begin=0, model=None):
     return model, state
 
 
+def case_dtensors_are_a_clear_error():
+    from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (gtopk.size(),))
+    weight = nn.Parameter(distribute_tensor(torch.zeros(4), mesh, [Replicate()]))
+    raises(
+        gtopk.UnsupportedError,
+        lambda: gtopk.DistributedOptimizer(optim.SGD([weight], lr=0.1), [("weight", weight)]),
+        "parameter weight is a DTensor",
+        "fully_shard",
+    )
+
+
 def case_states_resume_bit_for_bit():
     """Through state_dict with weights_only, and pickled as PyTorch's own hook states are."""
     for named in (True, False):

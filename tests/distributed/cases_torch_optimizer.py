@@ -379,3 +379,20 @@ def case_broadcast_optimizer_state_keeps_each_ranks_residual():
     train(model, optimizer, 2, 2, gtopk.rank())
     assert optimizer.stats()["step"] == 3
     assert_replicas(model)
+
+
+def case_gradients_that_share_memory():
+    for options in ({}, {"algorithm": "dense"}, {"dense_1d": True}, {"dense_below": 100}):
+        a, b, c = (nn.Parameter(torch.zeros(6)) for _ in range(3))
+        optimizer = gtopk.DistributedOptimizer(optim.SGD([a, b, c], lr=1.0), **ALL, **options)
+        for step in range(2):
+            a.grad, b.grad = torch.autograd.grad((a + b).sum(), [a, b])
+            assert a.grad is b.grad
+            both = torch.arange(8.0) * (1 + gtopk.rank())
+            if step:
+                a.grad, c.grad = both[:6], both[2:]
+            optimizer.step()
+        mean = torch.arange(8.0) * (1 + gtopk.size()) / 2
+        assert torch.equal(-a, 1 + mean[:6]), options
+        assert torch.equal(-b, torch.full((6,), 2.0)), options
+        assert torch.equal(-c, mean[2:]), options

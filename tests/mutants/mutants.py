@@ -204,7 +204,7 @@ MUTANTS = [
     # PyTorch
     Mutant(
         "a broadcast loses the residuals",
-        TORCH + "synchronizer.py",
+        TORCH + "session.py",
         "        self.exchange.park()\n        self.restore(",
         "        self.restore(",
     ),
@@ -235,8 +235,8 @@ MUTANTS = [
     Mutant(
         "the loss scale stays in the gradients",
         TORCH + "exchange.py",
-        "accumulate_many(None, blocks, scale, zero_input",
-        "accumulate_many(None, blocks, 1.0, zero_input",
+        "accumulate_many(None, table, scale, zero_input",
+        "accumulate_many(None, table, 1.0, zero_input",
     ),
     Mutant(
         "found_inf is not passed on",
@@ -288,7 +288,7 @@ MUTANTS = [
     ),
     Mutant("ranks may be at different steps", TORCH + "agreement.py", 'if entry["at"] != first:', "if False:"),
     Mutant(
-        "names are not compared between ranks", TORCH + "parameters.py", "            self.name,\n", '            "",\n'
+        "names are not compared between ranks", TORCH + "segments.py", "return [self.name, list", 'return ["", list'
     ),
     Mutant(
         "names are not compared with a state's",
@@ -317,14 +317,56 @@ MUTANTS = [
     Mutant(
         "DDP: a bucket is accumulated twice",
         TORCH + "ddp_hook.py",
-        "        bucket.accumulated = True\n",
+        "            mine.accumulated = True\n",
         "",
     ),
     Mutant(
         "DDP: the loss scale stays in the residual",
         TORCH + "ddp_hook.py",
-        "accumulate_many(segments, blocks, 1.0 / self._scale(), ",
-        "accumulate_many(segments, blocks, 1.0, ",
+        "self.session.step(tensors, 1.0 / self._scale(), ",
+        "self.session.step(tensors, 1.0, ",
+    ),
+    Mutant(
+        "DDP: an error does not end the step",
+        TORCH + "ddp_hook.py",
+        "                self._session.cancel()\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "an interrupted step is not ended",
+        TORCH + "session.py",
+        "        except BaseException:  # Ctrl-C in between, too\n            self.exchange.cancel()\n",
+        "        except BaseException:\n",
+    ),
+    Mutant(
+        "tensors that share memory are handed over",
+        TORCH + "segments.py",
+        "return True not in map(gt, ends, sorted(starts)[1:])",
+        "return True",
+    ),
+    Mutant(
+        "tensors that share memory are overwritten",
+        TORCH + "exchange.py",
+        "                step.fixed.add(place)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "what has gaps is overwritten",
+        TORCH + "segments.py",
+        "if fixed or not is_dense(tensor):",
+        "if fixed:",
+    ),
+    Mutant(
+        "a flat tensor is taken for one in the order of dimensions",
+        TORCH + "segments.py",
+        "(block if tensor.dim() == 1 else self.shaped(block)).copy_(tensor.detach())",
+        "self.shaped(block).copy_(tensor.detach().view(self.shape))",
+    ),
+    Mutant(
+        "a residual of another shape is taken over",
+        TORCH + "exchange.py",
+        "        self._check_shapes(segments)\n",
+        "",
     ),
     Mutant("DDP: a loaded state is not looked at", TORCH + "ddp_hook.py", "    check_form(state)\n", ""),
 ]

@@ -15,13 +15,13 @@ from torch import nn, optim
 from torch_support import make, train
 
 import gtopk
+from gtopk.torch.session import Session
 from gtopk.torch.state_form import FIELDS
-from gtopk.torch.synchronizer import Synchronizer
 
 
 @pytest.fixture
 def exchanging(alone, monkeypatch):
-    monkeypatch.setattr(Synchronizer, "solo", False)
+    monkeypatch.setattr(Session, "solo", False)
     return alone
 
 

@@ -53,3 +53,37 @@ def test_one_rank(one_rank):
     found, expected = gradients(2)
     assert torch.equal(found, expected + residual)
     assert torch.equal(*gradients(3))
+
+
+def test_an_interrupt_inside_the_hook_ends_its_step(one_rank, monkeypatch):
+    """What had been accumulated stays in the residual, and the next step can begin."""
+    from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
+    from gtopk.torch.session import Session
+
+    monkeypatch.setattr(Session, "solo", False)
+    model = torch.nn.Linear(3, 1, bias=False)
+    state = GTopKState(named_parameters=model.named_parameters(), density=1.0, value_type="fp32")
+    net = torch.nn.parallel.DistributedDataParallel(model)
+    net.register_comm_hook(state, gtopk_hook)
+    for _ in range(2):
+        net(torch.ones(1, 3)).sum().backward()
+        net.zero_grad()
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gtopk.torch.exchange.reduce_together", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            net(torch.ones(1, 3)).sum().backward()
+    assert state.state_dict()["residual"]["weight"].tolist() == [[1, 1, 1]]
+    assert state.session.step([torch.ones(3)])[0].tolist() == [2, 2, 2]
+
+
+def test_a_parameter_given_under_two_names_is_one(one_rank):
+    from gtopk.torch.ddp_hook import GTopKState
+
+    weight = torch.nn.Parameter(torch.zeros(2))
+    GTopKState(named_parameters=[("a", weight), ("b", weight)])
+    with pytest.raises(gtopk.InvalidError, match="two parameters named 'a'"):
+        GTopKState(named_parameters=[("a", weight), ("a", torch.nn.Parameter(torch.zeros(2)))])

@@ -9,7 +9,9 @@ import hashlib
 import json
 from typing import Any
 
-from ..comm import Comm
+import torch
+
+from ..comm import Comm, Sum
 from ..errors import DesyncError, MismatchError
 
 
@@ -34,6 +36,12 @@ def agree(comm: Comm, what: str, rows: list[list[Any]]) -> None:
     raise MismatchError(_first_difference(what, described[0], described[other], other))
 
 
+def any_of(comm: Comm, mine: bool) -> bool:
+    """Whether it is so on some rank. Collective."""
+    total = comm.allreduce(torch.tensor([float(mine)], device="cpu", dtype=torch.float32), Sum)
+    return bool(total.item() > 0)
+
+
 def agree_on_progress(comm: Comm, mine: tuple[int, int] | None, proposal: int) -> tuple[int, int]:
     """(run, steps done), the same on all ranks: what they all loaded or have done, else a new run. Collective.
 
@@ -50,7 +58,8 @@ def agree_on_progress(comm: Comm, mine: tuple[int, int] | None, proposal: int) -
                 f"rank 0 {_progress(first)}, but rank {other} {_progress(entry['at'])}: load a checkpoint of one and the "
                 "same step on every rank, or load it on one rank and call gtopk.broadcast_optimizer_state on all"
             )
-    return (int(first[0]), int(first[1])) if first else (int(found[0]["proposal"]), 0)
+    run, steps = first or (found[0]["proposal"], 0)
+    return int(run), int(steps)
 
 
 def _progress(at: list[int] | None) -> str:

@@ -44,11 +44,15 @@ def hidden(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         attributes.update(kept)
 
 
-def unscale(scaler: Any, optimizer: torch.optim.Optimizer) -> bool:
-    """Unscales the gradients unless that was done in this step already; True when they overflowed."""
-    if not scaler.is_enabled():
-        return False
+def unscaled(scaler: Any, optimizer: torch.optim.Optimizer) -> Scaled:
+    """Unscales the gradients unless that was done in this step already, and says whether they overflowed."""
+    if scaler is None or not scaler.is_enabled():
+        return Scaled(present=False, found_inf=False, scale=1.0)
     state = scaler._per_optimizer_states[id(optimizer)]
     if state["stage"].name == "READY":
         scaler.unscale_(optimizer)
-    return any(float(found) != 0.0 for found in state["found_inf_per_device"].values())
+    return Scaled(
+        present=True,
+        found_inf=any(float(found) != 0.0 for found in state["found_inf_per_device"].values()),
+        scale=1.0,
+    )

@@ -84,18 +84,18 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     >>> optimizer = torch.optim.AdamW(torch.nn.Linear(4, 1).parameters())
     >>> gtopk.broadcast_optimizer_state(optimizer, root_rank=0)
     """
+    sync = optimizer._gtopk if isinstance(optimizer, DistributedMixin) else None
     comm = _comm.current()
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InvalidError("the state of LBFGS cannot be broadcast: it differs in shape from rank to rank")
     if comm.size == 1:
         return
     agree(comm, "optimizers", _describe(optimizer))
-    sync = optimizer._gtopk if isinstance(optimizer, DistributedMixin) else None
     tensors: list[Tensor] = []
     mine: Any = None
     if comm.rank == root_rank:
         state = _own_state_dict(optimizer)
-        progress = None if sync is None or sync.run is None else [sync.run, sync.steps]
+        progress = None if sync is None or sync.session.run is None else [sync.session.run, sync.session.steps]
         mine = _encoded(state, tensors), progress
     message, progress = comm.broadcast_json(mine, root_rank)
     if isinstance(message, str):
@@ -106,7 +106,7 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
         _load_own_state_dict(optimizer, state)
     else:
         _broadcast(comm, tensors, root_rank)
-    if sync is not None and progress is not None and not sync.solo:
+    if sync is not None and progress is not None and not sync.session.solo:
         sync.adopt_progress(*progress)
 
 

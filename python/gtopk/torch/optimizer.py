@@ -80,7 +80,8 @@ def DistributedOptimizer(
     StateError
         `gtopk.init()` was not called, or the optimizer is wrapped already.
     UnsupportedError
-        LBFGS, SparseAdam, complex parameters; momentum correction for anything but SGD without dampening.
+        LBFGS, SparseAdam, complex parameters; on more than one rank, parameters that are not in CPU memory or are
+        DTensors; momentum correction for anything but SGD without dampening.
 
     Notes
     -----
@@ -120,8 +121,8 @@ def DistributedOptimizer(
     )
     schedule = DensitySchedule(density, warmup)
     sync = Synchronizer(_comm.current(), optimizer, named_parameters, options, schedule, grad_scaler)
-    base = type(optimizer)
     optimizer.__dict__.pop("step", None)  # a scheduler's patch of the old class's step
+    base = type(optimizer)
     optimizer.__class__ = type(base.__name__, (DistributedMixin, base), {"__module__": base.__module__})
     cast(DistributedMixin, optimizer)._gtopk = sync
     return optimizer
@@ -148,7 +149,7 @@ class DistributedMixin(torch.optim.Optimizer):
         -------
         The closure's loss, or what the wrapped optimizer returns.
         """
-        sync = self._sync()
+        sync = self._gtopk
         checkpoint.reject_dcp_step(self)
         self.__dict__["_opt_called"] = True  # what a scheduler's patch of step() would note
         loss = None
@@ -160,7 +161,7 @@ class DistributedMixin(torch.optim.Optimizer):
                 )
             with torch.enable_grad():
                 loss = closure()
-        self._exchange_for_step(sync)
+        self._gtopk_exchange()
         nonfinite = sync.nonfinite
         sync.drop_update()
         if nonfinite:
@@ -175,25 +176,24 @@ class DistributedMixin(torch.optim.Optimizer):
         To be followed by `step()` inside `skip_synchronize()`. In mixed precision the optimizer must have been wrapped
         with ``grad_scaler=``; gradients are unscaled first unless ``scaler.unscale_(optimizer)`` was called.
         """
-        sync = self._sync()
+        sync = self._gtopk
         if sync.holds_update(self):
             raise StateError(
                 "synchronize() was called already and would exchange the mean update as if it were a gradient: call "
                 "step() inside skip_synchronize() first, or optimizer.zero_grad() to do without that step"
             )
-        found_inf = sync.grad_scaler is not None and amp.unscale(sync.grad_scaler, self)
-        sync.synchronize(self, 1.0, found_inf)
+        sync.synchronize(self, amp.unscaled(sync.grad_scaler, self))
         sync.keep_update(self)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch. After `synchronize()` it does without the step: the mean update is thrown away."""
         super().zero_grad(set_to_none)
-        self._sync().drop_update()
+        self._gtopk.drop_update()
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
         """Inside, `step()` does not exchange: the gradients are those of `synchronize()`."""
-        sync = self._sync()
+        sync = self._gtopk
         sync.skipping = True
         try:
             yield
@@ -211,7 +211,7 @@ class DistributedMixin(torch.optim.Optimizer):
             The rank that had the most batches. The others' parameters and optimizer states (momentum, ...) are out of
             date: give it to `gtopk.broadcast_parameters` and `gtopk.broadcast_optimizer_state` as ``root_rank``.
         """
-        return self._sync().join(self)
+        return self._gtopk.join(self)
 
     def stats(self, *, residual_norm: bool = False) -> dict[str, Any]:
         """Statistics of the latest exchange on this rank, {} before the first; see `gtopk.Reducer.stats`.
@@ -221,18 +221,18 @@ class DistributedMixin(torch.optim.Optimizer):
         residual_norm : bool
             Also the Euclidean norm of this rank's residual, which takes a pass over it.
         """
-        sync = self._sync()
-        found = dict(sync.stats)
+        session = self._gtopk.session
+        found = dict(session.stats)
         if residual_norm:
-            found["residual_norm"] = sync.exchange.residual_norm()
+            found["residual_norm"] = session.exchange.residual_norm()
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state, and under "gtopk" this rank's residual; loads with ``weights_only=True``."""
-        sync = self._sync()
+        sync = self._gtopk
         checkpoint.reject_dcp_state()
         state = super().state_dict()
-        state[KEY] = checkpoint.save(sync, sync.names.of(self))
+        state[KEY] = checkpoint.save(sync.session, sync.names.of(self))
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False) -> None:
@@ -245,9 +245,9 @@ class DistributedMixin(torch.optim.Optimizer):
         strict : bool
             Make a state of another rank, or of another number of ranks, an error.
         """
-        sync = self._sync()
+        sync = self._gtopk
         saved = state_dict.get(KEY)
-        waiting = {} if saved is None else checkpoint.check(sync, sync.names.of(self), saved, strict)
+        waiting = {} if saved is None else checkpoint.check(sync.session, sync.names.of(self), saved, strict)
         super().load_state_dict({name: value for name, value in state_dict.items() if name != KEY})
         if saved is None:
             sync.restore(None, 0, {})
@@ -259,10 +259,11 @@ class DistributedMixin(torch.optim.Optimizer):
 
         It can be loaded on any number of ranks: each takes an equal share, and nothing is lost.
         """
-        sync = self._sync()
-        if not isinstance(to, int) or not 0 <= to < sync.comm.size:
-            raise InvalidError(f"to is {to!r}, but must be one of the ranks, 0 to {sync.comm.size - 1}")
-        summed = checkpoint.consolidate(sync, sync.names.of(self), to)
+        sync = self._gtopk
+        size = sync.session.comm.size
+        if not isinstance(to, int) or not 0 <= to < size:
+            raise InvalidError(f"to is {to!r}, but must be one of the ranks, 0 to {size - 1}")
+        summed = checkpoint.consolidate(sync.session, sync.names.of(self), to)
         if summed is None:
             return None
         state = super().state_dict()
@@ -275,10 +276,8 @@ class DistributedMixin(torch.optim.Optimizer):
             "optimizer.state_dict(), or copy the optimizer before it is wrapped"
         )
 
-    def _sync(self) -> Synchronizer:
-        return self._gtopk
-
-    def _exchange_for_step(self, sync: Synchronizer) -> None:
+    def _gtopk_exchange(self) -> None:
+        sync = self._gtopk
         scaled = amp.read(self)
         if not sync.skipping:
             if sync.holds_update(self):
@@ -287,7 +286,7 @@ class DistributedMixin(torch.optim.Optimizer):
                     "    with optimizer.skip_synchronize():\n        optimizer.step()\n"
                     "or call optimizer.zero_grad() to do without that step"
                 )
-            sync.synchronize(self, scaled.scale, scaled.found_inf)
+            sync.synchronize(self, scaled)
         elif not sync.synchronized:
             raise StateError(
                 "step() inside skip_synchronize() without synchronize() before would apply this rank's own gradients: call "
@@ -310,6 +309,7 @@ DistributedMixin.step.hooked = True  # type: ignore[attr-defined]
 def _check_wrappable(optimizer: Any) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InvalidError(f"a {type(optimizer).__name__} is no torch.optim.Optimizer: pass the optimizer itself")
+    name = type(optimizer).__name__
     if isinstance(optimizer, DistributedMixin):
         raise StateError("this optimizer is wrapped by gtopk.DistributedOptimizer already: wrap it once")
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -324,5 +324,5 @@ def _check_wrappable(optimizer: Any) -> None:
     patched = optimizer.__dict__.get("step")
     if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
         raise InvalidError(
-            f"something has replaced step() of this {type(optimizer).__name__}: wrap it with gtopk.DistributedOptimizer first"
+            f"something has replaced step() of this {name}: wrap it with gtopk.DistributedOptimizer first"
         )
