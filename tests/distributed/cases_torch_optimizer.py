@@ -381,6 +381,48 @@ def case_broadcast_optimizer_state_keeps_each_ranks_residual():
     assert_replicas(model)
 
 
+def case_everything_frozen():
+    """Then there is nothing to exchange, and nothing to apply; what had not been sent is sent later."""
+    model = make()
+    optimizer = wrapped(model, density=0.02, more={"momentum": 0.9})
+    train(model, optimizer, 1, 0, gtopk.rank())
+    kept, before = residuals(optimizer), flat(model.parameters())
+    assert any(values.any() for values in kept.values())
+    model.requires_grad_(False)
+    for step in range(3):
+        optimizer.zero_grad()
+        optimizer.step()
+        assert optimizer.stats()["count"] == 0
+        assert optimizer.stats()["step"] == 1 + step
+    if gtopk.rank() == 0:
+        optimizer.step()  # one batch more
+    assert optimizer.join() == 0
+    assert torch.equal(flat(model.parameters()), before)
+    assert all(torch.equal(values, kept[name]) for name, values in residuals(optimizer).items())
+    model.requires_grad_(True)
+    train(model, optimizer, 1, 7, gtopk.rank())
+    assert_replicas(model)
+
+
+def case_the_default_type_does_not_matter():
+    """Rank 0's state is loaded everywhere, so that the others have no residual when it is added up."""
+    model = make()
+    optimizer = wrapped(model, density=0.02)
+    train(model, optimizer, 2, 0, gtopk.rank())
+    optimizer.load_state_dict(gtopk.broadcast_object(optimizer.state_dict(), 0))
+    torch.set_default_dtype(torch.float64)
+    try:
+        state = optimizer.consolidate_state_dict(to=0)
+        optimizer.load_state_dict(gtopk.broadcast_object(state, 0))
+        torch.set_default_dtype(torch.float32)
+        loss_of(model, batch(5, gtopk.rank())).backward()
+        torch.set_default_dtype(torch.float64)
+        optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_replicas(model)
+
+
 def case_gradients_that_share_memory():
     for options in ({}, {"algorithm": "dense"}, {"dense_1d": True}, {"dense_below": 100}):
         a, b, c = (nn.Parameter(torch.zeros(6)) for _ in range(3))

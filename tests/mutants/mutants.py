@@ -368,5 +368,11 @@ MUTANTS = [
         "        self._check_shapes(segments)\n",
         "",
     ),
+    Mutant(
+        "a missing residual has the default type",
+        TORCH + "checkpoint.py",
+        'torch.zeros(shape, dtype=torch.float32, device="cpu")',
+        "torch.zeros(shape)",
+    ),
     Mutant("DDP: a loaded state is not looked at", TORCH + "ddp_hook.py", "    check_form(state)\n", ""),
 ]

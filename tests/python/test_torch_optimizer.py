@@ -764,6 +764,34 @@ def test_gradients_that_share_memory(exchanging, options):
         assert a.grad.data_ptr() != b.grad.data_ptr()
 
 
+def test_everything_frozen(exchanging):
+    model = make()
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), **ALL)
+    model.requires_grad_(False)
+    before = copy.deepcopy(model)
+    optimizer.step()
+    optimizer.synchronize()
+    with optimizer.skip_synchronize():
+        optimizer.step()
+    assert optimizer.stats()["step"] == 1
+    assert_equal(model, before)
+
+
+def test_parameters_appended_to_a_group_with_names(exchanging):
+    """torch keeps the names of an optimizer that was made from named parameters in a list of its own."""
+    a, b, c = (nn.Parameter(torch.zeros(3)) for _ in range(3))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([("a", a), ("b", b)], lr=1.0), **ALL)
+    for weight in (a, b):
+        weight.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.param_groups[0]["params"].append(c)
+    for weight in (a, b, c):
+        weight.grad = torch.ones(3)
+    optimizer.step()
+    assert [weight[0].item() for weight in (a, b, c)] == [-2, -2, -1]
+    assert optimizer._gtopk.session.exchange.segments[-1].name == "group0.2"
+
+
 def test_a_resized_parameter_is_named(exchanging):
     weights = {"kept": nn.Parameter(torch.zeros(3)), "resized": nn.Parameter(torch.zeros(4))}
     optimizer = gtopk.DistributedOptimizer(optim.SGD(weights.values(), lr=1.0), weights.items(), density=0.1)
@@ -794,3 +822,19 @@ def test_one_rank_needs_no_cpu_memory(alone):
     optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0))
     weight.grad = torch.ones(3, device="meta")
     optimizer.step()
+
+
+def test_the_default_device_does_not_matter(exchanging):
+    model, plain = twins(channels_last=True)
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), **ALL)
+    for step in range(3):
+        for net in (model, plain):
+            net.zero_grad()
+            loss_of(net, batch(step)).backward()
+        model.conv.weight.grad = model.conv.weight.grad.contiguous()
+        with torch.device("meta"):
+            optimizer.step()
+            state = optimizer.state_dict()
+            optimizer.load_state_dict(state)
+        optim.SGD(plain.parameters(), lr=0.1).step()
+    assert_equal(model, plain)

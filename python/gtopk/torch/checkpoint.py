@@ -72,7 +72,9 @@ def _entries(session: Session, parameters: Mapping[str, Tensor]) -> dict[str, Wa
 
 
 def _summed(session: Session, mine: Tensor | None, shape: torch.Size) -> Tensor:
-    total: Tensor = session.comm.allreduce(torch.zeros(shape) if mine is None else mine, Sum)
+    total: Tensor = session.comm.allreduce(
+        torch.zeros(shape, dtype=torch.float32, device="cpu") if mine is None else mine, Sum
+    )
     return total
 
 

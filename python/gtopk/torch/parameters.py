@@ -49,12 +49,14 @@ class Names:
         found: dict[str, Tensor] = {}
         seen: set[int] = set()
         for g, group in enumerate(optimizer.param_groups):
-            own = group.get("param_names")
+            own = group.get("param_names") or ()
             for i, parameter in enumerate(group["params"]):
                 if id(parameter) in seen:
                     continue
                 seen.add(id(parameter))
-                found[self.name(parameter, own[i] if own else f"group{g}.{i}")] = parameter
+                # Appending to the list of parameters leaves the list of their names as it was.
+                proposed = own[i] if i < len(own) else f"group{g}.{i}"
+                found[self.name(parameter, proposed)] = parameter
         return found
 
     def name(self, parameter: Tensor, proposed: str) -> str:
