@@ -438,3 +438,15 @@ def case_gradients_that_share_memory():
         assert torch.equal(-a, 1 + mean[:6]), options
         assert torch.equal(-b, torch.full((6,), 2.0)), options
         assert torch.equal(-c, mean[2:]), options
+
+
+def case_other_ranks_than_those_of_init():
+    with gtopk.Comm(transport=gtopk.comm.current().transport) as comm:
+        model = make(seed=gtopk.rank())
+        gtopk.broadcast_parameters(model.state_dict(), comm=comm)
+        optimizer = wrapped(model, density=0.05, comm=comm)
+        train(model, optimizer, 2, 0, gtopk.rank())
+        gtopk.broadcast_optimizer_state(optimizer)
+        train(model, optimizer, 1, 2, gtopk.rank())
+        assert_replicas(model)
+        optimizer._gtopk.session.exchange.close()

@@ -25,7 +25,9 @@ _BUCKET_BYTES = 4 << 20
 _ALONE_BYTES = 1 << 20
 
 
-def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, Tensor]], root_rank: int = 0) -> None:
+def broadcast_parameters(
+    params: Mapping[str, Any] | Iterable[tuple[str, Tensor]], root_rank: int = 0, *, comm: Comm | None = None
+) -> None:
     """Overwrites the tensors of every rank with those of one. Collective.
 
     Parameters
@@ -35,6 +37,8 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, Tensor]
         tensors stay as they are.
     root_rank : int
         The rank whose values are taken.
+    comm : Comm, optional
+        The ranks. Default: those of `gtopk.init()`.
 
     Raises
     ------
@@ -48,7 +52,7 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, Tensor]
     >>> model = torch.nn.Linear(4, 1)
     >>> gtopk.broadcast_parameters(model.state_dict(), root_rank=0)
     """
-    comm = _comm.current()
+    comm = _comm.current() if comm is None else comm
     items = list(params.items() if isinstance(params, Mapping) else params)
     tensors: dict[str, Tensor] = {}
     for name, value in items:
@@ -73,7 +77,8 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-        Of the same kind, with the same parameters, on all ranks; wrapped or not.
+        Of the same kind, with the same parameters, on all ranks; wrapped or not. The ranks are those that it was wrapped
+        for, else those of `gtopk.init()`.
     root_rank : int
         The rank whose state is taken.
 
@@ -85,7 +90,7 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     >>> gtopk.broadcast_optimizer_state(optimizer, root_rank=0)
     """
     sync = optimizer._gtopk if isinstance(optimizer, DistributedMixin) else None
-    comm = _comm.current()
+    comm = _comm.current() if sync is None else sync.session.comm
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InvalidError("the state of LBFGS cannot be broadcast: it differs in shape from rank to rank")
     if comm.size == 1:

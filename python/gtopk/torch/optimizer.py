@@ -38,6 +38,7 @@ def DistributedOptimizer(
     dense_1d: bool = False,
     backward_passes_per_step: int = 1,
     grad_scaler: Any = None,
+    comm: _comm.Comm | None = None,
 ) -> OptimizerT:
     """Makes an optimizer exchange its gradients with the other ranks in `step()`.
 
@@ -69,6 +70,8 @@ def DistributedOptimizer(
         whatever is given here, since nothing happens before `step()`.
     grad_scaler : torch.amp.GradScaler, optional
         Needed when `synchronize()` is called by hand in mixed precision; `step()` alone does without.
+    comm : Comm, optional
+        The ranks to exchange with. Default: those of `gtopk.init()`.
 
     Returns
     -------
@@ -120,7 +123,8 @@ def DistributedOptimizer(
         dense_1d=bool(dense_1d),
     )
     schedule = DensitySchedule(density, warmup)
-    sync = Synchronizer(_comm.current(), optimizer, named_parameters, options, schedule, grad_scaler)
+    ranks = _comm.current() if comm is None else comm
+    sync = Synchronizer(ranks, optimizer, named_parameters, options, schedule, grad_scaler)
     optimizer.__dict__.pop("step", None)  # a scheduler's patch of the old class's step
     base = type(optimizer)
     optimizer.__class__ = type(base.__name__, (DistributedMixin, base), {"__module__": base.__module__})
