@@ -192,6 +192,36 @@ def trained(state_of, steps, begin=0, model=None):
     return model, state
 
 
+def case_zero_redundancy_optimizer():
+    """It has a consolidate_state_dict of its own, without which it cannot be saved."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    def new():
+        model = make()
+        del model.unused
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=optim.Adam, lr=0.01)
+        return model, gtopk.DistributedOptimizer(optimizer, model.named_parameters(), density=0.05)
+
+    model, optimizer = new()
+    for step in range(3):
+        optimizer.zero_grad()
+        loss_of(model, batch(step, gtopk.rank())).backward()
+        optimizer.step()
+    assert_replicas(model)
+    state = gtopk.broadcast_object(optimizer.consolidate_state_dict(to=0), 0)
+    assert len(state["state"]) == len(list(model.parameters()))
+    assert any(values.any() for values in state["gtopk"]["residual"].values())
+    other, resumed = new()
+    other.load_state_dict(model.state_dict())
+    for net, one in ((model, optimizer), (other, resumed)):
+        one.load_state_dict(copy.deepcopy(state))  # it takes out what belongs to other ranks
+        one.zero_grad()
+        loss_of(net, batch(3, gtopk.rank())).backward()
+        one.step()
+    assert torch.equal(flat(model.parameters()), flat(other.parameters()))
+    assert_replicas(other)
+
+
 def case_dtensors_are_a_clear_error():
     from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
 

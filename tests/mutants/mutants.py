@@ -369,6 +369,18 @@ MUTANTS = [
         "",
     ),
     Mutant(
+        "a wrapped class has the mixin as a base",
+        TORCH + "optimizer.py",
+        "meta(base.__name__, (base,), ",
+        "type(base)(base.__name__, (DistributedMixin, base), ",
+    ),
+    Mutant(
+        "the wrapped optimizer's own code finds gtopk's methods",
+        TORCH + "optimizer.py",
+        "return getattr(super(), name, None) if self._gtopk.stepping else None",
+        "return None",
+    ),
+    Mutant(
         "a missing residual has the default type",
         TORCH + "checkpoint.py",
         'torch.zeros(shape, dtype=torch.float32, device="cpu")',

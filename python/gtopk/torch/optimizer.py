@@ -5,8 +5,9 @@ What users call is here; what happens inside a step is in `synchronizer`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -83,8 +84,9 @@ def DistributedOptimizer(
     StateError
         `gtopk.init()` was not called, or the optimizer is wrapped already.
     UnsupportedError
-        LBFGS, SparseAdam, complex parameters; on more than one rank, parameters that are not in CPU memory or are
-        DTensors; momentum correction for anything but SGD without dampening.
+        Optimizers that evaluate the model several times in a step (LBFGS, SAM) or need sparse gradients (SparseAdam);
+        complex parameters; on more than one rank, parameters that are not in CPU memory or are DTensors; momentum
+        correction for anything but SGD without dampening.
 
     Notes
     -----
@@ -126,10 +128,24 @@ def DistributedOptimizer(
     ranks = _comm.current() if comm is None else comm
     sync = Synchronizer(ranks, optimizer, named_parameters, options, schedule, grad_scaler)
     optimizer.__dict__.pop("step", None)  # a scheduler's patch of the old class's step
-    base = type(optimizer)
-    optimizer.__class__ = type(base.__name__, (DistributedMixin, base), {"__module__": base.__module__})
+    optimizer.__class__ = _distributed(type(optimizer))  # type: ignore[assignment]
     cast(DistributedMixin, optimizer)._gtopk = sync
     return optimizer
+
+
+def _distributed(base: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """A subclass of `base` with the methods of `DistributedMixin` before its own.
+
+    `base` is its only base: an object's class can be replaced only by one that lays out memory alike, and of several
+    bases the first decides. So the mixin stands in the order of methods alone, which is what a metaclass is for.
+    """
+
+    def mro(cls: type) -> list[type]:
+        return [cls, DistributedMixin, *base.__mro__]
+
+    meta: Any = type(type(base).__name__, (type(base),), {"mro": mro})
+    made: type[torch.optim.Optimizer] = meta(base.__name__, (base,), {"__module__": base.__module__})
+    return made
 
 
 class DistributedMixin(torch.optim.Optimizer):
@@ -170,7 +186,7 @@ class DistributedMixin(torch.optim.Optimizer):
         sync.drop_update()
         if nonfinite:
             return loss
-        with sync.wrapped_step(self):
+        with sync.wrapped_step(self), _stepping(sync):
             result = super().step(**kwargs)
         return result if closure is None else loss
 
@@ -181,6 +197,10 @@ class DistributedMixin(torch.optim.Optimizer):
         with ``grad_scaler=``; gradients are unscaled first unless ``scaler.unscale_(optimizer)`` was called.
         """
         sync = self._gtopk
+        own = self._gtopk_own("synchronize")
+        if own is not None:
+            own()
+            return
         if sync.holds_update(self):
             raise StateError(
                 "synchronize() was called already and would exchange the mean update as if it were a gradient: call "
@@ -194,15 +214,10 @@ class DistributedMixin(torch.optim.Optimizer):
         super().zero_grad(set_to_none)
         self._gtopk.drop_update()
 
-    @contextmanager
-    def skip_synchronize(self) -> Iterator[None]:
+    def skip_synchronize(self) -> AbstractContextManager[None]:
         """Inside, `step()` does not exchange: the gradients are those of `synchronize()`."""
-        sync = self._gtopk
-        sync.skipping = True
-        try:
-            yield
-        finally:
-            sync.skipping = False
+        own = self._gtopk_own("skip_synchronize")
+        return _skipping(self._gtopk) if own is None else own()
 
     def join(self) -> int:
         """Tells the others that this rank has no more batches, and goes on exchanging until nobody has. Collective.
@@ -215,7 +230,8 @@ class DistributedMixin(torch.optim.Optimizer):
             The rank that had the most batches. The others' parameters and optimizer states (momentum, ...) are out of
             date: give it to `gtopk.broadcast_parameters` and `gtopk.broadcast_optimizer_state` as ``root_rank``.
         """
-        return self._gtopk.join(self)
+        own = self._gtopk_own("join")
+        return self._gtopk.join(self) if own is None else own()
 
     def stats(self, *, residual_norm: bool = False) -> dict[str, Any]:
         """Statistics of the latest exchange on this rank, {} before the first; see `gtopk.Reducer.stats`.
@@ -225,6 +241,9 @@ class DistributedMixin(torch.optim.Optimizer):
         residual_norm : bool
             Also the Euclidean norm of this rank's residual, which takes a pass over it.
         """
+        own = self._gtopk_own("stats")
+        if own is not None:
+            return cast(dict[str, Any], own())
         session = self._gtopk.session
         found = dict(session.stats)
         if residual_norm:
@@ -235,7 +254,8 @@ class DistributedMixin(torch.optim.Optimizer):
         """The wrapped optimizer's state, and under "gtopk" this rank's residual; loads with ``weights_only=True``."""
         sync = self._gtopk
         checkpoint.reject_dcp_state()
-        state = super().state_dict()
+        with _stepping(sync):
+            state = super().state_dict()
         state[KEY] = checkpoint.save(sync.session, sync.names.of(self))
         return state
 
@@ -261,16 +281,24 @@ class DistributedMixin(torch.optim.Optimizer):
     def consolidate_state_dict(self, to: int = 0) -> dict[str, Any] | None:
         """A state with the sum of all ranks' residuals, on rank `to`; None elsewhere. Collective.
 
-        It can be loaded on any number of ranks: each takes an equal share, and nothing is lost.
+        It can be loaded on any number of ranks: each takes an equal share, and nothing is lost. What the wrapped
+        optimizer has under this name (ZeroRedundancyOptimizer) is called first.
         """
+        own = self._gtopk_own("consolidate_state_dict")
+        if own is not None:
+            return cast(dict[str, Any] | None, own(to))
         sync = self._gtopk
         size = sync.session.comm.size
         if not isinstance(to, int) or not 0 <= to < size:
             raise InvalidError(f"to is {to!r}, but must be one of the ranks, 0 to {size - 1}")
-        summed = checkpoint.consolidate(sync.session, sync.names.of(self), to)
-        if summed is None:
-            return None
-        state = super().state_dict()
+        with _stepping(sync):
+            own = self._gtopk_own("consolidate_state_dict")
+            if own is not None:
+                own(to)
+            summed = checkpoint.consolidate(sync.session, sync.names.of(self), to)
+            if summed is None:
+                return None
+            state = super().state_dict()
         state[KEY] = summed
         return state
 
@@ -279,6 +307,10 @@ class DistributedMixin(torch.optim.Optimizer):
             "a gtopk optimizer cannot be copied or pickled, as its reducers are tied to this process: save "
             "optimizer.state_dict(), or copy the optimizer before it is wrapped"
         )
+
+    def _gtopk_own(self, name: str) -> Callable[..., Any] | None:
+        """While the wrapped optimizer's own code runs: the method that it has under one of our names, if any."""
+        return getattr(super(), name, None) if self._gtopk.stepping else None
 
     def _gtopk_exchange(self) -> None:
         sync = self._gtopk
@@ -304,6 +336,25 @@ class DistributedMixin(torch.optim.Optimizer):
             )
 
 
+@contextmanager
+def _skipping(sync: Synchronizer) -> Iterator[None]:
+    sync.skipping = True
+    try:
+        yield
+    finally:
+        sync.skipping = False
+
+
+@contextmanager
+def _stepping(sync: Synchronizer) -> Iterator[None]:
+    """Code of the wrapped optimizer runs: where it calls a method of its own that has one of our names, it gets its own."""
+    sync.stepping = True
+    try:
+        yield
+    finally:
+        sync.stepping = False
+
+
 # A scheduler looks for the first on step() and would patch it otherwise; torch for the second, to add its hooks. Both
 # are done by the wrapped optimizer's own step, which runs inside.
 DistributedMixin.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
@@ -324,6 +375,18 @@ def _check_wrappable(optimizer: Any) -> None:
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise UnsupportedError(
             "SparseAdam needs sparse gradients, which gtopk cannot exchange: use Adam with sparse=False"
+        )
+    if isinstance(getattr(optimizer, "base_optimizer", None), torch.optim.Optimizer):
+        raise UnsupportedError(
+            f"{name} steps by way of an optimizer in its base_optimizer, whose gradients gtopk would not see: wrap that one, "
+            "optimizer.base_optimizer = gtopk.DistributedOptimizer(optimizer.base_optimizer, ...), and leave "
+            f"{name} as it is"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UnsupportedError(
+            f"step() of {name} cannot do without a closure: it evaluates the model itself, and gtopk exchanges once a step, "
+            "before it. Use another optimizer, or wrap the one that it is based on"
         )
     patched = optimizer.__dict__.get("step")
     if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):

@@ -46,6 +46,7 @@ class Synchronizer:
         self.batches = 0  # exchanges since the latest join() to which this rank gave gradients
         self.multiplier = 1.0  # of the mean update; the number of ranks makes it the sum
         self.skipping = False  # in skip_synchronize
+        self.stepping = False  # the wrapped optimizer's own code runs
         self.synchronized = False  # synchronize() was called and step() not yet
         self.nonfinite = False  # the latest exchange was, and the gradients are NaN
         self._update: weakref.ref[Tensor] | None = None  # the first gradient at the end of synchronize()
