@@ -192,6 +192,29 @@ def trained(state_of, steps, begin=0, model=None):
     return model, state
 
 
+def case_a_skipped_step_is_not_applied_later():
+    """Five steps in which one rank overflows, and one without gradients."""
+    logging.disable(logging.WARNING)
+    for options in ({}, {"algorithm": "dense"}, {"dense_below": 10}):
+        model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)).to(torch.float64 if options else torch.float32)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        state = named_state(model, grad_scaler=scaler, density=1.0, **options)
+        net = hooked(model, state)
+        optimizer = optim.SGD(net.parameters(), lr=1.0)
+        before = flat(model.parameters())
+        for step in range(6):
+            optimizer.zero_grad()
+            factor = torch.inf if gtopk.rank() == 1 and step < 5 else 1.0 if step < 5 else 0.0
+            loss = net(torch.ones(3, 6, dtype=model[0].weight.dtype)).sum() * factor
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            assert state.stats()["nonfinite"] == (step < 5)
+        assert torch.equal(flat(model.parameters()), before)
+        assert not any(values.any() for values in state.state_dict()["residual"].values())
+    logging.disable(logging.NOTSET)
+
+
 def case_zero_redundancy_optimizer():
     """It has a consolidate_state_dict of its own, without which it cannot be saved."""
     from torch.distributed.optim import ZeroRedundancyOptimizer

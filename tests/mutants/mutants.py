@@ -333,6 +333,24 @@ MUTANTS = [
         "                pass\n",
     ),
     Mutant(
+        "DDP: nobody looks for an overflow",
+        TORCH + "ddp_hook.py",
+        "found_inf = self.session.scaled and not all(",
+        "found_inf = False and not all(",
+    ),
+    Mutant(
+        "an overflow is not agreed on",
+        TORCH + "session.py",
+        "            found_inf = any_of(self.comm, found_inf)\n",
+        "            any_of(self.comm, found_inf)\n",
+    ),
+    Mutant(
+        "only a rank that has a scaler asks for overflows",
+        TORCH + "agreement.py",
+        'any(entry["scaled"] for entry in found)',
+        "scaled",
+    ),
+    Mutant(
         "an interrupted step is not ended",
         TORCH + "session.py",
         "        except BaseException:  # Ctrl-C in between, too\n            self.exchange.cancel()\n",

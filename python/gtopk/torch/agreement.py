@@ -42,15 +42,19 @@ def any_of(comm: Comm, mine: bool) -> bool:
     return bool(total.item() > 0)
 
 
-def agree_on_progress(comm: Comm, mine: tuple[int, int] | None, proposal: int) -> tuple[int, int]:
-    """(run, steps done), the same on all ranks: what they all loaded or have done, else a new run. Collective.
+def agree_on_progress(
+    comm: Comm, mine: tuple[int, int] | None, proposal: int, scaled: bool = False
+) -> tuple[int, int, bool]:
+    """(run, steps done, scaled), the same on all ranks. Collective.
+
+    The run is what they all loaded or have done, else a new one; `scaled` is true where it is so on some rank.
 
     Raises
     ------
     DesyncError
         Some rank is at another step, or goes on from another checkpoint; on every rank.
     """
-    found = comm.allgather_json({"at": mine, "proposal": proposal})
+    found = comm.allgather_json({"at": mine, "proposal": proposal, "scaled": scaled})
     first = found[0]["at"]
     for other, entry in enumerate(found):
         if entry["at"] != first:
@@ -59,7 +63,7 @@ def agree_on_progress(comm: Comm, mine: tuple[int, int] | None, proposal: int) -
                 "same step on every rank, or load it on one rank and call gtopk.broadcast_optimizer_state on all"
             )
     run, steps = first or (found[0]["proposal"], 0)
-    return int(run), int(steps)
+    return int(run), int(steps), any(entry["scaled"] for entry in found)
 
 
 def _progress(at: list[int] | None) -> str:

@@ -56,7 +56,8 @@ class GTopKState:
         See `gtopk.DistributedOptimizer`.
     grad_scaler : torch.amp.GradScaler, optional
         Needed in mixed precision with a scaler: the residual is kept in unscaled units, as the scale changes. When a
-        gradient overflows on one rank, all ranks get NaN, so all scalers skip the step and stay equal.
+        gradient overflows on one rank, all ranks get NaN, so all scalers skip the step and stay equal, and all
+        residuals stay as they were. Buckets are then accumulated at the end of backward.
 
     Notes
     -----
@@ -176,7 +177,7 @@ class GTopKState:
         check_parameters(self._parameters, exchanged=True)
         self._restore()
         segments = [Segment(name, parameter) for name, parameter in self._parameters.items()]
-        self.session.build(segments)
+        self.session.build(segments, scaled=self._scaler_is_on())
         self._places = {id(parameter): place for place, parameter in enumerate(self._parameters.values())}
 
     def _identify(self) -> None:
@@ -272,7 +273,8 @@ class GTopKState:
         for bucket in self._buckets:
             for place, gradient in zip(self._places_of(bucket), bucket.gradients, strict=True):
                 tensors[place] = gradient
-        return self.session.step(tensors, 1.0 / self._scale())
+        found_inf = self.session.scaled and not all(bool(one.buffer.isfinite().all()) for one in self._buckets)
+        return self.session.step(tensors, 1.0 / self._scale(), found_inf=found_inf)
 
     def _places_of(self, bucket: _Bucket) -> list[int]:
         return [self._places[id(parameter)] for parameter in bucket.parameters]

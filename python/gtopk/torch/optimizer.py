@@ -94,7 +94,8 @@ def DistributedOptimizer(
     nothing is compressed and gradients stay as they are.
 
     When a gradient is not finite on some rank, the step is skipped on all: gradients become NaN, ``stats()["nonfinite"]``
-    is 1, and the wrapped optimizer is not called.
+    is 1, and the wrapped optimizer is not called. With a GradScaler, what overflowed on one rank leaves the residuals of
+    all as they were.
 
     Examples
     --------

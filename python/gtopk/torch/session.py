@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..comm import Comm
 from ..step_stats import NOTHING
-from .agreement import agree, agree_on_progress
+from .agreement import agree, agree_on_progress, any_of
 from .exchange import Exchange, Options, Waiting
 from .nonfinite import NonfiniteWarning
 from .segments import Segment
@@ -59,6 +59,7 @@ class Session:
         self.exchange = Exchange(comm, options)
         self.run: int | None = None  # random id of the training run, the same on all ranks and over checkpoints
         self.steps = 0  # exchanges done, over checkpoints
+        self.scaled = False  # some rank has a GradScaler: flags are agreed on before a step
         self.stats: dict[str, Any] = {}
         self._warning = NonfiniteWarning()
 
@@ -75,15 +76,19 @@ class Session:
     @property
     def needs_all(self) -> bool:
         """The coming step looks at all tensors before it begins, so `accumulate_some` would come too early."""
-        return False
+        return self.scaled
 
     # ---- one step ----
 
-    def build(self, segments: Sequence[Segment]) -> None:
-        """Makes the reducers for `segments`, which must be the same on all ranks. Collective. Residuals go on."""
+    def build(self, segments: Sequence[Segment], *, scaled: bool = False) -> None:
+        """Makes the reducers for `segments`, which must be the same on all ranks. Collective. Residuals go on.
+
+        With `scaled` on some rank, each of the steps to come begins with the question whether a gradient has overflowed
+        anywhere.
+        """
         agree(self.comm, "parameters", [self.options.describe(), *(segment.describe() for segment in segments)])
         mine = None if self.run is None else (self.run, self.steps)
-        self.run, self.steps = agree_on_progress(self.comm, mine, secrets.randbits(63))
+        self.run, self.steps, self.scaled = agree_on_progress(self.comm, mine, secrets.randbits(63), scaled)
         self.exchange.build(segments, self.schedule(self.steps))
         _log.info("rank %d, step %d: %d segments are exchanged", self.comm.rank, self.steps, len(segments))
 
@@ -111,7 +116,7 @@ class Session:
         scale : float
             Multiplied with them on their way.
         found_inf : bool
-            They overflowed: nothing of them is taken, and the step is non-finite on all ranks.
+            They overflowed. With a GradScaler the step then changes no residual on any rank.
         momentum : (float, bool), optional
             Momentum and nesterov, for momentum correction.
 
@@ -121,6 +126,8 @@ class Session:
             The mean update: the tensors that were given, or new ones where those share memory or have gaps.
         """
         self.begin(momentum)
+        if self.scaled:
+            found_inf = any_of(self.comm, found_inf)
         try:
             self.exchange.accumulate(tensors, scale, found_inf=found_inf)
             return self.finish()
@@ -148,6 +155,8 @@ class Session:
     def step_joined(self, momentum: tuple[float, bool] | None = None) -> bool:
         """One exchange of a rank that has no more data; True when all ranks are such. Collective."""
         self.begin(momentum)
+        if self.scaled:
+            any_of(self.comm, False)
         self._end_step(self.exchange.reduce_joined())
         return bool(self.stats["all_joined"])
 

@@ -61,7 +61,7 @@ class Synchronizer:
             if self.session.solo:
                 self._add_waiting(optimizer, scaled)
             else:
-                self._prepare(optimizer)
+                self._prepare(optimizer, scaled.present)
                 gradients = self._gradients()
                 updates = self.session.step(
                     gradients, scaled.scale, found_inf=scaled.found_inf, momentum=self._momentum(optimizer)
@@ -74,12 +74,12 @@ class Synchronizer:
 
     def synchronize_joined(self, optimizer: torch.optim.Optimizer) -> bool:
         """One exchange of a rank that has no more batches; True when all ranks are such."""
-        self._prepare(optimizer)
+        self._prepare(optimizer, False)
         done = self.session.step_joined(self._momentum(optimizer))
         self.nonfinite = self.session.nonfinite
         return done
 
-    def _prepare(self, optimizer: torch.optim.Optimizer) -> None:
+    def _prepare(self, optimizer: torch.optim.Optimizer, scaled: bool) -> None:
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         active = [id(p) for p in trained], [p.dtype for p in trained]
         if active == self._active:
@@ -88,7 +88,7 @@ class Synchronizer:
         parameters = self.names.of(optimizer)
         check_parameters(parameters, exchanged=True)
         chosen = {name: p for name, p in parameters.items() if p.requires_grad}
-        self.session.build([Segment(name, p) for name, p in chosen.items()])
+        self.session.build([Segment(name, p) for name, p in chosen.items()], scaled=scaled)
         self._active = active
         self._parameters = list(chosen.values())
 
