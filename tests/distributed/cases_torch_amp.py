@@ -6,7 +6,7 @@ import logging
 
 import torch
 from cases_torch_optimizer import assert_replicas, flat, wrapped
-from harness import raises
+from harness import Warnings, raises
 from torch import nn, optim
 from torch_support import batch, loss_of, make
 
@@ -162,6 +162,26 @@ def case_bf16_autocast():
     assert_replicas(model)
 
 
+def case_a_rank_without_any_gradient():
+    """found_inf is then no tensor but the number 0, and scaler.update() fails unless gtopk knows the scaler."""
+    for known in (False, True):
+        model = make()
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        optimizer = wrapped(model, density=0.02, **({"grad_scaler": scaler} if known else {}))
+        scaler.scale(torch.ones(1))
+        if gtopk.rank() == 0:
+            scaler.scale(loss_of(model, batch(0))).backward()
+        with Warnings() as texts:
+            scaler.step(optimizer)
+        if known or gtopk.rank() == 0:
+            assert texts == []
+            scaler.update()
+        else:
+            assert "rank " in texts[0] and "grad_scaler=scaler" in texts[0]
+            raises(AssertionError, scaler.update, "No inf checks were recorded")
+        assert_replicas(model)
+
+
 def case_a_rank_without_gradient_that_leaves_out_the_scaler():
     model = make()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -173,4 +193,20 @@ def case_a_rank_without_gradient_that_leaves_out_the_scaler():
         scaler.update()
     else:
         optimizer.step()
+    assert_replicas(model)
+
+
+def case_synchronize_by_hand_on_a_rank_without_any_gradient():
+    model = make()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = wrapped(model, density=0.02, grad_scaler=scaler)
+    for step in range(2):
+        optimizer.zero_grad()
+        scaler.scale(torch.ones(1))
+        if gtopk.rank() == 0:
+            scaler.scale(loss_of(model, batch(step))).backward()
+        optimizer.synchronize()
+        with optimizer.skip_synchronize():
+            scaler.step(optimizer)
+        scaler.update()
     assert_replicas(model)

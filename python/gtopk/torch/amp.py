@@ -6,11 +6,15 @@ A scaler that finds ``_step_supports_amp_scaling`` calls ``step()`` on every ran
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+_log = logging.getLogger("gtopk")
 
 _ATTRIBUTES = ("found_inf", "grad_scale")
 
@@ -51,8 +55,28 @@ def unscaled(scaler: Any, optimizer: torch.optim.Optimizer) -> Scaled:
     state = scaler._per_optimizer_states[id(optimizer)]
     if state["stage"].name == "READY":
         scaler.unscale_(optimizer)
+    _fill_in(state)
     return Scaled(
         present=True,
         found_inf=any(float(found) != 0.0 for found in state["found_inf_per_device"].values()),
         scale=1.0,
     )
+
+
+def note_no_gradients(scaled: Scaled, scaler: Any, optimizer: torch.optim.Optimizer, rank: int) -> None:
+    """A scaler that found no gradient at all raises an AssertionError in update(), unless it is told what to note."""
+    if not scaled.present or isinstance(optimizer.__dict__.get("found_inf"), Tensor):
+        return
+    if scaler is not None:
+        _fill_in(scaler._per_optimizer_states[id(optimizer)])
+        return
+    _log.warning(
+        'rank %d had no gradient in this step, so scaler.update() fails there with "No inf checks were recorded": wrap '
+        "the optimizer with gtopk.DistributedOptimizer(..., grad_scaler=scaler)",
+        rank,
+    )
+
+
+def _fill_in(state: Any) -> None:
+    if not state["found_inf_per_device"]:
+        state["found_inf_per_device"][torch.device("cpu")] = torch.zeros((), device="cpu")

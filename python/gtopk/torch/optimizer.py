@@ -323,6 +323,7 @@ class DistributedMixin(torch.optim.Optimizer):
                     "    with optimizer.skip_synchronize():\n        optimizer.step()\n"
                     "or call optimizer.zero_grad() to do without that step"
                 )
+            amp.note_no_gradients(scaled, sync.grad_scaler, self, sync.session.comm.rank)
             sync.synchronize(self, scaled)
         elif not sync.synchronized:
             raise StateError(
