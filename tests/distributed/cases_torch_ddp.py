@@ -215,6 +215,88 @@ def case_a_skipped_step_is_not_applied_later():
     logging.disable(logging.NOTSET)
 
 
+class Tasks(nn.Module):
+    """A head for each task, of which a step uses one. Gradients are small integers, and sums over ranks divide."""
+
+    def __init__(self, count=3, dtype=torch.float32):
+        super().__init__()
+        self.heads = nn.ParameterList([torch.zeros(10, dtype=dtype) for _ in range(count)])
+        self.shared = nn.Parameter(torch.zeros(10, dtype=dtype))
+
+    def forward(self, task, step):
+        factors = torch.arange(1.0, 11.0).roll(step + gtopk.rank()) * 48 * gtopk.size()
+        return ((self.heads[task] + self.shared) * factors).sum()
+
+
+def case_what_no_rank_used_is_not_lost():
+    """DDP does not apply the update of a parameter that nobody used, so its entries are still to be sent."""
+    for options, more in (
+        ({}, {}),
+        ({}, {"gradient_as_bucket_view": True}),
+        ({"dense_below": 1000}, {}),
+        ({"algorithm": "topk"}, {}),
+        ({"grad_scaler": True}, {}),
+    ):
+        for dtype in (torch.float32, torch.float64):
+            model = Tasks(dtype=dtype)
+            scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=options.get("grad_scaler", False))
+            state = named_state(model, density=0.1, value_type="fp32", **{**options, "grad_scaler": scaler})
+            net = hooked(model, state, find_unused_parameters=True, **more)
+            names = [name for name, _ in model.named_parameters()]
+            given = {name: torch.zeros(10) for name in names}
+            sent = {name: torch.zeros(10) for name in names}
+            unused = 0
+            for step in range(12):
+                # All ranks at one task, in turn; in some steps rank 0 is at another one.
+                task = (step + (gtopk.rank() == 0 and step % 4 == 3)) % 3
+                for p in model.parameters():
+                    p.grad = None
+                loss = net(task, step)
+                mine = dict(
+                    zip(names, torch.autograd.grad(loss, list(model.parameters()), allow_unused=True), strict=True)
+                )
+                scaler.scale(net(task, step)).backward()
+                scale = scaler.get_scale() if scaler.is_enabled() else 1.0
+                for name, p in model.named_parameters():
+                    given[name] += 0 if mine[name] is None else mine[name].float()
+                    sent[name] += 0 if p.grad is None else p.grad.float() / scale
+                    unused += p.grad is None
+            kept = state.state_dict()["residual"]
+            assert unused
+            for name in names:
+                total = gtopk.allreduce(given[name], op=gtopk.Sum)
+                left = gtopk.allreduce(kept[name], op=gtopk.Sum)
+                assert total.any()
+                assert torch.equal(left + gtopk.size() * sent[name], total), (name, options, more)
+
+
+class TwoTypes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 3).double()
+
+    def forward(self, x):
+        return self.second(self.first(x).double())
+
+
+def case_static_graph_with_parameters_of_two_types():
+    """DDP then says of no bucket of the first iteration that it is the last one."""
+    nets, models = [], [TwoTypes(), TwoTypes()]
+    state = named_state(models[0], **ALL)
+    nets = [hooked(models[0], state, static_graph=True), DistributedDataParallel(models[1], static_graph=True)]
+    for step in range(4):
+        generator = torch.Generator().manual_seed(100 * step + gtopk.rank())
+        x = torch.randn(4, 6, generator=generator)
+        for net in nets:
+            net.zero_grad()
+            net(x).pow(2).sum().backward()
+        torch.testing.assert_close(
+            flat(p.grad for p in models[0].parameters()), flat(p.grad for p in models[1].parameters())
+        )
+    assert state.stats()["step"] == 3
+
+
 def case_zero_redundancy_optimizer():
     """It has a consolidate_state_dict of its own, without which it cannot be saved."""
     from torch.distributed.optim import ZeroRedundancyOptimizer

@@ -327,6 +327,24 @@ MUTANTS = [
         "self.session.step(tensors, 1.0, ",
     ),
     Mutant(
+        "DDP: what no rank used is lost",
+        TORCH + "ddp_hook.py",
+        "            _after_backward(lambda: self._give_back(after))\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "DDP: what another rank used is given back, too",
+        TORCH + "ddp_hook.py",
+        "if grad is None or not torch.equal(grad, update.applied):",
+        "if True:",
+    ),
+    Mutant(
+        "DDP: only DDP says which bucket is the last",
+        TORCH + "ddp_hook.py",
+        "if bucket.is_last() or self._is_complete():",
+        "if bucket.is_last():",
+    ),
+    Mutant(
         "DDP: an error does not end the step",
         TORCH + "ddp_hook.py",
         "                self._session.cancel()\n",

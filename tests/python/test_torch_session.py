@@ -143,6 +143,18 @@ def test_nothing_to_exchange(alone):
     assert session.stats["step"] == 2
 
 
+def test_an_update_is_given_back(alone):
+    session = new([values(), values((3, 2)).t()], density=0.2)
+    before = [values().mul_(-1), values()]
+    updates = session.step([tensor.clone() for tensor in before])
+    flat = [updates[0].flatten(), updates[1].t().flatten()]
+    assert sum(int(update.count_nonzero()) for update in flat) == 2
+    for place in range(2):
+        session.exchange.give_back(place, flat[place])
+    kept = session.exchange.state()
+    assert [torch.equal(kept[f"s{i}"].residual, before[i]) for i in range(2)] == [True, True]
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]), dense=st.booleans())
 def test_types(alone, dtype, dense):

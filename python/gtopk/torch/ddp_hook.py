@@ -5,13 +5,17 @@ from step to step is kept by parameter. A bucket is accumulated when it arrives 
 last one selects, exchanges, and completes all futures.
 """
 
+import ctypes
+import gc
+import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
+from torch.nn.parallel import DistributedDataParallel
 
 from .. import comm as _comm
 from ..comm import Comm
@@ -42,6 +46,23 @@ class _Bucket:
         self.accumulated = False
 
 
+class _Ddp(NamedTuple):
+    """What a step has to know of the DDP object."""
+
+    object: weakref.ref[DistributedDataParallel] | None  # None: it was not found
+    parameters: int | None  # it hands over in each iteration, where it may not say which bucket is the last
+    skips_unused: bool  # it does not apply the update of a parameter that no rank used
+
+
+class _Update(NamedTuple):
+    """The update of a parameter that this rank has perhaps not used."""
+
+    parameter: Tensor
+    place: int
+    mean: Tensor  # flat
+    applied: Tensor  # what DDP puts into the gradient, in the shape of the parameter
+
+
 class GTopKState:
     """What `gtopk_hook` needs to know and keeps from step to step, for one model. Making one is collective.
 
@@ -61,7 +82,8 @@ class GTopKState:
 
     Notes
     -----
-    DDP does not apply the update of a parameter that no rank used in a step (``find_unused_parameters=True``).
+    DDP does not apply the update of a parameter that no rank used in a step (``find_unused_parameters=True``,
+    ``static_graph=True``): it goes back to the residuals, and is sent in a later step.
 
     The state can be saved as PyTorch's PowerSGDState is, by pickling it with ``torch.save``; or without pickle, by
     `state_dict`. The process group is not part of it.
@@ -79,6 +101,8 @@ class GTopKState:
     _places: dict[int, int]  # by id of the parameter: of its segment; empty: build reducers
     _buckets: list[_Bucket]  # of the step that is going on
     _taken: set[int]  # ids of the parameters in them
+    _unused: dict[int, Tensor]  # of these, by place, those that this rank has perhaps not used
+    _ddp: _Ddp | None
 
     def __init__(
         self,
@@ -159,14 +183,14 @@ class GTopKState:
 
     def _prepare(self, options: Options, schedule: DensitySchedule, grad_scaler: Any, names: Names) -> None:
         self._options, self._schedule, self.grad_scaler, self._names = options, schedule, grad_scaler, names
-        self._session = self._loaded = None
+        self._session = self._loaded = self._ddp = None
         self._strict = False
         self._parameters, self._places = {}, {}
         self._end()
 
     def _end(self) -> None:
         """Of a step, whether it was done or not."""
-        self._buckets, self._taken = [], set()
+        self._buckets, self._taken, self._unused = [], set(), {}
 
     def _open(self, process_group: dist.ProcessGroup | None) -> Session:
         return Session(_comm_of(process_group), self._options, self._schedule)
@@ -213,7 +237,7 @@ class GTopKState:
         try:
             mine = _Bucket(bucket)
             self._add(mine)
-            if bucket.is_last():
+            if bucket.is_last() or self._is_complete():
                 self._finish()
                 self._end()
         except BaseException:
@@ -230,6 +254,8 @@ class GTopKState:
                 "the backward pass before this one did not finish, so this rank's gradients are half accumulated: go on from "
                 "a checkpoint in a new process"
             )
+        if self._ddp is None or (self._ddp.object is not None and self._ddp.object() is None):
+            self._ddp = _ddp_of(self)
         self._buckets.append(mine)
         self._taken |= new
         if self.session.solo or self.session.needs_all:
@@ -237,8 +263,13 @@ class GTopKState:
         if self._loaded is None and all(id(parameter) in self._places for parameter in mine.parameters):
             if len(self._buckets) == 1:
                 self.session.begin()
+            self._note_unused(mine)
             self.session.accumulate_some(self._places_of(mine), mine.gradients, 1.0 / self._scale())
             mine.accumulated = True
+
+    def _is_complete(self) -> bool:
+        """In the first iteration with a static graph DDP says of no bucket that it is the last."""
+        return self._ddp is not None and self._ddp.parameters == len(self._taken)
 
     def _finish(self) -> None:
         """After the last bucket: select, exchange, complete the futures."""
@@ -258,26 +289,56 @@ class GTopKState:
                     "DDP changed its parameters during training: make a new GTopKState for a new DDP object"
                 )
             self._build()
-        if all(early):
-            self.session.finish()
-        else:
-            self._exchange_late()
-        scale = self._scale()
-        if scale != 1.0:  # the scaler is going to take it out
-            for bucket in self._buckets:
-                bucket.buffer.mul_(scale)
+        updates = self.session.finish() if all(early) else self._exchange_late()
+        self._put_back(updates)
 
     def _exchange_late(self) -> list[Tensor]:
         """All tensors at once, after a look at them."""
         tensors: list[Tensor] = [torch.empty(0)] * len(self._places)
         for bucket in self._buckets:
+            self._note_unused(bucket)
             for place, gradient in zip(self._places_of(bucket), bucket.gradients, strict=True):
                 tensors[place] = gradient
         found_inf = self.session.scaled and not all(bool(one.buffer.isfinite().all()) for one in self._buckets)
         return self.session.step(tensors, 1.0 / self._scale(), found_inf=found_inf)
 
+    def _put_back(self, updates: list[Tensor]) -> None:
+        """Puts the update where DDP looks for it, with the loss scale that the scaler is going to take out."""
+        scale = self._scale()
+        uncertain = {} if self.session.nonfinite else self._unused
+        means = {place: updates[place].clone() for place in uncertain if updates[place].any()}
+        for bucket in self._buckets:
+            if scale != 1.0:
+                bucket.buffer.mul_(scale)
+        if means:
+            shaped = self.session.exchange.segments
+            after = [
+                _Update(uncertain[place], place, mean, shaped[place].shaped(updates[place].clone()))
+                for place, mean in means.items()
+            ]
+            _after_backward(lambda: self._give_back(after))
+
     def _places_of(self, bucket: _Bucket) -> list[int]:
         return [self._places[id(parameter)] for parameter in bucket.parameters]
+
+    # ---- parameters that no rank used ----
+
+    def _note_unused(self, bucket: _Bucket) -> None:
+        """Those whose gradient is zero here. Whether the other ranks used them, DDP finds out after the last bucket."""
+        if self._ddp is not None and not self._ddp.skips_unused:
+            return
+        for place, parameter, gradient in zip(
+            self._places_of(bucket), bucket.parameters, bucket.gradients, strict=True
+        ):
+            if _is_zero(gradient):
+                self._unused[place] = parameter
+
+    def _give_back(self, updates: list[_Update]) -> None:
+        """What DDP has not applied on any rank was taken out of the residuals all the same."""
+        for update in updates:
+            grad = update.parameter.grad
+            if grad is None or not torch.equal(grad, update.applied):
+                self.session.exchange.give_back(update.place, update.mean)
 
     # ---- one rank alone ----
 
@@ -324,3 +385,40 @@ def _comm_of(process_group: dist.ProcessGroup | None) -> Comm:
         if _comm.current().transport == "torch":
             return _comm.current()
     return Comm(transport="torch", group=process_group)
+
+
+def _ddp_of(state: GTopKState) -> _Ddp:
+    """The DDP object that `state` was registered with. A hook is not told, so it is looked for, once."""
+    for found in gc.get_objects():
+        if issubclass(type(found), DistributedDataParallel) and any(
+            registered is state for _, registered in getattr(found, "_comm_hooks", ())
+        ):
+            count = _count_parameters(found) if found.static_graph else None
+            return _Ddp(weakref.ref(found), count, found.find_unused_parameters or found.static_graph)
+    return _Ddp(None, None, True)
+
+
+def _count_parameters(ddp: DistributedDataParallel) -> int:
+    """As DDP counts. Its own figures cannot be asked for inside a hook: their lock is taken."""
+    handed = {
+        id(parameter)
+        for prefix, module in ddp.module.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad and f"{prefix}.{name}" not in ddp.parameters_to_ignore
+    }
+    return len(handed)
+
+
+def _is_zero(gradient: Tensor) -> bool:
+    """Whether all bits are zero, as DDP leaves them. Nearly always the first entry or the last one is not."""
+    size, address = gradient.element_size(), gradient.data_ptr()
+    if gradient.numel() == 0:
+        return False
+    ends = ctypes.string_at(address, size) + ctypes.string_at(address + gradient.nbytes - size, size)
+    return not any(ends) and not bool(gradient.any())
+
+
+def _after_backward(call: Any) -> None:
+    """When DDP has put the update into the gradients, which it does after the callbacks that are queued now."""
+    queue = torch.autograd.Variable._execution_engine.queue_callback
+    queue(lambda: queue(call))

@@ -291,6 +291,15 @@ class Exchange:
         norms += [float(entry.residual.double().norm()) for entry in self.waiting.values()]
         return float(sum(norm**2 for norm in norms) ** 0.5)
 
+    def give_back(self, place: int, update: Tensor) -> None:
+        """Puts a mean update (flat, in the order of the segment) that no rank applies back into the residual.
+
+        When every rank does so, the mean times the number of ranks is what all of them had taken out. Between steps.
+        """
+        part, segment = self._where[place]
+        reducer = self.parts[part].reducer
+        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update))
+
     def _reducer(self, segments: Sequence[Segment], density: float, dense: bool) -> Reducer:
         options = self.options
         return Reducer(
