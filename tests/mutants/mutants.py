@@ -417,6 +417,12 @@ MUTANTS = [
         "return None",
     ),
     Mutant(
+        "backward after synchronize is not noticed",
+        TORCH + "optimizer.py",
+        "            sync.check_untouched()\n",
+        "            pass\n",
+    ),
+    Mutant(
         "a missing residual has the default type",
         TORCH + "checkpoint.py",
         'torch.zeros(shape, dtype=torch.float32, device="cpu")',

@@ -824,6 +824,37 @@ def test_one_rank_needs_no_cpu_memory(alone):
     optimizer.step()
 
 
+def test_backward_after_synchronize_is_an_error(exchanging):
+    """It adds this rank's own gradients to the mean update."""
+    model, plain = twins()
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), **ALL)
+    reference = optim.SGD(plain.parameters(), lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss_of(model, batch(step)).backward()
+        optimizer.synchronize()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        model.tied.weight.sum().backward()
+        with (
+            optimizer.skip_synchronize(),
+            pytest.raises(gtopk.StateError, match=r"backward\(\) was called after synch"),
+        ):
+            optimizer.step()
+        for net, one in ((model, optimizer), (plain, reference)):
+            one.zero_grad()
+            loss_of(net, batch(step)).backward()
+            net.unused.grad = torch.zeros(7)
+            if one is optimizer:
+                one.synchronize()
+            nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+            if one is optimizer:
+                with one.skip_synchronize():
+                    one.step()
+            else:
+                one.step()
+    assert_equal(model, plain)
+
+
 def test_the_default_device_does_not_matter(exchanging):
     model, plain = twins(channels_last=True)
     optimizer = gtopk.DistributedOptimizer(optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), **ALL)

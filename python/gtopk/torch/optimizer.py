@@ -336,6 +336,8 @@ class DistributedMixin(torch.optim.Optimizer):
                 "optimizer with gtopk.DistributedOptimizer(..., grad_scaler=scaler); synchronize() then unscales them "
                 "first, unless scaler.unscale_(optimizer) was called before"
             )
+        else:
+            sync.check_untouched()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ gradients, exchange, and what the wrapped step must not see. What the user calls
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -50,6 +51,8 @@ class Synchronizer:
         self.synchronized = False  # synchronize() was called and step() not yet
         self.nonfinite = False  # the latest exchange was, and the gradients are NaN
         self._update: weakref.ref[Tensor] | None = None  # the first gradient at the end of synchronize()
+        self._touched: deque[Tensor] = deque(maxlen=1)  # a parameter that backward() has given a gradient since then
+        self._watched: set[int] = set()  # ids of parameters whose gradients are noted there; the names keep them alive
         self._active: tuple[list[int], list[torch.dtype]] | None = None  # what the reducers were made for
         self._parameters: list[Tensor] = []  # those that are exchanged, in the order of segments
 
@@ -118,6 +121,11 @@ class Synchronizer:
         self.synchronized = True
         first = _first_gradient(optimizer)
         self._update = None if first is None else weakref.ref(first)
+        for parameter in self._parameters:
+            if id(parameter) not in self._watched and parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._touched.append)  # type: ignore[no-untyped-call]
+                self._watched.add(id(parameter))
+        self._touched.clear()
 
     def holds_update(self, optimizer: torch.optim.Optimizer) -> bool:
         """True where they still are: the step was not done without, by new gradients in place of them."""
@@ -125,10 +133,20 @@ class Synchronizer:
             self.drop_update()
         return self.synchronized
 
+    def check_untouched(self) -> None:
+        """`StateError` where backward() has added this rank's own gradients to the mean update."""
+        if self._touched:
+            raise StateError(
+                "backward() was called after synchronize(): it has added gradients of this rank alone to the mean update, and "
+                "step() would apply them here only. Call synchronize() after the last backward(), or "
+                "optimizer.zero_grad() to do without that step"
+            )
+
     def drop_update(self) -> None:
         """The mean update was applied, or is not wanted."""
         self.synchronized = self.nonfinite = False
         self._update = None
+        self._touched.clear()
 
     # ---- the wrapped optimizer's own step ----
 
