@@ -423,6 +423,12 @@ MUTANTS = [
         "            pass\n",
     ),
     Mutant(
+        "the prefix of compiled models stays in a state",
+        TORCH + "checkpoint.py",
+        "    saved = _with_plain_names(saved)\n",
+        "",
+    ),
+    Mutant(
         "a missing residual has the default type",
         TORCH + "checkpoint.py",
         'torch.zeros(shape, dtype=torch.float32, device="cpu")',

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..comm import Sum
 from ..errors import MismatchError, StateError
 from .exchange import Waiting
+from .parameters import plain_name
 from .session import Session
 from .state_form import CONSOLIDATED, FORMAT, check_form
 
@@ -116,6 +117,7 @@ def check(
         It belongs to another model, and the text names the first difference; or, with `strict`, to another rank.
     """
     check_form(saved)
+    saved = _with_plain_names(saved)
     _check_model(parameters, saved)
     entries = {name: Waiting(values, saved["velocity"].get(name)) for name, values in saved["residual"].items()}
     if saved["velocity"] and not session.exchange.options.momentum_correction:
@@ -139,6 +141,19 @@ def check(
         text,
     )
     return {}
+
+
+def _with_plain_names(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state of a model that was compiled when it was saved, by the names that its parameters have here."""
+    names = [plain_name(name) for name in saved["names"]]
+    if len(set(names)) < len(names):
+        return saved
+    by_name = ("residual", "velocity")
+    return {
+        **saved,
+        "names": names,
+        **{what: {plain_name(name): values for name, values in saved[what].items()} for what in by_name},
+    }
 
 
 def _check_model(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from ..comm import Comm
 from ..errors import StateError, UnsupportedError
 from . import checkpoint
 from .exchange import Options
-from .parameters import Names, check_parameters
+from .parameters import Names, check_parameters, plain_name
 from .profile import record
 from .segments import Segment, sparse_text
 from .session import Session
@@ -215,7 +215,7 @@ class GTopKState:
         if len(found) == len(known):
             found = list(self._parameters.values())
         saved = () if self._names.complete else (self._loaded or {}).get("names", ())
-        proposed = [saved[i] if i < len(saved) else str(i) for i in range(len(found))]
+        proposed = [plain_name(saved[i]) if i < len(saved) else str(i) for i in range(len(found))]
         self._parameters = {self._names.name(p, name): p for p, name in zip(found, proposed, strict=True)}
 
     def _restore(self) -> None:

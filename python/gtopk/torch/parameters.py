@@ -14,6 +14,14 @@ from torch import Tensor
 from ..errors import InvalidError, UnsupportedError
 from .segments import device_text, has_no_memory, wrapper_text
 
+# What torch.compile puts into the names of the modules that it wraps.
+_COMPILED = "_orig_mod."
+
+
+def plain_name(name: str) -> str:
+    """The name that a parameter has in the model before torch.compile."""
+    return name.replace(_COMPILED, "")
+
 
 class Names:
     """Names of parameters: the caller's where there are any, else the place in the optimizer ("group1.0").
@@ -27,7 +35,8 @@ class Names:
         self._owners: dict[str, Tensor] = {}  # keeps them alive: an id stands for a parameter only as long as it lives
         self.complete = named_parameters is not None
         for item in named_parameters or ():
-            name, parameter = _named(item)
+            given, parameter = _named(item)
+            name = plain_name(given)
             if self._owners.setdefault(name, parameter) is not parameter:
                 raise InvalidError(f"named_parameters holds two parameters named {name!r}: names must be unique")
             self._names.setdefault(id(parameter), name)
@@ -55,7 +64,7 @@ class Names:
                     continue
                 seen.add(id(parameter))
                 # Appending to the list of parameters leaves the list of their names as it was.
-                proposed = own[i] if i < len(own) else f"group{g}.{i}"
+                proposed = plain_name(own[i]) if i < len(own) else f"group{g}.{i}"
                 found[self.name(parameter, proposed)] = parameter
         return found
 
