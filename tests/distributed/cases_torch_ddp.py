@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from cases_torch_optimizer import assert_replicas, flat
-from harness import raises
+from harness import Warnings, raises
 from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel
 from torch_support import batch, loss_of, make
@@ -295,6 +295,32 @@ def case_static_graph_with_parameters_of_two_types():
             flat(p.grad for p in models[0].parameters()), flat(p.grad for p in models[1].parameters())
         )
     assert state.stats()["step"] == 3
+
+
+def case_the_same_gradients_everywhere_are_noticed():
+    for same in (True, False):
+        model = nn.Linear(6, 4)
+        state = named_state(model, density=0.1)
+        net = hooked(model, state)
+        with Warnings() as texts:
+            for step in range(5):
+                net(torch.full((2, 6), 1.0 + step + (0 if same else gtopk.rank()))).sum().backward()
+                assert state.session.needs_all == (same and step < 2)
+        assert len(texts) == (same and gtopk.rank() == 0), texts
+
+
+def case_ddp_and_a_distributed_optimizer_are_noticed():
+    model = nn.Linear(6, 4)
+    net = DistributedDataParallel(model)
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(net.parameters(), lr=0.1), net.named_parameters(), density=0.1)
+    with Warnings() as texts:
+        for step in range(4):
+            optimizer.zero_grad()
+            net(torch.full((2, 6), float(step + gtopk.rank()))).sum().backward()
+            optimizer.step()
+    assert len(texts) == (gtopk.rank() == 0), texts
+    if gtopk.rank() == 0:
+        assert "leave out DistributedDataParallel" in texts[0]
 
 
 def case_zero_redundancy_optimizer():

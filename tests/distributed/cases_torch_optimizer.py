@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from harness import assert_same_on_all_ranks, raises
+from harness import Warnings, assert_same_on_all_ranks, raises
 from torch import nn, optim
 
 import gtopk
@@ -438,6 +438,22 @@ def case_gradients_that_share_memory():
         assert torch.equal(-a, 1 + mean[:6]), options
         assert torch.equal(-b, torch.full((6,), 2.0)), options
         assert torch.equal(-c, mean[2:]), options
+
+
+def case_the_same_data_everywhere_is_noticed():
+    for same in (True, False):
+        model = nn.Linear(6, 4)
+        optimizer = wrapped(model, density=0.1)
+        with Warnings() as texts:
+            for step in range(5):
+                optimizer.zero_grad()
+                if step:  # in one of the first steps there may be no gradient
+                    model(torch.full((2, 6), 1.0 + step + (0 if same else gtopk.rank()))).sum().backward()
+                optimizer.step()
+                assert optimizer._gtopk.session.needs_all == (step < 2 and (same or step == 0))
+        assert len(texts) == (same and gtopk.rank() == 0), texts
+        if texts:
+            assert "DistributedSampler" in texts[0]
 
 
 def case_other_ranks_than_those_of_init():

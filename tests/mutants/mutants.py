@@ -375,6 +375,18 @@ MUTANTS = [
         "        except BaseException:\n",
     ),
     Mutant(
+        "gradients are looked at for ever",
+        TORCH + "sameness.py",
+        "        self._left -= 1\n",
+        "",
+    ),
+    Mutant(
+        "different gradients count as the same",
+        TORCH + "sameness.py",
+        "if found.count(found[0]) < len(found):",
+        "if False:",
+    ),
+    Mutant(
         "tensors that share memory are handed over",
         TORCH + "segments.py",
         "return True not in map(gt, ends, sorted(starts)[1:])",

@@ -19,6 +19,7 @@ from ..step_stats import NOTHING
 from .agreement import agree, agree_on_progress, any_of
 from .exchange import Exchange, Options, Waiting
 from .nonfinite import NonfiniteWarning
+from .sameness import SameGradients
 from .segments import Segment
 from .warmup import DensitySchedule
 
@@ -62,6 +63,7 @@ class Session:
         self.scaled = False  # some rank has a GradScaler: flags are agreed on before a step
         self.stats: dict[str, Any] = {}
         self._warning = NonfiniteWarning()
+        self._sameness = SameGradients(comm.size)
 
     @property
     def solo(self) -> bool:
@@ -76,7 +78,7 @@ class Session:
     @property
     def needs_all(self) -> bool:
         """The coming step looks at all tensors before it begins, so `accumulate_some` would come too early."""
-        return self.scaled
+        return self.scaled or self._sameness.looks
 
     # ---- one step ----
 
@@ -126,6 +128,7 @@ class Session:
             The mean update: the tensors that were given, or new ones where those share memory or have gaps.
         """
         self.begin(momentum)
+        self._sameness.look(self.comm, tensors)
         if self.scaled:
             found_inf = any_of(self.comm, found_inf)
         try:
@@ -155,6 +158,7 @@ class Session:
     def step_joined(self, momentum: tuple[float, bool] | None = None) -> bool:
         """One exchange of a rank that has no more data; True when all ranks are such. Collective."""
         self.begin(momentum)
+        self._sameness.look(self.comm, None)
         if self.scaled:
             any_of(self.comm, False)
         self._end_step(self.exchange.reduce_joined())
