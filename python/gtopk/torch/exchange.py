@@ -163,17 +163,18 @@ class Exchange:
                     part.reducer.set_momentum(momentum, nesterov)
             self._momentum = (momentum, nesterov)
 
-    # ---- one step: accumulate, at once or in pieces, then reduce ----
+    # ---- one step: hand_over and accumulate, or accumulate_some several times; then reduce ----
 
-    def accumulate(self, tensors: Sequence[Tensor], scale: float = 1.0, *, found_inf: bool = False) -> None:
-        """Adds every tensor, times `scale`, to its segment's residual, and sets it to zero. One for each segment.
+    def hand_over(self, tensors: Sequence[Tensor]) -> None:
+        """What `accumulate` is going to take: a tensor for each segment, in its shape or flat, in the order of its memory.
 
-        They are in the segment's shape or flat, which means: in the order of its memory. With `found_inf` they are left
-        as they are, and the step is non-finite on all ranks. After an error nothing was changed, or `cancel` is to be
-        called.
+        Raises
+        ------
+        UnsupportedError, StateError
+            One of them cannot be exchanged. Nothing was changed.
         """
         step = _Step(len(self.segments))
-        step.tensors, step.found_inf = list(tensors), found_inf
+        step.tensors = list(tensors)
         tables = self._describe(tensors) if self._plain else None
         if tables is not None and disjoint(
             [start for table in tables for start in table.starts], chain(*(table.sizes for table in tables))
@@ -186,13 +187,24 @@ class Exchange:
             assert tables is not None  # what could not be described has raised an error
         step.tables = tables
         self._step = step
+
+    def accumulate(self, scale: float = 1.0, *, found_inf: bool = False) -> None:
+        """Adds every tensor, times `scale`, to its segment's residual, and sets it to zero.
+
+        With `found_inf` they are left as they are, and the step is non-finite on all ranks. After an error `cancel` is
+        to be called.
+        """
+        step = self._step
+        assert step is not None
+        assert step.tables is not None
+        step.found_inf = found_inf
         # One C call accumulates a part, and zeroes its blocks on the way, so that writing the update takes time for the
         # sent entries only.
-        for part, table in zip(self.parts, tables, strict=True):
+        for part, table in zip(self.parts, step.tables, strict=True):
             part.reducer.accumulate_many(None, table, scale, zero_input=not found_inf, found_inf=found_inf)
 
     def accumulate_some(self, places: Sequence[int], tensors: Sequence[Tensor], scale: float = 1.0) -> None:
-        """The same for some of the segments, each at most once a step."""
+        """Both at once for some of the segments, each at most once a step."""
         step = self._step = self._step or _Step(len(self.segments))
         blocks = self._blocks(step, places, tensors)
         for p, part in enumerate(self.parts):

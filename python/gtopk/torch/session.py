@@ -128,11 +128,12 @@ class Session:
             The mean update: the tensors that were given, or new ones where those share memory or have gaps.
         """
         self.begin(momentum)
-        self._sameness.look(self.comm, tensors)
-        if self.scaled:
-            found_inf = any_of(self.comm, found_inf)
+        self.exchange.hand_over(tensors)  # what is refused is refused before the other ranks hear of it
         try:
-            self.exchange.accumulate(tensors, scale, found_inf=found_inf)
+            self._sameness.look(self.comm, tensors)
+            if self.scaled:
+                found_inf = any_of(self.comm, found_inf)
+            self.exchange.accumulate(scale, found_inf=found_inf)
             return self.finish()
         except BaseException:  # Ctrl-C in between, too
             self.exchange.cancel()
