@@ -339,12 +339,6 @@ MUTANTS = [
         "if True:",
     ),
     Mutant(
-        "DDP: only DDP says which bucket is the last",
-        TORCH + "ddp_hook.py",
-        "if bucket.is_last() or self._is_complete():",
-        "if bucket.is_last():",
-    ),
-    Mutant(
         "DDP: an error does not end the step",
         TORCH + "ddp_hook.py",
         "                self._session.cancel()\n",
@@ -367,6 +361,12 @@ MUTANTS = [
         TORCH + "agreement.py",
         'any(entry["scaled"] for entry in found)',
         "scaled",
+    ),
+    Mutant(
+        "the other ranks are asked before tensors are looked at",
+        TORCH + "session.py",
+        "        self.exchange.hand_over(tensors)  # what is refused is refused before the other ranks hear of it\n        try:\n            self._sameness.look(self.comm, tensors)\n",
+        "        self._sameness.look(self.comm, tensors)\n        self.exchange.hand_over(tensors)\n        try:\n",
     ),
     Mutant(
         "an interrupted step is not ended",
