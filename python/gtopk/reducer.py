@@ -187,10 +187,10 @@ class Reducer:
             raise InvalidError(
                 f"{len(grads)} gradients for {len(lengths)} segments: give one tensor for each segment, or name the segments"
             )
-        table = self._inputs
         if isinstance(grads, _tensors.TensorTable):
-            table = grads
+            table = self._own(grads)
         else:
+            table = self._inputs
             table.fill(grads, lengths, _name("gradient", segments), write=zero_input)
             if grads:
                 self._kind = _tensors.kind_of(grads[0], "gradient")
@@ -466,8 +466,15 @@ class Reducer:
             raise InvalidError(
                 f"{len(outputs)} outputs for {len(self.segment_lengths)} segments: reduce needs one for each"
             )
-        if not isinstance(outputs, _tensors.TensorTable):  # else it is this very table
+        if isinstance(outputs, _tensors.TensorTable):
+            self._own(outputs)
+        else:
             self._outputs.fill(outputs, self.segment_lengths, _name("output", None), write=True)
+
+    def _own(self, table: _tensors.TensorTable) -> _tensors.TensorTable:
+        if table is not self._outputs:
+            raise InvalidError("the tensors were described by another reducer: call describe of this one")
+        return table
 
     def _keep_stats(self) -> dict[str, Any]:
         raw = self._stats
