@@ -15,16 +15,16 @@ from . import _c_api, _tensors, _threads
 from . import comm as _comm
 from ._tensors import TensorLike
 from .errors import CorruptError, InvalidError, StateError
-from .step_stats import remember
+from .step_stats import NAMES, remember
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typing_extensions import Self
 
 __all__ = ["Reducer", "reduce_together"]
 
 _log = logging.getLogger("gtopk")
 
-_STAT_NAMES = tuple(name for name, _ in _c_api.Stats._fields_ if name != "struct_size")
 _STATE_FORMAT = 1
 
 
@@ -153,7 +153,7 @@ class Reducer:
     def accumulate_many(
         self,
         segments: Sequence[int] | None,
-        grads: Sequence[TensorLike],
+        grads: Sequence[TensorLike] | _tensors.TensorTable,
         scale: float = 1.0,
         *,
         zero_input: bool = False,
@@ -187,17 +187,36 @@ class Reducer:
             raise InvalidError(
                 f"{len(grads)} gradients for {len(lengths)} segments: give one tensor for each segment, or name the segments"
             )
-        self._inputs.fill(grads, lengths, _name("gradient", segments), write=zero_input)
-        if grads:
-            self._kind = _tensors.kind_of(grads[0], "gradient")
+        if isinstance(grads, _tensors.TensorTable):
+            table = self._own(grads)
+        else:
+            table = self._inputs
+            table.fill(grads, lengths, _name("gradient", segments), write=zero_input)
+            if grads:
+                self._kind = _tensors.kind_of(grads[0], "gradient")
         flags = (_c_api.ZERO_INPUT if zero_input else 0) | (_c_api.FOUND_INF if found_inf else 0)
         status = self._library.gtopk_reducer_accumulate(
-            self._talking(), address, self._inputs.address, len(grads), _number(scale, "scale"), flags, None
+            self._talking(), address, table.address, len(grads), _number(scale, "scale"), flags, None
         )
         _c_api.check(status)
 
+    def describe(self, tensors: Sequence[Tensor]) -> _tensors.TensorTable | None:
+        """CPU torch tensors of all segments, in order, for `accumulate_many` and then `reduce` of one step in their place.
+
+        Neither looks at them again, so they must stay what and where they are until then. None where one of them is no
+        contiguous CPU tensor of its segment's length and of a type that can be exchanged.
+        """
+        if len(tensors) != len(self.segment_lengths) or not self._outputs.fill_torch(tensors, self.segment_lengths):
+            return None
+        self._kind = "torch"
+        return self._outputs
+
     def reduce(
-        self, outputs: Sequence[TensorLike], *, outputs_are_zero: bool = False, joined: bool = False
+        self,
+        outputs: Sequence[TensorLike] | _tensors.TensorTable,
+        *,
+        outputs_are_zero: bool = False,
+        joined: bool = False,
     ) -> dict[str, Any]:
         """Exchanges with the other ranks and overwrites `outputs` with the mean update. Collective.
 
@@ -447,22 +466,30 @@ class Reducer:
             raise InvalidError(f"{what} of segment {segment} is {_tensors.dtype_name(values)}, but must be float32")
         _c_api.check(function(self.handle, segment, address, length))
 
-    def _take_outputs(self, outputs: Sequence[TensorLike]) -> None:
+    def _take_outputs(self, outputs: Sequence[TensorLike] | _tensors.TensorTable) -> None:
         if len(outputs) != len(self.segment_lengths):
             raise InvalidError(
                 f"{len(outputs)} outputs for {len(self.segment_lengths)} segments: reduce needs one for each"
             )
-        self._outputs.fill(outputs, self.segment_lengths, _name("output", None), write=True)
+        if isinstance(outputs, _tensors.TensorTable):
+            self._own(outputs)
+        else:
+            self._outputs.fill(outputs, self.segment_lengths, _name("output", None), write=True)
+
+    def _own(self, table: _tensors.TensorTable) -> _tensors.TensorTable:
+        if table is not self._outputs:
+            raise InvalidError("the tensors were described by another reducer: call describe of this one")
+        return table
 
     def _keep_stats(self) -> dict[str, Any]:
         raw = self._stats
-        self._latest = {name: getattr(raw, name) for name in _STAT_NAMES}
+        self._latest = {name: getattr(raw, name) for name in NAMES}
         return dict(self._latest)
 
 
 def reduce_together(
     reducers: Sequence[Reducer],
-    outputs: Sequence[Sequence[TensorLike]] | None,
+    outputs: Sequence[Sequence[TensorLike] | _tensors.TensorTable] | None,
     *,
     outputs_are_zero: bool = False,
     joined: bool = False,
@@ -495,7 +522,9 @@ def reduce_together(
     [2, 1]
     """
     reducers = list(reducers)
-    lists = None if outputs is None else [list(tensors) for tensors in outputs]
+    lists = None
+    if outputs is not None:
+        lists = [tensors if isinstance(tensors, _tensors.TensorTable) else list(tensors) for tensors in outputs]
     for reducer in reducers:
         if not isinstance(reducer, Reducer):
             raise InvalidError(

@@ -8,6 +8,7 @@ would not be doing the same things any more.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import time
@@ -53,6 +54,23 @@ def raises(error, call, *words):
             assert word in str(raised), f"{word!r} is not in: {raised}"
         return raised
     raise AssertionError(f"{error.__name__} was not raised")
+
+
+class Warnings(logging.Handler):
+    """What gtopk warned about."""
+
+    def __enter__(self):
+        self.texts = []
+        logging.getLogger("gtopk").addHandler(self)
+        logging.getLogger("gtopk").propagate = False
+        return self.texts
+
+    def __exit__(self, *_):
+        logging.getLogger("gtopk").removeHandler(self)
+        logging.getLogger("gtopk").propagate = True
+
+    def emit(self, record):
+        self.texts.append(record.getMessage())
 
 
 def main(modules):

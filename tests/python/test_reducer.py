@@ -454,3 +454,32 @@ def test_reduce_together_says_what_is_wrong(pair, chosen, outputs, text):
     with pytest.raises(gtopk.InvalidError, match=text):
         gtopk.reduce_together(reducers, outputs)
     assert pair[0].residual(0).tolist() == [1, 2, 3]
+
+
+def test_tensors_described_once():
+    torch = pytest.importorskip("torch")
+    gtopk.init(transport="self")
+    reducer, other = (gtopk.Reducer([3, 2], density=1.0, value_type="fp32") for _ in range(2))
+    tensors = [torch.arange(3.0), torch.ones(2)]
+    for _ in range(2):
+        table = reducer.describe(tensors)
+        reducer.accumulate_many(None, table, 2.0, zero_input=True)
+        assert not any(tensor.any() for tensor in tensors)
+        assert reducer.reduce(table, outputs_are_zero=True)["count"] == 4
+        assert [tensor.tolist() for tensor in tensors] == [[0, 2, 4], [2, 2]]
+        tensors = [tensor / 2 for tensor in tensors]
+    for wrong in (
+        tensors[:1],
+        tensors[::-1],
+        [tensors[0].double(), tensors[1]],
+        [tensors[0].numpy(), tensors[1]],
+        [tensors[0], tensors[1].expand(2, 2)[0].expand(2, 2)[:, 0]],
+        [tensors[0].to("meta"), tensors[1]],
+    ):
+        assert reducer.describe(wrong) is None
+    foreign = other.describe(tensors)
+    with pytest.raises(gtopk.InvalidError, match="another reducer"):
+        reducer.accumulate_many(None, foreign)
+    reducer.accumulate_many(None, tensors)
+    with pytest.raises(gtopk.InvalidError, match="another reducer"):
+        reducer.reduce(foreign)

@@ -26,7 +26,9 @@ _BUCKET_BYTES = 4 << 20
 _ALONE_BYTES = 1 << 20
 
 
-def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, Tensor]], root_rank: int = 0) -> None:
+def broadcast_parameters(
+    params: Mapping[str, Any] | Iterable[tuple[str, Tensor]], root_rank: int = 0, *, comm: Comm | None = None
+) -> None:
     """Overwrites the tensors of every rank with those of one. Collective.
 
     Parameters
@@ -36,6 +38,8 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, Tensor]
         tensors stay as they are.
     root_rank : int
         The rank whose values are taken.
+    comm : Comm, optional
+        The ranks. Default: those of `gtopk.init()`.
 
     Raises
     ------
@@ -49,7 +53,7 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, Tensor]
     >>> model = torch.nn.Linear(4, 1)
     >>> gtopk.broadcast_parameters(model.state_dict(), root_rank=0)
     """
-    comm = _comm.current()
+    comm = _comm.current() if comm is None else comm
     tensors = comm.together("broadcast_parameters", lambda: (_tensors_of(params), [comm.root(root_rank)]))
     if comm.size == 1:
         return
@@ -66,7 +70,8 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-        Of the same kind, with the same parameters, on all ranks; wrapped or not.
+        Of the same kind, with the same parameters, on all ranks; wrapped or not. The ranks are those that it was wrapped
+        for, else those of `gtopk.init()`.
     root_rank : int
         The rank whose state is taken.
 
@@ -77,8 +82,8 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     >>> optimizer = torch.optim.AdamW(torch.nn.Linear(4, 1).parameters())
     >>> gtopk.broadcast_optimizer_state(optimizer, root_rank=0)
     """
-    comm = _comm.current()
     sync = optimizer._gtopk if isinstance(optimizer, DistributedMixin) else None
+    comm = _comm.current() if sync is None else sync.session.comm
     tensors: list[Tensor] = []
 
     def prepare() -> tuple[tuple[list[list[Any]], Any], Any]:
@@ -87,7 +92,7 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
         rows, mine = _describe(optimizer), None
         if comm.root(root_rank) == comm.rank and comm.size > 1:
             state = _own_state_dict(optimizer)
-            progress = None if sync is None or sync.run is None else [sync.run, sync.steps]
+            progress = None if sync is None or sync.session.run is None else [sync.session.run, sync.session.steps]
             mine = plain.encode({"state": state["state"], "param_groups": state["param_groups"]}, tensors), progress
         return (rows, mine), [root_rank]
 
@@ -105,7 +110,7 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     def take() -> tuple[None, str]:
         if state is not None:  # the root has it already
             _load_own_state_dict(optimizer, state)
-        if sync is not None and progress is not None and not sync.solo:
+        if sync is not None and progress is not None and not sync.session.solo:
             sync.adopt_progress(*progress)
         return None, "what is taken over"
 
