@@ -123,10 +123,16 @@ def main() -> None:
     for case in [*CASES, ("wrapper, 200 parameters, P = 2", "wrapper", 20_000, 0, 2)]:
         row = measure(trees, case, arguments.turns)
         rows.append(row)
-        print("{case:32} {entries:>10}  {old_us:>10} {new_us:>10} us  {ratio:.3f} (smallest {ratio_of_smallest:.3f})".format(**row))
+        print(
+            "{case:32} {entries:>10}  {old_us:>10} {new_us:>10} us  {ratio:.3f} (smallest {ratio_of_smallest:.3f})".format(
+                **row
+            )
+        )
     if arguments.json:
         commits = [
-            subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=tree, capture_output=True, text=True, check=False).stdout.strip()
+            subprocess.run(
+                ["git", "rev-parse", "--short", "HEAD"], cwd=tree, capture_output=True, text=True, check=False
+            ).stdout.strip()
             for tree in trees
         ]
         result = {

@@ -62,13 +62,18 @@ static gtopk_status_t exchange_hello(gtopk_comm_t *comm, const char *node)
     return status;
 }
 
-static double timeout_of(const gtopk_comm_config_t *config)
+static gtopk_status_t default_timeout(double *seconds)
 {
     const char *text = getenv("GTOPK_TIMEOUT");
-    if (config->timeout > 0.0 || !text)
-        return config->timeout > 0.0 ? config->timeout : DEFAULT_TIMEOUT;
-    const double seconds = strtod(text, NULL);
-    return seconds > 0.0 && isfinite(seconds) ? seconds : DEFAULT_TIMEOUT;
+    char *end;
+    *seconds = DEFAULT_TIMEOUT;
+    if (!text || !text[0])
+        return GTOPK_OK;
+    *seconds = strtod(text, &end);
+    if (*end || !(*seconds > 0.0) || isinf(*seconds))
+        return status_set(GTOPK_ERR_INVALID, "GTOPK_TIMEOUT is '%.64s', but must be a positive number of seconds",
+                          text);
+    return GTOPK_OK;
 }
 
 static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm_config_t *full)
@@ -76,7 +81,7 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm
     const gtopk_comm_config_t defaults = GTOPK_COMM_CONFIG_INIT;
     *full = defaults;
     if (!config)
-        return GTOPK_OK;
+        return default_timeout(&full->timeout);
     if (config->struct_size < sizeof(size_t) || config->struct_size > sizeof *full ||
         config->struct_size % sizeof(void *) != 0)
         return status_set(GTOPK_ERR_INVALID,
@@ -87,7 +92,7 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm
     if (!(full->timeout >= 0.0) || !(full->warn_after >= 0.0) || isinf(full->timeout) || isinf(full->warn_after))
         return status_set(GTOPK_ERR_INVALID, "timeout %g s and warn_after %g s must be finite and not negative",
                           full->timeout, full->warn_after);
-    return GTOPK_OK;
+    return full->timeout > 0.0 ? GTOPK_OK : default_timeout(&full->timeout);
 }
 
 gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *control, transport_t *data, const gtopk_comm_config_t *config)
@@ -105,7 +110,7 @@ gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *control, transport_t *
     comm->owner = getpid();
     comm->link.control = control;
     comm->link.data = data ? data : control;
-    comm->link.timeout = timeout_of(config);
+    comm->link.timeout = config->timeout > 0.0 ? config->timeout : DEFAULT_TIMEOUT;
     comm->link.warn_after = config->warn_after > 0.0 ? config->warn_after : DEFAULT_WARN_AFTER;
     status = link_open(&comm->link);
     if (status == GTOPK_OK)
@@ -128,7 +133,6 @@ gtopk_status_t gtopk_comm_create(gtopk_comm_t **out, const gtopk_comm_config_t *
         return status_set(GTOPK_ERR_INVALID, "gtopk_comm_create needs a place for the handle");
     *out = NULL;
     gtopk_status_t status = check_config(config, &full);
-    full.timeout = timeout_of(&full); /* transports wait too, when they open */
     if (status == GTOPK_OK)
         status = transport_open(&full, &transport);
     return status == GTOPK_OK ? comm_open(out, transport, NULL, &full) : status;

@@ -23,7 +23,7 @@ static const char *call_name(uint8_t algorithm, int greets, char text[64])
         return "the greeting of a new communicator";
     switch (algorithm) {
     case WIRE_BROADCAST: return "a broadcast";
-    case WIRE_ALLGATHER: return "an all-gather (a new reducer begins with one)";
+    case WIRE_ALLGATHER: return "an all-gather (new reducers and collectives begin with one)";
     case WIRE_REDUCE_SCATTER: return "an all-reduce";
     case WIRE_BARRIER: return "a barrier";
     default: break;
@@ -44,7 +44,8 @@ static gtopk_status_t compare_calls(const char *peer, const wire_header_t *heade
         return GTOPK_OK;
     return status_set(GTOPK_ERR_DESYNC,
                       "%s sent a message of %s, this rank is in %s: all ranks must make the same calls in the same "
-                      "order, and add, freeze and load parameters on every rank or on none",
+                      "order (while one is in join(), gradient exchanges only), and add, freeze and load parameters on "
+                      "every rank or on none",
                       peer, call_name(header->algorithm, one_greets && header->epoch == 0, theirs),
                       call_name(expect->algorithm, one_greets && epoch == 0, ours));
 }

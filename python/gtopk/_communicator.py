@@ -66,7 +66,7 @@ class Comm(Collectives):
         group: Any = None,
     ) -> None:
         self._handle: int | None = None
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._torch: Any = None
         self.transport = transport
         self._interrupt = _c_api.InterruptFn(_signals.watch())  # kept as long as the library may call it
@@ -76,7 +76,7 @@ class Comm(Collectives):
             transport=transport.encode(),
             size=-1,
             rank=-1,
-            timeout=_default_timeout() if timeout is None else _seconds(timeout, "timeout"),
+            timeout=default_timeout() if timeout is None else _seconds(timeout, "timeout"),
             warn_after=_seconds(warn_after, "warn_after"),
             mpi_module=None if mpi_module is None else os.fsencode(mpi_module),
             mpi_comm=mpi_comm,
@@ -109,7 +109,10 @@ class Comm(Collectives):
     def handle(self) -> int:
         """The C handle; `StateError` after `close`."""
         if self._handle is None:
-            raise StateError("this communicator was closed (gtopk.shutdown or Comm.close): make a new one")
+            raise StateError(
+                "this communicator was closed (gtopk.shutdown or Comm.close): make a new one, and the reducers and "
+                "distributed optimizers that use it"
+            )
         return self._handle
 
     @property
@@ -123,7 +126,7 @@ class Comm(Collectives):
     def close(self) -> None:
         """Frees the communicator. Neither waits for other ranks nor talks; may be called twice. Close its reducers first."""
         handle, self._handle = self._handle, None
-        if handle is not None and os.getpid() == self._pid:
+        if handle is not None and os.getpid() == self.pid:
             _c_api.library().gtopk_comm_destroy(handle)
             if self._torch is not None:
                 self._torch.close()
@@ -152,7 +155,8 @@ def _seconds(value: float | None, name: str) -> float:
     return float(value)
 
 
-def _default_timeout() -> float:
+def default_timeout() -> float:
+    """Seconds: GTOPK_TIMEOUT, else 1800."""
     text = os.environ.get("GTOPK_TIMEOUT")
     if not text:
         return 1800.0

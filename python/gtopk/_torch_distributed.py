@@ -15,8 +15,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from . import _c_api, _signals, _slurm
-from .errors import GtopkError, InvalidError, NotFoundError, TransportError, UnsupportedError
+from . import _c_api, _launcher, _signals, _slurm
+from .errors import GtopkError, InvalidError, NotFoundError, StateError, TransportError, UnsupportedError
 
 _log = logging.getLogger("gtopk")
 
@@ -103,7 +103,7 @@ class TorchDistributed:
 
     def _meeting_place(self) -> tuple[str, dict[str, Any]]:
         """Where the ranks find each other, and what init_process_group does not take from the environment itself."""
-        missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        missing = [name for name in _launcher.BY_HAND if name not in os.environ]
         if not missing:
             return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", {}
         if not _slurm.started():
@@ -162,6 +162,8 @@ class TorchDistributed:
         """0, or 1 with the exception's text in the 256 bytes at `error`: nothing may be raised into C."""
         self._idle.clear()
         try:
+            if self._group is None:  # torch would take its default group
+                raise StateError("the group was closed")
             run()
         except BaseException as raised:  # noqa: BLE001 - the caller is C
             text = _explained(_first_line(raised)).encode("utf-8", "replace")[: _c_api.ERROR_TEXT_SIZE - 1]

@@ -9,7 +9,7 @@ import logging
 import os
 from typing import Any
 
-from . import _launcher
+from . import _descendants, _launcher
 from ._collectives import Average, Op, Sum
 from ._communicator import Comm
 from ._end_of_process import register_dependent as register_dependent
@@ -80,6 +80,8 @@ def init(
     >>> gtopk.rank(), gtopk.size()
     (0, 1)
     """
+    if _Default.comm is not None and _Default.comm.pid != os.getpid():
+        _Default.comm = None  # that of the process from which this one was forked
     if _Default.comm is not None:
         if transport is not None and transport != _Default.comm.transport:
             raise StateError(
@@ -87,23 +89,37 @@ def init(
                 "for: call gtopk.shutdown() first"
             )
         return
+    if transport != "self" and not _launcher.torch_distributed_is_initialized():
+        _descendants.refuse()
     chosen = _launcher.detect() if transport is None else transport
     _Default.comm = Comm(transport=chosen, timeout=timeout, warn_after=warn_after, mpi_module=mpi_module, group=group)
     _log.info("rank %d of %d, %s", _Default.comm.rank, _Default.comm.size, _Default.comm.description)
-    expected = _launcher.mpi_size() if chosen == "mpi" else None
-    if expected is not None and expected != _Default.comm.size:
-        found = _Default.comm.size
-        shutdown()
-        raise TransportError(
-            f"mpirun or srun started {expected} processes, but MPI shows {found}: the gtopk MPI module belongs to another "
-            "MPI than this launcher; run `python -m gtopk build-mpi` with the mpicc of this MPI first on PATH"
-        )
+    if chosen == "mpi":
+        _check_mpi(_Default.comm)
+    if chosen != "self":
+        _descendants.mark(_Default.comm.rank)
+
+
+def _check_mpi(comm: Comm) -> None:
+    """A process whose MPI does not know its launcher comes up as one process alone."""
+    expected, rank = _launcher.mpi_size(), _launcher.mpi_rank()
+    if comm.size == expected or (expected is None and (comm.size > 1 or not rank)):
+        return
+    found = comm.size
+    shutdown()
+    started = f"rank {rank}" if expected is None else f"{expected} processes"
+    raise TransportError(
+        f"mpirun or srun started {started}, but MPI shows {found}: the gtopk MPI module belongs to another MPI than this "
+        "launcher (run `python -m gtopk build-mpi` with the mpicc of this MPI first on PATH), or the launcher's variables "
+        "came along from another shell (unset them)"
+    )
 
 
 def shutdown() -> None:
     """Closes the communicator that `init` made. Does not wait for other ranks; `init` may be called again."""
     comm, _Default.comm = _Default.comm, None
     if comm is not None:
+        _descendants.unmark()
         comm.close()
 
 

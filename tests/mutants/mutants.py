@@ -204,7 +204,7 @@ MUTANTS = [
     # PyTorch
     Mutant(
         "a broadcast loses the residuals",
-        TORCH + "synchronizer.py",
+        TORCH + "session.py",
         "        self.exchange.park()\n        self.restore(",
         "        self.restore(",
     ),
@@ -235,8 +235,8 @@ MUTANTS = [
     Mutant(
         "the loss scale stays in the gradients",
         TORCH + "exchange.py",
-        "accumulate_many(None, blocks, scale, zero_input",
-        "accumulate_many(None, blocks, 1.0, zero_input",
+        "accumulate_many(None, table, scale, zero_input",
+        "accumulate_many(None, table, 1.0, zero_input",
     ),
     Mutant(
         "found_inf is not passed on",
@@ -288,7 +288,7 @@ MUTANTS = [
     ),
     Mutant("ranks may be at different steps", TORCH + "agreement.py", 'if entry["at"] != first:', "if False:"),
     Mutant(
-        "names are not compared between ranks", TORCH + "parameters.py", "            self.name,\n", '            "",\n'
+        "names are not compared between ranks", TORCH + "segments.py", "return [self.name, list", 'return ["", list'
     ),
     Mutant(
         "names are not compared with a state's",
@@ -317,14 +317,134 @@ MUTANTS = [
     Mutant(
         "DDP: a bucket is accumulated twice",
         TORCH + "ddp_hook.py",
-        "        bucket.accumulated = True\n",
+        "            mine.accumulated = True\n",
         "",
     ),
     Mutant(
         "DDP: the loss scale stays in the residual",
         TORCH + "ddp_hook.py",
-        "accumulate_many(segments, blocks, 1.0 / self._scale(), ",
-        "accumulate_many(segments, blocks, 1.0, ",
+        "self.session.step(tensors, 1.0 / self._scale(), ",
+        "self.session.step(tensors, 1.0, ",
+    ),
+    Mutant(
+        "DDP: what no rank used is lost",
+        TORCH + "ddp_hook.py",
+        "            _after_backward(lambda: self._give_back(after))\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "DDP: what another rank used is given back, too",
+        TORCH + "ddp_hook.py",
+        "if grad is None or not torch.equal(grad, update.applied):",
+        "if True:",
+    ),
+    Mutant(
+        "DDP: an error does not end the step",
+        TORCH + "ddp_hook.py",
+        "                self._session.cancel()\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "DDP: nobody looks for an overflow",
+        TORCH + "ddp_hook.py",
+        "found_inf = self.session.scaled and not all(",
+        "found_inf = False and not all(",
+    ),
+    Mutant(
+        "an overflow is not agreed on",
+        TORCH + "session.py",
+        "            found_inf = any_of(self.comm, found_inf)\n",
+        "            any_of(self.comm, found_inf)\n",
+    ),
+    Mutant(
+        "only a rank that has a scaler asks for overflows",
+        TORCH + "agreement.py",
+        'any(entry["scaled"] for entry in found)',
+        "scaled",
+    ),
+    Mutant(
+        "the other ranks are asked before tensors are looked at",
+        TORCH + "session.py",
+        "        self.exchange.hand_over(tensors)  # what is refused is refused before the other ranks hear of it\n        try:\n            self._sameness.look(self.comm, tensors)\n",
+        "        self._sameness.look(self.comm, tensors)\n        self.exchange.hand_over(tensors)\n        try:\n",
+    ),
+    Mutant(
+        "an interrupted step is not ended",
+        TORCH + "session.py",
+        "        except BaseException:  # Ctrl-C in between, too\n            self.exchange.cancel()\n",
+        "        except BaseException:\n",
+    ),
+    Mutant(
+        "gradients are looked at for ever",
+        TORCH + "sameness.py",
+        "        self._left -= 1\n",
+        "",
+    ),
+    Mutant(
+        "different gradients count as the same",
+        TORCH + "sameness.py",
+        "if found.count(found[0]) < len(found):",
+        "if False:",
+    ),
+    Mutant(
+        "tensors that share memory are handed over",
+        TORCH + "segments.py",
+        "return True not in map(gt, ends, sorted(starts)[1:])",
+        "return True",
+    ),
+    Mutant(
+        "tensors that share memory are overwritten",
+        TORCH + "exchange.py",
+        "                step.fixed.add(place)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "what has gaps is overwritten",
+        TORCH + "segments.py",
+        "if fixed or not is_dense(tensor):",
+        "if fixed:",
+    ),
+    Mutant(
+        "a flat tensor is taken for one in the order of dimensions",
+        TORCH + "segments.py",
+        "(block if tensor.dim() == 1 else self.shaped(block)).copy_(tensor.detach())",
+        "self.shaped(block).copy_(tensor.detach().view(self.shape))",
+    ),
+    Mutant(
+        "a residual of another shape is taken over",
+        TORCH + "exchange.py",
+        "        self._check_shapes(segments)\n",
+        "",
+    ),
+    Mutant(
+        "a wrapped class has the mixin as a base",
+        TORCH + "optimizer.py",
+        "meta(base.__name__, (base,), ",
+        "type(base)(base.__name__, (DistributedMixin, base), ",
+    ),
+    Mutant(
+        "the wrapped optimizer's own code finds gtopk's methods",
+        TORCH + "optimizer.py",
+        "return getattr(super(), name, None) if self._gtopk.stepping else None",
+        "return None",
+    ),
+    Mutant(
+        "backward after synchronize is not noticed",
+        TORCH + "optimizer.py",
+        "            sync.check_untouched()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "the prefix of compiled models stays in a state",
+        TORCH + "checkpoint.py",
+        "    saved = _with_plain_names(saved)\n",
+        "",
+    ),
+    Mutant(
+        "a missing residual has the default type",
+        TORCH + "checkpoint.py",
+        'torch.zeros(shape, dtype=torch.float32, device="cpu")',
+        "torch.zeros(shape)",
     ),
     Mutant("DDP: a loaded state is not looked at", TORCH + "ddp_hook.py", "    check_form(state)\n", ""),
 ]

@@ -29,7 +29,7 @@ static const struct {
     {GTOPK_ALGORITHM_GTOPK, "a gradient exchange (gtopk)"},
     {GTOPK_ALGORITHM_GTOPK_TREE, "a gradient exchange (gtopk-tree)"},
     {WIRE_BROADCAST, "a broadcast"},
-    {WIRE_ALLGATHER, "an all-gather (a new reducer begins with one)"},
+    {WIRE_ALLGATHER, "an all-gather (new reducers and collectives begin with one)"},
     {WIRE_REDUCE_SCATTER, "an all-reduce"},
     {WIRE_BARRIER, "a barrier"},
 };
@@ -125,7 +125,7 @@ static void a_head_names_the_call(void **state)
     (void)build(message, WIRE_ALLGATHER, EPOCH, 0);
     wire_expect_t expect = awaited(WIRE_BARRIER);
     assert_says(check_message(&link, message, HELD, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_DESYNC,
-                "an all-gather (a new reducer begins with one), this rank is in a barrier");
+                "an all-gather (new reducers and collectives begin with one), this rank is in a barrier");
     /* The awaited call: then it is the message that is wrong. */
     expect = awaited(WIRE_ALLGATHER);
     assert_says(check_message(&link, message, HELD, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_CORRUPT,
@@ -195,8 +195,9 @@ static void make_a_reducer_alone(gtopk_comm_t *comm, int rank, int size, void *c
     (void)context;
     make_reducer(comm, &reducer, LARGE);
     if (rank == 0)
-        require_says(take_step(reducer, LARGE), "sent a message of an all-gather (a new reducer begins with one), "
-                                                "this rank is in a gradient exchange (gtopk)");
+        require_says(take_step(reducer, LARGE),
+                     "sent a message of an all-gather (new reducers and collectives begin with one), "
+                     "this rank is in a gradient exchange (gtopk)");
     else
         require_says(gtopk_reducer_create(&other, comm, NULL, &length, 1),
                      "sent a message of a gradient exchange (gtopk), this rank is in an all-gather");

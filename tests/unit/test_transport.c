@@ -374,6 +374,30 @@ static void test_configurations(void **state)
     assert_int_equal(try_open(config), GTOPK_ERR_INVALID);
 }
 
+static void test_timeout_of_the_environment(void **state)
+{
+    static const char *const wrong[] = {"soon", "5 minutes", "-3", "0", "nan", "inf", "1e999"};
+    gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
+    gtopk_comm_t *comm;
+    (void)state;
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        assert_int_equal(setenv("GTOPK_TIMEOUT", wrong[i], 1), 0);
+        assert_int_equal(gtopk_comm_create(&comm, &config), GTOPK_ERR_INVALID);
+        assert_non_null(strstr(gtopk_last_error(), "GTOPK_TIMEOUT"));
+        assert_non_null(strstr(gtopk_last_error(), wrong[i]));
+        assert_int_equal(gtopk_comm_create(&comm, NULL), GTOPK_ERR_INVALID);
+    }
+    config.timeout = 5; /* not asked */
+    assert_int_equal(gtopk_comm_create(&comm, &config), GTOPK_OK);
+    gtopk_comm_destroy(comm);
+    for (const char *right = "12.5"; right; right = *right ? "" : NULL) {
+        assert_int_equal(setenv("GTOPK_TIMEOUT", right, 1), 0);
+        assert_int_equal(gtopk_comm_create(&comm, NULL), GTOPK_OK);
+        gtopk_comm_destroy(comm);
+    }
+    (void)unsetenv("GTOPK_TIMEOUT");
+}
+
 static void test_mpi_module_missing(void **state)
 {
     gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
@@ -772,6 +796,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_configurations),
+        cmocka_unit_test(test_timeout_of_the_environment),
         cmocka_unit_test(test_mpi_module_missing),
         cmocka_unit_test(test_pairs),
         cmocka_unit_test(test_order),
