@@ -31,7 +31,7 @@ from .errors import InvalidError, StateError, UnsupportedError
 from .torch import DistributedOptimizer as _DistributedOptimizer
 from .torch.broadcast import broadcast_optimizer_state as _broadcast_optimizer_state
 from .torch.broadcast import broadcast_parameters
-from .torch.optimizer import DistributedMixin
+from .torch.optimizer import DistributedMixin, distributed_class
 
 __all__ = [
     "Average",
@@ -202,8 +202,9 @@ def DistributedOptimizer(
         optimizer, named_parameters, backward_passes_per_step=backward_passes_per_step, **options
     )
     if isinstance(wrapped, DistributedMixin):
-        kind = type(wrapped)
-        wrapped.__class__ = type(kind.__name__, (_StepAfterSynchronize, kind), {"__module__": kind.__module__})
+        wrapped.__class__ = distributed_class(  # type: ignore[assignment]
+            type(wrapped).__bases__[0], _StepAfterSynchronize
+        )
         if op is Sum:
             wrapped._gtopk.multiplier = float(size())
     _Job.optimizers.add(wrapped)

@@ -129,20 +129,22 @@ def DistributedOptimizer(
     ranks = _comm.current() if comm is None else comm
     sync = Synchronizer(ranks, optimizer, named_parameters, options, schedule, grad_scaler)
     optimizer.__dict__.pop("step", None)  # a scheduler's patch of the old class's step
-    optimizer.__class__ = _distributed(type(optimizer))  # type: ignore[assignment]
+    optimizer.__class__ = distributed_class(type(optimizer))  # type: ignore[assignment]
     cast(DistributedMixin, optimizer)._gtopk = sync
     return optimizer
 
 
-def _distributed(base: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """A subclass of `base` with the methods of `DistributedMixin` before its own.
+def distributed_class(
+    base: type[torch.optim.Optimizer], *mixins: type[DistributedMixin]
+) -> type[torch.optim.Optimizer]:
+    """A subclass of `base` with the methods of `mixins`, and then of `DistributedMixin`, before its own.
 
     `base` is its only base: an object's class can be replaced only by one that lays out memory alike, and of several
     bases the first decides. So the mixin stands in the order of methods alone, which is what a metaclass is for.
     """
 
     def mro(cls: type) -> list[type]:
-        return [cls, DistributedMixin, *base.__mro__]
+        return [cls, *mixins, DistributedMixin, *base.__mro__]
 
     meta: Any = type(type(base).__name__, (type(base),), {"mro": mro})
     made: type[torch.optim.Optimizer] = meta(base.__name__, (base,), {"__module__": base.__module__})
