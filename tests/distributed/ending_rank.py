@@ -2,7 +2,7 @@
 
 HOW: "returns" (after exceptions in a thread and in an exit handler, neither of which gives it another status than 0),
 "argparse", "text" (SystemExit), "shutdown" and goes on without gtopk, "caught" (a rank gives up, all catch it and end in
-order), "together" (all end alike).
+order), "together" (all end alike), "join" (it calls optimizer.join(), and the others something else than step()).
 """
 
 import argparse
@@ -69,6 +69,17 @@ elif HOW == "caught":
         gtopk.Comm(transport="mpi", timeout=1).barrier()
     except gtopk.GtopkError as error:
         print(f"rank {gtopk.rank()}: {type(error).__name__}", flush=True)
+elif HOW == "join":
+    import torch
+
+    optimizer = gtopk.DistributedOptimizer(torch.optim.SGD([torch.ones(9, requires_grad=True)], lr=1.0))
+    try:
+        optimizer.step()
+        if gtopk.rank() == gtopk.size() - 1:
+            optimizer.join()
+        gtopk.allreduce(torch.ones(1))
+    except gtopk.GtopkError as error:
+        os.write(1, f"rank {gtopk.rank()}: {type(error).__name__}: {error}\n".encode())
 elif gtopk.rank() == gtopk.size() - 1:
     end_early()
 else:

@@ -43,6 +43,16 @@ def test_mpi_ends_in_order_after_an_error_that_was_caught():
     assert "finalize" not in output, output
 
 
+def test_nothing_but_steps_while_a_rank_joins():
+    """Horovod's join() takes part in any all-reduce; here both sides are told, and what to do."""
+    pytest.importorskip("torch")
+    status, output = launcher.mpirun(2, "ending_rank.py", "join", environment={"OMP_NUM_THREADS": "1"}, limit=LIMIT)
+    errors = errors_of(output)
+    assert status == 0, output
+    assert sorted(errors) == ["0", "1"], output
+    assert "while one is in join(), gradient exchanges only" in " ".join(errors.values()), output
+
+
 def test_over_torch_a_rank_that_ends_closes_its_connections():
     status, output = launcher.torchrun(3, "ending_rank.py", "returns", limit=LIMIT)
     assert status != 0, output
