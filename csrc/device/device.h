@@ -206,9 +206,10 @@ typedef struct device_ops {
     gtopk_status_t (*encode)(device_t *device, const device_set_t *set, const wire_header_t *header, uint8_t *message,
                              device_set_t *decoded, device_words_t *words, void *stream);
 
-    /* A message that was encoded or received goes out under another sender, round and k. */
+    /* A message that was encoded or received goes out under another sender, round and k. Without words->ok it becomes a last
+     * word, as in encode. */
     gtopk_status_t (*address)(device_t *device, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
-                              void *stream);
+                              const device_words_t *words, void *stream);
 
     /* The set of a message in a buffer of `capacity` bytes. Its header must be what *expect says (wire_header_trust and
      * wire_header_matches), its indices in order and range, its padding zero, its values finite and not zero; otherwise

@@ -96,11 +96,13 @@ gtopk_status_t host_verdict(device_t *device, const device_outcome_t *outcomes, 
 /* ---- messages ---- */
 
 gtopk_status_t host_address(device_t *device, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
-                            void *stream)
+                            const device_words_t *words, void *stream)
 {
     (void)device;
     (void)stream;
     wire_readdress(message, sender, round, k);
+    if (!words->ok)
+        wire_make_last_word(message, WIRE_FAILED_STEP);
     return GTOPK_OK;
 }
 
@@ -112,7 +114,7 @@ void host_mark(const device_words_t *words, wire_header_t *header)
         header->flags |= WIRE_JOINED;
     if (!words->ok) {
         header->flags |= WIRE_ABORT;
-        header->attachment = (uint32_t)-GTOPK_ERR_CORRUPT;
+        header->attachment = WIRE_FAILED_STEP;
     }
 }
 

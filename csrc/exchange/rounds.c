@@ -170,7 +170,7 @@ static gtopk_status_t carry(rounds_t *rounds, const exchange_step_t *step, const
         if (rounds->addressed != round)
             status = setup->device->ops->address(setup->device, rounds->out,
                                                  (uint32_t)setup->places.ranks[setup->places.place], round->number,
-                                                 route.k, step->stream);
+                                                 route.k, step->words, step->stream);
         rounds->addressed = round;
     }
     if (merges(round) || round->kind == SCHEDULE_FINAL)

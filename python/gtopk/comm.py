@@ -9,7 +9,7 @@ import logging
 import os
 from typing import Any
 
-from . import _descendants, _launcher
+from . import _descendants, _excepthook, _launcher
 from ._collectives import Average, Op, Sum
 from ._communicator import Comm
 from ._end_of_process import register_dependent as register_dependent
@@ -89,6 +89,7 @@ def init(
                 "for: call gtopk.shutdown() first"
             )
         return
+    _excepthook.install()
     if transport != "self" and not _launcher.torch_distributed_is_initialized():
         _descendants.refuse()
     chosen = _launcher.detect() if transport is None else transport

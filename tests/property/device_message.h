@@ -122,7 +122,11 @@ static void address_everywhere(world_t *w, size_t size, awaited_t *awaited)
     expect->sender = (uint32_t)random_u64(&w->random);
     expect->round = (uint16_t)random_u64(&w->random);
     expect->k = (uint32_t)w->dim;
-    WORLD_CALL_OK(w, ops->address(side->device, side->message, expect->sender, expect->round, expect->k, NULL));
+    const device_words_t kept = world_words(w), well = {.ok = 1};
+    world_set_words(w, well);
+    WORLD_CALL_OK(
+        w, ops->address(side->device, side->message, expect->sender, expect->round, expect->k, side->words, NULL));
+    world_set_words(w, kept);
     WORLD_COMPARE(w, message, size);
 }
 
@@ -187,8 +191,8 @@ static void encode_everywhere(world_t *w, int which)
     const uint32_t entries = world_count(w, which);
     if (entries > 0 && random_chance(&w->random, 8)) {
         world_prepare(w, SET_DECODED, entries);
-        WORLD_CALL_OK(w, ops->encode(side->device, &side->sets[which], &header, side->message,
-                                     &side->sets[SET_DECODED], side->words, NULL));
+        WORLD_CALL_OK(w, ops->encode(side->device, &side->sets[which], &header, side->message, &side->sets[SET_DECODED],
+                                     side->words, NULL));
         if (world_count(w, SET_DECODED) > 0)
             encode_without_room(w, which, &header, capacity);
     }

@@ -49,7 +49,7 @@ typedef struct side {
     device_store_t *store;
     device_words_t *words, *other_words;
     device_words_t *told; /* pinned: what a verdict brings */
-    uint8_t *arena; /* gradients or outputs of all segments */
+    uint8_t *arena;       /* gradients or outputs of all segments */
     uint8_t *message;
     float *dense;
     device_set_t sets[SET_COUNT];

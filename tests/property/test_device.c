@@ -231,12 +231,12 @@ static device_words_t verdict(world_t *w, int dense)
         side_copy(side, side->other_words, &other, sizeof other);
         memset(side->told, 0x77, 2 * sizeof *side->told);
     }
-    WORLD_CALL_OK(w, ops->verdict(side->device,
-                                  (device_outcome_t[]){{.words = side->words,
-                                                        .final = dense ? NULL : &side->sets[SET_FINAL],
-                                                        .host = side->told},
-                                                       {.words = side->other_words, .host = side->told + 1}},
-                                  count, NULL));
+    WORLD_CALL_OK(
+        w, ops->verdict(side->device,
+                        (device_outcome_t[]){
+                            {.words = side->words, .final = dense ? NULL : &side->sets[SET_FINAL], .host = side->told},
+                            {.words = side->other_words, .host = side->told + 1}},
+                        count, NULL));
     const device_words_t words = world_words(w), told = world_compare_words(w, told_of, "words of a verdict");
     assert_memory_equal(&words, &told, sizeof words);
     (void)world_compare_words(w, other_words_of, "words of the other reducer");
@@ -315,8 +315,7 @@ static void commit(world_t *w, uint32_t rounds)
                                                      .final = side->sets[SET_FINAL],
                                                      .clear_final_only = final_only,
                                                      .divisor = divisor},
-                                 place_on(side, &place, outputs_on(side, spans, at)),
-                                 side->words, NULL));
+                                 place_on(side, &place, outputs_on(side, spans, at)), side->words, NULL));
     WORLD_COMPARE(w, arena, used);
     compare_arrays(w, &place, words.ok ? words.count : 0);
     world_compare_store(w);
@@ -351,7 +350,8 @@ static void sparse_step(world_t *w)
     world_prepare(w, SET_FIRST, world_count(w, SET_DECODED));
     world_prepare(w, SET_CURRENT, world_count(w, SET_DECODED));
     WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_DECODED], &side->sets[SET_FIRST], side->words, NULL));
-    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_DECODED], &side->sets[SET_CURRENT], side->words, NULL));
+    WORLD_CALL_OK(w,
+                  ops->copy_set(side->device, &side->sets[SET_DECODED], &side->sets[SET_CURRENT], side->words, NULL));
     const int rounds = (int)random_below(&w->random, ROUNDS_MAX + 1);
     for (int round = 0; round < rounds; round++)
         merge_round(w, round, round == rounds - 1 && random_chance(&w->random, 2));
@@ -386,8 +386,7 @@ static void dense_step(world_t *w)
     if (words.count != (words.nonfinite || words.joined ? 0 : w->dim))
         WORLD_FAIL(w, w->sides, "a verdict counts %llu entries", (unsigned long long)words.count);
     WORLD_CALL_OK(w, ops->dense_commit(side->store, side->dense, divisor,
-                                       place_on(side, &place, outputs_on(side, spans, at)),
-                                       side->words, NULL));
+                                       place_on(side, &place, outputs_on(side, spans, at)), side->words, NULL));
     WORLD_COMPARE(w, dense, w->dim * sizeof(float));
     WORLD_COMPARE(w, arena, used);
     compare_arrays(w, &place, words.ok ? world_words(w).count : 0);
@@ -438,8 +437,8 @@ static void join(world_t *w)
     const int joined = random_chance(&w->random, 2);
     for (side_t *side = w->sides; side < w->sides + w->side_count; side++)
         side_copy(side, side->other_words, &other, sizeof other);
-    WORLD_CALL_OK(w, ops->words_join(side->device, (device_words_t *[]){side->words, side->other_words}, count, joined,
-                                     NULL));
+    WORLD_CALL_OK(
+        w, ops->words_join(side->device, (device_words_t *[]){side->words, side->other_words}, count, joined, NULL));
     const device_words_t words = world_words(w),
                          others = world_compare_words(w, other_words_of, "words of the other reducer");
     const uint32_t nonfinite = before.nonfinite || (count == 2 && other.nonfinite);

@@ -292,6 +292,19 @@ def test_init_arguments():
     gtopk.shutdown()
 
 
+def test_errors_that_nobody_catches_are_short():
+    """The lines of the program, then the error; all of it with GTOPK_DEBUG."""
+    program = "import gtopk\n\ndef train():\n    gtopk.broadcast(1)\n\ngtopk.init(transport='self')\ntrain()\n"
+    command = [sys.executable, "-c", program]
+    for debug in ("", "warn"):
+        environment = {**os.environ, "GTOPK_DEBUG": debug}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith("gtopk.errors.InvalidError: tensor is a builtins.int")
+        assert "in train" in done.stderr
+        assert ("_collectives.py" in done.stderr) == bool(debug), done.stderr
+
+
 def test_wrong_timeout_in_the_environment(monkeypatch):
     gtopk.shutdown()
     for text in ("soon", "-3", "nan"):

@@ -354,12 +354,13 @@ static gtopk_status_t guarded_encode(device_t *device, const device_set_t *set, 
     return queue(call);
 }
 
-RUN(address, address(inner, call->to, call->sender, call->round, (uint32_t)call->k, NULL))
+RUN(address, address(inner, call->to, call->sender, call->round, (uint32_t)call->k, call->words, NULL))
 
 static gtopk_status_t guarded_address(device_t *device, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
-                                      void *stream)
+                                      const device_words_t *words, void *stream)
 {
     call_t *call = begin(device, stream, run_address);
+    call->words = reach(call, words);
     call->to = reach(call, message);
     call->sender = sender;
     call->round = round;

@@ -56,8 +56,7 @@ static const wire_header_t header = {
 };
 
 /* Encodes, seals, reads the header. */
-static wire_header_t encode(own_set_t *set, int value_type, uint8_t *message, own_set_t *decoded,
-                            device_words_t *words)
+static wire_header_t encode(own_set_t *set, int value_type, uint8_t *message, own_set_t *decoded, device_words_t *words)
 {
     device_words_t own = {.ok = 1};
     wire_header_t full = header;
@@ -190,12 +189,18 @@ static void test_address(void **state)
     uint8_t message[256];
     device_words_t words = {.ok = 1};
     wire_header_t read = encode(&set, GTOPK_VALUE_F32, message, &decoded, NULL);
-    assert_int_equal(ops->address(device, message, 90, 91, 2, NULL), GTOPK_OK);
+    assert_int_equal(ops->address(device, message, 90, 91, 2, &words, NULL), GTOPK_OK);
     read.sender = 90;
     read.round = 91;
     read.k = 2;
     assert_int_equal(decode(message, &read, &received, &words), DEVICE_NO_ERROR);
     assert_true(received.count == 1 && received.index[0] == 3 && received.value[0] == 1.0f);
+
+    /* What is passed on after an error is a last word: nobody takes it in. */
+    device_words_t failed = {.ok = 0}, theirs = {.ok = 1};
+    assert_int_equal(ops->address(device, message, 90, 91, 2, &failed, NULL), GTOPK_OK);
+    assert_int_equal(decode(message, &read, &received, &theirs), DEVICE_BAD_HEADER);
+    assert_int_equal(received.count, 0);
 }
 
 /* Whatever else the header says: the words bring it, and what was awaited. */

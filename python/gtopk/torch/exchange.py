@@ -19,7 +19,7 @@ from ..errors import StateError
 from ..reducer import Reducer, reduce_together
 from ..step_stats import NOTHING, merged, remember
 from .agreement import any_of
-from .segments import Segment, disjoint, flat_view, resized_text, sharing
+from .segments import Segment, all_flat, disjoint, flat_view, resized_text, sharing
 
 
 @dataclass(frozen=True)
@@ -207,11 +207,15 @@ class Exchange:
         """Both at once for some of the segments, each at most once a step."""
         step = self._step = self._step or _Step(len(self.segments))
         blocks = self._blocks(step, places, tensors)
-        for p, part in enumerate(self.parts):
-            chosen = [(s, b) for (q, s), b in zip((self._where[i] for i in places), blocks, strict=True) if q == p]
-            if chosen:
-                segments, mine = zip(*chosen, strict=True)
-                part.reducer.accumulate_many(segments, mine, scale, zero_input=True)
+        if len(self.parts) == 1:  # then places are segments
+            self.parts[0].reducer.accumulate_many(places, blocks, scale, zero_input=True)
+        else:
+            where = [self._where[i] for i in places]
+            for p, part in enumerate(self.parts):
+                chosen = [(s, block) for (q, s), block in zip(where, blocks, strict=True) if q == p]
+                if chosen:
+                    segments, mine = zip(*chosen, strict=True)
+                    part.reducer.accumulate_many(segments, mine, scale, zero_input=True)
         for place, tensor, block in zip(places, tensors, blocks, strict=True):
             step.tensors[place], step.blocks[place] = tensor, block
 
@@ -268,6 +272,8 @@ class Exchange:
     def _blocks(self, step: _Step, places: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
         """Each tensor's memory in the order of its segment; a copy where it lies otherwise, or shares it with another."""
         segments = [self.segments[i] for i in places]
+        if all_flat(tensors, segments):
+            return list(tensors)
         for segment, tensor in zip(segments, tensors, strict=True):
             segment.check(tensor)
         right = [segment.lies_right(tensor) for segment, tensor in zip(segments, tensors, strict=True)]

@@ -135,6 +135,22 @@ def disjoint(starts: Collection[int], sizes: Iterable[int]) -> bool:
     return True not in map(gt, ends, sorted(starts)[1:])
 
 
+def all_flat(tensors: Sequence[Tensor], segments: Sequence[Segment]) -> bool:
+    """Whether each is the memory of its segment already, shared with no other: nothing is to be checked or copied then."""
+    strided = torch.strided
+    fits = [
+        type(x) is Tensor
+        and x.layout is strided
+        and x.dim() == 1
+        and x.numel() == segment.numel
+        and x.dtype in _DIRECT
+        and x.is_cpu
+        and x.is_contiguous()
+        for x, segment in zip(tensors, segments, strict=True)
+    ]
+    return False not in fits and disjoint([x.data_ptr() for x in tensors], [x.nbytes for x in tensors])
+
+
 def sharing(tensors: Sequence[Tensor]) -> set[int]:
     """Which of these dense tensors share memory with another one."""
     found: set[int] = set()
