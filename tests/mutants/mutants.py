@@ -146,13 +146,16 @@ MUTANTS = [
         "            status = GTOPK_OK;\n",
     ),
     Mutant(
-        "a commit that failed is told to nobody else", STEP, "        status = reducer_lose(reducer, status);\n", "        ;\n"
+        "a commit that failed is told to nobody else",
+        STEP,
+        "        status = reducer_lose(reducer, status);\n",
+        "        ;\n",
     ),
     Mutant(
         "another density while the commit is queued",
         REDUCER,
-        "status = reducer->device->ops->synchronize(reducer->device, reducer->stream); /* the commit",
-        "status = GTOPK_OK; /* the commit",
+        "may be queued. */\n    status = reducer->device->ops->synchronize(reducer->device, reducer->stream);",
+        "may be queued. */\n    status = GTOPK_OK;",
     ),
     Mutant(
         "a reducer goes while its commit is queued",
@@ -166,6 +169,12 @@ MUTANTS = [
         HOST,
         "    if (!words->ok) {\n        header->flags |= WIRE_ABORT;",
         "    if (0) {\n        header->flags |= WIRE_ABORT;",
+    ),
+    Mutant(
+        "what came with an error is passed on",
+        HOST,
+        "        wire_make_last_word(message, WIRE_FAILED_STEP);\n",
+        "        ;\n",
     ),
     Mutant(
         "the last error is the one that is told",
@@ -266,7 +275,12 @@ MUTANTS = [
     ),
     Mutant("a dense sum is not checked", "csrc/device/cpu/dense.c", "if (!all_finite(sum, store->dim))", "if (0)"),
     Mutant("outputs are not cleared", OUTPUT, "else if (!target->are_zero)", "else if (0)"),
-    Mutant("sum in place of mean", COMMIT, "float mean = final->value[i] / (float)divisor;", "float mean = final->value[i];"),
+    Mutant(
+        "sum in place of mean",
+        COMMIT,
+        "float mean = final->value[i] / (float)divisor;",
+        "float mean = final->value[i];",
+    ),
     Mutant(
         "sum in place of mean in arrays",
         COMMIT,
