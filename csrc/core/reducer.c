@@ -233,8 +233,8 @@ static gtopk_status_t prepare_density(gtopk_reducer_t *reducer, double density, 
     if (status != GTOPK_OK)
         return status;
     const uint64_t k = config_k(reducer->record.dim, density);
-    status = reducer->device->ops->synchronize(reducer->device,
-                                               reducer->stream); /* the commit before it may be queued */
+    /* The commit before it may be queued. */
+    status = reducer->device->ops->synchronize(reducer->device, reducer->stream);
     if (status == GTOPK_OK)
         status = create_exchange(reducer, k, fresh);
     if (status == GTOPK_OK && reducer_selects(reducer))

@@ -173,7 +173,8 @@ static void test_collectives(transport_t *transport)
     size_t wrong = 0, different = 0;
     for (int i = 0; i < COUNT; i++)
         values[i] = (float)(i % 1000) * 0.1f + (float)transport->rank * 0.7f;
-    NEED(transport->ops->allgather(transport, values, COUNT * sizeof *values, all, soon(transport, 60.0), NULL) == GTOPK_OK,
+    NEED(transport->ops->allgather(transport, values, COUNT * sizeof *values, all, soon(transport, 60.0), NULL) ==
+             GTOPK_OK,
          "allgather");
     for (int32_t r = 0; r < size; r++)
         for (int i = 0; i < COUNT; i++) {
@@ -188,7 +189,8 @@ static void test_collectives(transport_t *transport)
         wrong += off > 1e-4 * (sum + 1.0) || off < -1e-4 * (sum + 1.0);
     }
     CHECK(wrong == 0, "allreduce: %zu sums", wrong);
-    NEED(transport->ops->allgather(transport, values, COUNT * sizeof *values, all, soon(transport, 60.0), NULL) == GTOPK_OK,
+    NEED(transport->ops->allgather(transport, values, COUNT * sizeof *values, all, soon(transport, 60.0), NULL) ==
+             GTOPK_OK,
          "allgather");
     for (int32_t r = 0; r < size; r++)
         different += memcmp(all + (size_t)r * COUNT, values, COUNT * sizeof *values) != 0;
@@ -342,7 +344,8 @@ static void test_collective_deadline(void)
     transport_t *transport = open_mpi(NULL);
     static float values[1000];
     if (transport->rank == 0 && transport->size > 1) {
-        CHECK(transport->ops->allreduce(transport, values, 1000, soon(transport, 0.05), NULL) == GTOPK_ERR_TIMEOUT, "alone");
+        CHECK(transport->ops->allreduce(transport, values, 1000, soon(transport, 0.05), NULL) == GTOPK_ERR_TIMEOUT,
+              "alone");
         CHECK(gtopk_last_error()[0], "text");
     }
     transport->ops->close(transport);

@@ -37,7 +37,7 @@ typedef struct outcome {
     char text[TEXT];
     float before[DIM], accumulated[DIM], after[DIM]; /* residuals; accumulated: what it is to be after accumulate */
     float gradient[DIM], update[DIM];                /* both may still be in the queue when a step has failed */
-    long queued; /* when reduce had returned an error */
+    long queued;                                     /* when reduce had returned an error */
 } outcome_t;
 
 typedef struct scenario {
@@ -216,8 +216,8 @@ static void play(scenario_t *scenario)
 
 static void fail_rank(const scenario_t *scenario, int rank, int step, const char *what)
 {
-    fail_msg("%s: rank %d, step %d (algorithm %d, P %d, operation %ld of rank %d fails when it is %s%s): %s", what, rank,
-             step, scenario->algorithm, scenario->size, scenario->operation, scenario->rank,
+    fail_msg("%s: rank %d, step %d (algorithm %d, P %d, operation %ld of rank %d fails when it is %s%s): %s", what,
+             rank, step, scenario->algorithm, scenario->size, scenario->operation, scenario->rank,
              scenario->fault == GUARDED_AT_QUEUE ? "queued" : "run", scenario->no_wait ? ", nobody waits" : "",
              scenario->outcomes[rank][step].text);
 }
@@ -471,8 +471,10 @@ static void test_the_end_while_queued(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gtopk), cmocka_unit_test(test_gtopk_tree),
-        cmocka_unit_test(test_topk),  cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_gtopk),
+        cmocka_unit_test(test_gtopk_tree),
+        cmocka_unit_test(test_topk),
+        cmocka_unit_test(test_dense),
         cmocka_unit_test(test_two_reducers_in_one_step),
         cmocka_unit_test(test_the_end_while_queued),
     };

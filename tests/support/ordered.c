@@ -12,7 +12,8 @@
 #include "util/memory.h"
 
 #define GARBAGE 0xa5
-#define ENDLESS_SECONDS 10.0 /* a stream that has not passed by then never does: its waits are over when it is waited for */
+#define ENDLESS_SECONDS \
+    10.0 /* a stream that has not passed by then never does: its waits are over when it is waited for */
 
 typedef struct message {
     struct message *next;

@@ -67,8 +67,13 @@ static inline void ranks_run_flags(int size, ranks_fn fn, void *context, double 
     if (size > RANKS_MAX || gtopk_thread_group_create(&group, size, flags) != GTOPK_OK)
         abort();
     for (int r = 0; r < size; r++) {
-        threads[r] = (ranks_thread_t){
-            .group = group, .ordered = ordered, .fn = fn, .context = context, .timeout = timeout, .rank = r, .size = size};
+        threads[r] = (ranks_thread_t){.group = group,
+                                      .ordered = ordered,
+                                      .fn = fn,
+                                      .context = context,
+                                      .timeout = timeout,
+                                      .rank = r,
+                                      .size = size};
         if (pthread_create(&threads[r].thread, NULL, ranks_main, &threads[r]) != 0)
             abort();
     }

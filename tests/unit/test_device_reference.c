@@ -318,7 +318,8 @@ static void test_commit_keeps_what_outputs_cannot_hold(void **state)
     (void)state;
     const float residual[3] = {0.0f, 1.0f, FLT_MAX};
     own_set_t none = {.count = 0}, final = {{0, 1, 2}, {-257.5f, 2e6f, FLT_MAX}, 3};
-    const device_journal_t journal = {.selected = view(&none), .first = view(&none), .final = view(&final), .divisor = 2};
+    const device_journal_t journal = {
+        .selected = view(&none), .first = view(&none), .final = view(&final), .divisor = 2};
     uint16_t bf16[1] = {0}, fp16[2] = {0, 0};
     const device_span_t outputs[2] = {{0, 1, bf16, GTOPK_BF16}, {1, 2, fp16, GTOPK_F16}};
     const device_target_t target = {.spans = outputs, .count = 2, .are_zero = 1};

@@ -262,6 +262,21 @@ static void test_handles_do_not_survive_fork(void **state)
     gtopk_comm_destroy(comm);
 }
 
+/* What a step left in a queue is done by then. */
+static void test_destroyed_right_after_a_step(void **state)
+{
+    (void)state;
+    gtopk_comm_t *comm = open_self();
+    gtopk_reducer_t *reducer = open_reducer(comm, 0.3);
+    float a[6] = {1, -5, 0, 2, -2, 0.5f}, b[4] = {2, 3, 0, -1};
+    const gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
+    ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 1.0, 0, NULL));
+    ASSERT_OK(gtopk_reducer_reduce(reducer, tensors, 2, 0, NULL, NULL));
+    gtopk_reducer_destroy(reducer);
+    assert_true(a[0] == 0.0f && a[1] == -5.0f && b[1] == 3.0f);
+    gtopk_comm_destroy(comm);
+}
+
 /* A parallel-for that calls the reducer again: as another thread would. */
 static gtopk_reducer_t *reentered;
 static gtopk_status_t reentry;
@@ -310,6 +325,7 @@ int main(void)
         cmocka_unit_test(test_wrong_configurations),
         cmocka_unit_test(test_null_handles),
         cmocka_unit_test(test_destroy_in_any_order),
+        cmocka_unit_test(test_destroyed_right_after_a_step),
         cmocka_unit_test(test_handles_do_not_survive_fork),
         cmocka_unit_test(test_one_call_at_a_time),
     };
