@@ -40,6 +40,9 @@ static gtopk_status_t mailbox_exchange(const mailbox_t *box, uint32_t piece, int
                                        size_t out_bytes, int32_t from, size_t in_bytes)
 {
     link_t *link = box->link;
+    gtopk_status_t status = link_reserve(link, out_bytes > in_bytes ? out_bytes : in_bytes);
+    if (status != GTOPK_OK)
+        return status;
     if (to != TRANSPORT_NONE) {
         const wire_header_t header = {
             .value_type = WIRE_VALUE_BYTES,
@@ -67,7 +70,7 @@ static gtopk_status_t mailbox_exchange(const mailbox_t *box, uint32_t piece, int
     const wire_expect_t expect = {
         .algorithm = box->algorithm, .value_type = WIRE_VALUE_BYTES, .step = box->step, .dim = box->total, .k = piece};
     wire_header_t got = {.count = (uint32_t)in_bytes};
-    gtopk_status_t status = link_exchange(link, box->transport, &message, box->deadline, &expect, &got, NULL);
+    status = link_exchange(link, box->transport, &message, box->deadline, &expect, &got, NULL);
     if (status == GTOPK_OK && from != TRANSPORT_NONE && got.count != in_bytes)
         status = status_set(GTOPK_ERR_DESYNC,
                             "rank %d sent %u bytes where %zu were awaited: give the same lengths on all ranks",

@@ -10,14 +10,34 @@
 
 #define WARNING_GROWTH 2.0
 
+/* What agreements take. */
+#define BOX_BYTES 4096u
+
 gtopk_status_t link_open(link_t *link)
 {
     link_stats_reset(link);
-    gtopk_status_t status = memory_alloc(&link->box_out, WIRE_HEADER_SIZE + LINK_PIECE, 1,
-                                         "a collective's send buffer");
-    if (status == GTOPK_OK)
-        status = memory_alloc(&link->box_in, WIRE_HEADER_SIZE + LINK_PIECE, 1, "a collective's receive buffer");
-    return status;
+    return link_reserve(link, BOX_BYTES);
+}
+
+gtopk_status_t link_reserve(link_t *link, size_t bytes)
+{
+    uint8_t *out, *in;
+    if (bytes <= link->box_bytes)
+        return GTOPK_OK;
+    gtopk_status_t status = memory_alloc(&out, WIRE_HEADER_SIZE + bytes, 1, "a collective's send buffer");
+    if (status != GTOPK_OK)
+        return status;
+    status = memory_alloc(&in, WIRE_HEADER_SIZE + bytes, 1, "a collective's receive buffer");
+    if (status != GTOPK_OK) {
+        memory_free(out);
+        return status;
+    }
+    memory_free(link->box_out);
+    memory_free(link->box_in);
+    link->box_out = out;
+    link->box_in = in;
+    link->box_bytes = bytes;
+    return GTOPK_OK;
 }
 
 void link_close(link_t *link)

@@ -29,7 +29,8 @@ typedef struct link {
     uint32_t epoch;
     double timeout, warn_after; /* seconds */
     uint64_t sequence;          /* collectives done */
-    uint8_t *box_out, *box_in;  /* collectives: a header and LINK_PIECE bytes each */
+    uint8_t *box_out, *box_in;  /* messages of collectives: a header and up to LINK_PIECE bytes each */
+    size_t box_bytes;           /* behind the header */
     int buffers_lost;           /* an abandoned request may still write to its buffers: never free them */
     _Atomic int broken;         /* the first error, GTOPK_OK: none */
     char broken_text[STATUS_TEXT_SIZE];
@@ -39,6 +40,9 @@ typedef struct link {
 /* Sets up a link whose transports, timeout and warn_after are given. */
 gtopk_status_t link_open(link_t *link);
 void link_close(link_t *link);
+
+/* Room for `bytes` bytes in each box. */
+gtopk_status_t link_reserve(link_t *link, size_t bytes);
 
 /* A message to one rank, a message from one rank; TRANSPORT_NONE: no such side. The one to be sent has its header, but
  * its checksum is the link's to write. */
