@@ -134,8 +134,9 @@ int main(int count, char **arguments)
             const double taken = now_ms() - start;
             best[which] = taken < best[which] ? taken : best[which];
         }
-    (void)printf("{\"n\": %zu, \"pass_ms\": %.3f, \"check\": %.3f, \"swap\": %.3f, \"second_buffer\": %.3f, \"any\": %u}\n", n,
-                 best[0], (best[0] + best[1]) / best[0], (best[2] + best[3]) / best[0], best[4] / best[0], any);
+    (void)printf(
+        "{\"n\": %zu, \"pass_ms\": %.3f, \"check\": %.3f, \"swap\": %.3f, \"second_buffer\": %.3f, \"any\": %u}\n", n,
+        best[0], (best[0] + best[1]) / best[0], (best[2] + best[3]) / best[0], best[4] / best[0], any);
     free(r);
     free(g);
     free(other);

@@ -182,7 +182,8 @@ typedef struct gtopk_comm_config {
      * gtopk. */
     int (*interrupt)(void *context);
     void *interrupt_context;
-    const char *node; /* a name for the machine that this rank is on, the same for all ranks there; NULL: GTOPK_NODE, else
+    const char
+        *node; /* a name for the machine that this rank is on, the same for all ranks there; NULL: GTOPK_NODE, else
                          found by host name and boot id */
 } gtopk_comm_config_t;
 

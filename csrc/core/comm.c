@@ -110,7 +110,7 @@ gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *control, transport_t *
     comm->owner = getpid();
     comm->link.control = control;
     comm->link.data = data ? data : control;
-    comm->link.timeout = config->timeout > 0.0 ? config->timeout : DEFAULT_TIMEOUT;
+    comm->link.timeout = config->timeout;
     comm->link.warn_after = config->warn_after > 0.0 ? config->warn_after : DEFAULT_WARN_AFTER;
     status = link_open(&comm->link);
     if (status == GTOPK_OK)

@@ -39,7 +39,7 @@ static inline int32_t comm_size(const gtopk_comm_t *comm)
 }
 
 /* Collective. A communicator on open transports, which it owns from now on, also on failure. data NULL: one transport does
- * both. */
+ * both. The config has a timeout. */
 gtopk_status_t comm_open(gtopk_comm_t **comm, transport_t *control, transport_t *data,
                          const gtopk_comm_config_t *config);
 

@@ -16,7 +16,6 @@
 #include "util/text.h"
 
 #define ERROR_SIZE 256 /* what gtopk_callbacks_t promises */
-#define DEFAULT_TIMEOUT 1800.0
 
 typedef enum call_state { CALL_NONE, CALL_RUNS, CALL_ENDED } call_state_t;
 
@@ -265,7 +264,7 @@ gtopk_status_t transport_callback_open(const gtopk_comm_config_t *config, transp
     if (status != GTOPK_OK)
         return status;
     self->callbacks = callbacks;
-    self->timeout = config->timeout > 0.0 ? config->timeout : DEFAULT_TIMEOUT;
+    self->timeout = config->timeout;
     self->ops = CALLBACK_OPS;
     self->ops.allreduce = callbacks.allreduce ? callback_allreduce : NULL;
     self->ops.abort = callbacks.abort ? callback_abort : NULL;

@@ -28,7 +28,6 @@
 #define GOODBYE_GRACE_COLLECTIVE 30.0
 
 #define NOTICE_SIZE 64
-#define DEFAULT_TIMEOUT 1800.0
 
 /* Waiting: test without a pause for as long as a message between cores takes, then give the processor away after each
  * test, then sleep, so that ranks which share a core get on. */
@@ -715,7 +714,7 @@ static void describe(transport_t *base)
 static gtopk_status_t module_open(const gtopk_comm_config_t *config, const transport_host_t *host,
                                   transport_t **transport)
 {
-    const double deadline = clock_now() + (config->timeout > 0.0 ? config->timeout : DEFAULT_TIMEOUT);
+    const double deadline = clock_now() + config->timeout;
     gtopk_status_t status;
     LOCKED(library = host; status = start_mpi(); if (status == GTOPK_OK) free_closed());
     if (status != GTOPK_OK)

@@ -94,7 +94,7 @@ static inline int transport_interrupted(const transport_t *transport)
     return transport->interrupt && transport->interrupt(transport->interrupt_context) != 0;
 }
 
-/* Opens the transport that the config names. INVALID for an unknown name, listing those that exist. */
+/* Opens the transport that the config names, in which a timeout is given. INVALID for an unknown name, listing those that exist. */
 gtopk_status_t transport_open(const gtopk_comm_config_t *config, transport_t **transport);
 
 /* Ends what transports started for the whole process; see gtopk_finalize. */
