@@ -277,7 +277,9 @@ gtopk_status_t gtopk_decode(const void *buffer, size_t bytes, gtopk_set_t *set, 
     device_set_t out = borrow(set, header.count, &count);
     const wire_expect_t expect = expect_of(&header);
     status = device->ops->decode(device, buffer, bytes, &expect, &out, &words, NULL);
-    if (status == GTOPK_OK && !words.ok)
+    if (status == GTOPK_OK && words.error == DEVICE_BAD_HEADER)
+        status = status_set(GTOPK_ERR_CORRUPT, "the message is the last word of a rank that gave up, and holds no set");
+    else if (status == GTOPK_OK && !words.ok)
         status = status_set(GTOPK_ERR_CORRUPT,
                             "the message has the right header and checksum, but its indices or values are no set: what "
                             "wrote it is not gtopk");

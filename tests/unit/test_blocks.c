@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "gtopk.h"
+#include "wire/wire.h"
 #include "support/random.h"
 
 #define N_MAX 30000
@@ -164,9 +165,29 @@ static void test_refusals(void **state)
     assert_int_equal(gtopk_encode(&good, 7, GTOPK_VALUE_F32, buffer, &bytes), GTOPK_ERR_INVALID);
 }
 
+/* A message that a rank sent when it gave up is told apart from a damaged one. */
+static void test_last_words_hold_no_set(void **state)
+{
+    (void)state;
+    uint32_t index[2] = {5, 6};
+    float value[2] = {1.0f, 2.0f};
+    gtopk_set_t set = {index, value, 2, 2}, out = {indices, values, 2, 0};
+    uint8_t buffer[256];
+    size_t bytes = sizeof buffer;
+    uint64_t dim = 0;
+    assert_int_equal(gtopk_encode(&set, 7, GTOPK_VALUE_F32, buffer, &bytes), GTOPK_OK);
+    assert_int_equal(gtopk_decode(buffer, bytes, &out, &dim), GTOPK_OK);
+    assert_true(out.count == 2 && dim == 7);
+    wire_make_last_word(buffer, 1);
+    wire_seal(buffer, bytes - WIRE_HEADER_SIZE);
+    assert_int_equal(gtopk_decode(buffer, bytes, &out, &dim), GTOPK_ERR_CORRUPT);
+    assert_non_null(strstr(gtopk_last_error(), "last word"));
+    assert_int_equal(out.count, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_select), cmocka_unit_test(test_select_in_parts),
-                                       cmocka_unit_test(test_refusals)};
+                                       cmocka_unit_test(test_refusals), cmocka_unit_test(test_last_words_hold_no_set)};
     return cmocka_run_group_tests_name("blocks", tests, NULL, NULL);
 }
