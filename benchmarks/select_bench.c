@@ -112,24 +112,24 @@ typedef struct bench {
 static void accumulate(bench_t *b)
 {
     device_span_t span = {.offset = 0, .length = b->n, .data = b->gradient, .dtype = GTOPK_F32};
-    b->device->ops->step_begin(b->store);
+    bench_check(b->device->ops->step_begin(b->store, &b->words, NULL));
     bench_check(b->device->ops->accumulate(b->store, &span, 1, &b->params, &b->words, NULL));
 }
 
 static void select_k(bench_t *b)
 {
-    uint64_t candidates, misses;
-    bench_check(b->device->ops->select(b->store, b->k, &b->selected, NULL, &candidates, &misses));
-    b->candidates += candidates;
-    b->misses += misses;
+    bench_check(b->device->ops->select(b->store, b->k, &b->selected, &b->words, NULL));
+    b->candidates += b->words.candidates;
+    b->misses += b->words.misses;
     b->steps++;
 }
 
 static void commit(bench_t *b)
 {
     device_span_t span = {.offset = 0, .length = b->n, .data = b->gradient, .dtype = GTOPK_F32};
-    device_journal_t journal = {.selected = b->selected, .first = b->selected, .final = b->selected, .size = 1};
-    bench_check(b->device->ops->commit(b->store, &journal, &span, 1, 1, &b->words, NULL));
+    device_journal_t journal = {.selected = b->selected, .first = b->selected, .final = b->selected, .divisor = 1};
+    device_target_t target = {.spans = &span, .count = 1, .are_zero = 1};
+    bench_check(b->device->ops->commit(b->store, &journal, &target, &b->words, NULL));
 }
 
 static double heap_bytes(void)
@@ -140,7 +140,7 @@ static double heap_bytes(void)
 
 static void measure_step(row_t *row, team_t *team, const float *base, float *r, float *gradient, int repeat)
 {
-    bench_t b = {.n = row->n, .k = row->k, .gradient = gradient, .params = {1.0f, 1, 0.0f, 0}, .words = {1, 0, 0, 0}};
+    bench_t b = {.n = row->n, .k = row->k, .gradient = gradient, .params = {.scale = 1.0f, .zero_input = 1}};
     device_parallel_t parallel = {team->size > 1 ? team_run : NULL, team};
     b.selected = set_new(b.k);
     const double before = heap_bytes();
@@ -212,10 +212,12 @@ static void measure_sets(row_t *row, int repeat)
     bench_check(device_cpu_open(&device));
     device_set_t a = set_new(row->k), b = set_new(row->k), kept = set_new(row->k), all = set_new(2 * row->k);
     device_set_t decoded = set_new(row->k), rest = set_new(2 * row->k), received = set_new(row->k);
-    device_words_t words = {1, 0, 0, 0};
+    device_words_t words = {.ok = 1};
     wire_header_t header = {
         .value_type = GTOPK_VALUE_BF16, .algorithm = GTOPK_ALGORITHM_GTOPK, .dim = (uint32_t)row->n};
     header.k = (uint32_t)row->k;
+    const wire_expect_t expect = {
+        .value_type = header.value_type, .algorithm = header.algorithm, .dim = header.dim, .k = header.k};
     uint8_t *message;
     bench_check(memory_alloc(&message, wire_message_capacity(row->n, row->k, GTOPK_VALUE_BF16), 1, "a message"));
     static times_t merge, deposit, encode, decode;
@@ -232,12 +234,12 @@ static void measure_sets(row_t *row, int repeat)
         wire_seal(message, bytes - WIRE_HEADER_SIZE);
         add_time(&encode, begin);
         begin = clock_now();
-        bench_check(device->ops->deposit(device, &all, &decoded, 0.5f, &rest, NULL));
+        bench_check(device->ops->deposit(device, &all, &decoded, 0.5f, &rest, &words, NULL));
         add_time(&deposit, begin);
         wire_header_t read;
         begin = clock_now();
         bench_check(wire_header_read(message, bytes, 0, &read));
-        bench_check(device->ops->decode(device, message, &read, &received, &words, NULL));
+        bench_check(device->ops->decode(device, message, bytes, &expect, &received, &words, NULL));
         add_time(&decode, begin);
     }
     row->merge = median_ms(&merge);
@@ -258,7 +260,7 @@ static void run_trace(const options_t *options, double density)
     FILE *file = fopen(options->trace, "rb");
     if (!file)
         bench_fail(options->trace, strerror(errno));
-    bench_t b = {.n = n, .params = {1.0f, 1, 0.0f, 0}, .words = {1, 0, 0, 0}, .gradient = vector_new((size_t)n)};
+    bench_t b = {.n = n, .params = {.scale = 1.0f, .zero_input = 1}, .gradient = vector_new((size_t)n)};
     double wanted = rint(density * (double)n);
     b.k = wanted < 1 ? 1 : (uint64_t)wanted;
     b.selected = set_new(b.k);

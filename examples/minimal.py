@@ -1,7 +1,7 @@
 """The lines that change in a training script are marked with >>>. Start it in one of these ways:
 
     python examples/minimal.py
-    mpirun -n 4 python examples/minimal.py
+    mpirun -n 4 --oversubscribe python examples/minimal.py
     torchrun --nproc-per-node 4 examples/minimal.py
 
 A small network learns to add up 16 numbers; it takes a few seconds.
@@ -14,7 +14,7 @@ import gtopk  # >>>
 gtopk.init()  # >>>
 torch.manual_seed(gtopk.rank())  # each rank draws data of its own
 model = torch.nn.Sequential(torch.nn.Linear(16, 512), torch.nn.ReLU(), torch.nn.Linear(512, 1))
-optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
 optimizer = gtopk.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), density=0.01)  # >>>
 gtopk.broadcast_parameters(model.state_dict(), root_rank=0)  # >>> all ranks start from rank 0's model
 

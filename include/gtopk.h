@@ -56,7 +56,9 @@
  * with its _INIT macro and set what differs. Handles are opaque and are freed by their _destroy, which accepts NULL.
  * A function that is "collective" must be called by all ranks of the communicator, in the same order. Unless stated
  * otherwise a pointer argument is only read or written during the call and stays the caller's. Memory is the host's
- * unless the reducer's device says otherwise. `stream` is a device's stream (CUstream) and NULL on the CPU.
+ * unless the reducer's device says otherwise. `stream` is a device's stream (CUstream) and NULL on the CPU. On a device with
+ * streams accumulate and reduce queue their work there: gradients must be written by earlier work of that stream, and outputs
+ * are read by later work of it, or after gtopk_reducer_wait.
  *
  * Threads. Different communicators with their reducers may be used from different threads at once. One communicator,
  * or one reducer, is used by one thread at a time; a second caller gets GTOPK_ERR_STATE. A handle cannot be used in a
@@ -141,6 +143,11 @@ void gtopk_set_log(gtopk_log_fn fn, void *context, int level);
  * is open or broken. Call it last, on every rank; it waits for the others as MPI_Finalize does. */
 gtopk_status_t gtopk_finalize(void);
 
+/* Has MPI ended by exit(), after all communicators were destroyed, in place of gtopk_finalize: when the process ends with
+ * status 0. With another status, or by a signal, it is not: mpirun then ends the other ranks at once, which gtopk_finalize
+ * would make wait. After a failed exchange it waits for some seconds at most. */
+gtopk_status_t gtopk_finalize_at_exit(void);
+
 /* ---- 5  Communicator --------------------------------------------------------------------------------------------
  *
  * A communicator is a group of ranks and the way they talk. Transports:
@@ -175,9 +182,12 @@ typedef struct gtopk_comm_config {
      * gtopk. */
     int (*interrupt)(void *context);
     void *interrupt_context;
+    const char *node; /* a name for the machine that this rank is on, the same for all ranks there; NULL: GTOPK_NODE, else
+                         found by host name and boot id */
 } gtopk_comm_config_t;
 
-#define GTOPK_COMM_CONFIG_INIT {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL}
+#define GTOPK_COMM_CONFIG_INIT \
+    {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
 
 /* Collective. Opens the transport and compares library and wire format versions of all ranks.
  * Errors: INVALID, NOT_FOUND (module or MPI; the text says what to install), MISMATCH, TIMEOUT, TRANSPORT, NOMEM,
@@ -185,13 +195,14 @@ typedef struct gtopk_comm_config {
 gtopk_status_t gtopk_comm_create(gtopk_comm_t **comm, const gtopk_comm_config_t *config);
 
 /* Frees a communicator whose reducers are destroyed. Not collective and does not wait. NULL is accepted. A reducer
- * still open keeps the communicator's memory alive until it is destroyed too. */
+ * still open keeps the communicator's memory alive until it is destroyed too. With mpi, ranks that go on waiting for this
+ * one get GTOPK_ERR_ABORTED. */
 void gtopk_comm_destroy(gtopk_comm_t *comm);
 
 int32_t gtopk_comm_rank(const gtopk_comm_t *comm);
 int32_t gtopk_comm_size(const gtopk_comm_t *comm);
 
-/* Rank among the ranks on the same host (from the transport; 0 where it does not know). */
+/* Rank among the ranks on the same node. */
 int32_t gtopk_comm_local_rank(const gtopk_comm_t *comm);
 
 /* The transport's name, with its library's version where it has one: "mpi (Open MPI 5.0.11)". Lives as long as comm. */
@@ -262,7 +273,8 @@ typedef void (*gtopk_parallel_for_fn)(void *context, int64_t begin, int64_t end,
 
 typedef struct gtopk_reducer_config {
     size_t struct_size;          /* sizeof(gtopk_reducer_config_t) */
-    const char *device;          /* "cpu", "reference" (obvious and slow); NULL: GTOPK_DEVICE, else "cpu" */
+    const char *device;          /* "cpu", "reference" (obvious and slow); NULL: GTOPK_DEVICE, else "cpu". One for all
+                                    reducers that take steps together */
     double density;              /* (0, 1] */
     int32_t algorithm;           /* gtopk_algorithm_t */
     int32_t value_type;          /* gtopk_value_type_t */
@@ -346,7 +358,7 @@ gtopk_status_t gtopk_reducer_reduce(gtopk_reducer_t *reducer, const gtopk_tensor
  * counts[i] tensors for reducers[i]; stats (NULL, or one pointer for each, which may be NULL) gets what each did. With
  * GTOPK_JOINED a reducer may have no outputs (NULL and 0): this rank has no use for the update. All ranks give the same
  * reducers in the same order. Errors: as gtopk_reducer_reduce; INVALID for more than GTOPK_REDUCERS_MAX reducers, for one
- * given twice, and for those of different communicators. */
+ * given twice, and for those of different communicators or devices. */
 enum { GTOPK_REDUCERS_MAX = 16 };
 gtopk_status_t gtopk_reducers_reduce(gtopk_reducer_t *const *reducers, const gtopk_tensor_t *const *outputs,
                                      const size_t *counts, size_t count, uint32_t flags, void *stream,
@@ -369,8 +381,9 @@ typedef struct gtopk_set {
 gtopk_status_t gtopk_reducer_reduce_sparse(gtopk_reducer_t *reducer, gtopk_set_t *set, uint32_t flags, void *stream,
                                            gtopk_stats_t *stats);
 
-/* Waits for what a stream-ordered transport left running. On the CPU there is nothing to wait for: it gives the stats
- * of the latest step. */
+/* Waits until everything that was queued for this reducer has been done: outputs can be read by the host then. On the CPU
+ * there is nothing to wait for. `stats` (may be NULL) are those of the latest step. Errors: DEVICE, when something that was
+ * queued failed. */
 gtopk_status_t gtopk_reducer_wait(gtopk_reducer_t *reducer, gtopk_stats_t *stats);
 
 /* Entries that an update can have at most: k of the last round; k * P for topk; n for dense. */
@@ -491,8 +504,6 @@ struct gtopk_callbacks {
     /* The communicator broke: end the group, so that the other ranks notice. Called on the thread whose call failed,
      * perhaps while exchange is still running. May be NULL. */
     void (*abort)(void *context);
-    int32_t local_rank;
-    int32_t reserved;
 };
 
 /* ---- 11  PyTorch ------------------------------------------------------------------------------------------------------

@@ -9,10 +9,12 @@ DIGEST    := $(BUILD)/tests/property/digest
 BITS_TESTS := $(addprefix $(BUILD)/tests/,property/test_device property/test_cpu_large property/test_exchange unit/test_wire \
     unit/test_wire_indices unit/test_wire_convert)
 
-$(DIGEST): $(BUILD)/%: %.c $(BUILD)/libgtopk.a
+$(DIGEST): LDFLAGS += $(WITH_GUARDED)
+$(DIGEST): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "  cc    $@")
-	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -MF $@.d $< $(BUILD)/libgtopk.a -o $@ $(LDFLAGS) $(LDLIBS)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -MF $@.d $< $(BUILD)/libsupport.a $(BUILD)/libgtopk.a \
+	    -o $@ $(LDFLAGS) $(LDLIBS)
 
 -include $(DIGEST).d
 

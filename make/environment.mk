@@ -19,8 +19,8 @@ $(VENV)/.installed-gtopk: pyproject.toml setup.py $(VENV)/.installed-build
 	@GTOPK_BUILD_LIBRARY=0 $(VENV_PYTHON) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-#: make build            the library, the MPI module, and the Python package in .venv
-build: lib module $(VENV)/.installed-gtopk
+#: make build            the library, the MPI module, allreduce_bench, and the Python package in .venv
+build: lib module $(BUILD)/benchmarks/allreduce_bench $(VENV)/.installed-gtopk
 
 #: make run              trains ResNet-20 on four processes, dense and gTop-k (under 10 minutes, installation included)
 run: build $(RUN_READY)

@@ -27,6 +27,10 @@ $(C_TEST_BINS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(CMOC
 	$(Q)$(CC) $(CPPFLAGS) @$(CMOCKA)/cflags $(CFLAGS) -MMD -MP -MF $@.d $< $(BUILD)/libsupport.a $(BUILD)/libgtopk.a \
 	    -o $@ $(LDFLAGS) @$(CMOCKA)/libs $(LDLIBS)
 
+# device_open looks for the guarded device among what is linked: nothing else asks for it.
+WITH_GUARDED := -Wl,--undefined=device_guarded_open
+$(C_TEST_BINS): LDFLAGS += $(WITH_GUARDED)
+
 # tests/support/oom.c stands between the library and its allocations.
 $(BUILD)/tests/faults/test_memory: LDFLAGS += -Wl,--wrap=calloc -Wl,--wrap=free
 
@@ -49,9 +53,12 @@ $(MPI_PROGRAMS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(BUI
 
 # ---- running them ----
 
-# What goes through the whole exchange is run again without the fast code.
+# What goes through the whole exchange is run again without the fast code, and on devices and transports that behave as a
+# GPU's do: the guarded device queues and hides its memory, the ordered transport queues on it (tests/support/). Up to 5
+# ranks are enough for that.
 EXCHANGE_TESTS := $(filter %/test_exchange %/test_state %/test_reducer %/test_reducer_ranks %/test_reducers_together \
     %/test_faults,$(C_TEST_BINS))
+QUEUED_TESTS   := $(EXCHANGE_TESTS) $(filter %/test_memory %/test_queue,$(C_TEST_BINS))
 
 #: make test             everything but what takes hours; at most 25 minutes on 2 cores
 test: c-tests test-bits test-asan test-tsan fuzz py-tests
@@ -85,6 +92,10 @@ c-tests: $(C_TEST_BINS)
 	@scripts/run_c_tests.sh $(C_TEST_BINS)
 	@GTOPK_DEVICE=reference scripts/run_c_tests.sh $(EXCHANGE_TESTS)
 	@GTOPK_ISA=scalar scripts/run_c_tests.sh $(EXCHANGE_TESTS)
+	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded scripts/run_c_tests.sh $(QUEUED_TESTS)
+	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(QUEUED_TESTS)
+	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=cpu GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(EXCHANGE_TESTS)
+	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=reference GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(EXCHANGE_TESTS)
 
 # Of the tests in Python, what goes through the arithmetic is run again without the fast code as well.
 ONE_PROCESS_TESTS := tests/python/test_reducer.py tests/python/test_blocks.py tests/python/test_memory.py
@@ -99,7 +110,7 @@ py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(TEST_READY)
 
 SANITIZER_FLAGS := -O1 -g
 TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer_ranks %/test_reducers_together \
-    %/test_collectives %/test_faults %/test_device %/test_threads %/test_interrupt,$(C_TESTS:%.c=%))
+    %/test_collectives %/test_faults %/test_queue %/test_device %/test_threads %/test_interrupt,$(C_TESTS:%.c=%))
 
 #: make test-asan        the tests in C under AddressSanitizer and UndefinedBehaviorSanitizer
 test-asan:
@@ -110,9 +121,13 @@ test-tsan:
 	@GTOPK_TEST_SIZES=5 $(MAKE) -j2 BUILD=$(BUILD)-tsan SANITIZE=thread CFLAGS="$(SANITIZER_FLAGS)" sanitized-c-tests C_TESTS="$(TSAN_TESTS:%=%.c)"
 
 # setarch -R: gcc's ThreadSanitizer knows only the memory layout without randomisation.
+SAME_LAYOUT = $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
+sanitized-c-tests: export UBSAN_OPTIONS := print_stacktrace=1
+sanitized-c-tests: export LSAN_OPTIONS := suppressions=tests/support/leaks.txt:print_suppressions=0
 sanitized-c-tests: $(C_TEST_BINS)
-	@UBSAN_OPTIONS=print_stacktrace=1 LSAN_OPTIONS=suppressions=tests/support/leaks.txt:print_suppressions=0 \
-	    $(shell setarch -R true 2>/dev/null && echo setarch -R) scripts/run_c_tests.sh $(C_TEST_BINS)
+	@$(SAME_LAYOUT) scripts/run_c_tests.sh $(C_TEST_BINS)
+	@GTOPK_TEST_SIZES=4 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=ordered $(SAME_LAYOUT) scripts/run_c_tests.sh $(QUEUED_TESTS)
 
 #: make test-mutants     breaks the sources in named ways and says which test notices (ARGS=--help)
 test-mutants: build $(TEST_READY) $(CMOCKA)/libs

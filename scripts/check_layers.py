@@ -20,6 +20,17 @@ BELOW = {
     "wire": {"util"},
     "util": set(),
 }
+# What other layers may include of a layer that is a joint; all else in there is its own affair.
+JOINTS = {
+    "device": {"device/device.h"},
+    "transport": {"transport/transport.h", "transport/places.h", "transport/thread.h"},
+    "exchange": {"exchange/exchange.h", "exchange/link.h", "exchange/check.h", "exchange/collective.h"},
+}
+# Folders within a layer that know nothing of each other, and what all of them share.
+ROOMS = {
+    "device": {"reference", "cpu", "cuda"},
+    "transport": {"nccl"},
+}
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+(["<])([^">]+)[">]', re.MULTILINE)
 # Foreign interfaces, and the folders or files that may name them.
 FOREIGN = {
@@ -47,9 +58,26 @@ def faults(path: Path) -> list[str]:
             pass
         elif not (SOURCES / header).is_file():
             found.append(f'{name}: write "{header}" with its folder, from csrc/ on')
-        elif (other := header.partition("/")[0]) != layer and other not in BELOW[layer]:
-            found.append(f'{name}: {layer}/ includes "{header}", but {other}/ is not below it')
+        else:
+            found += [f"{name}: {fault}" for fault in faults_of_include(layer, path, header)]
     return found
+
+
+def faults_of_include(layer: str, path: Path, header: str) -> list[str]:
+    other, *rest = Path(header).parts
+    if other != layer:
+        if other not in BELOW[layer]:
+            return [f'{layer}/ includes "{header}", but {other}/ is not below it']
+        if header not in JOINTS.get(other, {header}):
+            return [f'{layer}/ includes "{header}", but {other}/ is a joint: {" or ".join(sorted(JOINTS[other]))}']
+        return []
+    rooms = ROOMS.get(layer, set())
+    mine = path.relative_to(SOURCES).parts[1]
+    if rest[0] in rooms and mine in rooms and mine != rest[0]:
+        return [f'{layer}/{mine}/ includes "{header}", but {rest[0]}/ is another room']
+    if rest[0] in rooms and mine not in rooms:
+        return [f'{layer}/ includes "{header}": what is in {rest[0]}/ stays there; device.h has what others may call']
+    return []
 
 
 def main() -> int:

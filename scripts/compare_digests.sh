@@ -47,6 +47,7 @@ variant() { # NAME [VARIABLE=VALUE]... [--OPTION]...
 
 variant reference GTOPK_DEVICE=reference
 variant "reference, caller's flags" GTOPK_DEVICE=reference --flags
+variant guarded GTOPK_DEVICE=guarded
 for isa in scalar avx2 avx512 neon; do
     variant "$isa" GTOPK_ISA=$isa || continue
     variant "$isa, in parts" GTOPK_ISA=$isa --parts

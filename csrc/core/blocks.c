@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "device/device.h"
-#include "util/status.h"
+#include "util/memory.h"
 
 #define CHECK_ARRAYS(set, room) ((set) && ((room) == 0 || ((set)->indices && (set)->values)))
 
@@ -58,6 +58,32 @@ static gtopk_status_t check_set(const char *call, const char *name, const gtopk_
     return GTOPK_OK;
 }
 
+/* The device that GTOPK_DEVICE names where its memory is the host's, as the caller's arrays are; else the CPU. */
+static gtopk_status_t open_host_device(device_t **device)
+{
+    gtopk_status_t status = device_open(NULL, device);
+    if (status == GTOPK_OK && !(*device)->ops->host_memory) {
+        (*device)->ops->close(*device);
+        status = device_open("cpu", device);
+    }
+    return status;
+}
+
+static gtopk_status_t scratch_create(device_set_t *set, uint64_t capacity, uint32_t *count)
+{
+    *set = (device_set_t){.count = count, .capacity = (uint32_t)capacity};
+    gtopk_status_t status = memory_alloc(&set->index, (size_t)capacity + 1, sizeof *set->index, "a scratch set");
+    if (status == GTOPK_OK)
+        status = memory_alloc(&set->value, (size_t)capacity + 1, sizeof *set->value, "a scratch set");
+    return status;
+}
+
+static void scratch_destroy(device_set_t *set)
+{
+    memory_free(set->index);
+    memory_free(set->value);
+}
+
 /* ---- select ---- */
 
 /* What is not finite has the largest keys, so it would have been selected. */
@@ -85,7 +111,7 @@ gtopk_status_t gtopk_select_parallel(const float *x, uint64_t n, uint64_t k, gto
     if (kept == 0)
         return GTOPK_OK;
     device_t *device;
-    status = device_open(NULL, &device);
+    status = open_host_device(&device);
     if (status != GTOPK_OK)
         return status;
     uint32_t count = 0;
@@ -122,17 +148,20 @@ gtopk_status_t gtopk_merge(const gtopk_set_t *a, const gtopk_set_t *b, uint64_t 
     if (kept == 0)
         return GTOPK_OK;
     device_t *device;
-    status = device_open(NULL, &device);
+    status = open_host_device(&device);
     if (status != GTOPK_OK)
         return status;
-    uint32_t a_count = (uint32_t)a->count, b_count = (uint32_t)b->count, count = 0;
+    uint32_t a_count = (uint32_t)a->count, b_count = (uint32_t)b->count, count = 0, all_count = 0;
     device_words_t words = {.ok = 1};
     const device_set_t left = borrow(a, a->count, &a_count), right = borrow(b, b->count, &b_count);
-    device_set_t sum = borrow(out, kept, &count);
-    status = device->ops->merge(device, &left, &right, kept, &sum, NULL, &words, NULL);
+    device_set_t sum = borrow(out, kept, &count), all;
+    status = scratch_create(&all, a->count + b->count, &all_count);
+    if (status == GTOPK_OK)
+        status = device->ops->merge(device, &left, &right, kept, &sum, &all, &words, NULL);
     if (status == GTOPK_OK && words.nonfinite)
         status = status_set(GTOPK_ERR_INVALID, "gtopk_merge: a sum is too large for a float; scale the values down");
     out->count = status == GTOPK_OK ? count : 0;
+    scratch_destroy(&all);
     device->ops->close(device);
     return status;
 }
@@ -165,11 +194,12 @@ gtopk_status_t gtopk_encode(const gtopk_set_t *set, uint64_t dim, int32_t value_
     if (!buffer || !bytes || *bytes < bound)
         return status_set(GTOPK_ERR_INVALID, "gtopk_encode needs a buffer of %zu bytes: see gtopk_encode_bound", bound);
     device_t *device;
-    status = device_open(NULL, &device);
+    status = open_host_device(&device);
     if (status != GTOPK_OK)
         return status;
-    uint32_t count = (uint32_t)set->count;
-    const device_words_t words = {.ok = 1};
+    uint32_t count = (uint32_t)set->count, decoded_count = 0;
+    device_words_t words = {.ok = 1};
+    device_set_t decoded;
     const device_set_t borrowed = borrow(set, set->count, &count);
     const wire_header_t header = {
         .value_type = (uint8_t)value_type,
@@ -178,11 +208,14 @@ gtopk_status_t gtopk_encode(const gtopk_set_t *set, uint64_t dim, int32_t value_
         .dim = (uint32_t)dim,
         .scale = 1.0f,
     };
-    status = device->ops->encode(device, &borrowed, &header, buffer, NULL, &words, NULL);
+    status = scratch_create(&decoded, set->count, &decoded_count);
+    if (status == GTOPK_OK)
+        status = device->ops->encode(device, &borrowed, &header, buffer, &decoded, &words, NULL);
     if (status == GTOPK_OK) {
         *bytes = wire_own_size(buffer);
         wire_seal(buffer, *bytes - WIRE_HEADER_SIZE);
     }
+    scratch_destroy(&decoded);
     device->ops->close(device);
     return status;
 }
@@ -210,6 +243,23 @@ gtopk_status_t gtopk_decode_header(const void *buffer, size_t bytes, uint64_t *d
     return GTOPK_OK;
 }
 
+/* Any message whose header was read is the awaited one. */
+static wire_expect_t expect_of(const wire_header_t *header)
+{
+    return (wire_expect_t){
+        .algorithm = header->algorithm,
+        .value_type = header->value_type,
+        .round = header->round,
+        .sender = header->sender,
+        .epoch = header->epoch,
+        .reducer = header->reducer,
+        .config_hash = header->config_hash,
+        .dim = header->dim,
+        .k = header->k,
+        .step = header->step,
+    };
+}
+
 gtopk_status_t gtopk_decode(const void *buffer, size_t bytes, gtopk_set_t *set, uint64_t *dim)
 {
     wire_header_t header;
@@ -219,12 +269,18 @@ gtopk_status_t gtopk_decode(const void *buffer, size_t bytes, gtopk_set_t *set, 
     if (status != GTOPK_OK)
         return status;
     device_t *device;
-    status = device_open(NULL, &device);
+    status = open_host_device(&device);
     if (status != GTOPK_OK)
         return status;
     uint32_t count = 0;
+    device_words_t words = {.ok = 1};
     device_set_t out = borrow(set, header.count, &count);
-    status = device->ops->decode(device, buffer, &header, &out, NULL, NULL);
+    const wire_expect_t expect = expect_of(&header);
+    status = device->ops->decode(device, buffer, bytes, &expect, &out, &words, NULL);
+    if (status == GTOPK_OK && !words.ok)
+        status = status_set(GTOPK_ERR_CORRUPT,
+                            "the message has the right header and checksum, but its indices or values are no set: what "
+                            "wrote it is not gtopk");
     set->count = status == GTOPK_OK ? count : 0;
     if (dim)
         *dim = header.dim;

@@ -1,7 +1,8 @@
-/* Communicators: creation, the lock of one call, and the collectives of the public API. */
+/* Communicators: creation, the lock of one call, and what ranks agree on. */
 #include "core/comm.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -26,35 +27,53 @@ uint64_t comm_random(void)
 typedef struct hello {
     uint32_t wire_format, library;
     uint64_t random;
+    places_host_t host;
 } hello_t;
 
-static gtopk_status_t exchange_hello(gtopk_comm_t *comm)
+static gtopk_status_t compare_hellos(const hello_t *all, int32_t size, int32_t rank)
 {
-    const int32_t size = comm->transport->size, rank = comm->transport->rank;
-    const hello_t mine = {WIRE_FORMAT_VERSION, (uint32_t)gtopk_version(), comm_random()};
+    const hello_t *mine = &all[rank];
+    for (int32_t r = 0; r < size; r++)
+        if (all[r].wire_format != mine->wire_format || all[r].library != mine->library)
+            return status_set(GTOPK_ERR_MISMATCH,
+                              "rank %d has gtopk %u with wire format %u, rank %d has gtopk %u with wire format %u: "
+                              "install the same version on all machines",
+                              (int)rank, mine->library, mine->wire_format, (int)r, all[r].library, all[r].wire_format);
+    return GTOPK_OK;
+}
+
+static gtopk_status_t exchange_hello(gtopk_comm_t *comm, const char *node)
+{
+    hello_t mine = {.wire_format = WIRE_FORMAT_VERSION, .library = (uint32_t)gtopk_version(), .random = comm_random()};
+    const int32_t size = comm_size(comm);
     hello_t *all;
+    places_host_find(&mine.host, node);
     gtopk_status_t status = memory_alloc(&all, (size_t)size, sizeof *all, "the ranks' versions");
     if (status == GTOPK_OK)
         status = collective_allgather(&comm->link, &mine, sizeof mine, all);
-    for (int32_t r = 0; r < size && status == GTOPK_OK; r++)
-        if (all[r].wire_format != mine.wire_format || all[r].library != mine.library)
-            status = status_set(GTOPK_ERR_MISMATCH,
-                                "rank %d has gtopk %u with wire format %u, rank %d has gtopk %u with wire format %u: "
-                                "install the same version on all machines",
-                                (int)rank, mine.library, mine.wire_format, (int)r, all[r].library, all[r].wire_format);
     if (status == GTOPK_OK)
+        status = compare_hellos(all, size, comm_rank(comm));
+    if (status == GTOPK_OK) {
         comm->link.epoch = (uint32_t)(all[0].random >> 32) | 1u; /* never 0: that is the hello's */
+        places_map_fill(&comm->map, &all[0].host, sizeof *all);
+        comm->link.map = &comm->map;
+    }
     memory_free(all);
     return status;
 }
 
-static double timeout_of(const gtopk_comm_config_t *config)
+static gtopk_status_t default_timeout(double *seconds)
 {
     const char *text = getenv("GTOPK_TIMEOUT");
-    if (config->timeout > 0.0 || !text)
-        return config->timeout > 0.0 ? config->timeout : DEFAULT_TIMEOUT;
-    const double seconds = strtod(text, NULL);
-    return seconds > 0.0 && isfinite(seconds) ? seconds : DEFAULT_TIMEOUT;
+    char *end;
+    *seconds = DEFAULT_TIMEOUT;
+    if (!text || !text[0])
+        return GTOPK_OK;
+    *seconds = strtod(text, &end);
+    if (*end || !(*seconds > 0.0) || isinf(*seconds))
+        return status_set(GTOPK_ERR_INVALID, "GTOPK_TIMEOUT is '%.64s', but must be a positive number of seconds",
+                          text);
+    return GTOPK_OK;
 }
 
 static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm_config_t *full)
@@ -62,7 +81,7 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm
     const gtopk_comm_config_t defaults = GTOPK_COMM_CONFIG_INIT;
     *full = defaults;
     if (!config)
-        return GTOPK_OK;
+        return default_timeout(&full->timeout);
     if (config->struct_size < sizeof(size_t) || config->struct_size > sizeof *full ||
         config->struct_size % sizeof(void *) != 0)
         return status_set(GTOPK_ERR_INVALID,
@@ -73,26 +92,32 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm
     if (!(full->timeout >= 0.0) || !(full->warn_after >= 0.0) || isinf(full->timeout) || isinf(full->warn_after))
         return status_set(GTOPK_ERR_INVALID, "timeout %g s and warn_after %g s must be finite and not negative",
                           full->timeout, full->warn_after);
-    return GTOPK_OK;
+    return full->timeout > 0.0 ? GTOPK_OK : default_timeout(&full->timeout);
 }
 
-gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *transport, const gtopk_comm_config_t *config)
+gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *control, transport_t *data, const gtopk_comm_config_t *config)
 {
     gtopk_comm_t *comm;
     gtopk_status_t status = memory_alloc(&comm, 1, sizeof *comm, "a communicator");
     if (status != GTOPK_OK) {
-        transport->ops->close(transport);
+        if (data)
+            data->ops->close(data);
+        control->ops->close(control);
         return status;
     }
     atomic_flag_clear(&comm->busy);
     atomic_init(&comm->references, 1);
     comm->owner = getpid();
-    comm->transport = transport;
-    comm->link.transport = transport;
-    comm->link.timeout = timeout_of(config);
+    comm->link.control = control;
+    comm->link.data = data ? data : control;
+    comm->link.timeout = config->timeout > 0.0 ? config->timeout : DEFAULT_TIMEOUT;
     comm->link.warn_after = config->warn_after > 0.0 ? config->warn_after : DEFAULT_WARN_AFTER;
-    link_stats_reset(&comm->link);
-    status = comm_settle(comm, exchange_hello(comm), 0);
+    status = link_open(&comm->link);
+    if (status == GTOPK_OK)
+        status = places_map_create(&comm->map, control->size);
+    if (status == GTOPK_OK)
+        status = exchange_hello(comm, config->node);
+    status = comm_settle(comm, status, 0);
     if (status == GTOPK_OK)
         *out = comm;
     else
@@ -108,10 +133,9 @@ gtopk_status_t gtopk_comm_create(gtopk_comm_t **out, const gtopk_comm_config_t *
         return status_set(GTOPK_ERR_INVALID, "gtopk_comm_create needs a place for the handle");
     *out = NULL;
     gtopk_status_t status = check_config(config, &full);
-    full.timeout = timeout_of(&full); /* transports wait too, when they open */
     if (status == GTOPK_OK)
         status = transport_open(&full, &transport);
-    return status == GTOPK_OK ? comm_open(out, transport, &full) : status;
+    return status == GTOPK_OK ? comm_open(out, transport, NULL, &full) : status;
 }
 
 void gtopk_comm_destroy(gtopk_comm_t *comm)
@@ -129,10 +153,37 @@ void comm_release(gtopk_comm_t *comm)
 {
     if (atomic_fetch_sub(&comm->references, 1) > 1)
         return;
-    /* In a forked child the transport's sockets and threads are the parent's. */
-    if (comm->transport && comm->owner == getpid())
-        comm->transport->ops->close(comm->transport);
+    /* In a forked child the transports' sockets and threads are the parent's. */
+    if (comm->owner == getpid()) {
+        if (comm->link.data != comm->link.control)
+            comm->link.data->ops->close(comm->link.data);
+        comm->link.control->ops->close(comm->link.control);
+        for (size_t i = 0; i < COMM_DEVICES && comm->devices[i].device; i++)
+            comm->devices[i].device->ops->close(comm->devices[i].device);
+    }
+    link_close(&comm->link);
+    places_map_destroy(&comm->map);
     memory_free(comm);
+}
+
+gtopk_status_t comm_device(gtopk_comm_t *comm, const char *name, device_t **device)
+{
+    const char *wanted = device_name(name);
+    size_t i = 0;
+    for (; i < COMM_DEVICES && comm->devices[i].device; i++)
+        if (strcmp(comm->devices[i].name, wanted) == 0) {
+            *device = comm->devices[i].device;
+            return GTOPK_OK;
+        }
+    if (i == COMM_DEVICES || strlen(wanted) >= sizeof comm->devices[i].name)
+        return status_set(GTOPK_ERR_UNSUPPORTED, "device \"%s\": a communicator's reducers use at most %d devices",
+                          wanted, COMM_DEVICES);
+    const gtopk_status_t status = device_open(name, device);
+    if (status == GTOPK_OK) {
+        (void)snprintf(comm->devices[i].name, sizeof comm->devices[i].name, "%s", wanted);
+        comm->devices[i].device = *device;
+    }
+    return status;
 }
 
 gtopk_status_t comm_enter(gtopk_comm_t *comm)
@@ -169,7 +220,7 @@ gtopk_status_t comm_settle(gtopk_comm_t *comm, gtopk_status_t status, uint64_t s
 
 gtopk_status_t comm_agree(gtopk_comm_t *comm, gtopk_status_t mine, const char *what)
 {
-    const int32_t size = comm->transport->size, code = mine;
+    const int32_t size = comm_size(comm), code = mine;
     char text[STATUS_TEXT_SIZE];
     status_keep(text);
     int32_t *codes;
@@ -192,90 +243,20 @@ gtopk_status_t comm_agree(gtopk_comm_t *comm, gtopk_status_t mine, const char *w
 
 int32_t gtopk_comm_rank(const gtopk_comm_t *comm)
 {
-    return comm ? comm->transport->rank : -1;
+    return comm ? comm_rank(comm) : -1;
 }
 
 int32_t gtopk_comm_size(const gtopk_comm_t *comm)
 {
-    return comm ? comm->transport->size : -1;
+    return comm ? comm_size(comm) : -1;
 }
 
 int32_t gtopk_comm_local_rank(const gtopk_comm_t *comm)
 {
-    return comm ? comm->transport->local_rank : -1;
+    return comm ? comm->map.local[comm_rank(comm)] : -1;
 }
 
 const char *gtopk_comm_describe(const gtopk_comm_t *comm)
 {
-    return comm ? comm->transport->description : "";
-}
-
-/* ---- collectives ---- */
-
-gtopk_status_t gtopk_broadcast(gtopk_comm_t *comm, void *buffer, size_t bytes, int32_t root)
-{
-    gtopk_status_t status = comm_enter(comm);
-    if (status != GTOPK_OK)
-        return status;
-    if (root < 0 || root >= comm->transport->size)
-        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root,
-                            (int)comm->transport->size);
-    else if (bytes > 0 && !buffer)
-        status = status_set(GTOPK_ERR_INVALID, "gtopk_broadcast of %zu bytes got no buffer", bytes);
-    else {
-        status = collective_agree_on(&comm->link, WIRE_BROADCAST, bytes);
-        if (status == GTOPK_OK)
-            status = collective_broadcast(&comm->link, buffer, bytes, root);
-        status = comm_settle(comm, status, 0);
-    }
-    comm_leave(comm);
-    return status;
-}
-
-gtopk_status_t gtopk_allgather(gtopk_comm_t *comm, const void *in, size_t bytes, void *out)
-{
-    gtopk_status_t status = comm_enter(comm);
-    if (status != GTOPK_OK)
-        return status;
-    if (bytes > 0 && (!in || !out))
-        status = status_set(GTOPK_ERR_INVALID, "gtopk_allgather of %zu bytes got no buffer", bytes);
-    else {
-        status = collective_agree_on(&comm->link, WIRE_ALLGATHER, bytes);
-        if (status == GTOPK_OK)
-            status = collective_allgather(&comm->link, in, bytes, out);
-        status = comm_settle(comm, status, 0);
-    }
-    comm_leave(comm);
-    return status;
-}
-
-gtopk_status_t gtopk_allreduce(gtopk_comm_t *comm, void *buffer, size_t count, int32_t dtype)
-{
-    gtopk_status_t status = comm_enter(comm);
-    if (status != GTOPK_OK)
-        return status;
-    if (dtype != GTOPK_F32 && dtype != GTOPK_F64)
-        status = status_set(GTOPK_ERR_INVALID,
-                            "gtopk_allreduce sums GTOPK_F32 and GTOPK_F64, not dtype %d: convert first", (int)dtype);
-    else if (count > 0 && !buffer)
-        status = status_set(GTOPK_ERR_INVALID, "gtopk_allreduce of %zu values got no buffer", count);
-    else {
-        const size_t bytes = count * (dtype == GTOPK_F64 ? sizeof(double) : sizeof(float));
-        status = collective_agree_on(&comm->link, WIRE_REDUCE_SCATTER, bytes);
-        if (status == GTOPK_OK)
-            status = collective_allreduce(&comm->link, buffer, count, (gtopk_dtype_t)dtype);
-        status = comm_settle(comm, status, 0);
-    }
-    comm_leave(comm);
-    return status;
-}
-
-gtopk_status_t gtopk_barrier(gtopk_comm_t *comm)
-{
-    gtopk_status_t status = comm_enter(comm);
-    if (status != GTOPK_OK)
-        return status;
-    status = comm_settle(comm, collective_barrier(&comm->link), 0);
-    comm_leave(comm);
-    return status;
+    return comm ? comm->link.control->description : "";
 }

@@ -1,16 +1,26 @@
-/* The communicator: a link with an owner. */
+/* The communicator: a link with an owner, what all ranks know of each other, and the devices of its reducers. */
 #ifndef GTOPK_CORE_COMM_H
 #define GTOPK_CORE_COMM_H
 
 #include <stdatomic.h>
 #include <sys/types.h>
 
+#include "device/device.h"
 #include "exchange/link.h"
 #include "util/fpenv.h"
 
+/* Devices that the reducers of one communicator may use. */
+#define COMM_DEVICES 8
+
+typedef struct comm_device {
+    char name[32];
+    device_t *device;
+} comm_device_t;
+
 struct gtopk_comm {
     link_t link;
-    transport_t *transport;
+    places_map_t map;
+    comm_device_t devices[COMM_DEVICES];
     atomic_flag busy;
     fpenv_t environment;    /* the caller's, while in a call */
     pid_t owner;            /* the process that created it */
@@ -18,8 +28,20 @@ struct gtopk_comm {
     atomic_int references;  /* the handle and its reducers */
 };
 
-/* Collective. A communicator on an open transport, which it owns from now on, also on failure. */
-gtopk_status_t comm_open(gtopk_comm_t **comm, transport_t *transport, const gtopk_comm_config_t *config);
+static inline int32_t comm_rank(const gtopk_comm_t *comm)
+{
+    return comm->link.control->rank;
+}
+
+static inline int32_t comm_size(const gtopk_comm_t *comm)
+{
+    return comm->link.control->size;
+}
+
+/* Collective. A communicator on open transports, which it owns from now on, also on failure. data NULL: one transport does
+ * both. */
+gtopk_status_t comm_open(gtopk_comm_t **comm, transport_t *control, transport_t *data,
+                         const gtopk_comm_config_t *config);
 
 /* Takes the communicator for one call: STATE in a forked child or when another thread is in it; the first error when
  * it is broken. Every OK is matched by comm_leave, and in between the floating-point environment is the exact one. */
@@ -31,6 +53,9 @@ gtopk_status_t comm_settle(gtopk_comm_t *comm, gtopk_status_t status, uint64_t s
 
 void comm_retain(gtopk_comm_t *comm);
 void comm_release(gtopk_comm_t *comm);
+
+/* The device of a name (NULL: GTOPK_DEVICE, else "cpu"): one for all reducers that name it, closed with the communicator. */
+gtopk_status_t comm_device(gtopk_comm_t *comm, const char *name, device_t **device);
 
 /* All ranks tell how a step of set-up went: OK only if it went well everywhere. Otherwise the rank's own status, or
  * MISMATCH that names the first rank that failed. Does not break the communicator unless the exchange itself fails. */

@@ -39,7 +39,7 @@ gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_
         memcpy(full, config, config->struct_size);
     gtopk_status_t status = config_check_density(full->density);
     if (status == GTOPK_OK)
-        status = check_choice("algorithm", full->algorithm, GTOPK_ALGORITHM_GTOPK_TREE + 1);
+        status = check_choice("algorithm", full->algorithm, WIRE_ALGORITHMS);
     if (status == GTOPK_OK)
         status = check_choice("value type", full->value_type, GTOPK_VALUE_I8 + 1);
     if (status == GTOPK_OK)
@@ -142,7 +142,7 @@ static gtopk_status_t compare_records(int32_t rank, const config_record_t *mine,
 
 gtopk_status_t config_agree(gtopk_comm_t *comm, config_record_t *mine)
 {
-    const int32_t size = comm->transport->size, rank = comm->transport->rank;
+    const int32_t size = comm_size(comm), rank = comm_rank(comm);
     char text[STATUS_TEXT_SIZE];
     status_keep(text);
     config_record_t *all;

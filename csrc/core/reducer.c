@@ -8,36 +8,56 @@
 
 /* ---- life ---- */
 
-static sparse_config_t exchange_config(const gtopk_reducer_t *reducer, uint64_t k)
+/* An exchange for k entries of this reducer. */
+static gtopk_status_t create_exchange(const gtopk_reducer_t *reducer, uint64_t k, exchange_t **exchange)
 {
     const config_record_t *record = &reducer->record;
-    return (sparse_config_t){
-        .algorithm = (gtopk_algorithm_t)record->algorithm,
-        .value_type = (gtopk_value_type_t)record->value_type,
-        .policy = (gtopk_residual_policy_t)record->residual_policy,
-        .growth = record->merge_growth,
-        .dim = record->dim,
-        .k = reducer_is_dense(reducer) ? 0 : k,
-        .reducer = record->reducer,
+    gtopk_comm_t *comm = reducer->comm;
+    const exchange_setup_t setup = {
+        .device = reducer->device,
+        .store = reducer->store,
+        .link = &comm->link,
+        .places = places_of_all(&comm->map, comm_rank(comm)),
+        .config =
+            {
+                .algorithm = record->algorithm,
+                .value_type = record->value_type,
+                .policy = record->residual_policy,
+                .growth = record->merge_growth,
+                .dim = record->dim,
+                .k = k,
+                .reducer = record->reducer,
+            },
     };
+    return exchange_find(record->algorithm)->create(exchange, &setup);
 }
 
-static gtopk_status_t allocate_segments(gtopk_reducer_t *reducer, const uint64_t *lengths, size_t count)
+static void destroy_exchange(exchange_t *exchange)
 {
-    gtopk_status_t status = memory_alloc(&reducer->lengths, count, sizeof *reducer->lengths, "the segments' lengths");
+    if (exchange)
+        exchange->ops->destroy(exchange);
+}
+
+/* The store of an exchange that selects nothing is made for one entry. */
+static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config)
+{
+    const config_record_t *record = &reducer->record;
+    const device_parallel_t parallel = {config->parallel_for, config->parallel_context};
+    const uint64_t k = exchange_find(record->algorithm)->selects ? reducer->k : 1;
+    void *words = NULL, *verdict = NULL;
+    gtopk_status_t status = comm_device(reducer->comm, config->device, &reducer->device);
+    if (status != GTOPK_OK)
+        return status;
+    const device_ops_t *ops = reducer->device->ops;
+    status = ops->store_create(reducer->device, record->dim, k, record->momentum_correction, &parallel,
+                               &reducer->store);
     if (status == GTOPK_OK)
-        status = memory_alloc(&reducer->offsets, count, sizeof *reducer->offsets, "the segments' offsets");
+        status = ops->allocate(reducer->device, sizeof *reducer->words, "the words of a step", &words);
+    reducer->words = words;
     if (status == GTOPK_OK)
-        status = memory_alloc(&reducer->spans, count, sizeof *reducer->spans, "the segments' spans");
-    if (status == GTOPK_OK)
-        status = memory_alloc(&reducer->seen, count, sizeof *reducer->seen, "the segments' marks");
-    uint64_t offset = 0;
-    for (size_t i = 0; i < count && status == GTOPK_OK; i++) {
-        reducer->lengths[i] = lengths[i];
-        reducer->offsets[i] = offset;
-        offset += lengths[i];
-    }
-    return status;
+        status = ops->allocate_pinned(reducer->device, sizeof *reducer->verdict, "the verdict of a step", &verdict);
+    reducer->verdict = verdict;
+    return status == GTOPK_OK ? create_exchange(reducer, reducer->k, &reducer->exchange) : status;
 }
 
 /* Everything that can fail on one rank alone. */
@@ -62,30 +82,8 @@ static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer
     record->run = comm_random();
     reducer->k = config_k(record->dim, full.density);
 
-    status = allocate_segments(reducer, lengths, count);
-    if (status == GTOPK_OK)
-        status = device_open(full.device, &reducer->device);
-    if (status == GTOPK_OK && !reducer->device->ops->host_memory)
-        status = status_set(GTOPK_ERR_UNSUPPORTED,
-                            "device %s has memory of its own, which no transport of this version takes",
-                            reducer->device->ops->name);
-    if (status != GTOPK_OK)
-        return status;
-    const device_ops_t *ops = reducer->device->ops;
-    const device_parallel_t parallel = {full.parallel_for, full.parallel_context};
-    const sparse_config_t exchange = exchange_config(reducer, reducer->k);
-    void *words = NULL, *dense = NULL;
-    status = ops->store_create(reducer->device, record->dim, reducer_is_dense(reducer) ? 1 : reducer->k,
-                               full.momentum_correction, &parallel, &reducer->store);
-    if (status == GTOPK_OK)
-        status = ops->allocate(reducer->device, sizeof *reducer->words, "the step's flags", &words);
-    reducer->words = words;
-    if (status == GTOPK_OK && reducer_is_dense(reducer))
-        status = ops->allocate(reducer->device, record->dim * sizeof(float), "the dense all-reduce", &dense);
-    reducer->dense = dense;
-    if (status == GTOPK_OK)
-        status = sparse_create(&reducer->sparse, reducer->device, &reducer->comm->link, &exchange);
-    return status;
+    status = segments_create(&reducer->segments, lengths, count);
+    return status == GTOPK_OK ? create_on_device(reducer, &full) : status;
 }
 
 gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,
@@ -118,9 +116,9 @@ gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, c
         return status;
     }
     reducer->hash = config_hash(&reducer->record);
-    LOG(GTOPK_LOG_INFO, "rank %d: reducer %u of %llu entries in %zu segments, k %llu, device %s",
-        (int)comm->transport->rank, reducer->record.reducer, (unsigned long long)reducer->record.dim, count,
-        (unsigned long long)reducer->k, reducer->device->ops->name);
+    LOG(GTOPK_LOG_INFO, "rank %d: reducer %u of %llu entries in %zu segments, k %llu, device %s", (int)comm_rank(comm),
+        reducer->record.reducer, (unsigned long long)reducer->record.dim, count, (unsigned long long)reducer->k,
+        reducer->device->ops->name);
     *out = reducer;
     return GTOPK_OK;
 }
@@ -129,20 +127,17 @@ void gtopk_reducer_destroy(gtopk_reducer_t *reducer)
 {
     if (!reducer)
         return;
-    sparse_destroy(reducer->sparse);
     if (reducer->device) {
         const device_ops_t *ops = reducer->device->ops;
-        if (!(reducer_is_dense(reducer) && reducer->comm->link.buffers_lost))
-            ops->release(reducer->device, reducer->dense);
+        if (!reducer->comm->link.buffers_lost)
+            (void)ops->synchronize(reducer->device, reducer->stream);
+        destroy_exchange(reducer->exchange);
         ops->release(reducer->device, reducer->words);
+        ops->release_pinned(reducer->device, reducer->verdict);
         if (reducer->store)
             ops->store_destroy(reducer->store);
-        ops->close(reducer->device);
     }
-    memory_free(reducer->lengths);
-    memory_free(reducer->offsets);
-    memory_free(reducer->spans);
-    memory_free(reducer->seen);
+    segments_destroy(&reducer->segments);
     comm_release(reducer->comm);
     memory_free(reducer);
 }
@@ -169,6 +164,24 @@ void reducer_leave(gtopk_reducer_t *reducer)
     fpenv_leave(environment);
 }
 
+gtopk_status_t reducer_lose(gtopk_reducer_t *reducer, gtopk_status_t status)
+{
+    if (reducer->lost == GTOPK_OK) {
+        reducer->lost = status;
+        status_keep(reducer->lost_text);
+    }
+    if (comm_enter(reducer->comm) == GTOPK_OK) {
+        (void)comm_settle(reducer->comm, reducer_check_device(reducer), reducer->step);
+        comm_leave(reducer->comm);
+    }
+    return reducer_check_device(reducer);
+}
+
+gtopk_status_t reducer_check_device(const gtopk_reducer_t *reducer)
+{
+    return reducer->lost == GTOPK_OK ? GTOPK_OK : status_set(reducer->lost, "%s", reducer->lost_text);
+}
+
 gtopk_status_t reducer_check_between_steps(const gtopk_reducer_t *reducer, const char *call)
 {
     /* A step that cannot be finished any more, as another reducer broke the communicator, is over. */
@@ -183,7 +196,7 @@ uint64_t gtopk_reducer_max_count(const gtopk_reducer_t *reducer)
 {
     if (!reducer)
         return 0;
-    return reducer_is_dense(reducer) ? reducer->record.dim : sparse_max_count(reducer->sparse);
+    return reducer->exchange->ops->max_count(reducer->exchange);
 }
 
 uint64_t gtopk_reducer_dim(const gtopk_reducer_t *reducer)
@@ -212,7 +225,7 @@ gtopk_status_t gtopk_reducer_set_momentum(gtopk_reducer_t *reducer, double momen
 }
 
 /* Makes this rank ready for another k: on failure it is as before, and *fresh is NULL. */
-static gtopk_status_t prepare_density(gtopk_reducer_t *reducer, double density, sparse_t **fresh)
+static gtopk_status_t prepare_density(gtopk_reducer_t *reducer, double density, exchange_t **fresh)
 {
     gtopk_status_t status = reducer_check_between_steps(reducer, "gtopk_reducer_set_density");
     if (status == GTOPK_OK)
@@ -220,12 +233,14 @@ static gtopk_status_t prepare_density(gtopk_reducer_t *reducer, double density, 
     if (status != GTOPK_OK)
         return status;
     const uint64_t k = config_k(reducer->record.dim, density);
-    const sparse_config_t exchange = exchange_config(reducer, k);
-    status = sparse_create(fresh, reducer->device, &reducer->comm->link, &exchange);
-    if (status == GTOPK_OK && !reducer_is_dense(reducer))
+    /* The commit before it may be queued. */
+    status = reducer->device->ops->synchronize(reducer->device, reducer->stream);
+    if (status == GTOPK_OK)
+        status = create_exchange(reducer, k, fresh);
+    if (status == GTOPK_OK && reducer_selects(reducer))
         status = reducer->device->ops->store_resize(reducer->store, k);
     if (status != GTOPK_OK) {
-        sparse_destroy(*fresh);
+        destroy_exchange(*fresh);
         *fresh = NULL;
     }
     return status;
@@ -242,7 +257,7 @@ gtopk_status_t gtopk_reducer_set_density(gtopk_reducer_t *reducer, double densit
         reducer_leave(reducer);
         return status;
     }
-    sparse_t *fresh = NULL;
+    exchange_t *fresh = NULL;
     config_record_t record = reducer->record;
     record.status = prepare_density(reducer, density, &fresh);
     record.density = density;
@@ -250,14 +265,14 @@ gtopk_status_t gtopk_reducer_set_density(gtopk_reducer_t *reducer, double densit
     status = config_agree(comm, &record);
     if (status == GTOPK_OK) {
         record.run = reducer->record.run; /* a state of another run is for the next exchange to find */
-        sparse_destroy(reducer->sparse);
-        reducer->sparse = fresh;
+        destroy_exchange(reducer->exchange);
+        reducer->exchange = fresh;
         reducer->record = record;
         reducer->hash = config_hash(&record);
         reducer->k = config_k(record.dim, density);
     } else if (ready) {
-        sparse_destroy(fresh);
-        if (!reducer_is_dense(reducer) && reducer->device->ops->store_resize(reducer->store, reducer->k) != GTOPK_OK)
+        destroy_exchange(fresh);
+        if (reducer_selects(reducer) && reducer->device->ops->store_resize(reducer->store, reducer->k) != GTOPK_OK)
             status = comm_settle(comm, GTOPK_ERR_NOMEM, reducer->step);
     }
     comm_leave(comm);

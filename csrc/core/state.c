@@ -1,4 +1,4 @@
-/* Saving, consolidating and loading the residual.
+/* Saving, consolidating and loading the residual as a whole. One segment: residual.c.
  *
  * A state is a header, the segments' lengths (u64 each), the residual (dim floats) and, if there is one, the velocity.
  * Little-endian. Header offsets:
@@ -11,7 +11,6 @@
 
 #include "core/reducer.h"
 #include "exchange/collective.h"
-#include "util/memory.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "states are written in memory order, which must be little-endian"
@@ -22,11 +21,9 @@
 #define STATE_CRC_AT 52u
 #define HAS_VELOCITY 1u
 #define CONSOLIDATED (-1)
-#define PART ((size_t)1 << 16) /* floats handled at a time */
+#define PART ((size_t)1 << 18) /* floats handled at a time: 1 MiB */
 
 static const char magic[4] = {'G', 'T', 'K', 'S'};
-
-enum { RESIDUAL = 0, VELOCITY = 1 };
 
 static size_t state_bytes(uint64_t dim, uint64_t segments, int has_velocity)
 {
@@ -51,13 +48,11 @@ static uint32_t state_crc(const uint8_t *state, size_t bytes)
     return wire_crc(crc, state + STATE_CRC_AT + sizeof crc, bytes - STATE_CRC_AT - sizeof crc);
 }
 
-/* ---- save ---- */
-
 static void write_header(const gtopk_reducer_t *reducer, uint8_t *state, int32_t rank)
 {
     const config_record_t *record = &reducer->record;
     const uint32_t version = STATE_VERSION, flags = record->momentum_correction ? HAS_VELOCITY : 0;
-    const int32_t size = reducer->comm->transport->size;
+    const int32_t size = comm_size(reducer->comm);
     memset(state, 0, STATE_HEADER);
     put(state, 0, magic, sizeof magic);
     put(state, 4, &version, sizeof version);
@@ -69,7 +64,8 @@ static void write_header(const gtopk_reducer_t *reducer, uint8_t *state, int32_t
     put(state, 44, &size, sizeof size);
     put(state, 48, &flags, sizeof flags);
     if (record->segments > 0)
-        put(state, STATE_HEADER, reducer->lengths, (size_t)record->segments * sizeof *reducer->lengths);
+        put(state, STATE_HEADER, reducer->segments.lengths,
+            (size_t)record->segments * sizeof *reducer->segments.lengths);
 }
 
 static void seal(uint8_t *state, size_t bytes)
@@ -81,7 +77,7 @@ static void seal(uint8_t *state, size_t bytes)
 /* Where the floats of an array begin. */
 static size_t array_at(const config_record_t *record, int which)
 {
-    return state_bytes(which == VELOCITY ? record->dim : 0, record->segments, 0);
+    return state_bytes(which == DEVICE_VELOCITY ? record->dim : 0, record->segments, 0);
 }
 
 static gtopk_status_t check_buffer(const gtopk_reducer_t *reducer, const void *buffer, size_t bytes)
@@ -94,19 +90,47 @@ static gtopk_status_t check_buffer(const gtopk_reducer_t *reducer, const void *b
                       needed, buffer ? bytes : 0);
 }
 
-/* By way of a piece that is aligned, which the caller's buffer need not be. */
-static gtopk_status_t save_array(gtopk_reducer_t *reducer, int which, uint8_t *state)
+/* ---- parts: between the store and a state, by way of memory that the device reaches and that is aligned ---- */
+
+static gtopk_status_t part_create(const gtopk_reducer_t *reducer, float **part)
 {
-    float part[1024];
-    const uint64_t dim = reducer->record.dim, capacity = sizeof part / sizeof *part;
+    void *block = NULL;
+    const uint64_t most = reducer->record.dim < PART ? reducer->record.dim : PART;
+    const gtopk_status_t status = reducer->device->ops->allocate_pinned(reducer->device, most * sizeof **part,
+                                                                        "a part of a state", &block);
+    *part = block;
+    return status;
+}
+
+static void part_destroy(const gtopk_reducer_t *reducer, float *part)
+{
+    reducer->device->ops->release_pinned(reducer->device, part);
+}
+
+static uint64_t part_length(const gtopk_reducer_t *reducer, uint64_t at)
+{
+    const uint64_t left = reducer->record.dim - at;
+    return left < PART ? left : PART;
+}
+
+/* Where in a state the entries from `at` on begin. */
+static size_t part_place(const gtopk_reducer_t *reducer, int which, uint64_t at)
+{
+    return array_at(&reducer->record, which) + at * sizeof(float);
+}
+
+static gtopk_status_t save_array(gtopk_reducer_t *reducer, int which, float *part, uint8_t *state)
+{
     gtopk_status_t status = GTOPK_OK;
-    for (uint64_t at = 0; at < dim && status == GTOPK_OK; at += capacity) {
-        const uint64_t length = dim - at < capacity ? dim - at : capacity;
-        status = reducer->device->ops->store_read(reducer->store, which, at, length, part);
-        memcpy(state + array_at(&reducer->record, which) + at * sizeof(float), part, length * sizeof(float));
+    for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += PART) {
+        const uint64_t length = part_length(reducer, at);
+        status = reducer->device->ops->store_read(reducer->store, which, at, length, part, reducer->stream);
+        memcpy(state + part_place(reducer, which, at), part, length * sizeof *part);
     }
     return status;
 }
+
+/* ---- save ---- */
 
 gtopk_status_t gtopk_reducer_state_save(gtopk_reducer_t *reducer, void *buffer, size_t bytes)
 {
@@ -115,15 +139,19 @@ gtopk_status_t gtopk_reducer_state_save(gtopk_reducer_t *reducer, void *buffer, 
         return status;
     const config_record_t *record = &reducer->record;
     uint8_t *state = buffer;
+    float *part = NULL;
     status = reducer_check_between_steps(reducer, "gtopk_reducer_state_save");
     if (status == GTOPK_OK)
         status = check_buffer(reducer, buffer, bytes);
     if (status == GTOPK_OK)
-        write_header(reducer, state, reducer->comm->transport->rank);
-    for (int which = RESIDUAL; which <= record->momentum_correction && status == GTOPK_OK; which++)
-        status = save_array(reducer, which, state);
+        status = part_create(reducer, &part);
+    if (status == GTOPK_OK)
+        write_header(reducer, state, comm_rank(reducer->comm));
+    for (int which = DEVICE_RESIDUAL; which <= record->momentum_correction && status == GTOPK_OK; which++)
+        status = save_array(reducer, which, part, state);
     if (status == GTOPK_OK)
         seal(state, bytes);
+    part_destroy(reducer, part);
     reducer_leave(reducer);
     return status;
 }
@@ -131,15 +159,16 @@ gtopk_status_t gtopk_reducer_state_save(gtopk_reducer_t *reducer, void *buffer, 
 /* Sums one array over the ranks, part by part; `state` is NULL where nobody asked. */
 static gtopk_status_t consolidate_array(gtopk_reducer_t *reducer, int which, float *part, uint8_t *state)
 {
-    const uint64_t dim = reducer->record.dim;
+    gtopk_comm_t *comm = reducer->comm;
+    const places_t all = places_of_all(&comm->map, comm_rank(comm));
     gtopk_status_t status = GTOPK_OK;
-    for (uint64_t at = 0; at < dim && status == GTOPK_OK; at += PART) {
-        const uint64_t length = dim - at < PART ? dim - at : PART;
-        status = reducer->device->ops->store_read(reducer->store, which, at, length, part);
+    for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += PART) {
+        const uint64_t length = part_length(reducer, at);
+        status = reducer->device->ops->store_read(reducer->store, which, at, length, part, reducer->stream);
         if (status == GTOPK_OK)
-            status = collective_sum(&reducer->comm->link, part, length);
+            status = collective_allreduce(&comm->link, &all, part, length, GTOPK_F32);
         if (status == GTOPK_OK && state)
-            memcpy(state + array_at(&reducer->record, which) + at * sizeof(float), part, length * sizeof(float));
+            memcpy(state + part_place(reducer, which, at), part, length * sizeof *part);
     }
     return status;
 }
@@ -156,18 +185,17 @@ gtopk_status_t gtopk_reducer_state_consolidate(gtopk_reducer_t *reducer, void *b
         return status;
     }
     float *part = NULL;
-    uint8_t *state = comm->transport->rank == root ? buffer : NULL;
+    uint8_t *state = comm_rank(comm) == root ? buffer : NULL;
     status = reducer_check_between_steps(reducer, "gtopk_reducer_state_consolidate");
-    if (status == GTOPK_OK && (root < 0 || root >= comm->transport->size))
-        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root,
-                            (int)comm->transport->size);
-    if (status == GTOPK_OK && comm->transport->rank == root)
+    if (status == GTOPK_OK && (root < 0 || root >= comm_size(comm)))
+        status = status_set(GTOPK_ERR_INVALID, "root %d is not a rank: there are %d", (int)root, (int)comm_size(comm));
+    if (status == GTOPK_OK && comm_rank(comm) == root)
         status = check_buffer(reducer, buffer, bytes);
     if (status == GTOPK_OK)
-        status = memory_alloc(&part, PART, sizeof *part, "the consolidation of a state");
+        status = part_create(reducer, &part);
     status = comm_agree(comm, status, "gtopk_reducer_state_consolidate");
     if (status == GTOPK_OK) {
-        for (int which = RESIDUAL; which <= reducer->record.momentum_correction && status == GTOPK_OK; which++)
+        for (int which = DEVICE_RESIDUAL; which <= reducer->record.momentum_correction && status == GTOPK_OK; which++)
             status = consolidate_array(reducer, which, part, state);
         status = comm_settle(comm, status, reducer->step);
     }
@@ -175,8 +203,7 @@ gtopk_status_t gtopk_reducer_state_consolidate(gtopk_reducer_t *reducer, void *b
         write_header(reducer, state, CONSOLIDATED);
         seal(state, bytes);
     }
-    if (!comm->link.buffers_lost)
-        memory_free(part);
+    part_destroy(reducer, part);
     comm_leave(comm);
     reducer_leave(reducer);
     return status;
@@ -252,12 +279,12 @@ static gtopk_status_t check_fits(const gtopk_reducer_t *reducer, const uint8_t *
     for (uint64_t s = 0; s < record->segments; s++) {
         uint64_t length;
         memcpy(&length, state + STATE_HEADER + s * sizeof length, sizeof length);
-        if (length != reducer->lengths[s])
+        if (length != reducer->segments.lengths[s])
             return status_set(GTOPK_ERR_MISMATCH,
                               "segment %llu has %llu entries in the state and %llu in the reducer: it is another "
                               "model's",
                               (unsigned long long)s, (unsigned long long)length,
-                              (unsigned long long)reducer->lengths[s]);
+                              (unsigned long long)reducer->segments.lengths[s]);
     }
     if (info->has_velocity != record->momentum_correction)
         return status_set(GTOPK_ERR_MISMATCH,
@@ -280,17 +307,15 @@ static gtopk_status_t check_values(const uint8_t *state, size_t bytes, const gto
 }
 
 /* Overwrites one array with the state's, divided among `shares` ranks; with shares 0, zeros. */
-static gtopk_status_t load_array(gtopk_reducer_t *reducer, int which, const uint8_t *state, int32_t shares)
+static gtopk_status_t load_array(gtopk_reducer_t *reducer, int which, float *part, const uint8_t *state, int32_t shares)
 {
-    float part[1024];
-    const uint64_t dim = reducer->record.dim, capacity = sizeof part / sizeof *part;
     gtopk_status_t status = GTOPK_OK;
-    for (uint64_t at = 0; at < dim && status == GTOPK_OK; at += capacity) {
-        const uint64_t length = dim - at < capacity ? dim - at : capacity;
-        memcpy(part, state + array_at(&reducer->record, which) + at * sizeof(float), length * sizeof(float));
+    for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += PART) {
+        const uint64_t length = part_length(reducer, at);
+        memcpy(part, state + part_place(reducer, which, at), length * sizeof *part);
         for (uint64_t i = 0; i < length && shares != 1; i++)
             part[i] = shares == 0 ? 0.0f : part[i] / (float)shares;
-        status = reducer->device->ops->store_write(reducer->store, which, at, length, part);
+        status = reducer->device->ops->store_write(reducer->store, which, at, length, part, reducer->stream);
     }
     return status;
 }
@@ -300,7 +325,7 @@ static gtopk_status_t load(gtopk_reducer_t *reducer, const void *buffer, size_t 
     gtopk_status_t status = reducer_enter(reducer);
     if (status != GTOPK_OK)
         return status;
-    const int32_t rank = reducer->comm->transport->rank, size = reducer->comm->transport->size;
+    const int32_t rank = comm_rank(reducer->comm), size = comm_size(reducer->comm);
     gtopk_state_info_t info = {.struct_size = sizeof info};
     status = reducer_check_between_steps(reducer, "loading a state");
     if (status == GTOPK_OK)
@@ -315,8 +340,12 @@ static gtopk_status_t load(gtopk_reducer_t *reducer, const void *buffer, size_t 
                             "consolidated one (gtopk_reducer_state_consolidate)",
                             (int)info.rank, (int)info.size, (int)rank, (int)size);
     const int32_t shares = adopt ? 0 : info.rank == CONSOLIDATED ? size : 1;
-    for (int which = RESIDUAL; which <= reducer->record.momentum_correction && status == GTOPK_OK; which++)
-        status = load_array(reducer, which, buffer, shares);
+    float *part = NULL;
+    if (status == GTOPK_OK)
+        status = part_create(reducer, &part);
+    for (int which = DEVICE_RESIDUAL; which <= reducer->record.momentum_correction && status == GTOPK_OK; which++)
+        status = load_array(reducer, which, part, buffer, shares);
+    part_destroy(reducer, part);
     if (status == GTOPK_OK) {
         reducer->step = info.step;
         reducer->record.run = info.run;
@@ -334,101 +363,4 @@ gtopk_status_t gtopk_reducer_state_load(gtopk_reducer_t *reducer, const void *bu
 gtopk_status_t gtopk_reducer_state_adopt(gtopk_reducer_t *reducer, const void *buffer, size_t bytes)
 {
     return load(reducer, buffer, bytes, 1);
-}
-
-/* ---- one segment, norm ---- */
-
-static gtopk_status_t check_segment(const gtopk_reducer_t *reducer, uint32_t segment, const void *data, uint64_t length)
-{
-    if (segment >= reducer->record.segments)
-        return status_set(GTOPK_ERR_INVALID, "segment %u does not exist: the reducer has %llu", segment,
-                          (unsigned long long)reducer->record.segments);
-    if (length != reducer->lengths[segment] || (length > 0 && !data))
-        return status_set(GTOPK_ERR_INVALID, "segment %u has %llu entries, the array has %llu", segment,
-                          (unsigned long long)reducer->lengths[segment], data ? (unsigned long long)length : 0ull);
-    return GTOPK_OK;
-}
-
-static gtopk_status_t check_has(const gtopk_reducer_t *reducer, int which)
-{
-    if (which == RESIDUAL || reducer->record.momentum_correction)
-        return GTOPK_OK;
-    return status_set(GTOPK_ERR_STATE, "this reducer has no velocity: create it with momentum correction");
-}
-
-static gtopk_status_t read_segment(gtopk_reducer_t *reducer, int which, uint32_t segment, float *out, uint64_t length)
-{
-    gtopk_status_t status = reducer_enter(reducer);
-    if (status != GTOPK_OK)
-        return status;
-    status = check_has(reducer, which);
-    if (status == GTOPK_OK)
-        status = check_segment(reducer, segment, out, length);
-    if (status == GTOPK_OK)
-        status = reducer->device->ops->store_read(reducer->store, which, reducer->offsets[segment], length, out);
-    reducer_leave(reducer);
-    return status;
-}
-
-static gtopk_status_t write_segment(gtopk_reducer_t *reducer, int which, uint32_t segment, const float *in,
-                                    uint64_t length, const char *call)
-{
-    gtopk_status_t status = reducer_enter(reducer);
-    if (status != GTOPK_OK)
-        return status;
-    status = reducer_check_between_steps(reducer, call);
-    if (status == GTOPK_OK)
-        status = check_has(reducer, which);
-    if (status == GTOPK_OK)
-        status = check_segment(reducer, segment, in, length);
-    for (uint64_t i = 0; i < length && status == GTOPK_OK; i++)
-        if (!isfinite(in[i]))
-            status = status_set(GTOPK_ERR_INVALID, "entry %llu is %g: a %s holds finite values", (unsigned long long)i,
-                                (double)in[i], which == VELOCITY ? "velocity" : "residual");
-    if (status == GTOPK_OK)
-        status = reducer->device->ops->store_write(reducer->store, which, reducer->offsets[segment], length, in);
-    reducer_leave(reducer);
-    return status;
-}
-
-gtopk_status_t gtopk_reducer_residual(gtopk_reducer_t *reducer, uint32_t segment, float *out, uint64_t length)
-{
-    return read_segment(reducer, RESIDUAL, segment, out, length);
-}
-
-gtopk_status_t gtopk_reducer_set_residual(gtopk_reducer_t *reducer, uint32_t segment, const float *in, uint64_t length)
-{
-    return write_segment(reducer, RESIDUAL, segment, in, length, "gtopk_reducer_set_residual");
-}
-
-gtopk_status_t gtopk_reducer_velocity(gtopk_reducer_t *reducer, uint32_t segment, float *out, uint64_t length)
-{
-    return read_segment(reducer, VELOCITY, segment, out, length);
-}
-
-gtopk_status_t gtopk_reducer_set_velocity(gtopk_reducer_t *reducer, uint32_t segment, const float *in, uint64_t length)
-{
-    return write_segment(reducer, VELOCITY, segment, in, length, "gtopk_reducer_set_velocity");
-}
-
-gtopk_status_t gtopk_reducer_residual_norm(gtopk_reducer_t *reducer, double *norm)
-{
-    if (!norm)
-        return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_residual_norm needs a place for the result");
-    gtopk_status_t status = reducer_enter(reducer);
-    if (status != GTOPK_OK)
-        return status;
-    float part[1024];
-    const uint64_t dim = reducer->record.dim, capacity = sizeof part / sizeof *part;
-    double sum = 0.0;
-    for (uint64_t at = 0; at < dim && status == GTOPK_OK; at += capacity) {
-        const uint64_t length = dim - at < capacity ? dim - at : capacity;
-        status = reducer->device->ops->store_read(reducer->store, RESIDUAL, at, length, part);
-        for (uint64_t i = 0; i < length && status == GTOPK_OK; i++)
-            sum += (double)part[i] * (double)part[i];
-    }
-    if (status == GTOPK_OK)
-        *norm = sqrt(sum);
-    reducer_leave(reducer);
-    return status;
 }

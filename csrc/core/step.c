@@ -1,9 +1,12 @@
-/* The second half of a step, after accumulate: select, exchange, commit. */
+/* The second half of a step, after accumulate: select, exchange, verdict, commit.
+ *
+ * Everything up to the verdict is queued on the caller's stream, as far as the transport allows. The verdict brings all that
+ * was learnt on the device; only then does the host look, and only then is anything committed. */
 #include "core/step.h"
 
 #include <string.h>
 
-#include "exchange/dense.h"
+#include "exchange/check.h"
 #include "util/clock.h"
 
 /* Where the update of a reducer goes: dense outputs, a set of the caller, or nowhere. */
@@ -13,6 +16,28 @@ typedef struct target {
     gtopk_set_t *set;
 } target_t;
 
+/* Some reducers of one communicator and what they do in this step. */
+typedef struct group {
+    gtopk_reducer_t *const *reducers;
+    const target_t *targets;
+    size_t count;
+    uint32_t flags;
+    void *stream;
+    exchange_step_t *steps; /* one a reducer */
+} group_t;
+
+static device_t *group_device(const group_t *group)
+{
+    return group->reducers[0]->device;
+}
+
+static link_t *group_link(const group_t *group)
+{
+    return &group->reducers[0]->comm->link;
+}
+
+/* ---- checks ---- */
+
 static int target_is_nowhere(const target_t *target, uint32_t flags)
 {
     return (flags & GTOPK_JOINED) && !target->set && !target->outputs && target->count == 0;
@@ -20,6 +45,7 @@ static int target_is_nowhere(const target_t *target, uint32_t flags)
 
 static gtopk_status_t check_target(const gtopk_reducer_t *reducer, const target_t *target, uint32_t flags)
 {
+    const segments_t *segments = &reducer->segments;
     gtopk_status_t status = GTOPK_OK;
     if (target->set) {
         const uint64_t needed = gtopk_reducer_max_count(reducer);
@@ -32,80 +58,36 @@ static gtopk_status_t check_target(const gtopk_reducer_t *reducer, const target_
     }
     if (target_is_nowhere(target, flags))
         return GTOPK_OK;
-    if (target->count != reducer->record.segments || !target->outputs)
-        return status_set(GTOPK_ERR_INVALID, "reduce got %zu outputs, the reducer has %llu segments: give one for each",
-                          target->count, (unsigned long long)reducer->record.segments);
+    if (target->count != segments->count || !target->outputs)
+        return status_set(GTOPK_ERR_INVALID, "reduce got %zu outputs, the reducer has %zu segments: give one for each",
+                          target->count, segments->count);
     for (size_t s = 0; s < target->count && status == GTOPK_OK; s++)
-        status = step_check_tensor(reducer, "the output", s, &target->outputs[s]);
+        status = segments_check_tensor(segments, "the output", s, &target->outputs[s]);
     return status;
 }
 
-static size_t output_spans(gtopk_reducer_t *reducer, const target_t *target)
+static gtopk_status_t check_group(const group_t *group, gtopk_stats_t *const *stats)
 {
-    for (size_t s = 0; s < target->count; s++)
-        step_set_span(reducer, s, s, &target->outputs[s]);
-    return target->count;
-}
-
-/* Nothing is committed: the update is empty. */
-static int is_dropped(const device_words_t *words)
-{
-    return words->nonfinite || words->joined;
-}
-
-static void write_set(gtopk_set_t *set, const device_set_t *sum, uint32_t size)
-{
-    set->count = *sum->count;
-    for (uint64_t i = 0; i < set->count; i++) {
-        set->indices[i] = sum->index[i];
-        set->values[i] = sum->value[i] / (float)size;
+    gtopk_status_t status = GTOPK_OK;
+    if (group->flags & ~(uint32_t)(GTOPK_OUTPUT_IS_ZERO | GTOPK_JOINED))
+        status = status_set(GTOPK_ERR_INVALID, "reduce does not know flags %#x", group->flags);
+    for (size_t i = 0; i < group->count && status == GTOPK_OK; i++) {
+        if (group->reducers[i]->device != group_device(group))
+            status = status_set(
+                GTOPK_ERR_INVALID,
+                "reducer %zu computes on another device than reducer 0: only reducers of one device can "
+                "take a step together",
+                i);
+        if (status == GTOPK_OK && stats && stats[i] && stats[i]->struct_size < sizeof(size_t))
+            status = status_set(GTOPK_ERR_INVALID, "stats->struct_size is %zu: set it to sizeof(gtopk_stats_t)",
+                                stats[i]->struct_size);
+        if (status == GTOPK_OK)
+            status = check_target(group->reducers[i], &group->targets[i], group->flags);
     }
-}
-
-static void write_set_dense(gtopk_set_t *set, const float *mean, uint64_t dim)
-{
-    set->count = 0;
-    for (uint64_t i = 0; i < dim; i++)
-        if (mean[i] != 0.0f) {
-            set->indices[set->count] = (uint32_t)i;
-            set->values[set->count++] = mean[i];
-        }
-}
-
-static gtopk_status_t exchange_dense(gtopk_reducer_t *reducer)
-{
-    const double start = clock_now();
-    const gtopk_status_t status = dense_run(reducer->sparse, &reducer->comm->link, reducer->device, reducer->store,
-                                            reducer->dense, reducer->record.dim, reducer->step, reducer->hash,
-                                            reducer->words);
-    reducer->stats.selected = reducer->words->nonfinite ? 0 : reducer->record.dim;
-    reducer->stats.exchange_s = clock_now() - start;
     return status;
 }
 
-static gtopk_status_t exchange_sparse(gtopk_reducer_t *reducer, void *stream)
-{
-    gtopk_stats_t *stats = &reducer->stats;
-    device_set_t *selected = sparse_selected(reducer->sparse);
-    double start = clock_now();
-    gtopk_status_t status = step_accumulate_missing(reducer, stream);
-    stats->accumulate_s += clock_now() - start;
-
-    start = clock_now();
-    *selected->count = 0;
-    if (status == GTOPK_OK && !reducer->words->nonfinite)
-        status = reducer->device->ops->select(reducer->store, reducer->k, selected, stream, &stats->candidates,
-                                              &stats->hint_misses);
-    stats->selected = *selected->count;
-    stats->select_s = clock_now() - start;
-
-    start = clock_now();
-    if (status == GTOPK_OK)
-        status = sparse_run(reducer->sparse, reducer->step, reducer->hash, link_deadline(&reducer->comm->link),
-                            reducer->words, &reducer->journal);
-    stats->exchange_s = clock_now() - start;
-    return status;
-}
+/* ---- exchange ---- */
 
 static void count_messages(gtopk_reducer_t *reducer)
 {
@@ -118,107 +100,196 @@ static void count_messages(gtopk_reducer_t *reducer)
     stats->wait_s = link->wait_s;
 }
 
-static gtopk_status_t exchange(gtopk_reducer_t *reducer, void *stream)
+static gtopk_status_t exchange_one(gtopk_reducer_t *reducer, exchange_step_t *step)
 {
+    gtopk_stats_t *stats = &reducer->stats;
+    gtopk_status_t status = GTOPK_OK;
     link_stats_reset(&reducer->comm->link);
-    gtopk_status_t status = reducer_is_dense(reducer) ? exchange_dense(reducer) : exchange_sparse(reducer, stream);
-    status = comm_settle(reducer->comm, status, reducer->step);
+    if (reducer_selects(reducer))
+        status = step_accumulate_missing(reducer, step->stream);
+    if (status == GTOPK_OK)
+        status = reducer->exchange->ops->run(reducer->exchange, step);
+    stats->select_s = step->select_s;
+    stats->exchange_s = step->exchange_s;
     count_messages(reducer);
     return status;
 }
 
-static gtopk_status_t commit_dense(gtopk_reducer_t *reducer, const target_t *target, void *stream)
+static gtopk_status_t group_begin(const group_t *group)
 {
-    const gtopk_status_t status = reducer->device->ops->dense_commit(
-        reducer->store, reducer->dense, (uint32_t)reducer->comm->transport->size, reducer->spans,
-        output_spans(reducer, target), reducer->words, stream);
-    reducer->stats.count = is_dropped(reducer->words) ? 0 : reducer->record.dim;
-    if (status == GTOPK_OK && target->set && reducer->stats.count > 0)
-        write_set_dense(target->set, reducer->dense, reducer->record.dim);
-    return status;
+    device_words_t *words[GTOPK_REDUCERS_MAX];
+    gtopk_status_t status = GTOPK_OK;
+    for (size_t i = 0; i < group->count; i++) {
+        gtopk_reducer_t *reducer = group->reducers[i];
+        reducer->stream = group->stream;
+        words[i] = reducer->words;
+        if (status == GTOPK_OK)
+            status = reducer_check_device(reducer);
+        if (status == GTOPK_OK)
+            status = step_begin(reducer, group->stream);
+        group->steps[i] = (exchange_step_t){
+            .number = reducer->step,
+            .config_hash = reducer->hash,
+            .words = reducer->words,
+            .stream = group->stream,
+        };
+    }
+    if (status != GTOPK_OK)
+        return status;
+    return group_device(group)->ops->words_join(group_device(group), words, group->count,
+                                                (group->flags & GTOPK_JOINED) != 0, group->stream);
 }
-
-static gtopk_status_t commit_sparse(gtopk_reducer_t *reducer, const target_t *target, uint32_t flags, void *stream)
-{
-    const gtopk_status_t status = reducer->device->ops->commit(
-        reducer->store, &reducer->journal, reducer->spans, output_spans(reducer, target),
-        (flags & GTOPK_OUTPUT_IS_ZERO) != 0, reducer->words, stream);
-    reducer->stats.count = is_dropped(reducer->words) ? 0 : *reducer->journal.final.count;
-    if (status == GTOPK_OK && target->set && reducer->stats.count > 0)
-        write_set(target->set, &reducer->journal.final, reducer->journal.size);
-    return status;
-}
-
-static gtopk_status_t commit(gtopk_reducer_t *reducer, const target_t *target, uint32_t flags, void *stream)
-{
-    const double start = clock_now();
-    if (target->set)
-        target->set->count = 0;
-    const gtopk_status_t status = reducer_is_dense(reducer) ? commit_dense(reducer, target, stream)
-                                                            : commit_sparse(reducer, target, flags, stream);
-    reducer->stats.commit_s = clock_now() - start;
-    return comm_settle(reducer->comm, status, reducer->step);
-}
-
-/* Some reducers of one communicator and what they do in this step. */
-typedef struct group {
-    gtopk_reducer_t *const *reducers;
-    const target_t *targets;
-    size_t count;
-    uint32_t flags;
-    void *stream;
-} group_t;
 
 static gtopk_status_t group_exchange(const group_t *group)
 {
-    gtopk_status_t status = GTOPK_OK;
-    uint32_t nonfinite = 0;
-    for (size_t i = 0; i < group->count; i++) {
-        gtopk_reducer_t *reducer = group->reducers[i];
-        step_begin(reducer);
-        reducer->words->joined = (group->flags & GTOPK_JOINED) != 0;
-    }
+    gtopk_status_t status = group_begin(group);
     for (size_t i = 0; i < group->count && status == GTOPK_OK; i++) {
-        device_words_t *words = group->reducers[i]->words;
-        words->nonfinite |= nonfinite; /* spares the others work that would be dropped */
-        status = exchange(group->reducers[i], group->stream);
-        nonfinite |= words->nonfinite;
+        group->steps[i].deadline = link_deadline(group_link(group));
+        status = exchange_one(group->reducers[i], &group->steps[i]);
     }
+    return status;
+}
+
+/* ---- verdict ---- */
+
+/* What the words say of a step that failed on the device. */
+static gtopk_status_t explain(const link_t *link, const device_words_t *words, uint64_t step)
+{
+    const wire_expect_t *expect = &words->expect;
+    const int32_t from = (int32_t)expect->sender;
+    const size_t capacity = wire_message_capacity(expect->dim, expect->k, expect->value_type);
+    gtopk_status_t status = GTOPK_OK;
+    char peer[96];
+    switch (words->error) {
+    case DEVICE_BAD_HEADER:
+        status = check_message(link, words->header, capacity, CHECK_TRUSTED, from, expect, NULL);
+        break;
+    case DEVICE_BAD_PAYLOAD:
+        status = status_set(
+            GTOPK_ERR_CORRUPT,
+            "message of %s: its header is right, but its indices or values are no set; it was damaged, or "
+            "written by another program",
+            link_peer_name(link, from, peer, sizeof peer));
+        break;
+    default: break;
+    }
+    if (status == GTOPK_OK)
+        status = status_set(GTOPK_ERR_INTERNAL, "the device stopped a step for reason %u", words->error);
+    return status_prefix(status, "step %llu, round %u", (unsigned long long)step, (unsigned)expect->round);
+}
+
+static gtopk_status_t bring_words(const group_t *group)
+{
+    device_outcome_t outcomes[GTOPK_REDUCERS_MAX];
     for (size_t i = 0; i < group->count; i++)
-        group->reducers[i]->words->nonfinite = nonfinite;
+        outcomes[i] = (device_outcome_t){group->reducers[i]->words, group->steps[i].final, group->reducers[i]->verdict};
+    return group_device(group)->ops->verdict(group_device(group), outcomes, group->count, group->stream);
+}
+
+/* Waits for all that was queued, and looks at what came of it. */
+static gtopk_status_t group_verdict(const group_t *group)
+{
+    const double start = clock_now();
+    gtopk_reducer_t *last = group->reducers[group->count - 1];
+    gtopk_status_t status = link_finish(group_link(group), group->steps[group->count - 1].deadline);
+    if (status == GTOPK_OK)
+        status = bring_words(group);
+    for (size_t i = 0; i < group->count && status == GTOPK_OK; i++) {
+        const device_words_t *verdict = group->reducers[i]->verdict;
+        if (!verdict->ok && verdict->error != DEVICE_NO_ERROR)
+            status = explain(group_link(group), verdict, group->reducers[i]->step);
+    }
+    if (status == GTOPK_OK && !last->verdict->ok)
+        status = status_set(GTOPK_ERR_INTERNAL, "the device stopped a step without a reason");
+    last->stats.exchange_s += clock_now() - start;
+    count_messages(last);
+    return status;
+}
+
+static void count_verdict(gtopk_reducer_t *reducer)
+{
+    const device_words_t *verdict = reducer->verdict;
+    gtopk_stats_t *stats = &reducer->stats;
+    stats->nonfinite = verdict->nonfinite != 0;
+    stats->all_joined = verdict->joined != 0;
+    stats->candidates = verdict->candidates;
+    stats->hint_misses = verdict->misses;
+    stats->count = verdict->count;
+    stats->selected = verdict->selected;
+    if (!reducer_selects(reducer) && !verdict->nonfinite)
+        stats->selected = reducer->record.dim;
+}
+
+/* After an error: nothing that was queued goes on running, or is waited for by others, when this returns. */
+static void group_drain(const group_t *group)
+{
+    char text[STATUS_TEXT_SIZE];
+    status_keep(text);
+    if (link_give_up(group_link(group)))
+        (void)group_device(group)->ops->synchronize(group_device(group), group->stream);
+    (void)status_set(GTOPK_OK, "%s", text);
+}
+
+/* ---- commit ---- */
+
+static gtopk_status_t commit(gtopk_reducer_t *reducer, const exchange_step_t *step, const target_t *target,
+                             uint32_t flags)
+{
+    const double start = clock_now();
+    const gtopk_set_t *set = target->set;
+    if (target->count > 0)
+        segments_fill(&reducer->segments, target->outputs);
+    const device_target_t to = {
+        .spans = target->count > 0 ? reducer->segments.spans : NULL,
+        .count = target->count,
+        .are_zero = (flags & GTOPK_OUTPUT_IS_ZERO) != 0,
+        .indices = set ? set->indices : NULL,
+        .values = set ? set->values : NULL,
+    };
+    const gtopk_status_t status = reducer->exchange->ops->commit(reducer->exchange, step, &to);
+    reducer->stats.commit_s = clock_now() - start;
+    return status;
+}
+
+/* How many entries went into the sets. Those of a dense update are known only now. */
+static gtopk_status_t count_sets(const group_t *group)
+{
+    gtopk_status_t status = GTOPK_OK;
+    int dense = 0;
+    for (size_t i = 0; i < group->count; i++)
+        dense |= group->targets[i].set && !reducer_selects(group->reducers[i]);
+    if (dense)
+        status = bring_words(group);
+    for (size_t i = 0; i < group->count; i++)
+        if (group->targets[i].set)
+            group->targets[i].set->count = status == GTOPK_OK ? group->reducers[i]->verdict->count : 0;
     return status;
 }
 
 /* Every reducer's exchange comes before the first commit: what can fail has not failed by then. */
 static gtopk_status_t group_step(const group_t *group)
 {
+    gtopk_comm_t *comm = group->reducers[0]->comm;
     gtopk_status_t status = group_exchange(group);
+    if (status == GTOPK_OK)
+        status = group_verdict(group);
     for (size_t i = 0; i < group->count && status == GTOPK_OK; i++)
-        status = commit(group->reducers[i], &group->targets[i], group->flags, group->stream);
+        count_verdict(group->reducers[i]);
+    for (size_t i = 0; i < group->count && status == GTOPK_OK; i++)
+        status = commit(group->reducers[i], &group->steps[i], &group->targets[i], group->flags);
+    if (status == GTOPK_OK)
+        status = count_sets(group);
+    status = comm_settle(comm, status, group->reducers[0]->step);
+    if (status != GTOPK_OK)
+        group_drain(group);
     for (size_t i = 0; i < group->count; i++) {
-        gtopk_reducer_t *reducer = group->reducers[i];
-        reducer->stats.nonfinite = reducer->words->nonfinite != 0;
-        reducer->stats.all_joined = reducer->words->joined != 0;
-        step_end(reducer); /* whatever happened, it is over */
-        reducer->step += status == GTOPK_OK;
+        step_end(group->reducers[i]); /* whatever happened, it is over */
+        group->reducers[i]->step += status == GTOPK_OK;
     }
     return status;
 }
 
-static gtopk_status_t check_group(const group_t *group, gtopk_stats_t *const *stats)
-{
-    gtopk_status_t status = GTOPK_OK;
-    if (group->flags & ~(uint32_t)(GTOPK_OUTPUT_IS_ZERO | GTOPK_JOINED))
-        status = status_set(GTOPK_ERR_INVALID, "reduce does not know flags %#x", group->flags);
-    for (size_t i = 0; i < group->count && status == GTOPK_OK; i++) {
-        if (stats && stats[i] && stats[i]->struct_size < sizeof(size_t))
-            status = status_set(GTOPK_ERR_INVALID, "stats->struct_size is %zu: set it to sizeof(gtopk_stats_t)",
-                                stats[i]->struct_size);
-        if (status == GTOPK_OK)
-            status = check_target(group->reducers[i], &group->targets[i], group->flags);
-    }
-    return status;
-}
+/* ---- the public calls ---- */
 
 static void stats_copy(const gtopk_reducer_t *reducer, gtopk_stats_t *out)
 {
@@ -261,7 +332,8 @@ gtopk_status_t gtopk_reducer_reduce(gtopk_reducer_t *reducer, const gtopk_tensor
                                     uint32_t flags, void *stream, gtopk_stats_t *stats)
 {
     const target_t target = {.outputs = outputs, .count = count};
-    const group_t group = {&reducer, &target, 1, flags, stream};
+    exchange_step_t step;
+    const group_t group = {&reducer, &target, 1, flags, stream, &step};
     return reduce(&group, &stats);
 }
 
@@ -269,7 +341,8 @@ gtopk_status_t gtopk_reducer_reduce_sparse(gtopk_reducer_t *reducer, gtopk_set_t
                                            gtopk_stats_t *stats)
 {
     const target_t target = {.set = set};
-    const group_t group = {&reducer, &target, 1, flags, stream};
+    exchange_step_t step;
+    const group_t group = {&reducer, &target, 1, flags, stream, &step};
     if (!set)
         return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_reduce_sparse needs a set");
     return reduce(&group, &stats);
@@ -301,12 +374,13 @@ gtopk_status_t gtopk_reducers_reduce(gtopk_reducer_t *const *reducers, const gto
                                      gtopk_stats_t *const *stats)
 {
     target_t targets[GTOPK_REDUCERS_MAX];
+    exchange_step_t steps[GTOPK_REDUCERS_MAX];
     const gtopk_status_t status = check_reducers(reducers, count);
     if (status != GTOPK_OK)
         return status;
     for (size_t i = 0; i < count; i++)
         targets[i] = (target_t){.outputs = outputs ? outputs[i] : NULL, .count = counts ? counts[i] : 0};
-    const group_t group = {reducers, targets, count, flags, stream};
+    const group_t group = {reducers, targets, count, flags, stream, steps};
     return reduce(&group, stats);
 }
 
@@ -322,10 +396,13 @@ gtopk_status_t gtopk_reducer_cancel(gtopk_reducer_t *reducer)
 
 gtopk_status_t gtopk_reducer_wait(gtopk_reducer_t *reducer, gtopk_stats_t *stats)
 {
-    const gtopk_status_t status = reducer_enter(reducer);
+    gtopk_status_t status = reducer_enter(reducer);
     if (status != GTOPK_OK)
         return status;
+    status = reducer->device->ops->synchronize(reducer->device, reducer->stream);
+    if (status != GTOPK_OK)
+        status = reducer_lose(reducer, status);
     stats_copy(reducer, stats);
     reducer_leave(reducer);
-    return GTOPK_OK;
+    return status;
 }

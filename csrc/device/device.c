@@ -12,19 +12,21 @@ static const struct {
     {"reference", device_reference_open},
 };
 
+const char *device_name(const char *name)
+{
+    const char *wanted = name ? name : getenv("GTOPK_DEVICE");
+    return wanted && *wanted ? wanted : "cpu";
+}
+
 gtopk_status_t device_open(const char *name, device_t **device)
 {
+    const char *wanted = device_name(name);
     *device = NULL;
-    const int from_environment = name == NULL;
-    if (!name)
-        name = getenv("GTOPK_DEVICE");
-    if (!name || !*name)
-        name = "cpu";
-    if (device_guarded_open && strcmp(name, "guarded") == 0)
+    if (device_guarded_open && strcmp(wanted, "guarded") == 0)
         return device_guarded_open(device);
     for (size_t i = 0; i < sizeof devices / sizeof devices[0]; i++)
-        if (strcmp(name, devices[i].name) == 0)
+        if (strcmp(wanted, devices[i].name) == 0)
             return devices[i].open(device);
-    return status_set(GTOPK_ERR_UNSUPPORTED, "no device \"%s\"%s; there are \"cpu\" and \"reference\"", name,
-                      from_environment ? " (from GTOPK_DEVICE)" : "");
+    return status_set(GTOPK_ERR_UNSUPPORTED, "no device \"%s\"%s; there are \"cpu\" and \"reference\"", wanted,
+                      name ? "" : " (from GTOPK_DEVICE)");
 }

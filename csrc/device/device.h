@@ -50,7 +50,7 @@ typedef struct device_words {
     uint32_t selected;  /* entries that select found */
     uint32_t misses;    /* 1: select had to read the residual again */
     uint64_t candidates;
-    uint64_t count; /* entries of the update; set by verdict, and by a dense commit to arrays */
+    uint64_t count; /* entries of the update: set by verdict, by dense_check, and by dense_commit to arrays */
     wire_expect_t expect;
     uint8_t header[WIRE_HEADER_SIZE];
 } device_words_t;
@@ -96,9 +96,8 @@ typedef struct device_target {
 /* One reducer's part of a verdict. */
 typedef struct device_outcome {
     device_words_t *words;     /* in device memory */
-    const device_set_t *final; /* NULL: a dense step, whose update has `dim` entries */
-    uint64_t dim;
-    device_words_t *host; /* out; pinned memory */
+    const device_set_t *final; /* the update; NULL: it is dense, and words->count is what it is */
+    device_words_t *host;      /* out; pinned memory */
 } device_outcome_t;
 
 typedef struct device_parallel {
@@ -116,7 +115,7 @@ typedef struct device_ops {
     void (*close)(device_t *device);
 
     /* Zeroed memory of the device, or pinned host memory that the device reads and writes as well. What is queued must
-     * have passed before memory is released. */
+     * have passed before memory is released; NULL is accepted. */
     gtopk_status_t (*allocate)(device_t *device, size_t bytes, const char *what, void **out);
     void (*release)(device_t *device, void *block);
     gtopk_status_t (*allocate_pinned)(device_t *device, size_t bytes, const char *what, void **out);
@@ -165,7 +164,8 @@ typedef struct device_ops {
     /* Dense step: copies the residual to `out` (dim floats that the device reaches). */
     gtopk_status_t (*dense_gather)(device_store_t *store, float *out, void *stream);
 
-    /* Dense step: sum holds the all-reduced residuals; one that is not finite sets words->nonfinite. */
+    /* Dense step: sum holds the all-reduced residuals; one that is not finite sets words->nonfinite. words->count becomes
+     * dim. */
     gtopk_status_t (*dense_check)(device_store_t *store, const float *sum, device_words_t *words, void *stream);
 
     /* Dense step, as commit: residual = 0 (plus what a 16-bit output cannot hold), the mean is sum / divisor, the velocity
@@ -189,9 +189,10 @@ typedef struct device_ops {
 
     /* Some reducers are about to take a step together: what is non-finite in one is so in all. joined: this rank has
      * JOINED. */
-    gtopk_status_t (*words_join)(device_t *device, device_words_t *const *words, size_t count, int joined, void *stream);
+    gtopk_status_t (*words_join)(device_t *device, device_words_t *const *words, size_t count, int joined,
+                                 void *stream);
 
-    /* Makes ok and nonfinite those of all reducers together, notes the counts, brings all words to the host and waits for
+    /* Makes ok and nonfinite those of all reducers together, notes the counts (0 of a step that is dropped), brings all words to the host and waits for
      * the stream. DEVICE when something that was queued there failed. */
     gtopk_status_t (*verdict)(device_t *device, const device_outcome_t *outcomes, size_t count, void *stream);
 
@@ -201,13 +202,14 @@ typedef struct device_ops {
      * flags from words: NONFINITE, JOINED), indices, values. No CRC. message has wire_message_capacity(dim,
      * set->capacity, value type) bytes. decoded (not overlapping set, room for set->capacity) gets what a decoder will
      * see: entries that decode to zero are left out of it, and of the message. With words->nonfinite the message has
-     * count 0. */
+     * count 0. So it has without words->ok, and it is a last word (ABORT): what follows an error goes to nobody. */
     gtopk_status_t (*encode)(device_t *device, const device_set_t *set, const wire_header_t *header, uint8_t *message,
                              device_set_t *decoded, device_words_t *words, void *stream);
 
-    /* A message that was encoded or received goes out under another sender, round and k. */
+    /* A message that was encoded or received goes out under another sender, round and k. Without words->ok it becomes a last
+     * word, as in encode. */
     gtopk_status_t (*address)(device_t *device, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
-                              void *stream);
+                              const device_words_t *words, void *stream);
 
     /* The set of a message in a buffer of `capacity` bytes. Its header must be what *expect says (wire_header_trust and
      * wire_header_matches), its indices in order and range, its padding zero, its values finite and not zero; otherwise
@@ -237,6 +239,9 @@ typedef struct device_ops {
 struct device {
     const device_ops_t *ops;
 };
+
+/* The name that device_open goes by: the one given, else GTOPK_DEVICE, else "cpu". */
+const char *device_name(const char *name);
 
 /* Opens a device by name: "cpu", "reference". NULL: GTOPK_DEVICE, else "cpu". UNSUPPORTED with the names that exist. */
 gtopk_status_t device_open(const char *name, device_t **device);

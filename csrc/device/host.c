@@ -84,7 +84,10 @@ gtopk_status_t host_verdict(device_t *device, const device_outcome_t *outcomes, 
         device_words_t *words = outcome->words;
         words->ok = ok;
         words->nonfinite = nonfinite;
-        words->count = nonfinite || words->joined ? 0 : outcome->final ? *outcome->final->count : outcome->dim;
+        if (outcome->final)
+            words->count = *outcome->final->count;
+        if (nonfinite || words->joined)
+            words->count = 0;
         *outcome->host = *words;
     }
     return GTOPK_OK;
@@ -93,17 +96,26 @@ gtopk_status_t host_verdict(device_t *device, const device_outcome_t *outcomes, 
 /* ---- messages ---- */
 
 gtopk_status_t host_address(device_t *device, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
-                            void *stream)
+                            const device_words_t *words, void *stream)
 {
     (void)device;
     (void)stream;
     wire_readdress(message, sender, round, k);
+    if (!words->ok)
+        wire_make_last_word(message, WIRE_FAILED_STEP);
     return GTOPK_OK;
 }
 
-uint8_t host_flags(const device_words_t *words, uint8_t flags)
+void host_mark(const device_words_t *words, wire_header_t *header)
 {
-    return (uint8_t)(flags | (words->nonfinite ? WIRE_NONFINITE : 0) | (words->joined ? WIRE_JOINED : 0));
+    if (words->nonfinite)
+        header->flags |= WIRE_NONFINITE;
+    if (words->joined)
+        header->flags |= WIRE_JOINED;
+    if (!words->ok) {
+        header->flags |= WIRE_ABORT;
+        header->attachment = WIRE_FAILED_STEP;
+    }
 }
 
 void host_blame(const uint8_t *message, size_t capacity, const wire_expect_t *expect, device_error_t error,

@@ -22,10 +22,11 @@ gtopk_status_t host_words_join(device_t *device, device_words_t *const *words, s
 gtopk_status_t host_verdict(device_t *device, const device_outcome_t *outcomes, size_t count, void *stream);
 
 gtopk_status_t host_address(device_t *device, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
-                            void *stream);
+                            const device_words_t *words, void *stream);
 
-/* Flags of a message that is encoded with these words. */
-uint8_t host_flags(const device_words_t *words, uint8_t flags);
+/* What the words say in the header of a message: its flags. After a failure it is a last word, so that nobody takes in what
+ * this rank makes of a step that it is going to drop. */
+void host_mark(const device_words_t *words, wire_header_t *header);
 
 /* Reads and judges the header of a message. 1: it is the awaited one, and its flags are in the words. */
 int host_judge(const uint8_t *message, size_t capacity, const wire_expect_t *expect, wire_header_t *header,

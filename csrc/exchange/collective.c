@@ -5,54 +5,46 @@
 
 #include "util/memory.h"
 
-#define PIECE ((size_t)1 << 20)
+#define PIECE LINK_PIECE
 
-/* Both sides of one collective's messages. */
+/* Both sides of one collective's messages, in the link's own buffers. */
 typedef struct mailbox {
     link_t *link;
+    transport_t *transport; /* one that moves host memory */
     uint8_t algorithm;
     uint32_t total; /* low 32 bits of the whole length: the same on all ranks */
     uint64_t step;
     double deadline;
-    uint8_t *send, *receive; /* WIRE_HEADER_SIZE + PIECE bytes each */
-    size_t capacity;
 } mailbox_t;
 
-static gtopk_status_t mailbox_open(mailbox_t *box, link_t *link, uint8_t algorithm, size_t total, size_t piece)
+static mailbox_t mailbox_open(link_t *link, transport_t *transport, uint8_t algorithm, size_t total)
 {
-    *box = (mailbox_t){
+    return (mailbox_t){
         .link = link,
+        .transport = transport,
         .algorithm = algorithm,
         .total = (uint32_t)(total & UINT32_MAX),
         .step = link->sequence++,
         .deadline = link_deadline(link),
-        .capacity = WIRE_HEADER_SIZE + (piece < PIECE ? piece : PIECE),
     };
-    gtopk_status_t status = memory_alloc(&box->send, box->capacity, 1, "a collective's send buffer");
-    if (status == GTOPK_OK)
-        status = memory_alloc(&box->receive, box->capacity, 1, "a collective's receive buffer");
-    return status;
 }
 
-static void mailbox_close(mailbox_t *box)
+/* The bytes that the latest exchange received. */
+static const uint8_t *mailbox_received(const mailbox_t *box)
 {
-    if (box->link->buffers_lost)
-        return;
-    memory_free(box->send);
-    memory_free(box->receive);
+    return box->link->box_in + WIRE_HEADER_SIZE;
 }
 
-/* Sends `out_bytes` (at most PIECE) of `out` to one rank and receives `in_bytes` from one. The received bytes are left
- * in the mailbox, behind the header. */
-static gtopk_status_t mailbox_exchange(mailbox_t *box, uint32_t piece, int32_t to, const void *out, size_t out_bytes,
-                                       int32_t from, size_t in_bytes)
+/* Sends `out_bytes` (at most PIECE) of `out` to one rank and receives `in_bytes` from one. */
+static gtopk_status_t mailbox_exchange(const mailbox_t *box, uint32_t piece, int32_t to, const void *out,
+                                       size_t out_bytes, int32_t from, size_t in_bytes)
 {
     link_t *link = box->link;
     if (to != TRANSPORT_NONE) {
         const wire_header_t header = {
             .value_type = WIRE_VALUE_BYTES,
             .algorithm = box->algorithm,
-            .sender = (uint32_t)link->transport->rank,
+            .sender = (uint32_t)box->transport->rank,
             .epoch = link->epoch,
             .k = piece,
             .dim = box->total,
@@ -60,24 +52,22 @@ static gtopk_status_t mailbox_exchange(mailbox_t *box, uint32_t piece, int32_t t
             .step = box->step,
             .scale = 1.0f,
         };
-        wire_header_write(&header, box->send);
+        wire_header_write(&header, link->box_out);
         if (out_bytes > 0)
-            memcpy(box->send + WIRE_HEADER_SIZE, out, out_bytes);
-        wire_seal(box->send, out_bytes);
+            memcpy(link->box_out + WIRE_HEADER_SIZE, out, out_bytes);
     }
     const link_message_t message = {
         .to = to,
         .from = from,
-        .send = box->send,
-        .send_bytes = WIRE_HEADER_SIZE + out_bytes,
+        .send = link->box_out,
         .send_capacity = WIRE_HEADER_SIZE + out_bytes,
-        .receive = box->receive,
+        .receive = link->box_in,
         .receive_capacity = WIRE_HEADER_SIZE + in_bytes,
     };
-    const link_expect_t expect = {
+    const wire_expect_t expect = {
         .algorithm = box->algorithm, .value_type = WIRE_VALUE_BYTES, .step = box->step, .dim = box->total, .k = piece};
-    wire_header_t got;
-    gtopk_status_t status = link_exchange(link, &message, box->deadline, &expect, &got);
+    wire_header_t got = {.count = (uint32_t)in_bytes};
+    gtopk_status_t status = link_exchange(link, box->transport, &message, box->deadline, &expect, &got, NULL);
     if (status == GTOPK_OK && from != TRANSPORT_NONE && got.count != in_bytes)
         status = status_set(GTOPK_ERR_DESYNC,
                             "rank %d sent %u bytes where %zu were awaited: give the same lengths on all ranks",
@@ -92,10 +82,10 @@ static size_t piece_size(size_t bytes, size_t at)
 
 gtopk_status_t collective_broadcast(link_t *link, void *buffer, size_t bytes, int32_t root)
 {
-    const int32_t size = link->transport->size;
-    const int32_t from_root = (link->transport->rank - root + size) % size; /* place in the tree */
-    mailbox_t box;
-    gtopk_status_t status = mailbox_open(&box, link, WIRE_BROADCAST, bytes, bytes);
+    const int32_t size = link->control->size;
+    const int32_t from_root = (link->control->rank - root + size) % size; /* place in the tree */
+    const mailbox_t box = mailbox_open(link, link->control, WIRE_BROADCAST, bytes);
+    gtopk_status_t status = GTOPK_OK;
     uint8_t *data = buffer;
     size_t at = 0;
     uint32_t piece = 0;
@@ -108,7 +98,7 @@ gtopk_status_t collective_broadcast(link_t *link, void *buffer, size_t bytes, in
             const int32_t parent = (int32_t)((from_root - distance + root) % size);
             status = mailbox_exchange(&box, piece, TRANSPORT_NONE, NULL, 0, parent, part);
             if (status == GTOPK_OK && part > 0)
-                memcpy(data + at, box.receive + WIRE_HEADER_SIZE, part);
+                memcpy(data + at, mailbox_received(&box), part);
         }
         for (distance /= 2; distance > 0 && status == GTOPK_OK; distance /= 2)
             if (from_root + distance < size)
@@ -117,7 +107,6 @@ gtopk_status_t collective_broadcast(link_t *link, void *buffer, size_t bytes, in
         at += part;
         piece++;
     } while (at < bytes && status == GTOPK_OK);
-    mailbox_close(&box);
     return status;
 }
 
@@ -125,18 +114,18 @@ typedef void (*combine_fn)(void *into, const uint8_t *from, size_t bytes);
 
 /* Sends [out, out + out_bytes) to the right and combines in_bytes from the left into `in`, in as many pieces as
  * `longest` bytes take: the lengths differ from rank to rank, the number of messages may not. */
-static gtopk_status_t ring_shift(mailbox_t *box, uint32_t *piece, size_t longest, const uint8_t *out, size_t out_bytes,
-                                 uint8_t *in, size_t in_bytes, combine_fn combine)
+static gtopk_status_t ring_shift(const mailbox_t *box, const places_t *places, uint32_t *piece, size_t longest,
+                                 const uint8_t *out, size_t out_bytes, uint8_t *in, size_t in_bytes, combine_fn combine)
 {
-    const int32_t size = box->link->transport->size, rank = box->link->transport->rank;
-    const int32_t right = (rank + 1) % size, left = (rank + size - 1) % size;
+    const int32_t size = places->size, place = places->place;
+    const int32_t right = places->ranks[(place + 1) % size], left = places->ranks[(place + size - 1) % size];
     size_t sent = 0, received = 0, done = 0;
     do {
         const size_t out_part = piece_size(out_bytes, sent), in_part = piece_size(in_bytes, received);
         const gtopk_status_t status = mailbox_exchange(box, (*piece)++, right, out + sent, out_part, left, in_part);
         if (status != GTOPK_OK)
             return status;
-        combine(in + received, box->receive + WIRE_HEADER_SIZE, in_part);
+        combine(in + received, mailbox_received(box), in_part);
         sent += out_part;
         received += in_part;
         done += PIECE;
@@ -172,20 +161,29 @@ static void combine_double(void *into, const uint8_t *from, size_t bytes)
 
 gtopk_status_t collective_allgather(link_t *link, const void *in, size_t bytes, void *out)
 {
-    const int32_t size = link->transport->size, rank = link->transport->rank;
+    const int32_t size = link->control->size, rank = link->control->rank;
+    const int32_t right = (rank + 1) % size, left = (rank + size - 1) % size;
     uint8_t *all = out;
+    gtopk_status_t status = GTOPK_OK;
+    uint32_t piece = 0;
     combine_copy(all + (size_t)rank * bytes, in, bytes);
     if (size == 1)
         return GTOPK_OK;
-    mailbox_t box;
-    gtopk_status_t status = mailbox_open(&box, link, WIRE_ALLGATHER, bytes, bytes);
-    uint32_t piece = 0;
-    for (int32_t shift = 0; shift < size - 1 && status == GTOPK_OK; shift++) {
-        const size_t mine = (size_t)((rank - shift + size) % size), next = (size_t)((rank - shift - 1 + size) % size);
-        status = ring_shift(&box, &piece, bytes, all + mine * bytes, bytes, all + next * bytes, bytes, combine_copy);
+    const mailbox_t box = mailbox_open(link, link->control, WIRE_ALLGATHER, bytes);
+    for (int32_t shift = 0; shift < size - 1; shift++) {
+        uint8_t *mine = all + (size_t)((rank - shift + size) % size) * bytes;
+        uint8_t *next = all + (size_t)((rank - shift - 1 + size) % size) * bytes;
+        size_t at = 0;
+        do {
+            const size_t part = piece_size(bytes, at);
+            status = mailbox_exchange(&box, piece++, right, mine + at, part, left, part);
+            if (status != GTOPK_OK)
+                return status;
+            combine_copy(next + at, mailbox_received(&box), part);
+            at += PIECE;
+        } while (at < bytes);
     }
-    mailbox_close(&box);
-    return status;
+    return GTOPK_OK;
 }
 
 /* Start of chunk c when `count` items are split into `parts`. */
@@ -194,45 +192,49 @@ static size_t chunk_start(size_t count, int32_t parts, int32_t c)
     return count / (size_t)parts * (size_t)c + (count % (size_t)parts) * (size_t)c / (size_t)parts;
 }
 
-static gtopk_status_t ring_allreduce(link_t *link, uint8_t *data, size_t count, size_t item, combine_fn sum)
+static gtopk_status_t ring_allreduce(link_t *link, transport_t *transport, const places_t *places, uint8_t *data,
+                                     size_t count, size_t item, combine_fn sum)
 {
-    const int32_t size = link->transport->size, rank = link->transport->rank;
-    mailbox_t box;
-    gtopk_status_t status = mailbox_open(&box, link, WIRE_REDUCE_SCATTER, count * item, count * item);
+    const int32_t size = places->size, place = places->place;
+    const mailbox_t box = mailbox_open(link, transport, WIRE_REDUCE_SCATTER, count * item);
     const size_t longest = (count / (size_t)size + 1) * item;
+    gtopk_status_t status = GTOPK_OK;
     uint32_t piece = 0;
     for (int32_t shift = 0; shift < 2 * (size - 1) && status == GTOPK_OK; shift++) {
-        /* The first size - 1 shifts leave the sum of chunk rank + 1 here, the others pass the sums around. */
-        const int32_t c = ((rank - shift) % size + size) % size, d = (c + size - 1) % size;
+        /* The first size - 1 shifts leave the sum of chunk place + 1 here, the others pass the sums around. */
+        const int32_t c = ((place - shift) % size + size) % size, d = (c + size - 1) % size;
         const size_t out = chunk_start(count, size, c) * item, in = chunk_start(count, size, d) * item;
-        status = ring_shift(&box, &piece, longest, data + out, chunk_start(count, size, c + 1) * item - out, data + in,
-                            chunk_start(count, size, d + 1) * item - in, shift < size - 1 ? sum : combine_copy);
+        status = ring_shift(&box, places, &piece, longest, data + out, chunk_start(count, size, c + 1) * item - out,
+                            data + in, chunk_start(count, size, d + 1) * item - in,
+                            shift < size - 1 ? sum : combine_copy);
     }
-    mailbox_close(&box);
     return status;
 }
 
 /* Dissemination; `total` is compared with what the neighbours are about to do. */
 static gtopk_status_t disseminate(link_t *link, uint8_t algorithm, size_t total)
 {
-    const int32_t size = link->transport->size, rank = link->transport->rank;
-    mailbox_t box;
-    gtopk_status_t status = mailbox_open(&box, link, algorithm, total, 0);
+    const int32_t size = link->control->size, rank = link->control->rank;
+    const mailbox_t box = mailbox_open(link, link->control, algorithm, total);
+    gtopk_status_t status = GTOPK_OK;
     uint32_t round = 0;
     for (int64_t distance = 1; distance < size && status == GTOPK_OK; distance *= 2)
         status = mailbox_exchange(&box, round++, (int32_t)((rank + distance) % size), NULL, 0,
                                   (int32_t)((rank - distance + size) % size), 0);
-    mailbox_close(&box);
     return status;
 }
 
-gtopk_status_t collective_sum(link_t *link, float *buffer, size_t count)
+gtopk_status_t collective_sum(link_t *link, const places_t *places, float *buffer, size_t count, void *stream)
 {
-    if (link->transport->size == 1)
+    transport_t *transport = link->data;
+    if (places->size == 1)
         return GTOPK_OK;
-    if (link->transport->ops->allreduce && count > 0)
-        return link_allreduce(link, buffer, count, link_deadline(link));
-    return ring_allreduce(link, (uint8_t *)buffer, count, sizeof(float), combine_float);
+    if (transport->ops->allreduce && count > 0 && places->size == transport->size)
+        return link_allreduce(link, transport, buffer, count, link_deadline(link), stream);
+    if (transport->ops->device_memory)
+        return status_set(GTOPK_ERR_UNSUPPORTED, "transport %s adds up over all of its ranks or not at all",
+                          transport->ops->name);
+    return ring_allreduce(link, transport, places, (uint8_t *)buffer, count, sizeof(float), combine_float);
 }
 
 #define SUM_PART ((size_t)1 << 22)
@@ -247,7 +249,7 @@ static gtopk_status_t sum_by_copy(link_t *link, float *buffer, size_t count)
     for (size_t at = 0; at < count && status == GTOPK_OK; at += most) {
         const size_t length = count - at < most ? count - at : most;
         memcpy(part, buffer + at, length * sizeof *part);
-        status = link_allreduce(link, part, length, deadline);
+        status = link_allreduce(link, link->control, part, length, deadline, NULL);
         if (status == GTOPK_OK)
             memcpy(buffer + at, part, length * sizeof *part);
     }
@@ -256,18 +258,21 @@ static gtopk_status_t sum_by_copy(link_t *link, float *buffer, size_t count)
     return status;
 }
 
-gtopk_status_t collective_allreduce(link_t *link, void *buffer, size_t count, gtopk_dtype_t dtype)
+gtopk_status_t collective_allreduce(link_t *link, const places_t *all, void *buffer, size_t count, gtopk_dtype_t dtype)
 {
-    if (link->transport->size == 1 || count == 0)
+    transport_t *transport = link->control;
+    if (transport->size == 1 || count == 0)
         return GTOPK_OK;
     if (dtype == GTOPK_F64)
-        return ring_allreduce(link, buffer, count, sizeof(double), combine_double);
-    return link->transport->ops->allreduce ? sum_by_copy(link, buffer, count) : collective_sum(link, buffer, count);
+        return ring_allreduce(link, transport, all, buffer, count, sizeof(double), combine_double);
+    if (transport->ops->allreduce)
+        return sum_by_copy(link, buffer, count);
+    return ring_allreduce(link, transport, all, buffer, count, sizeof(float), combine_float);
 }
 
 gtopk_status_t collective_agree_on(link_t *link, uint8_t algorithm, size_t bytes)
 {
-    return link->transport->size == 1 ? GTOPK_OK : disseminate(link, algorithm, bytes);
+    return link->control->size == 1 ? GTOPK_OK : disseminate(link, algorithm, bytes);
 }
 
 gtopk_status_t collective_barrier(link_t *link)

@@ -1,5 +1,5 @@
 /* Broadcast, all-gather, all-reduce and barrier of plain bytes over a link: for set-up, checkpoints and the dense
- * baseline. Messages carry headers, so that a rank in another call is found out. They do not break the link: the
+ * baseline. But for collective_sum they use the control transport. Messages carry headers, so that a rank in another call is found out. They do not break the link: the
  * caller does. */
 #ifndef GTOPK_EXCHANGE_COLLECTIVE_H
 #define GTOPK_EXCHANGE_COLLECTIVE_H
@@ -11,12 +11,12 @@ gtopk_status_t collective_broadcast(link_t *link, void *buffer, size_t bytes, in
 /* Ring: size - 1 rounds. */
 gtopk_status_t collective_allgather(link_t *link, const void *in, size_t bytes, void *out);
 
-/* Sum in place, all ranks known to give the same count: the transport's own where it has one, else a ring
- * (reduce-scatter, then all-gather). */
-gtopk_status_t collective_sum(link_t *link, float *buffer, size_t count);
+/* Sum in place over some places, on the data transport and the memory that it takes; all known to give the same count:
+ * the transport's own where it has one, else a ring (reduce-scatter, then all-gather). */
+gtopk_status_t collective_sum(link_t *link, const places_t *places, float *buffer, size_t count, void *stream);
 
-/* The same for floats or doubles of a caller, whose memory is never left to a transport. */
-gtopk_status_t collective_allreduce(link_t *link, void *buffer, size_t count, gtopk_dtype_t dtype);
+/* Sum in place over all ranks, of floats or doubles in host memory that is never left to a transport. */
+gtopk_status_t collective_allreduce(link_t *link, const places_t *all, void *buffer, size_t count, gtopk_dtype_t dtype);
 
 /* Before a collective that a user calls: DESYNC, here or on another rank, unless all are about to do the same with the
  * same number of bytes. A message of another length could not be received at all. */

@@ -1,20 +1,38 @@
-/* Waiting with a deadline, checking headers, and giving up: the part of an exchange that is the same for all. */
+/* Waiting with a deadline, and giving up: the part of an exchange that is the same for all. */
 #include "exchange/link.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
+#include "exchange/check.h"
 #include "util/log.h"
+#include "util/memory.h"
 
 #define WARNING_GROWTH 2.0
 
-/* "rank 3 (host-b)" */
-static const char *peer_name(link_t *link, int32_t rank, char *text, size_t size)
+gtopk_status_t link_open(link_t *link)
 {
-    const char *host = link->transport->host_of ? link->transport->host_of(link->transport, rank) : NULL;
-    if (host)
-        (void)snprintf(text, size, "rank %d (%s)", (int)rank, host);
+    link_stats_reset(link);
+    gtopk_status_t status = memory_alloc(&link->box_out, WIRE_HEADER_SIZE + LINK_PIECE, 1,
+                                         "a collective's send buffer");
+    if (status == GTOPK_OK)
+        status = memory_alloc(&link->box_in, WIRE_HEADER_SIZE + LINK_PIECE, 1, "a collective's receive buffer");
+    return status;
+}
+
+void link_close(link_t *link)
+{
+    if (link->buffers_lost)
+        return;
+    memory_free(link->box_out);
+    memory_free(link->box_in);
+}
+
+const char *link_peer_name(const link_t *link, int32_t rank, char *text, size_t size)
+{
+    const places_map_t *map = link->map;
+    if (map && map->nodes > 1 && rank >= 0 && rank < map->size && map->names[rank][0])
+        (void)snprintf(text, size, "rank %d (%s)", (int)rank, map->names[rank]);
     else
         (void)snprintf(text, size, "rank %d", (int)rank);
     return text;
@@ -22,13 +40,15 @@ static const char *peer_name(link_t *link, int32_t rank, char *text, size_t size
 
 double link_deadline(const link_t *link)
 {
-    return link->transport->ops->now(link->transport) + link->timeout;
+    return link->control->ops->now(link->control) + link->timeout;
 }
 
 void link_stats_reset(link_t *link)
 {
     link->stats = (link_stats_t){.slowest_peer = -1};
 }
+
+/* ---- waiting ---- */
 
 static void count_wait(link_t *link, int32_t peer, double seconds)
 {
@@ -39,16 +59,40 @@ static void count_wait(link_t *link, int32_t peer, double seconds)
     }
 }
 
-/* Waits for the request under way; warns when it takes long, and asks the caller whether to go on. */
-static gtopk_status_t wait_until(link_t *link, int32_t peer, double deadline)
+static gtopk_status_t give_up_text(const link_t *link, int32_t peer)
 {
-    transport_t *transport = link->transport;
+    char name[96];
+    return status_set(GTOPK_ERR_ABORTED, "%s gave up: its own output says why; restart from a checkpoint",
+                      link_peer_name(link, peer, name, sizeof name));
+}
+
+/* A rank that gave up says so on the control transport; who waits on another one looks there. */
+static int32_t gone_elsewhere(const link_t *link, const transport_t *transport)
+{
+    if (transport == link->control || !link->control->ops->gone)
+        return TRANSPORT_NONE;
+    return link->control->ops->gone(link->control);
+}
+
+static void warn_of_wait(const link_t *link, int32_t peer, double waited, double left)
+{
+    char name[96];
+    if (peer >= 0)
+        (void)link_peer_name(link, peer, name, sizeof name);
+    LOG(GTOPK_LOG_WARN, "rank %d has waited %.0f s for %s; it gives up after %.0f s more", (int)link->control->rank,
+        waited, peer >= 0 ? name : "the other ranks", left);
+}
+
+/* Waits for what is under way; warns when it takes long, and asks the caller whether to go on. */
+static gtopk_status_t wait_until(link_t *link, transport_t *transport, int32_t peer, double deadline, size_t *received)
+{
     const double start = transport->ops->now(transport);
-    const double pause = transport->interrupt ? TRANSPORT_INTERRUPT_SECONDS : INFINITY;
+    const int looks = transport->interrupt || transport != link->control;
+    const double pause = looks ? TRANSPORT_INTERRUPT_SECONDS : INFINITY;
     double warn_at = start + link->warn_after, now = start;
     gtopk_status_t status;
     for (;;) {
-        status = transport->ops->wait(transport, fmin(fmin(deadline, warn_at), now + pause));
+        status = transport->ops->wait(transport, fmin(fmin(deadline, warn_at), now + pause), received);
         now = transport->ops->now(transport);
         if (status == GTOPK_OK)
             break;
@@ -57,12 +101,15 @@ static gtopk_status_t wait_until(link_t *link, int32_t peer, double deadline)
             status = status_set(GTOPK_ERR_INTERRUPTED, "the wait was interrupted after %.1f s", now - start);
             break;
         }
+        const int32_t gone = gone_elsewhere(link, transport);
+        if (gone != TRANSPORT_NONE) {
+            status = give_up_text(link, gone);
+            break;
+        }
         if (status != GTOPK_ERR_TIMEOUT || now >= deadline)
             break;
         if (now >= warn_at) {
-            char name[96];
-            LOG(GTOPK_LOG_WARN, "rank %d has waited %.0f s for %s; it gives up after %.0f s more", (int)transport->rank,
-                now - start, peer_name(link, peer, name, sizeof name), deadline - now);
+            warn_of_wait(link, peer, now - start, deadline - now);
             warn_at = now + WARNING_GROWTH * (warn_at - start);
         }
     }
@@ -71,204 +118,137 @@ static gtopk_status_t wait_until(link_t *link, int32_t peer, double deadline)
 }
 
 /* One of the two sides that a message names is the one waited for. */
-static gtopk_status_t fail_wait(link_t *link, int32_t peer, gtopk_status_t status)
+static gtopk_status_t fail_wait(link_t *link, transport_t *transport, int32_t peer, gtopk_status_t status)
 {
     char name[96];
-    if (!link->transport->ops->abandon(link->transport))
+    const char *who = peer >= 0 ? link_peer_name(link, peer, name, sizeof name) : "the other ranks";
+    if (!transport->ops->abandon(transport))
         link->buffers_lost = 1;
     if (status == GTOPK_ERR_TIMEOUT)
         return status_set(
             status,
             "no message exchanged with %s within %.6g s (the deadline of one exchange): it died, is stuck, "
-            "or is slower than that; look at its output, or raise timeout= (GTOPK_TIMEOUT)",
-            peer_name(link, peer, name, sizeof name), link->timeout);
-    return status_prefix(status, "exchange with %s", peer_name(link, peer, name, sizeof name));
+            "ended its loop without join(), or is slower than that; look at its output, or raise timeout= "
+            "(GTOPK_TIMEOUT)",
+            who, link->timeout);
+    return status_prefix(status, "exchange with %s", who);
 }
 
-/* DESYNC when a field of the header is not what this rank awaits. */
-static gtopk_status_t compare(const char *peer, const char *field, uint64_t theirs, uint64_t ours, const char *advice)
+/* ---- exchanges ---- */
+
+/* On a stream-ordered transport nothing has come yet; its capacity will. */
+static void count_messages(link_t *link, const transport_t *transport, const transport_exchange_t *exchange,
+                           size_t received)
 {
-    if (theirs == ours)
-        return GTOPK_OK;
-    return status_set(GTOPK_ERR_DESYNC, "%s sent %s %llu, this rank is at %llu: %s", peer, field,
-                      (unsigned long long)theirs, (unsigned long long)ours, advice);
+    link->stats.rounds++;
+    if (exchange->to != TRANSPORT_NONE)
+        link->stats.bytes_sent += transport->ops->padded ? exchange->send_capacity : exchange->send_bytes;
+    if (exchange->from != TRANSPORT_NONE)
+        link->stats.bytes_received += transport->ops->stream_ordered ? exchange->receive_capacity : received;
 }
 
-/* What a rank does that sends or awaits a message of this `algorithm`. */
-static const char *call_name(uint8_t algorithm, int greets)
+static gtopk_status_t end_exchange(link_t *link, transport_t *transport, const link_message_t *message,
+                                   const transport_exchange_t *exchange, double deadline, const wire_expect_t *expect,
+                                   wire_header_t *got)
 {
-    if (greets)
-        return "the greeting of a new communicator";
-    switch (algorithm) {
-    case GTOPK_ALGORITHM_DENSE: return "a gradient exchange (dense)";
-    case GTOPK_ALGORITHM_TOPK: return "a gradient exchange (topk)";
-    case GTOPK_ALGORITHM_GTOPK: return "a gradient exchange (gtopk)";
-    case GTOPK_ALGORITHM_GTOPK_TREE: return "a gradient exchange (gtopk_tree)";
-    case WIRE_BROADCAST: return "a broadcast";
-    case WIRE_ALLGATHER: return "an all-gather (a new reducer begins with one)";
-    case WIRE_REDUCE_SCATTER: return "an all-reduce";
-    case WIRE_BARRIER: return "a barrier";
-    default: return "an encoded block";
+    const int32_t peer = message->from != TRANSPORT_NONE ? message->from : message->to;
+    const size_t held = message->receive_capacity;
+    size_t received = 0;
+    gtopk_status_t status = wait_until(link, transport, peer, deadline, &received);
+    if (status != GTOPK_OK) {
+        status = fail_wait(link, transport, peer, status);
+        return status == GTOPK_ERR_CORRUPT && received > held
+                   ? check_head(link, message->receive, held, message->from, expect, status)
+                   : status;
     }
-}
-
-/* DESYNC when the peer is in another call. Communicators that greet have the epoch 0. */
-static gtopk_status_t compare_calls(const char *peer, const wire_header_t *header, const link_expect_t *expect,
-                                    uint32_t epoch)
-{
-    const int one_greets = (header->epoch == 0) != (epoch == 0);
-    if (header->algorithm == expect->algorithm && !one_greets)
+    count_messages(link, transport, exchange, received);
+    if (message->from == TRANSPORT_NONE)
         return GTOPK_OK;
-    return status_set(GTOPK_ERR_DESYNC,
-                      "%s sent a message of %s, this rank is in %s: all ranks must make the same calls in the same "
-                      "order, and add, freeze and load parameters on every rank or on none",
-                      peer, call_name(header->algorithm, one_greets && header->epoch == 0),
-                      call_name(expect->algorithm, one_greets && epoch == 0));
+    return check_message(link, message->receive, received, transport->ops->padded ? CHECK_PADDED : CHECK_WHOLE,
+                         message->from, expect, got);
 }
 
-#define SAME_ORDER "all ranks must make the same calls on the same reducers in the same order"
-
-static gtopk_status_t compare_all(const char *peer, const wire_header_t *header, const link_expect_t *expect)
+gtopk_status_t link_exchange(link_t *link, transport_t *transport, const link_message_t *message, double deadline,
+                             const wire_expect_t *expect, wire_header_t *got, void *stream)
 {
-    gtopk_status_t status = compare_calls(peer, header, expect, header->epoch);
-    if (status == GTOPK_OK)
-        status = compare(peer, "a message of reducer", header->reducer, expect->reducer,
-                         SAME_ORDER "; step several optimizers in the same order");
-    if (status == GTOPK_OK)
-        status = compare(peer, "a message of step", header->step, expect->step,
-                         SAME_ORDER "; after loading a checkpoint, load one of the same step on every rank");
-    if (status == GTOPK_OK)
-        status = compare(peer, "configuration hash", header->config_hash, expect->config_hash,
-                         "after loading checkpoints, load those of one run on all ranks");
-    if (status == GTOPK_OK)
-        status = compare(peer, "a message of round", header->round, expect->round, SAME_ORDER);
-    if (status == GTOPK_OK)
-        status = compare(peer, "dim", header->dim, expect->dim, "give the same lengths on every rank");
-    if (status == GTOPK_OK)
-        status = compare(peer, "k", header->k, expect->k, "give the same density on every rank");
-    if (status == GTOPK_OK)
-        status = compare(peer, "value type", header->value_type, expect->value_type,
-                         "give the same value type on every rank");
-    return status;
-}
-
-/* What of a message is at hand. */
-typedef enum form { FORM_WHOLE, FORM_PADDED, FORM_HEAD } form_t;
-
-static gtopk_status_t check(link_t *link, const uint8_t *message, size_t received, form_t form, int32_t from,
-                            const link_expect_t *expect, wire_header_t *got)
-{
-    char peer[96];
-    wire_header_t header;
-    (void)peer_name(link, from, peer, sizeof peer);
-    if (received >= WIRE_HEADER_SIZE && memcmp(message, "GTK1", 4) == 0 && message[4] != WIRE_FORMAT_VERSION)
-        return status_set(GTOPK_ERR_MISMATCH,
-                          "%s speaks wire format %u, this rank %u: install the same version on all machines", peer,
-                          message[4], WIRE_FORMAT_VERSION);
-    gtopk_status_t status = form == FORM_HEAD ? wire_header_peek(message, received, &header)
-                                              : wire_header_read(message, received, form == FORM_PADDED, &header);
-    if (status != GTOPK_OK)
-        return status_prefix(status, "message of %s", peer);
-    if (expect && !(header.flags & WIRE_ABORT) && (header.epoch == 0 || link->epoch == 0))
-        status = compare_calls(peer, &header, expect, link->epoch);
-    const int before_epoch = header.flags & WIRE_ABORT && header.epoch == 0; /* it gave up in the greeting */
-    if (status == GTOPK_OK && !before_epoch)
-        status = compare(peer, "a message of communicator epoch", header.epoch, link->epoch,
-                         "it is of another job or of an earlier communicator: give each job its own ranks and ports");
-    if (status == GTOPK_OK)
-        status = compare(peer, "a message of sender", header.sender, (uint32_t)from,
-                         "the transport delivered it to the wrong rank");
-    if (status != GTOPK_OK)
-        return status;
-    if (header.flags & WIRE_ABORT)
-        return status_set(GTOPK_ERR_ABORTED,
-                          "%s gave up in step %llu (%s): its own output says why; restart from a checkpoint", peer,
-                          (unsigned long long)header.step, gtopk_status_text((int)(0u - header.attachment)));
-    if (expect)
-        status = compare_all(peer, &header, expect);
-    if (got)
-        *got = header;
-    return status;
-}
-
-/* After CORRUPT because more was sent than fits: the head, of which `held` bytes are at hand, may be that of another call,
- * which then is the better error. The thread's error text is that of `status`. */
-static gtopk_status_t explain_head(link_t *link, const uint8_t *message, size_t held, int32_t from,
-                                   const link_expect_t *expect, gtopk_status_t status)
-{
-    char text[STATUS_TEXT_SIZE];
-    status_keep(text);
-    const gtopk_status_t found = check(link, message, held, FORM_HEAD, from, expect, NULL);
-    if (found == GTOPK_ERR_DESYNC || found == GTOPK_ERR_MISMATCH)
-        return found;
-    return status_set(status, "%s", text);
-}
-
-gtopk_status_t link_check(link_t *link, const uint8_t *message, size_t received, int padded, int32_t from,
-                          const link_expect_t *expect, wire_header_t *got)
-{
-    const form_t form = padded ? FORM_PADDED : FORM_WHOLE;
-    const gtopk_status_t status = check(link, message, received, form, from, expect, got);
-    /* Of a longer message than was awaited, a padded transport delivers the head. */
-    return status == GTOPK_ERR_CORRUPT && padded ? explain_head(link, message, received, from, expect, status) : status;
-}
-
-gtopk_status_t link_exchange(link_t *link, const link_message_t *message, double deadline, const link_expect_t *expect,
-                             wire_header_t *got)
-{
-    transport_t *transport = link->transport;
     transport_exchange_t exchange = {
         .to = message->to,
         .from = message->from,
         .send = message->send,
-        .send_bytes = message->send_bytes,
+        .send_bytes = message->send_capacity,
         .send_capacity = message->send_capacity,
         .receive = message->receive,
         .receive_capacity = message->receive_capacity,
     };
-    const int32_t peer = message->from != TRANSPORT_NONE ? message->from : message->to;
-    gtopk_status_t status = transport->ops->post(transport, &exchange, NULL);
-    if (status == GTOPK_OK)
-        status = wait_until(link, peer, deadline);
-    if (status != GTOPK_OK) {
-        const size_t held = message->receive_capacity;
-        status = fail_wait(link, peer, status);
-        return status == GTOPK_ERR_CORRUPT && exchange.received > held
-                   ? explain_head(link, message->receive, held, message->from, expect, status)
-                   : status;
+    if (message->to != TRANSPORT_NONE && !transport->ops->stream_ordered) {
+        exchange.send_bytes = wire_own_size(message->send);
+        wire_seal(message->send, exchange.send_bytes - WIRE_HEADER_SIZE);
     }
-
-    link->stats.rounds++;
-    if (message->to != TRANSPORT_NONE)
-        link->stats.bytes_sent += transport->ops->padded ? message->send_capacity : message->send_bytes;
-    if (message->from == TRANSPORT_NONE)
-        return GTOPK_OK;
-    link->stats.bytes_received += exchange.received;
-    return link_check(link, message->receive, exchange.received, transport->ops->padded, message->from, expect, got);
+    const int32_t peer = message->from != TRANSPORT_NONE ? message->from : message->to;
+    const gtopk_status_t status = transport->ops->post(transport, &exchange, deadline, stream);
+    if (status != GTOPK_OK)
+        return fail_wait(link, transport, peer, status);
+    if (!transport->ops->stream_ordered)
+        return end_exchange(link, transport, message, &exchange, deadline, expect, got);
+    count_messages(link, transport, &exchange, 0);
+    return GTOPK_OK;
 }
 
-gtopk_status_t link_allgather(link_t *link, const void *in, size_t bytes, void *out, double deadline)
+gtopk_status_t link_finish(link_t *link, double deadline)
 {
-    transport_t *transport = link->transport;
-    const double start = transport->ops->now(transport);
-    const gtopk_status_t status = transport->ops->allgather(transport, in, bytes, out, deadline);
-    count_wait(link, -1, transport->ops->now(transport) - start);
-    if (status != GTOPK_OK)
+    size_t unused;
+    if (!link->data->ops->stream_ordered)
+        return GTOPK_OK;
+    const gtopk_status_t status = wait_until(link, link->data, TRANSPORT_NONE, deadline, &unused);
+    return status == GTOPK_OK ? status : fail_wait(link, link->data, TRANSPORT_NONE, status);
+}
+
+int link_give_up(link_t *link)
+{
+    if (link->data->ops->stream_ordered && !link->data->ops->abandon(link->data))
         link->buffers_lost = 1;
+    return !link->buffers_lost;
+}
+
+/* ---- the transport's own collectives ---- */
+
+/* One that blocks cannot be called back; what is queued can be given up. */
+static void fail_collective(link_t *link, transport_t *transport, gtopk_status_t status)
+{
+    if (status != GTOPK_OK && !(transport->ops->stream_ordered && transport->ops->abandon(transport)))
+        link->buffers_lost = 1;
+}
+
+gtopk_status_t link_allgather(link_t *link, uint8_t *message, size_t capacity, uint8_t *gathered, double deadline,
+                              void *stream)
+{
+    transport_t *transport = link->data;
+    const double start = transport->ops->now(transport);
+    if (!transport->ops->stream_ordered)
+        wire_seal(message, wire_own_size(message) - WIRE_HEADER_SIZE);
+    const gtopk_status_t status = transport->ops->allgather(transport, message, capacity, gathered, deadline, stream);
+    count_wait(link, -1, transport->ops->now(transport) - start);
+    fail_collective(link, transport, status);
     link->stats.rounds++;
-    link->stats.bytes_sent += bytes * (uint64_t)(transport->size - 1);
-    link->stats.bytes_received += bytes * (uint64_t)(transport->size - 1);
+    link->stats.bytes_sent += capacity * (uint64_t)(transport->size - 1);
+    link->stats.bytes_received += capacity * (uint64_t)(transport->size - 1);
     return status;
 }
 
-gtopk_status_t link_allreduce(link_t *link, float *buffer, size_t count, double deadline)
+gtopk_status_t link_check_gathered(link_t *link, const uint8_t *message, size_t capacity, const wire_expect_t *expect)
 {
-    transport_t *transport = link->transport;
+    if (link->data->ops->stream_ordered)
+        return GTOPK_OK;
+    return check_message(link, message, capacity, CHECK_PADDED, (int32_t)expect->sender, expect, NULL);
+}
+
+gtopk_status_t link_allreduce(link_t *link, transport_t *transport, float *buffer, size_t count, double deadline,
+                              void *stream)
+{
     const double start = transport->ops->now(transport);
-    const gtopk_status_t status = transport->ops->allreduce(transport, buffer, count, deadline);
+    const gtopk_status_t status = transport->ops->allreduce(transport, buffer, count, deadline, stream);
     count_wait(link, -1, transport->ops->now(transport) - start);
-    if (status != GTOPK_OK)
-        link->buffers_lost = 1;
+    fail_collective(link, transport, status);
     /* What a bandwidth-optimal all-reduce sends; the transport does not tell. */
     const uint64_t bytes = 8 * (uint64_t)count * (uint64_t)(transport->size - 1) / (uint64_t)transport->size;
     link->stats.rounds += 2 * (uint32_t)(transport->size - 1);
@@ -277,19 +257,13 @@ gtopk_status_t link_allreduce(link_t *link, float *buffer, size_t count, double 
     return status;
 }
 
-gtopk_status_t link_break(link_t *link, gtopk_status_t status, uint64_t step)
-{
-    transport_t *transport = link->transport;
-    if (link->broken != GTOPK_OK)
-        return status;
-    status_keep(link->broken_text);
-    /* Another thread may ask: the text comes first. */
-    atomic_store_explicit(&link->broken, status, memory_order_release);
-    LOG(GTOPK_LOG_INFO, "rank %d: communicator broken in step %llu: %s", (int)transport->rank, (unsigned long long)step,
-        link->broken_text);
+/* ---- the end ---- */
 
-    /* Everybody is told, not the partners of one schedule alone: whatever they wait for next is from this rank or from
-     * one that was told. */
+/* Everybody is told, not the partners of one schedule alone: whatever they wait for next is from this rank or from one
+ * that was told. */
+static void tell_all(const link_t *link, gtopk_status_t status, uint64_t step)
+{
+    transport_t *transport = link->control;
     uint8_t message[WIRE_HEADER_SIZE];
     const wire_header_t header = {
         .value_type = WIRE_VALUE_BYTES,
@@ -303,12 +277,25 @@ gtopk_status_t link_break(link_t *link, gtopk_status_t status, uint64_t step)
     };
     wire_header_write(&header, message);
     wire_seal(message, 0);
-    if (transport->ops->notify)
-        for (int32_t peer = 0; peer < transport->size; peer++)
-            if (peer != transport->rank)
-                transport->ops->notify(transport, peer, message, sizeof message);
-    if (transport->ops->abort)
-        transport->ops->abort(transport);
+    for (int32_t peer = 0; transport->ops->notify && peer < transport->size; peer++)
+        if (peer != transport->rank)
+            transport->ops->notify(transport, peer, message, sizeof message);
+}
+
+gtopk_status_t link_break(link_t *link, gtopk_status_t status, uint64_t step)
+{
+    if (link->broken != GTOPK_OK)
+        return status;
+    status_keep(link->broken_text);
+    /* Another thread may ask: the text comes first. */
+    atomic_store_explicit(&link->broken, status, memory_order_release);
+    LOG(GTOPK_LOG_INFO, "rank %d: communicator broken in step %llu: %s", (int)link->control->rank,
+        (unsigned long long)step, link->broken_text);
+    tell_all(link, status, step);
+    if (link->data != link->control && link->data->ops->abort)
+        link->data->ops->abort(link->data);
+    if (link->control->ops->abort)
+        link->control->ops->abort(link->control);
     return status;
 }
 

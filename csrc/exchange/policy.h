@@ -12,15 +12,9 @@ typedef struct policy {
 /* share: every value is either in the final set or in a residual, so all selected entries are cleared and the rest
  * comes back as deposits. paper: as published; own entries that did not survive stay, and what others sent for an index
  * that was pruned here and survived there is lost. */
-static inline policy_t policy_of(gtopk_residual_policy_t name)
+static inline policy_t policy_of(int32_t name)
 {
     return name == GTOPK_RESIDUAL_PAPER ? (policy_t){0, 1} : (policy_t){1, 0};
-}
-
-/* topk has no merges that drop: everything that was sent arrives. */
-static inline policy_t policy_of_topk(void)
-{
-    return (policy_t){0, 0};
 }
 
 #endif

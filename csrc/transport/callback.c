@@ -34,8 +34,8 @@ typedef struct callback_transport {
     int abandoned, closed;
 
     /* The call: written before it runs, read after it ended. */
-    transport_exchange_t request, *exchange; /* exchange NULL: an all-reduce */
-    float *buffer;
+    transport_exchange_t request;
+    float *buffer; /* NULL: an exchange, else an all-reduce */
     size_t count;
     int result;
     char error[ERROR_SIZE];
@@ -47,7 +47,7 @@ static void run_call(callback_transport_t *self)
 {
     const gtopk_callbacks_t *c = &self->callbacks;
     const transport_exchange_t *r = &self->request;
-    if (self->exchange)
+    if (!self->buffer)
         self->result = c->exchange(c->context, r->to, r->send, r->to == TRANSPORT_NONE ? 0 : r->send_capacity, r->from,
                                    r->receive, r->from == TRANSPORT_NONE ? 0 : r->receive_capacity, self->timeout,
                                    self->error);
@@ -109,13 +109,12 @@ static double callback_now(transport_t *transport)
     return clock_now();
 }
 
-static gtopk_status_t start_call(callback_transport_t *self, transport_exchange_t *exchange, float *buffer,
+static gtopk_status_t start_call(callback_transport_t *self, const transport_exchange_t *exchange, float *buffer,
                                  size_t count)
 {
     gtopk_status_t status = GTOPK_OK;
     (void)pthread_mutex_lock(&self->mutex);
     if (self->state == CALL_NONE) {
-        self->exchange = exchange;
         if (exchange)
             self->request = *exchange;
         self->buffer = buffer;
@@ -130,39 +129,41 @@ static gtopk_status_t start_call(callback_transport_t *self, transport_exchange_
     return status;
 }
 
-static gtopk_status_t callback_post(transport_t *transport, transport_exchange_t *exchange, void *stream)
+static gtopk_status_t callback_post(transport_t *transport, const transport_exchange_t *exchange, double deadline,
+                                    void *stream)
 {
+    (void)deadline;
     (void)stream;
-    exchange->received = 0;
     return start_call((callback_transport_t *)transport, exchange, NULL, 0);
 }
 
-static gtopk_status_t end_call(callback_transport_t *self)
+static gtopk_status_t end_call(callback_transport_t *self, size_t *received)
 {
-    const char *what = self->exchange ? "exchange" : "allreduce";
+    const char *what = self->buffer ? "allreduce" : "exchange";
     self->state = CALL_NONE;
     self->error[ERROR_SIZE - 1] = 0;
     text_drop_cut_character(self->error);
     if (self->result != 0)
         return status_set(GTOPK_ERR_TRANSPORT, "the caller's %s function returned %d: %s", what, self->result,
                           self->error[0] ? self->error : "it gave no reason");
-    if (self->exchange && self->request.from != TRANSPORT_NONE)
-        self->exchange->received = self->request.receive_capacity;
+    if (!self->buffer && self->request.from != TRANSPORT_NONE)
+        *received = self->request.receive_capacity;
     return GTOPK_OK;
 }
 
-static gtopk_status_t callback_wait(transport_t *transport, double deadline)
+static gtopk_status_t callback_wait(transport_t *transport, double deadline, size_t *received)
 {
     callback_transport_t *self = (callback_transport_t *)transport;
     gtopk_status_t status = GTOPK_OK;
+    *received = 0;
     (void)pthread_mutex_lock(&self->mutex);
     while (self->state == CALL_RUNS && clock_now() < deadline)
         (void)condition_wait(&self->ended, &self->mutex, deadline);
     if (self->state == CALL_RUNS)
         status = status_set(GTOPK_ERR_TIMEOUT, "the caller's %s function has not returned yet",
-                            self->exchange ? "exchange" : "allreduce");
+                            self->buffer ? "allreduce" : "exchange");
     else if (self->state == CALL_ENDED)
-        status = end_call(self);
+        status = end_call(self, received);
     (void)pthread_mutex_unlock(&self->mutex);
     return status;
 }
@@ -180,14 +181,17 @@ static int callback_abandon(transport_t *transport)
     return free_again;
 }
 
-static gtopk_status_t callback_allreduce(transport_t *transport, float *buffer, size_t count, double deadline)
+static gtopk_status_t callback_allreduce(transport_t *transport, float *buffer, size_t count, double deadline,
+                                         void *stream)
 {
+    size_t unused;
     const double pause = transport->interrupt ? TRANSPORT_INTERRUPT_SECONDS : INFINITY;
+    (void)stream;
     gtopk_status_t status = start_call((callback_transport_t *)transport, NULL, buffer, count);
     if (status != GTOPK_OK)
         return status;
     do {
-        status = callback_wait(transport, fmin(deadline, clock_now() + pause));
+        status = callback_wait(transport, fmin(deadline, clock_now() + pause), &unused);
         if (status == GTOPK_ERR_TIMEOUT && transport_interrupted(transport))
             status = status_set(GTOPK_ERR_INTERRUPTED, "the wait for an all-reduce was interrupted");
     } while (status == GTOPK_ERR_TIMEOUT && clock_now() < deadline);
@@ -268,7 +272,6 @@ gtopk_status_t transport_callback_open(const gtopk_comm_config_t *config, transp
     self->base.ops = &self->ops;
     self->base.size = config->size;
     self->base.rank = config->rank;
-    self->base.local_rank = callbacks.local_rank;
     (void)snprintf(self->base.description, sizeof self->base.description, "callback");
 
     if (pthread_mutex_init(&self->mutex, NULL) != 0)

@@ -37,6 +37,19 @@ static pthread_mutex_t module_mutex = PTHREAD_MUTEX_INITIALIZER;
 static const transport_module_t *loaded_module;
 static char loaded_file[PATH_MAX];
 
+/* In this library's folder, or above it: a program that is linked with libgtopk.a lies in a folder of the build's. */
+static int beside(const char *directory, char *file, size_t size)
+{
+    static const char *const places[] = {"", "/..", ""};
+    int length = 0;
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        length = snprintf(file, size, "%s%s/%s", directory, places[i], MODULE_FILE);
+        if (length < 0 || (size_t)length >= size || access(file, R_OK) == 0)
+            break;
+    }
+    return length;
+}
+
 /* The file asked for by the config, by the environment, or the one beside this library. */
 static gtopk_status_t find_file(const gtopk_comm_config_t *config, char *file, size_t size)
 {
@@ -46,7 +59,7 @@ static gtopk_status_t find_file(const gtopk_comm_config_t *config, char *file, s
     if (named && named[0])
         length = snprintf(file, size, "%s", named);
     else if (dynlib_directory(directory, sizeof directory))
-        length = snprintf(file, size, "%s/%s", directory, MODULE_FILE);
+        length = beside(directory, file, size);
     else
         return status_set(GTOPK_ERR_NOT_FOUND,
                           "it is not known where this library lies: name the file of the MPI module with "
@@ -113,10 +126,23 @@ gtopk_status_t transport_mpi_open(const gtopk_comm_config_t *config, transport_t
     return status == GTOPK_OK ? module->open(config, &HOST, transport) : status;
 }
 
-gtopk_status_t transport_mpi_finalize(void)
+static const transport_module_t *module_if_loaded(void)
 {
     (void)pthread_mutex_lock(&module_mutex);
     const transport_module_t *module = loaded_module;
     (void)pthread_mutex_unlock(&module_mutex);
+    return module;
+}
+
+void transport_mpi_end_process(int status)
+{
+    const transport_module_t *module = module_if_loaded();
+    if (module)
+        module->end_process(status);
+}
+
+gtopk_status_t transport_mpi_finalize(void)
+{
+    const transport_module_t *module = module_if_loaded();
     return module ? module->finalize() : GTOPK_OK;
 }

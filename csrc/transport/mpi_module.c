@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "transport/transport.h"
 #include "util/clock.h"
@@ -20,7 +21,12 @@
 
 /* A rank that waits longer than this looks for last words: messages that were under way before them come first. */
 #define LAST_WORD_AFTER 1.0 /* seconds */
-#define HOST_SIZE 64        /* characters kept of a host's name */
+
+/* After the goodbye of a rank that ended in order, what it sent before may still be under way for this long: its messages,
+ * and the other ranks' parts of a collective of MPI's that it is through with. */
+#define GOODBYE_GRACE 0.5 /* seconds */
+#define GOODBYE_GRACE_COLLECTIVE 30.0
+
 #define NOTICE_SIZE 64
 #define DEFAULT_TIMEOUT 1800.0
 
@@ -43,8 +49,9 @@
  * are up to twice as fast between ranks of one host, while on a network a part takes far longer than its latency. */
 #define ALLREDUCE_PART ((size_t)1 << 22)
 
-/* How long what is under way is given the chance to end. */
+/* How long what is under way is given the chance to end, and how long MPI is when a process ends after a failure. */
 #define FINAL_SECONDS 0.05
+#define FINALIZE_SECONDS 5
 
 /* A last word and its memory, which is kept until it was sent. */
 typedef struct notice {
@@ -53,22 +60,37 @@ typedef struct notice {
     unsigned char bytes[NOTICE_SIZE];
 } notice_t;
 
+/* What a rank says last, and whether it gave up or has just ended. The number is the communicator's: MPI may deliver what
+ * was under way in one that was freed to the next one. */
+typedef enum farewell { FAREWELL_NONE, FAREWELL_ENDED, FAREWELL_GAVE_UP } farewell_t;
+
+typedef struct last_word {
+    uint64_t number;
+    int32_t farewell;
+} last_word_t;
+
 typedef struct mpi_transport {
     transport_t base;
     MPI_Comm comm;
-    transport_exchange_t *exchange;
+    transport_exchange_t exchange;
+    size_t received;  /* length of the message that came */
     double posted_at; /* when the exchange under way was started */
     int awaited;      /* the message to be received has not shown itself yet */
     MPI_Request receive, send;
     unsigned char *overlong; /* where a message goes that does not fit, else NULL */
     notice_t *notices;
-    int broken; /* a request may never end: leave the communicator and MPI alone */
-    char host[HOST_SIZE], (*hosts)[HOST_SIZE];
+    int broken;               /* a request may never end: leave the communicator and MPI alone */
+    uint64_t number;          /* tells this communicator from others */
+    unsigned char *farewells; /* [size] what each rank has said last */
+    struct mpi_transport *next_closed;
+    double ended_at; /* when a rank that is waited for was first seen to have ended, 0: none was */
+    int complete;    /* all ranks have it, and know its number */
 } mpi_transport_t;
 
 /* MPI is one for the process, and so is this. Under mpi_mutex. */
 static pthread_mutex_t mpi_mutex = PTHREAD_MUTEX_INITIALIZER;
 static int mpi_started_here, mpi_open, mpi_broken;
+static mpi_transport_t *closed; /* in order, but other ranks may still send their goodbyes */
 static const transport_host_t *library;
 
 #define LOCKED(statement)                       \
@@ -106,29 +128,67 @@ static void pause_after(double waited)
         (void)sched_yield();
 }
 
+/* Takes the last words that came, each once. A last word also goes out as a message, but a rank whose own large message is
+ * never taken, or who only sends, or is in a collective of MPI's, would not read it there. Under mpi_mutex. */
+static void take_last_words(mpi_transport_t *self)
+{
+    for (;;) {
+        last_word_t word;
+        int there = 0, count = 0;
+        MPI_Message message;
+        MPI_Status found;
+        if (MPI_Improbe(MPI_ANY_SOURCE, LAST_WORD_TAG, self->comm, &there, &message, &found) != MPI_SUCCESS || !there)
+            return;
+        (void)MPI_Get_count(&found, MPI_BYTE, &count);
+        const int whole = count == (int)sizeof word;
+        if (MPI_Mrecv(&word, whole ? count : 0, MPI_BYTE, &message, MPI_STATUS_IGNORE) != MPI_SUCCESS || !whole)
+            continue;
+        if (word.number == self->number && found.MPI_SOURCE < self->base.size)
+            self->farewells[found.MPI_SOURCE] = (unsigned char)word.farewell;
+    }
+}
+
+/* What `rank` (MPI_ANY_SOURCE: the first rank that said anything, *which) has said last. Under mpi_mutex. */
+static farewell_t farewell_of(mpi_transport_t *self, int32_t rank, int32_t *which)
+{
+    take_last_words(self);
+    const int32_t first = rank == MPI_ANY_SOURCE ? 0 : rank;
+    const int32_t end = rank == MPI_ANY_SOURCE ? self->base.size : rank + 1;
+    farewell_t found = FAREWELL_NONE;
+    for (int32_t r = first; r < end; r++)
+        if (self->farewells[r] > found) {
+            found = (farewell_t)self->farewells[r];
+            *which = r;
+        }
+    return found;
+}
+
+/* GTOPK_OK, or that the wait is over because `rank` said so. One that ended in order has sent all it had to. */
+static gtopk_status_t end_by(mpi_transport_t *self, farewell_t farewell, int32_t rank, double now, double grace)
+{
+    if (farewell == FAREWELL_GAVE_UP)
+        return library->status_set(GTOPK_ERR_ABORTED,
+                                   "rank %d gave up: its own output says why; restart from a checkpoint", (int)rank);
+    if (farewell == FAREWELL_NONE || self->ended_at == 0.0) {
+        self->ended_at = farewell == FAREWELL_NONE ? 0.0 : now;
+        return GTOPK_OK;
+    }
+    if (now - self->ended_at < grace)
+        return GTOPK_OK;
+    return library->status_set(
+        GTOPK_ERR_ABORTED,
+        "rank %d has ended, or called gtopk.shutdown(), and this rank still waits for it. Its loop was "
+        "shorter, or it left by sys.exit or an exception that its own output shows: give every rank the "
+        "same number of steps, or call optimizer.join() after a rank's last one",
+        (int)rank);
+}
+
 /* Until the request of a collective ends. */
-/* Whether `peer` (MPI_ANY_SOURCE: some rank) has said its last word; that rank, or TRANSPORT_NONE. A last word also goes
- * out as a message, but a rank whose own large message is never taken, or who only sends, or is in a collective of MPI's,
- * would not read it there. Under mpi_mutex. */
-static int32_t last_word_of(const mpi_transport_t *self, int32_t peer)
-{
-    int there = 0;
-    MPI_Status found;
-    if (MPI_Iprobe(peer, LAST_WORD_TAG, self->comm, &there, &found) != MPI_SUCCESS || !there)
-        return TRANSPORT_NONE;
-    return (int32_t)found.MPI_SOURCE;
-}
-
-static gtopk_status_t gave_up(int32_t rank)
-{
-    return library->status_set(GTOPK_ERR_ABORTED, "rank %d gave up: its own output says why; restart from a checkpoint",
-                               (int)rank);
-}
-
-static gtopk_status_t wait_for(const mpi_transport_t *self, MPI_Request *request, double deadline, const char *what)
+static gtopk_status_t wait_for(mpi_transport_t *self, MPI_Request *request, double deadline, const char *what)
 {
     const double start = clock_now();
     double ask_at = start + TRANSPORT_INTERRUPT_SECONDS;
+    self->ended_at = 0.0;
     for (;;) {
         int done = 0, code;
         LOCKED(code = MPI_Test(request, &done, MPI_STATUS_IGNORE));
@@ -143,11 +203,14 @@ static gtopk_status_t wait_for(const mpi_transport_t *self, MPI_Request *request
                                        "output of the others, or raise the timeout",
                                        what);
         if (now >= ask_at) {
-            int32_t gone = TRANSPORT_NONE;
-            if (now - start > LAST_WORD_AFTER && self->base.host_of) /* the communicator is complete */
-                LOCKED(gone = last_word_of(self, MPI_ANY_SOURCE));
-            if (gone != TRANSPORT_NONE)
-                return gave_up(gone);
+            if (now - start > LAST_WORD_AFTER && self->complete) {
+                int32_t rank = TRANSPORT_NONE;
+                farewell_t farewell;
+                LOCKED(farewell = farewell_of(self, MPI_ANY_SOURCE, &rank));
+                const gtopk_status_t status = end_by(self, farewell, rank, now, GOODBYE_GRACE_COLLECTIVE);
+                if (status != GTOPK_OK)
+                    return status;
+            }
             if (transport_interrupted(&self->base))
                 return library->status_set(GTOPK_ERR_INTERRUPTED, "the wait for %s was interrupted", what);
             ask_at = now + TRANSPORT_INTERRUPT_SECONDS;
@@ -198,7 +261,7 @@ static gtopk_status_t too_long(const transport_exchange_t *exchange, size_t byte
  * mpi_mutex. */
 static gtopk_status_t look_for_message(mpi_transport_t *self)
 {
-    transport_exchange_t *exchange = self->exchange;
+    const transport_exchange_t *exchange = &self->exchange;
     char what[64];
     int there = 0, count;
     MPI_Message message;
@@ -223,7 +286,7 @@ static gtopk_status_t look_for_message(mpi_transport_t *self)
         code = MPI_Imrecv(into, count, type, &message, &self->receive);
     forget_type(&type);
     self->awaited = 0;
-    exchange->received = (size_t)bytes;
+    self->received = (size_t)bytes;
     return code == MPI_SUCCESS ? GTOPK_OK : failed(code, what);
 }
 
@@ -238,14 +301,17 @@ static int start_send(mpi_transport_t *self, const transport_exchange_t *exchang
     return code;
 }
 
-static gtopk_status_t mpi_post(transport_t *transport, transport_exchange_t *exchange, void *stream)
+static gtopk_status_t mpi_post(transport_t *transport, const transport_exchange_t *exchange, double deadline,
+                               void *stream)
 {
     mpi_transport_t *self = (mpi_transport_t *)transport;
     int code = MPI_SUCCESS;
+    (void)deadline;
     (void)stream;
-    exchange->received = 0;
-    self->exchange = exchange;
+    self->received = 0;
+    self->exchange = *exchange;
     self->posted_at = clock_now();
+    self->ended_at = 0.0;
     (void)pthread_mutex_lock(&mpi_mutex);
     self->awaited = exchange->from != TRANSPORT_NONE;
     if (exchange->to != TRANSPORT_NONE)
@@ -257,12 +323,12 @@ static gtopk_status_t mpi_post(transport_t *transport, transport_exchange_t *exc
 /* The head of a message that does not fit, now that it came. */
 static gtopk_status_t keep_head(mpi_transport_t *self)
 {
-    const transport_exchange_t *exchange = self->exchange;
+    const transport_exchange_t *exchange = &self->exchange;
     if (exchange->receive_capacity > 0)
         memcpy(exchange->receive, self->overlong, exchange->receive_capacity);
     free(self->overlong);
     self->overlong = NULL;
-    return too_long(exchange, exchange->received);
+    return too_long(exchange, self->received);
 }
 
 /* Tests what is still under way. Under mpi_mutex. */
@@ -278,7 +344,7 @@ static gtopk_status_t test_both(mpi_transport_t *self)
         char what[64];
         code = MPI_Test(&self->receive, &done, MPI_STATUS_IGNORE);
         if (code != MPI_SUCCESS) {
-            (void)snprintf(what, sizeof what, "receiving from rank %d", (int)self->exchange->from);
+            (void)snprintf(what, sizeof what, "receiving from rank %d", (int)self->exchange.from);
             return failed(code, what);
         }
         if (done && self->overlong)
@@ -288,45 +354,49 @@ static gtopk_status_t test_both(mpi_transport_t *self)
         char what[64];
         code = MPI_Test(&self->send, &done, MPI_STATUS_IGNORE);
         if (code != MPI_SUCCESS) {
-            (void)snprintf(what, sizeof what, "sending to rank %d", (int)self->exchange->to);
+            (void)snprintf(what, sizeof what, "sending to rank %d", (int)self->exchange.to);
             return failed(code, what);
         }
     }
     return GTOPK_OK;
 }
 
-/* The rank that this one waits for and that has given up, or TRANSPORT_NONE. Under mpi_mutex. */
-static int32_t partner_gave_up(const mpi_transport_t *self)
+/* What the rank that this one waits for has said last. Under mpi_mutex. */
+static farewell_t farewell_of_partner(mpi_transport_t *self, int32_t *which)
 {
-    int32_t gone = TRANSPORT_NONE;
+    farewell_t found = FAREWELL_NONE;
     if (self->awaited || self->receive != MPI_REQUEST_NULL)
-        gone = last_word_of(self, self->exchange->from);
-    if (gone == TRANSPORT_NONE && self->send != MPI_REQUEST_NULL)
-        gone = last_word_of(self, self->exchange->to);
-    return gone;
+        found = farewell_of(self, self->exchange.from, which);
+    if (found == FAREWELL_NONE && self->send != MPI_REQUEST_NULL)
+        found = farewell_of(self, self->exchange.to, which);
+    return found;
 }
 
-static gtopk_status_t mpi_wait(transport_t *transport, double deadline)
+static gtopk_status_t mpi_wait(transport_t *transport, double deadline, size_t *received)
 {
     mpi_transport_t *self = (mpi_transport_t *)transport;
     const double start = clock_now();
     for (;;) {
         gtopk_status_t status;
         LOCKED(status = test_both(self));
+        *received = self->received;
         if (status != GTOPK_OK)
             return status;
         const int receiving = self->awaited || self->receive != MPI_REQUEST_NULL;
         if (!receiving && self->send == MPI_REQUEST_NULL)
             return GTOPK_OK;
         const double now = clock_now();
-        int32_t gone = TRANSPORT_NONE;
-        if (now - self->posted_at > LAST_WORD_AFTER)
-            LOCKED(gone = partner_gave_up(self));
-        if (gone != TRANSPORT_NONE)
-            return gave_up(gone);
+        if (now - self->posted_at > LAST_WORD_AFTER) {
+            int32_t rank = TRANSPORT_NONE;
+            farewell_t farewell;
+            LOCKED(farewell = farewell_of_partner(self, &rank));
+            status = end_by(self, farewell, rank, now, GOODBYE_GRACE);
+            if (status != GTOPK_OK)
+                return status;
+        }
         if (now >= deadline)
             return library->status_set(GTOPK_ERR_TIMEOUT, "rank %d has not %s yet",
-                                       (int)(receiving ? self->exchange->from : self->exchange->to),
+                                       (int)(receiving ? self->exchange.from : self->exchange.to),
                                        receiving ? "sent its message" : "taken this rank's message");
         pause_after(now - start);
     }
@@ -350,7 +420,6 @@ static int mpi_abandon(transport_t *transport)
     if (received)
         free(self->overlong);
     self->overlong = NULL;
-    self->exchange = NULL;
     return received && sent;
 }
 
@@ -385,6 +454,16 @@ static void send_notice(mpi_transport_t *self, int32_t to, const void *message, 
     self->notices = notice;
 }
 
+/* Under mpi_mutex. */
+static void send_last_word(mpi_transport_t *self, int32_t to, farewell_t farewell)
+{
+    last_word_t word;
+    memset(&word, 0, sizeof word);
+    word.number = self->number;
+    word.farewell = (int32_t)farewell;
+    send_notice(self, to, &word, sizeof word, LAST_WORD_TAG);
+}
+
 static void mpi_notify(transport_t *transport, int32_t to, const void *message, size_t bytes)
 {
     mpi_transport_t *self = (mpi_transport_t *)transport;
@@ -393,15 +472,25 @@ static void mpi_notify(transport_t *transport, int32_t to, const void *message, 
         return;
     (void)pthread_mutex_lock(&mpi_mutex);
     send_notice(self, to, message, bytes, MESSAGE_TAG);
-    send_notice(self, to, message, bytes, LAST_WORD_TAG);
+    send_last_word(self, to, FAREWELL_GAVE_UP);
     test_notices(self);
     (void)pthread_mutex_unlock(&mpi_mutex);
 }
 
+static int32_t mpi_gone(transport_t *transport)
+{
+    int32_t rank = TRANSPORT_NONE;
+    farewell_t farewell;
+    LOCKED(farewell = farewell_of((mpi_transport_t *)transport, MPI_ANY_SOURCE, &rank));
+    return farewell == FAREWELL_GAVE_UP ? rank : TRANSPORT_NONE;
+}
+
 /* ---- collectives ---- */
 
-static gtopk_status_t mpi_allgather(transport_t *transport, const void *in, size_t bytes, void *out, double deadline)
+static gtopk_status_t mpi_allgather(transport_t *transport, const void *in, size_t bytes, void *out, double deadline,
+                                    void *stream)
 {
+    (void)stream;
     mpi_transport_t *self = (mpi_transport_t *)transport;
     MPI_Request request = MPI_REQUEST_NULL;
     MPI_Datatype type;
@@ -419,8 +508,9 @@ static gtopk_status_t mpi_allgather(transport_t *transport, const void *in, size
     return status;
 }
 
-static gtopk_status_t mpi_allreduce(transport_t *transport, float *buffer, size_t count, double deadline)
+static gtopk_status_t mpi_allreduce(transport_t *transport, float *buffer, size_t count, double deadline, void *stream)
 {
+    (void)stream;
     mpi_transport_t *self = (mpi_transport_t *)transport;
     const size_t longest = (size_t)MPI_MODULE_COUNT_MAX < ALLREDUCE_PART ? (size_t)MPI_MODULE_COUNT_MAX
                                                                          : ALLREDUCE_PART;
@@ -447,10 +537,43 @@ static double mpi_now(transport_t *transport)
     return clock_now();
 }
 
-static const char *mpi_host_of(transport_t *transport, int32_t rank)
+/* Whether all others have said that they ended, so that nothing more can come. Under mpi_mutex. */
+static int all_ended(mpi_transport_t *self)
 {
-    mpi_transport_t *self = (mpi_transport_t *)transport;
-    return rank >= 0 && rank < transport->size ? self->hosts[rank] : NULL;
+    take_last_words(self);
+    for (int32_t r = 0; r < self->base.size; r++)
+        if (r != self->base.rank && self->farewells[r] != FAREWELL_ENDED)
+            return 0;
+    return 1;
+}
+
+/* Frees what was closed and is done with. A goodbye that came after MPI_Comm_free would be delivered to the communicator
+ * that gets the number next. Under mpi_mutex. */
+static void free_closed(void)
+{
+    for (mpi_transport_t **place = &closed; *place;) {
+        mpi_transport_t *self = *place;
+        test_notices(self);
+        if (self->notices || !all_ended(self)) {
+            place = &self->next_closed;
+            continue;
+        }
+        *place = self->next_closed;
+        (void)MPI_Comm_free(&self->comm);
+        free(self->farewells);
+        free(self);
+    }
+}
+
+/* Who ends in order says so, so that a rank which goes on does not wait for it until its deadline. Under mpi_mutex. */
+static void say_goodbye(mpi_transport_t *self)
+{
+    for (int32_t r = 0; r < self->base.size; r++)
+        if (r != self->base.rank)
+            send_last_word(self, r, FAREWELL_ENDED);
+    self->next_closed = closed;
+    closed = self;
+    free_closed();
 }
 
 static void mpi_close(transport_t *transport)
@@ -458,15 +581,18 @@ static void mpi_close(transport_t *transport)
     mpi_transport_t *self = (mpi_transport_t *)transport;
     int finalized = 0;
     (void)pthread_mutex_lock(&mpi_mutex);
+    mpi_open--;
     (void)MPI_Finalized(&finalized);
+    if (!self->broken && !finalized) {
+        say_goodbye(self);
+        (void)pthread_mutex_unlock(&mpi_mutex);
+        return;
+    }
+    /* A communicator with requests that never end stays, and so do they; what they refer to is not freed here. */
     for (const double end = clock_now() + FINAL_SECONDS; self->notices && !finalized && clock_now() < end;)
         test_notices(self);
-    /* A communicator with requests that never end stays, and so do they; what they refer to is not freed here. */
-    if (!self->broken && !finalized)
-        (void)MPI_Comm_free(&self->comm);
-    mpi_open--;
     (void)pthread_mutex_unlock(&mpi_mutex);
-    free(self->hosts);
+    free(self->farewells);
     free(self);
 }
 
@@ -478,6 +604,7 @@ static const transport_ops_t MPI_OPS = {
     .wait = mpi_wait,
     .abandon = mpi_abandon,
     .notify = mpi_notify,
+    .gone = mpi_gone,
     .allgather = mpi_allgather,
     .allreduce = mpi_allreduce,
 };
@@ -551,21 +678,24 @@ static gtopk_status_t duplicate(mpi_transport_t *self, MPI_Comm parent, double d
     return status;
 }
 
-static gtopk_status_t gather_hosts(mpi_transport_t *self, double deadline)
+/* A number that tells this communicator from others of this job: rank 0's. */
+static gtopk_status_t agree_on_number(mpi_transport_t *self, double deadline)
 {
-    char name[MPI_MAX_PROCESSOR_NAME] = "";
-    int length = 0;
-    self->hosts = calloc((size_t)self->base.size, HOST_SIZE);
-    if (!self->hosts)
-        return library->status_set(GTOPK_ERR_NOMEM, "out of memory: the names of %d hosts", (int)self->base.size);
-    LOCKED((void)MPI_Get_processor_name(name, &length));
-    (void)snprintf(self->host, sizeof self->host, "%.*s", HOST_SIZE - 1, name);
-    const gtopk_status_t status = mpi_allgather(&self->base, self->host, HOST_SIZE, self->hosts, deadline);
+    static uint64_t opened; /* under mpi_mutex */
+    uint64_t *all = calloc((size_t)self->base.size + 1, sizeof *all), *mine = all + self->base.size;
+    self->farewells = calloc((size_t)self->base.size, 1);
+    if (!all || !self->farewells) {
+        free(all);
+        return library->status_set(GTOPK_ERR_NOMEM, "out of memory: transport mpi with %d ranks", (int)self->base.size);
+    }
+    LOCKED(*mine = ++opened);
+    *mine += (uint64_t)(clock_now() * 1e9);
+    const gtopk_status_t status = mpi_allgather(&self->base, mine, sizeof *mine, all, deadline, NULL);
     if (status != GTOPK_OK)
-        return status;
-    for (int32_t r = 0; r < self->base.rank; r++)
-        self->base.local_rank += strcmp(self->hosts[r], self->host) == 0;
-    self->base.host_of = mpi_host_of;
+        return status; /* MPI may go on writing to `all`, so it stays */
+    self->number = all[0];
+    self->complete = 1;
+    free(all);
     return GTOPK_OK;
 }
 
@@ -587,7 +717,7 @@ static gtopk_status_t module_open(const gtopk_comm_config_t *config, const trans
 {
     const double deadline = clock_now() + (config->timeout > 0.0 ? config->timeout : DEFAULT_TIMEOUT);
     gtopk_status_t status;
-    LOCKED(library = host; status = start_mpi());
+    LOCKED(library = host; status = start_mpi(); if (status == GTOPK_OK) free_closed());
     if (status != GTOPK_OK)
         return status;
     mpi_transport_t *self = calloc(1, sizeof *self);
@@ -606,7 +736,7 @@ static gtopk_status_t module_open(const gtopk_comm_config_t *config, const trans
     /* When one of these fails MPI may go on writing to *self, so it stays. */
     status = duplicate(self, parent, deadline);
     if (status == GTOPK_OK)
-        status = gather_hosts(self, deadline);
+        status = agree_on_number(self, deadline);
     if (status != GTOPK_OK) {
         mark_broken(self);
         return status;
@@ -615,6 +745,33 @@ static gtopk_status_t module_open(const gtopk_comm_config_t *config, const trans
     LOCKED(mpi_open++);
     *transport = &self->base;
     return GTOPK_OK;
+}
+
+/* Ends a process whose MPI_Finalize waits for a rank that does not come: after a failure, nobody can tell beforehand. */
+static void *end_at_last(void *status)
+{
+    const struct timespec limit = {FINALIZE_SECONDS, 0};
+    (void)nanosleep(&limit, NULL);
+    (void)fflush(NULL);
+    _exit((int)(intptr_t)status);
+}
+
+static gtopk_status_t finalize_mpi(void)
+{
+    const int code = MPI_Finalize();
+    return code == MPI_SUCCESS ? GTOPK_OK : failed(code, "MPI_Finalize");
+}
+
+static void module_end_process(int status)
+{
+    pthread_t watchdog;
+    int finalized = 0;
+    (void)pthread_mutex_lock(&mpi_mutex);
+    (void)MPI_Finalized(&finalized);
+    if (mpi_started_here && !finalized && mpi_open == 0 &&
+        (!mpi_broken || pthread_create(&watchdog, NULL, end_at_last, (void *)(intptr_t)status) == 0))
+        (void)finalize_mpi();
+    (void)pthread_mutex_unlock(&mpi_mutex);
 }
 
 static gtopk_status_t module_finalize(void)
@@ -629,13 +786,11 @@ static gtopk_status_t module_finalize(void)
     } else if (mpi_started_here && !finalized && mpi_broken) {
         library->log_write(GTOPK_LOG_INFO, "MPI is not finalized: after a failure that might wait for ever");
     } else if (mpi_started_here && !finalized) {
-        const int code = MPI_Finalize();
-        if (code != MPI_SUCCESS)
-            status = failed(code, "MPI_Finalize");
+        status = finalize_mpi();
     }
     (void)pthread_mutex_unlock(&mpi_mutex);
     return status;
 }
 
 __attribute__((visibility("default"))) extern const transport_module_t gtopk_mpi_module;
-const transport_module_t gtopk_mpi_module = {TRANSPORT_ABI, module_open, module_finalize};
+const transport_module_t gtopk_mpi_module = {TRANSPORT_ABI, module_open, module_finalize, module_end_process};

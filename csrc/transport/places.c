@@ -8,34 +8,35 @@
 
 #include "util/memory.h"
 
-/* FNV-1a, 64 bit. */
-static uint64_t hash(const char *text)
+#define HASH_START 14695981039346656037u
+
+/* FNV-1a, 64 bit, going on from `hash`. */
+static uint64_t hash_on(uint64_t hash, const char *text)
 {
-    uint64_t hash = 14695981039346656037u;
     for (; *text; text++)
         hash = (hash ^ (unsigned char)*text) * 1099511628211u;
     return hash;
 }
 
-/* Containers of one machine share its boot id, whatever they call themselves; machines of one name do not. */
-static uint64_t machine_of_kernel(void)
+static uint64_t hash_boot_id(uint64_t hash)
 {
     char id[64] = "";
     FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
     if (!file)
-        return 0;
+        return hash;
     const char *line = fgets(id, sizeof id, file);
     (void)fclose(file);
-    return line ? hash(line) : 0;
+    return line ? hash_on(hash, line) : hash;
 }
 
-void places_host_find(places_host_t *host)
+void places_host_find(places_host_t *host, const char *node)
 {
-    const char *node = getenv("GTOPK_NODE");
     memset(host, 0, sizeof *host);
-    host->machine = node && *node ? hash(node) : machine_of_kernel();
     if (gethostname(host->name, sizeof host->name - 1) != 0)
         host->name[0] = 0;
+    if (!node)
+        node = getenv("GTOPK_NODE");
+    host->node = node && *node ? hash_on(HASH_START, node) : hash_boot_id(hash_on(HASH_START, host->name));
 }
 
 gtopk_status_t places_map_create(places_map_t *map, int32_t size)
@@ -58,13 +59,6 @@ static const places_host_t *host_at(const places_host_t *hosts, size_t stride, i
     return (const places_host_t *)(const void *)((const char *)hosts + (size_t)rank * stride);
 }
 
-static int on_one_node(const places_host_t *a, const places_host_t *b)
-{
-    if (a->machine != b->machine)
-        return 0;
-    return a->machine != 0 || strncmp(a->name, b->name, sizeof a->name) == 0;
-}
-
 void places_map_fill(places_map_t *map, const places_host_t *hosts, size_t stride)
 {
     map->nodes = 0;
@@ -72,7 +66,7 @@ void places_map_fill(places_map_t *map, const places_host_t *hosts, size_t strid
         const places_host_t *host = host_at(hosts, stride, r);
         (void)snprintf(map->names[r], sizeof map->names[r], "%.*s", (int)sizeof host->name - 1, host->name);
         int32_t lowest = 0; /* rank of the same node */
-        while (lowest < r && !on_one_node(host, host_at(hosts, stride, lowest)))
+        while (lowest < r && host_at(hosts, stride, lowest)->node != host->node)
             lowest++;
         map->node[r] = lowest < r ? map->node[lowest] : map->nodes++;
         map->local[r] = 0;

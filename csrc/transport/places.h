@@ -14,22 +14,24 @@ typedef struct places {
     uint32_t contributors; /* ranks whose values are in the sum over all places: a mean is divided by it */
 } places_t;
 
-/* What a rank says of the machine that it runs on. Two ranks are on one node when all of it is equal. */
+/* What a rank says of the machine that it runs on. */
 typedef struct places_host {
-    uint64_t machine; /* hash of GTOPK_NODE, else of the kernel's boot id, else 0 */
+    uint64_t node; /* two ranks are on one node when it is equal */
     char name[PLACES_HOST];
 } places_host_t;
 
-void places_host_find(places_host_t *host);
+/* node: a name for the node, NULL: GTOPK_NODE, else the host's name and the kernel's boot id together: machines may have
+ * one name, and containers of one machine, which have one boot id, are given names of their own. */
+void places_host_find(places_host_t *host, const char *node);
 
 /* What all ranks of a communicator know of each other. */
 typedef struct places_map {
     int32_t size;
-    int32_t nodes;                    /* nodes in all */
-    int32_t *ranks;                   /* 0 to size - 1: the members of an exchange of all */
-    int32_t *node;                    /* of each rank; numbered in the order of their lowest ranks */
-    int32_t *local;                   /* place of each rank among those of its node */
-    char (*names)[PLACES_HOST];       /* of each rank's host */
+    int32_t nodes;              /* nodes in all */
+    int32_t *ranks;             /* 0 to size - 1: the members of an exchange of all */
+    int32_t *node;              /* of each rank; numbered in the order of their lowest ranks */
+    int32_t *local;             /* place of each rank among those of its node */
+    char (*names)[PLACES_HOST]; /* of each rank's host */
 } places_map_t;
 
 /* Room for `size` ranks, nothing known yet. */

@@ -17,11 +17,18 @@ static double self_now(transport_t *transport)
     return clock_now();
 }
 
-static gtopk_status_t self_post(transport_t *transport, transport_exchange_t *exchange, void *stream)
+typedef struct self_transport {
+    transport_t base;
+    size_t received; /* of the latest exchange */
+} self_transport_t;
+
+static gtopk_status_t self_post(transport_t *transport, const transport_exchange_t *exchange, double deadline,
+                                void *stream)
 {
-    (void)transport;
+    self_transport_t *self = (self_transport_t *)transport;
+    (void)deadline;
     (void)stream;
-    exchange->received = 0;
+    self->received = 0;
     if (exchange->to == TRANSPORT_NONE && exchange->from == TRANSPORT_NONE)
         return GTOPK_OK;
     if (exchange->to != 0 || exchange->from != 0)
@@ -34,14 +41,14 @@ static gtopk_status_t self_post(transport_t *transport, transport_exchange_t *ex
                           exchange->receive_capacity);
     if (exchange->send_bytes > 0)
         memmove(exchange->receive, exchange->send, exchange->send_bytes);
-    exchange->received = exchange->send_bytes;
+    self->received = exchange->send_bytes;
     return GTOPK_OK;
 }
 
-static gtopk_status_t self_wait(transport_t *transport, double deadline)
+static gtopk_status_t self_wait(transport_t *transport, double deadline, size_t *received)
 {
-    (void)transport;
     (void)deadline;
+    *received = ((self_transport_t *)transport)->received;
     return GTOPK_OK;
 }
 
@@ -59,18 +66,21 @@ static void self_notify(transport_t *transport, int32_t to, const void *message,
     (void)bytes;
 }
 
-static gtopk_status_t self_allgather(transport_t *transport, const void *in, size_t bytes, void *out, double deadline)
+static gtopk_status_t self_allgather(transport_t *transport, const void *in, size_t bytes, void *out, double deadline,
+                                     void *stream)
 {
     (void)transport;
     (void)deadline;
+    (void)stream;
     if (bytes > 0)
         memmove(out, in, bytes);
     return GTOPK_OK;
 }
 
-static gtopk_status_t self_allreduce(transport_t *transport, float *buffer, size_t count, double deadline)
+static gtopk_status_t self_allreduce(transport_t *transport, float *buffer, size_t count, double deadline, void *stream)
 {
     (void)transport;
+    (void)stream;
     (void)buffer;
     (void)count;
     (void)deadline;
@@ -97,13 +107,13 @@ gtopk_status_t transport_self_open(const gtopk_comm_config_t *config, transport_
             "transport self is one rank, but rank %d of %d was asked for: use mpi, callback or thread, or "
             "leave size and rank at -1",
             (int)config->rank, (int)config->size);
-    transport_t *self;
+    self_transport_t *self;
     const gtopk_status_t status = memory_alloc(&self, 1, sizeof *self, "transport self");
     if (status != GTOPK_OK)
         return status;
-    self->ops = &SELF_OPS;
-    self->size = 1;
-    (void)snprintf(self->description, sizeof self->description, "self");
-    *transport = self;
+    self->base.ops = &SELF_OPS;
+    self->base.size = 1;
+    (void)snprintf(self->base.description, sizeof self->base.description, "self");
+    *transport = &self->base;
     return GTOPK_OK;
 }

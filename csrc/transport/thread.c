@@ -39,6 +39,7 @@ typedef struct rank {
     rank_state_t state;
     uint64_t life;   /* times opened */
     double deadline; /* while it waits */
+    uint64_t gone;   /* the life in which it said its last word, 0: none */
     pthread_cond_t wake;
 } rank_t;
 
@@ -55,7 +56,8 @@ struct gtopk_thread_group {
 typedef struct thread_transport {
     transport_t base;
     gtopk_thread_group_t *group;
-    transport_exchange_t *exchange; /* NULL: nothing under way */
+    transport_exchange_t exchange;
+    int under_way;
 } thread_transport_t;
 
 static void push(queue_t *queue, message_t *message)
@@ -173,7 +175,7 @@ static int has_left(const thread_transport_t *self, int32_t peer)
     return theirs->life > life || (theirs->life == life && theirs->state == RANK_CLOSED);
 }
 
-static gtopk_status_t deliver(transport_exchange_t *exchange, message_t *message)
+static gtopk_status_t deliver(const transport_exchange_t *exchange, message_t *message, size_t *received)
 {
     gtopk_status_t status = GTOPK_OK;
     const int fits = message->bytes <= exchange->receive_capacity;
@@ -183,7 +185,7 @@ static gtopk_status_t deliver(transport_exchange_t *exchange, message_t *message
     if (!fits)
         status = status_set(GTOPK_ERR_CORRUPT, "rank %d sent %zu bytes where %zu fit: " TRANSPORT_TOO_LONG,
                             (int)exchange->from, message->bytes, exchange->receive_capacity);
-    exchange->received = message->bytes;
+    *received = message->bytes;
     memory_free(message);
     return status;
 }
@@ -199,31 +201,32 @@ static double thread_now(transport_t *transport)
     return now;
 }
 
-static gtopk_status_t thread_post(transport_t *transport, transport_exchange_t *exchange, void *stream)
+static gtopk_status_t thread_post(transport_t *transport, const transport_exchange_t *exchange, double deadline,
+                                  void *stream)
 {
     thread_transport_t *self = (thread_transport_t *)transport;
+    (void)deadline;
     (void)stream;
-    exchange->received = 0;
     if (exchange->to != TRANSPORT_NONE) {
         const gtopk_status_t status = send_copy(self, exchange->to, exchange->send, exchange->send_bytes);
         if (status != GTOPK_OK)
             return status;
     }
-    self->exchange = exchange;
+    self->exchange = *exchange;
+    self->under_way = 1;
     return GTOPK_OK;
 }
 
-static gtopk_status_t thread_wait(transport_t *transport, double deadline)
+static gtopk_status_t thread_wait(transport_t *transport, double deadline, size_t *received)
 {
     thread_transport_t *self = (thread_transport_t *)transport;
     gtopk_thread_group_t *group = self->group;
-    transport_exchange_t *exchange = self->exchange;
+    const transport_exchange_t *exchange = &self->exchange;
     message_t *message = NULL;
     gtopk_status_t status = GTOPK_OK;
-    if (!exchange)
-        return GTOPK_OK;
-    if (exchange->from == TRANSPORT_NONE) {
-        self->exchange = NULL;
+    *received = 0;
+    if (!self->under_way || exchange->from == TRANSPORT_NONE) {
+        self->under_way = 0;
         return GTOPK_OK;
     }
 
@@ -243,21 +246,39 @@ static gtopk_status_t thread_wait(transport_t *transport, double deadline)
     (void)pthread_mutex_unlock(&group->mutex);
 
     if (message)
-        status = deliver(exchange, message);
+        status = deliver(exchange, message, received);
     if (status != GTOPK_ERR_TIMEOUT)
-        self->exchange = NULL;
+        self->under_way = 0;
     return status;
 }
 
 static int thread_abandon(transport_t *transport)
 {
-    ((thread_transport_t *)transport)->exchange = NULL;
+    ((thread_transport_t *)transport)->under_way = 0;
     return 1;
 }
 
 static void thread_notify(transport_t *transport, int32_t to, const void *message, size_t bytes)
 {
-    (void)send_copy((thread_transport_t *)transport, to, message, bytes);
+    thread_transport_t *self = (thread_transport_t *)transport;
+    (void)send_copy(self, to, message, bytes);
+    (void)pthread_mutex_lock(&self->group->mutex);
+    rank_t *rank = &self->group->ranks[transport->rank];
+    rank->gone = rank->life;
+    (void)pthread_mutex_unlock(&self->group->mutex);
+}
+
+static int32_t thread_gone(transport_t *transport)
+{
+    gtopk_thread_group_t *group = ((thread_transport_t *)transport)->group;
+    int32_t gone = TRANSPORT_NONE;
+    (void)pthread_mutex_lock(&group->mutex);
+    const uint64_t life = group->ranks[transport->rank].life;
+    for (int32_t r = 0; r < group->size && gone == TRANSPORT_NONE; r++)
+        if (r != transport->rank && group->ranks[r].gone == life)
+            gone = r;
+    (void)pthread_mutex_unlock(&group->mutex);
+    return gone;
 }
 
 void transport_thread_idle(transport_t *transport, int on)
@@ -266,6 +287,25 @@ void transport_thread_idle(transport_t *transport, int on)
     (void)pthread_mutex_lock(&group->mutex);
     group->ranks[transport->rank].state = on ? RANK_IDLE : RANK_RUNS;
     advance_clock(group);
+    (void)pthread_mutex_unlock(&group->mutex);
+}
+
+int transport_thread_wait(transport_t *transport, int (*ready)(void *arg), void *arg, double deadline)
+{
+    gtopk_thread_group_t *group = ((thread_transport_t *)transport)->group;
+    int is_ready;
+    (void)pthread_mutex_lock(&group->mutex);
+    while (!(is_ready = ready(arg)) && group_now(group) < deadline)
+        sleep_until(group, &group->ranks[transport->rank], deadline);
+    (void)pthread_mutex_unlock(&group->mutex);
+    return is_ready;
+}
+
+void transport_thread_wake(transport_t *transport, int32_t rank)
+{
+    gtopk_thread_group_t *group = ((thread_transport_t *)transport)->group;
+    (void)pthread_mutex_lock(&group->mutex);
+    wake(&group->ranks[rank]);
     (void)pthread_mutex_unlock(&group->mutex);
 }
 
@@ -290,6 +330,7 @@ static const transport_ops_t THREAD_OPS = {
     .wait = thread_wait,
     .abandon = thread_abandon,
     .notify = thread_notify,
+    .gone = thread_gone,
 };
 
 gtopk_status_t transport_thread_open(const gtopk_comm_config_t *config, transport_t **transport)
@@ -330,7 +371,7 @@ gtopk_status_t transport_thread_open(const gtopk_comm_config_t *config, transpor
 
     self->group = group;
     self->base.ops = &THREAD_OPS;
-    self->base.rank = self->base.local_rank = config->rank;
+    self->base.rank = config->rank;
     self->base.size = group->size;
     (void)snprintf(self->base.description, sizeof self->base.description, "thread");
     *transport = &self->base;

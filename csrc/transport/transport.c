@@ -42,3 +42,8 @@ gtopk_status_t transport_finalize(void)
 {
     return transport_mpi_finalize();
 }
+
+void transport_end_process(int status)
+{
+    transport_mpi_end_process(status);
+}

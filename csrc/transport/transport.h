@@ -100,6 +100,9 @@ gtopk_status_t transport_open(const gtopk_comm_config_t *config, transport_t **t
 /* Ends what transports started for the whole process; see gtopk_finalize. */
 gtopk_status_t transport_finalize(void);
 
+/* The same from exit(), which was given `status`; see gtopk_finalize_at_exit. */
+void transport_end_process(int status);
+
 gtopk_status_t transport_self_open(const gtopk_comm_config_t *config, transport_t **transport);
 gtopk_status_t transport_thread_open(const gtopk_comm_config_t *config, transport_t **transport);
 gtopk_status_t transport_callback_open(const gtopk_comm_config_t *config, transport_t **transport);
@@ -116,6 +119,7 @@ typedef struct transport_module {
     uint32_t abi; /* TRANSPORT_ABI */
     gtopk_status_t (*open)(const gtopk_comm_config_t *config, const transport_host_t *host, transport_t **transport);
     gtopk_status_t (*finalize)(void);
+    void (*end_process)(int status); /* from exit(): finalizes MPI, without ever waiting long after a failure */
 } transport_module_t;
 
 #endif

@@ -80,6 +80,12 @@ void wire_readdress(uint8_t *message, uint32_t sender, uint16_t round, uint32_t 
     bytes_store32(message + AT_K, k);
 }
 
+void wire_make_last_word(uint8_t *message, uint32_t attachment)
+{
+    message[AT_FLAGS] |= WIRE_ABORT;
+    bytes_store32(message + AT_ATTACHMENT, attachment);
+}
+
 size_t wire_own_size(const uint8_t *message)
 {
     return wire_message_size(bytes_load32(message + AT_DIM), bytes_load32(message + AT_COUNT), message[AT_VALUE_TYPE]);

@@ -75,6 +75,12 @@ void wire_seal(uint8_t *message, size_t payload_bytes);
 /* Another sender, round and k for a message that is relayed or sent again; seal it afterwards. */
 void wire_readdress(uint8_t *message, uint32_t sender, uint16_t round, uint32_t k);
 
+/* The same message as a rank's last word: ABORT, and the number of its error, made positive. */
+void wire_make_last_word(uint8_t *message, uint32_t attachment);
+
+/* The error in a last word that the device says by itself. */
+#define WIRE_FAILED_STEP ((uint32_t)-GTOPK_ERR_CORRUPT)
+
 /* Length of a message that this process wrote, from its header. */
 size_t wire_own_size(const uint8_t *message);
 

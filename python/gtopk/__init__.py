@@ -67,7 +67,7 @@ _EXPORTS = {
     ),
     "reducer": ("Reducer", "reduce_together"),
     "step_stats": ("stats",),
-    "torch": ("DistributedOptimizer", "broadcast_optimizer_state", "broadcast_parameters"),
+    "torch": ("DistributedOptimizer", "allreduce_buffers", "broadcast_optimizer_state", "broadcast_parameters"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 _SUBMODULES = ("blocks", "comm", "errors", "horovod", "reducer", "torch")

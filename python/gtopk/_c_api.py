@@ -52,8 +52,6 @@ class Callbacks(Structure):
         ("exchange", ExchangeFn),
         ("allreduce", AllreduceFn),
         ("abort", AbortFn),
-        ("local_rank", c_int32),
-        ("reserved", c_int32),
     )
 
 
@@ -73,6 +71,7 @@ class CommConfig(Structure):
         ("callbacks", POINTER(Callbacks)),
         ("interrupt", InterruptFn),
         ("interrupt_context", c_void_p),
+        ("node", c_char_p),
     )
 
 
@@ -155,6 +154,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_build_info": (c_char_p, ()),
     "gtopk_set_log": (None, (LogFn, c_void_p, c_int)),
     "gtopk_finalize": (c_int, ()),
+    "gtopk_finalize_at_exit": (c_int, ()),
     "gtopk_comm_create": (c_int, (POINTER(c_void_p), POINTER(CommConfig))),
     "gtopk_comm_destroy": (None, (c_void_p,)),
     "gtopk_comm_rank": (c_int32, (c_void_p,)),

@@ -29,7 +29,7 @@ class Task:
 
     rank: int
     size: int
-    local_rank: int
+    node: str
     host: str
     port: int
 
@@ -52,7 +52,7 @@ def task(environment: Mapping[str, str] = os.environ) -> Task:
     return Task(
         rank=rank,
         size=size,
-        local_rank=_number(environment, "SLURM_LOCALID"),
+        node=f"slurm {_number(environment, 'SLURM_NODEID')}",
         host=environment.get("MASTER_ADDR") or _host_of_rank_0(environment, rank),
         port=_port(environment),
     )

@@ -64,7 +64,7 @@ def empty(kind: Kind, shape: Any, dtype: str) -> TensorLike:
     if kind == "torch":
         import torch
 
-        return torch.empty(shape, dtype=getattr(torch, dtype))
+        return torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
     import numpy
 
     return numpy.empty(shape, dtype=getattr(numpy, dtype))
@@ -110,6 +110,11 @@ def as_indices(x: TensorLike, what: str) -> TensorLike:
 def writable(x: TensorLike) -> bool:
     """False for a numpy array that is read-only; torch has no such tensors."""
     return is_torch(x) or bool(x.flags.writeable)
+
+
+def is_expanded(x: TensorLike) -> bool:
+    """True for a torch tensor whose entries share memory, which torch does not write to. numpy's are read-only."""
+    return is_torch(x) and any(length > 1 and not stride for length, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def describe(x: TensorLike, what: str, *, write: bool = False, length: int | None = None) -> tuple[int, int, int]:
@@ -160,12 +165,25 @@ def _check_numpy(x: TensorLike, what: str, write: bool) -> None:
 
 
 class TensorTable:
-    """A reusable array of gtopk_tensor_t for up to `capacity` tensors."""
+    """A reusable array of gtopk_tensor_t for up to `capacity` tensors. What it says of tensors, it says of the latest fill."""
 
     def __init__(self, capacity: int) -> None:
         self._words = array("Q", bytes(8 * _WORDS * max(capacity, 1)))
         self.address = self._words.buffer_info()[0]
+        self.starts: list[int] = []  # each tensor's address
+        self._lengths: Sequence[int] = []
         self._dtypes: list[Any] = []
+        self._sizes: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each tensor, after `fill_torch`."""
+        if self._sizes is None:
+            self._sizes = [length * x.itemsize for length, x in zip(self._lengths, self._dtypes, strict=True)]
+        return self._sizes
 
     def fill(
         self,
@@ -180,10 +198,11 @@ class TensorTable:
         Lists of torch tensors alone are checked by whole-list comparisons, some 0.2 microseconds a tensor. Whatever
         does not pass goes through `describe`, which finds the culprit.
         """
-        if not self._fill_torch(tensors, lengths):
+        if not self.fill_torch(tensors, lengths):
             self._fill_any(tensors, lengths, name, write)
 
-    def _fill_torch(self, tensors: Sequence[TensorLike], lengths: Sequence[int]) -> bool:
+    def fill_torch(self, tensors: Sequence[TensorLike], lengths: Sequence[int]) -> bool:
+        """The same, and False where they are not all torch tensors that can be written as they are."""
         torch = sys.modules.get("torch")
         if torch is None:
             return False
@@ -220,5 +239,8 @@ class TensorTable:
         end = _WORDS * len(addresses)
         self._words[0:end:_WORDS] = array("Q", addresses)
         self._words[1:end:_WORDS] = array("Q", lengths)
+        if codes is not None or lengths is not self._lengths:
+            self._sizes = None
         if codes is not None:
             self._words[2:end:_WORDS] = array("Q", [code << _DTYPE_SHIFT for code in codes])
+        self.starts, self._lengths = addresses, lengths

@@ -7,18 +7,16 @@ on a helper thread of its own, one at a time; ctypes takes the GIL for that.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import logging
 import os
-import socket
+import re
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
-from . import _c_api, _signals, _slurm
-from .errors import GtopkError, InvalidError, NotFoundError, TransportError, UnsupportedError
+from . import _c_api, _launcher, _signals, _slurm
+from .errors import GtopkError, InvalidError, NotFoundError, StateError, TransportError, UnsupportedError
 
 _log = logging.getLogger("gtopk")
 
@@ -41,7 +39,7 @@ class TorchDistributed:
 
     def __init__(self, group: Any, timeout: float) -> None:
         self._torch, self._dist = _import()
-        self._known_local_rank: int | None = None
+        self._slurm_node: str | None = None
         self._ensure_default_group(timeout)
         self._group: Any = None
         self._idle = threading.Event()  # no call of the library is in torch
@@ -66,7 +64,6 @@ class TorchDistributed:
                 exchange=_c_api.ExchangeFn(self._exchange),
                 allreduce=_c_api.AllreduceFn(self._allreduce),
                 abort=_c_api.AbortFn(_signals.shield(self.close)),
-                local_rank=self._local_rank(),
             )
         except GtopkError:
             self.close()
@@ -106,7 +103,7 @@ class TorchDistributed:
 
     def _meeting_place(self) -> tuple[str, dict[str, Any]]:
         """Where the ranks find each other, and what init_process_group does not take from the environment itself."""
-        missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        missing = [name for name in _launcher.BY_HAND if name not in os.environ]
         if not missing:
             return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", {}
         if not _slurm.started():
@@ -115,23 +112,16 @@ class TorchDistributed:
                 "not set: start the program with torchrun, or call torch.distributed.init_process_group first"
             )
         task = _slurm.task()
-        self._known_local_rank = task.local_rank
+        self._slurm_node = task.node
         place = f"[{task.host}]:{task.port}" if ":" in task.host else f"{task.host}:{task.port}"
         return place, {"init_method": f"tcp://{place}", "rank": task.rank, "world_size": task.size}
 
-    def _local_rank(self) -> int:
-        """LOCAL_RANK or Slurm's number where it belongs to these ranks, else found by comparing the names of the hosts."""
-        if self.size == self._dist.get_world_size():
-            if "LOCAL_RANK" in os.environ:
-                return int(os.environ["LOCAL_RANK"])
-            if self._known_local_rank is not None:
-                return self._known_local_rank
-        torch = self._torch
-        digest = hashlib.sha256(f"{socket.gethostname()} {_boot_id()}".encode()).digest()
-        mine = torch.tensor(list(digest), dtype=torch.uint8)
-        hosts = [torch.empty_like(mine) for _ in range(self.size)]
-        self._dist.all_gather(hosts, mine, group=self._group)
-        return sum(bool(torch.equal(host, mine)) for host in hosts[: self.rank])
+    @property
+    def node(self) -> str | None:
+        """How the launcher calls the machine that this rank is on; None: it does not say."""
+        if "GROUP_RANK" in os.environ and "LOCAL_RANK" in os.environ:  # torchrun
+            return f"torchrun {os.environ['GROUP_RANK']}"
+        return self._slurm_node
 
     # ---- called by the library ----
 
@@ -172,9 +162,11 @@ class TorchDistributed:
         """0, or 1 with the exception's text in the 256 bytes at `error`: nothing may be raised into C."""
         self._idle.clear()
         try:
+            if self._group is None:  # torch would take its default group
+                raise StateError("the group was closed")
             run()
         except BaseException as raised:  # noqa: BLE001 - the caller is C
-            text = _first_line(raised).encode("utf-8", "replace")[: _c_api.ERROR_TEXT_SIZE - 1]
+            text = _explained(_first_line(raised)).encode("utf-8", "replace")[: _c_api.ERROR_TEXT_SIZE - 1]
             if error:
                 ctypes.memmove(error, text + b"\0", len(text) + 1)
             return 1
@@ -219,9 +211,11 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _boot_id() -> str:
-    """Tells hosts of the same name apart."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+def _explained(text: str) -> str:
+    """gloo tells the end of a process in the words of its sockets."""
+    if re.search(r"Connection (closed|reset) by peer|Broken pipe", text):
+        return (
+            "that rank closed its connection: it failed (see its own output), or ended, its loop being shorter than this "
+            "one's; then call optimizer.join() after a rank's last step. " + text
+        )
+    return text

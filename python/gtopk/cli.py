@@ -10,15 +10,20 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import platform
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import _c_api, _launcher, _lib, _mpi_module
+from . import _c_api, _launcher, _lib, _mpi_module, comm
+from ._communicator import default_timeout
 from ._version import __version__
 from .errors import GtopkError
+from .reducer import Reducer
+
+_TRY_SECONDS = 60.0
 
 
 class Finding(NamedTuple):
@@ -58,15 +63,20 @@ def run_build_mpi(mpicc: str | None, output: str | None) -> int:
 
 
 def run_doctor() -> int:
-    """Prints what was found. Exit status 1 if gtopk cannot work at all."""
-    findings = list(examine())
-    for finding in findings:
+    """Prints what was found; of several ranks the first does, and the others what fails. Exit status 1 if gtopk cannot
+    work as it was started."""
+    tried = list(_try())
+    failed = [finding for finding in tried if not finding.ok]
+    alone = not comm.is_initialized() or comm.rank() == 0
+    for finding in [*examine(), *tried] if alone else failed:
         print(f"{'ok' if finding.ok else '--'}  {finding.what:<12} {finding.text}")
         if finding.advice:
             print(f"{'':17}> {finding.advice}")
-    usable = next(finding.ok for finding in findings if finding.what == "library")
-    print("gtopk works here." if usable else "gtopk cannot work here: see the advice for the library.")
-    return 0 if usable else 1
+    if failed:
+        print("gtopk cannot work here: see the lines above that begin with --")
+    elif alone:
+        print("gtopk works here.")
+    return 1 if failed else 0
 
 
 def examine() -> Iterator[Finding]:
@@ -78,18 +88,17 @@ def examine() -> Iterator[Finding]:
     yield _package("numpy", "needed for numpy arrays and `gtopk.decode`: pip install numpy")
     yield _cuda()
     yield _nccl()
-    yield _here()
 
 
 def _library() -> Iterator[Finding]:
     try:
         library = _c_api.library()
-    except GtopkError as error:
-        yield Finding(False, "library", error.text, "nothing works without it")
-        return
+    except GtopkError:
+        return  # `_try` says so
     info = dict(line.split("=", 1) for line in library.gtopk_build_info().decode().splitlines() if "=" in line)
     yield Finding(True, "library", f"{_lib.find()}, version {info['version']}, wire format {info['wire_format']}")
-    yield Finding(True, "CPU", f"{info['isa']} (this CPU and build: {info['isa_supported']}; GTOPK_ISA chooses)")
+    isa = f"{info['isa']} (this CPU and build: {info['isa_supported']}; GTOPK_ISA chooses)"
+    yield Finding(info["isa"] != "none", "CPU", isa)
 
 
 def _mpi() -> Iterator[Finding]:
@@ -178,16 +187,36 @@ def _nccl_files() -> list[str]:
     return [*files, "libnccl.so.2"]
 
 
-def _here() -> Finding:
+def _try() -> Iterator[Finding]:
+    """Does in small what training does: joins the other processes, if there are any, and exchanges with them."""
     names = {
         "self": "alone: one process",
         "mpi": "under mpirun",
         "torch": "under torchrun or srun, or with torchrun's variables",
     }
     try:
-        return Finding(True, "started", names[_launcher.detect()])
+        _c_api.library()
     except GtopkError as error:
-        return Finding(False, "started", error.text)
+        yield Finding(False, "library", error.text, "nothing works without it")
+        return
+    try:
+        transport = _launcher.detect()
+        comm.init(transport=transport, timeout=min(_TRY_SECONDS, default_timeout()))
+        yield Finding(True, "started", names[transport])
+        hosts = comm.current().allgather_json(socket.gethostname())
+        reducer = Reducer([1])
+        if importlib.util.find_spec("numpy") is not None:
+            import numpy
+
+            update = [numpy.ones(1, dtype=numpy.float32)]
+            reducer.accumulate(0, update[0])
+            reducer.reduce(update)
+        comm.barrier()
+    except GtopkError as error:
+        yield Finding(False, "exchange", error.text)
+        return
+    ranks = "1 rank" if len(hosts) == 1 else f"{len(hosts)} ranks"
+    yield Finding(True, "exchange", f"{ranks} on {', '.join(sorted(set(hosts)))}, {comm.current().description}")
 
 
 def _first_line_of(program: Path, option: str) -> str:

@@ -103,7 +103,7 @@ class DeadlineError(GtopkError, TimeoutError):
 
 
 class AbortedError(GtopkError):
-    """Another rank met an error and gave up."""
+    """Another rank met an error and gave up, or ended while this one still waits for it."""
 
     status = -9
 

@@ -16,8 +16,9 @@ Examples
 from __future__ import annotations
 
 import socket
+import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -30,7 +31,7 @@ from .errors import InvalidError, StateError, UnsupportedError
 from .torch import DistributedOptimizer as _DistributedOptimizer
 from .torch.broadcast import broadcast_optimizer_state as _broadcast_optimizer_state
 from .torch.broadcast import broadcast_parameters
-from .torch.optimizer import DistributedMixin
+from .torch.optimizer import DistributedMixin, distributed_class
 
 __all__ = [
     "Average",
@@ -200,10 +201,36 @@ def DistributedOptimizer(
     wrapped = _DistributedOptimizer(
         optimizer, named_parameters, backward_passes_per_step=backward_passes_per_step, **options
     )
-    if op is Sum and isinstance(wrapped, DistributedMixin):
-        wrapped._gtopk.multiplier = float(size())
+    if isinstance(wrapped, DistributedMixin):
+        wrapped.__class__ = distributed_class(  # type: ignore[assignment]
+            type(wrapped).__bases__[0], _StepAfterSynchronize
+        )
+        if op is Sum:
+            wrapped._gtopk.multiplier = float(size())
     _Job.optimizers.add(wrapped)
     return wrapped
+
+
+class _StepAfterSynchronize(DistributedMixin):
+    """As in Horovod, `step()` after `synchronize()` applies what that has exchanged, with a warning."""
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """`DistributedMixin.step`, where it makes sense as inside `skip_synchronize()`."""
+        sync = self._gtopk
+        if closure is not None or sync.skipping or not sync.holds_update(self):
+            return super().step(closure, **kwargs)
+        warnings.warn(
+            "optimizer.step() without skip_synchronize() after optimizer.synchronize(): taken as if it were inside, since "
+            "the gradients were exchanged already; write `with optimizer.skip_synchronize(): optimizer.step()`",
+            stacklevel=2,
+        )
+        with self.skip_synchronize():
+            return super().step(**kwargs)
+
+
+# As for DistributedMixin.step.
+_StepAfterSynchronize.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+_StepAfterSynchronize.step.hooked = True  # type: ignore[attr-defined]
 
 
 def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int = 0, model: Any = None) -> None:
@@ -221,26 +248,27 @@ def allreduce(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> Tensor:
-    """The average, or sum, of every rank's tensor, as a new tensor. Collective; without autograd.
+    """The average, or sum, of every rank's tensor, as a new tensor. Collective.
 
-    `name` and `compression` are accepted and of no effect: ranks must call in the same order.
+    The average of integers is rounded down. The tensor may require a gradient, but the result has none: its `backward`
+    raises. `name` and `compression` are accepted and of no effect: ranks must call in the same order.
     """
     del name, compression
     if op is None:
         op = Sum if average is False else Average
     _check_op(op)
-    if tensor.requires_grad:
-        raise UnsupportedError(
-            "allreduce of a tensor that requires a gradient has no backward here: use tensor.detach()"
-        )
     scaled = tensor if prescale_factor == 1.0 else tensor * prescale_factor
-    total: Tensor = _comm.allreduce(scaled, op)
+    whole = op is Average and not (scaled.is_floating_point() or scaled.is_complex() or scaled.dtype == torch.bool)
+    total: Tensor = _comm.allreduce(scaled, Sum if whole else op)
+    if whole:
+        total = torch.div(total, size(), rounding_mode="floor")
     return total if postscale_factor == 1.0 else total * postscale_factor
 
 
 def allreduce_(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`allreduce` in place."""
-    return tensor.copy_(allreduce(tensor, *args, **kwargs))
+    with torch.no_grad():
+        return tensor.copy_(allreduce(tensor, *args, **kwargs))
 
 
 def allgather(tensor: Tensor, name: str | None = None) -> Tensor:

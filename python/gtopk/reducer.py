@@ -15,16 +15,16 @@ from . import _c_api, _tensors, _threads
 from . import comm as _comm
 from ._tensors import TensorLike
 from .errors import CorruptError, InvalidError, StateError
-from .step_stats import remember
+from .step_stats import NAMES, remember
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typing_extensions import Self
 
 __all__ = ["Reducer", "reduce_together"]
 
 _log = logging.getLogger("gtopk")
 
-_STAT_NAMES = tuple(name for name, _ in _c_api.Stats._fields_ if name != "struct_size")
 _STATE_FORMAT = 1
 
 
@@ -153,7 +153,7 @@ class Reducer:
     def accumulate_many(
         self,
         segments: Sequence[int] | None,
-        grads: Sequence[TensorLike],
+        grads: Sequence[TensorLike] | _tensors.TensorTable,
         scale: float = 1.0,
         *,
         zero_input: bool = False,
@@ -187,17 +187,36 @@ class Reducer:
             raise InvalidError(
                 f"{len(grads)} gradients for {len(lengths)} segments: give one tensor for each segment, or name the segments"
             )
-        self._inputs.fill(grads, lengths, _name("gradient", segments), write=zero_input)
-        if grads:
-            self._kind = _tensors.kind_of(grads[0], "gradient")
+        if isinstance(grads, _tensors.TensorTable):
+            table = self._own(grads)
+        else:
+            table = self._inputs
+            table.fill(grads, lengths, _name("gradient", segments), write=zero_input)
+            if grads:
+                self._kind = _tensors.kind_of(grads[0], "gradient")
         flags = (_c_api.ZERO_INPUT if zero_input else 0) | (_c_api.FOUND_INF if found_inf else 0)
         status = self._library.gtopk_reducer_accumulate(
-            self.handle, address, self._inputs.address, len(grads), _number(scale, "scale"), flags, None
+            self._talking(), address, table.address, len(grads), _number(scale, "scale"), flags, None
         )
         _c_api.check(status)
 
+    def describe(self, tensors: Sequence[Tensor]) -> _tensors.TensorTable | None:
+        """CPU torch tensors of all segments, in order, for `accumulate_many` and then `reduce` of one step in their place.
+
+        Neither looks at them again, so they must stay what and where they are until then. None where one of them is no
+        contiguous CPU tensor of its segment's length and of a type that can be exchanged.
+        """
+        if len(tensors) != len(self.segment_lengths) or not self._outputs.fill_torch(tensors, self.segment_lengths):
+            return None
+        self._kind = "torch"
+        return self._outputs
+
     def reduce(
-        self, outputs: Sequence[TensorLike], *, outputs_are_zero: bool = False, joined: bool = False
+        self,
+        outputs: Sequence[TensorLike] | _tensors.TensorTable,
+        *,
+        outputs_are_zero: bool = False,
+        joined: bool = False,
     ) -> dict[str, Any]:
         """Exchanges with the other ranks and overwrites `outputs` with the mean update. Collective.
 
@@ -226,7 +245,7 @@ class Reducer:
         """
         self._take_outputs(outputs)
         status = self._library.gtopk_reducer_reduce(
-            self.handle,
+            self._talking(),
             self._outputs.address,
             len(outputs),
             _flags(outputs_are_zero, joined),
@@ -252,7 +271,7 @@ class Reducer:
         out = _c_api.Set(_tensors.pointer(indices), _tensors.pointer(values), capacity, 0)
         _c_api.check(
             self._library.gtopk_reducer_reduce_sparse(
-                self.handle, ctypes.byref(out), _flags(False, joined), None, ctypes.byref(self._stats)
+                self._talking(), ctypes.byref(out), _flags(False, joined), None, ctypes.byref(self._stats)
             )
         )
         remember([self._keep_stats()])
@@ -279,7 +298,7 @@ class Reducer:
     def set_density(self, density: float) -> None:
         """Another density from the next step on. Collective, between steps, the same on all ranks."""
         value = _number(density, "density")
-        _c_api.check(self._library.gtopk_reducer_set_density(self.handle, value))
+        _c_api.check(self._library.gtopk_reducer_set_density(self._talking(), value))
         self.density = value
 
     def set_momentum(self, momentum: float, nesterov: bool = False) -> None:
@@ -335,7 +354,7 @@ class Reducer:
             data = _tensors.empty(self._kind, int(self._library.gtopk_reducer_state_size(self.handle)), "uint8")
         _c_api.check(
             self._library.gtopk_reducer_state_consolidate(
-                self.handle,
+                self._talking(),
                 None if data is None else _tensors.pointer(data),
                 0 if data is None else _tensors.byte_length(data),
                 root,
@@ -393,6 +412,11 @@ class Reducer:
             raise StateError("this reducer was closed: make a new one")
         return self._handle
 
+    def _talking(self) -> int:
+        """The C handle, for calls of a step: the library would go on exchanging after `gtopk.shutdown`."""
+        self.comm.handle  # noqa: B018 - `StateError` after its close
+        return self.handle
+
     def close(self) -> None:
         """Frees the residual. Not collective; may be called twice."""
         handle, self._handle = self._handle, None
@@ -442,22 +466,30 @@ class Reducer:
             raise InvalidError(f"{what} of segment {segment} is {_tensors.dtype_name(values)}, but must be float32")
         _c_api.check(function(self.handle, segment, address, length))
 
-    def _take_outputs(self, outputs: Sequence[TensorLike]) -> None:
+    def _take_outputs(self, outputs: Sequence[TensorLike] | _tensors.TensorTable) -> None:
         if len(outputs) != len(self.segment_lengths):
             raise InvalidError(
                 f"{len(outputs)} outputs for {len(self.segment_lengths)} segments: reduce needs one for each"
             )
-        self._outputs.fill(outputs, self.segment_lengths, _name("output", None), write=True)
+        if isinstance(outputs, _tensors.TensorTable):
+            self._own(outputs)
+        else:
+            self._outputs.fill(outputs, self.segment_lengths, _name("output", None), write=True)
+
+    def _own(self, table: _tensors.TensorTable) -> _tensors.TensorTable:
+        if table is not self._outputs:
+            raise InvalidError("the tensors were described by another reducer: call describe of this one")
+        return table
 
     def _keep_stats(self) -> dict[str, Any]:
         raw = self._stats
-        self._latest = {name: getattr(raw, name) for name in _STAT_NAMES}
+        self._latest = {name: getattr(raw, name) for name in NAMES}
         return dict(self._latest)
 
 
 def reduce_together(
     reducers: Sequence[Reducer],
-    outputs: Sequence[Sequence[TensorLike]] | None,
+    outputs: Sequence[Sequence[TensorLike] | _tensors.TensorTable] | None,
     *,
     outputs_are_zero: bool = False,
     joined: bool = False,
@@ -490,7 +522,9 @@ def reduce_together(
     [2, 1]
     """
     reducers = list(reducers)
-    lists = None if outputs is None else [list(tensors) for tensors in outputs]
+    lists = None
+    if outputs is not None:
+        lists = [tensors if isinstance(tensors, _tensors.TensorTable) else list(tensors) for tensors in outputs]
     for reducer in reducers:
         if not isinstance(reducer, Reducer):
             raise InvalidError(
@@ -505,7 +539,7 @@ def reduce_together(
     for reducer, tensors in zip(reducers, lists or (), strict=False):
         reducer._take_outputs(tensors)
     count = len(reducers)
-    handles = (ctypes.c_void_p * count)(*[reducer.handle for reducer in reducers])
+    handles = (ctypes.c_void_p * count)(*[reducer._talking() for reducer in reducers])
     tables = counts = None
     if lists is not None:
         tables = (ctypes.c_void_p * count)(*[reducer._outputs.address for reducer in reducers])

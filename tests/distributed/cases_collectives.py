@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 from harness import as_numpy, assert_same_on_all_ranks, given, raises
 
@@ -72,6 +75,57 @@ def case_allgather_of_different_layouts_is_an_error_on_every_rank():
     )
 
 
+class Unreadable:
+    def __reduce__(self):
+        raise OSError("no such disk")
+
+
+class Unloadable:
+    def __reduce__(self):
+        return (int, ("not a number",))
+
+
+def case_wrong_arguments_of_one_rank_are_an_error_on_all():
+    """At once, with its number; and everything goes on after it."""
+    last = gtopk.size() - 1
+    odd = gtopk.rank() == last
+    here = (gtopk.InvalidError, TypeError, OSError, ValueError, AttributeError)
+    calls = (
+        lambda: gtopk.allreduce(given(np.array([True if odd else 1.0]))),
+        lambda: gtopk.allreduce(given(mine(2)), op="sum" if odd else gtopk.Sum),
+        lambda: gtopk.allreduce("a text" if odd else given(mine(2))),
+        lambda: gtopk.allgather([1, 2] if odd else given(mine(2))),
+        lambda: gtopk.broadcast(None if odd else given(mine(2))),
+        lambda: gtopk.broadcast_([1] if odd else given(mine(2))),
+        lambda: gtopk.broadcast(given(mine(2)), 99 if odd else 0),
+        lambda: gtopk.broadcast_object(Unreadable() if odd else None, last),
+    )
+    for call in calls:
+        error = raises(here if odd else gtopk.MismatchError, call)
+        assert odd or f"failed on rank {last}, so it was not done on any" in str(error), error
+    # What cannot be loaded is one rank's affair, too.
+    error = raises((*here, gtopk.MismatchError), lambda: gtopk.broadcast_object(Unloadable(), 0))
+    assert isinstance(error, gtopk.MismatchError) == (gtopk.rank() == 0), error
+
+
+def case_different_types_and_shapes_are_an_error_on_every_rank():
+    odd = gtopk.rank() == gtopk.size() - 1
+    ints, floats = mine(2, 3, dtype=np.int32), mine(2, 3)
+    for call in (gtopk.broadcast, gtopk.broadcast_, gtopk.allreduce):
+        raises(
+            gtopk.MismatchError, lambda call=call: call(given(mine(3, 2) if odd else mine(2, 3))), "[2, 3]", "[3, 2]"
+        )
+    for call in (gtopk.broadcast, gtopk.broadcast_, lambda x: gtopk.allreduce(x, op=gtopk.Sum)):
+        raises(gtopk.MismatchError, lambda call=call: call(given(ints if odd else floats)), "int32", "float32")
+    raises(gtopk.MismatchError, lambda: gtopk.allreduce(given(floats), gtopk.Sum if odd else gtopk.Average), "sum")
+    raises(gtopk.MismatchError, lambda: gtopk.broadcast(given(floats), int(odd)), "give the same on every rank")
+    both = raises(
+        gtopk.MismatchError, lambda: gtopk.broadcast(given(floats)) if odd else gtopk.allreduce(given(floats))
+    )
+    assert "rank 0 calls allreduce" in str(both), both
+    assert (ints == mine(2, 3, dtype=np.int32)).all()
+
+
 def case_broadcast():
     for root in range(gtopk.size()):
         x = mine(2, 3)
@@ -98,6 +152,17 @@ def case_broadcast_object():
 def case_values_for_comparing():
     texts = comm.current().allgather_json({"name": "x" * gtopk.rank()})
     assert texts == [{"name": "x" * r} for r in range(gtopk.size())]
+
+
+def case_a_subprocess_is_no_rank():
+    """It inherits the launcher's variables, and would be this rank a second time."""
+    if gtopk.rank() > 0:
+        return
+    for call, status in (("gtopk.init()", 1), ('gtopk.init(transport="self")', 0)):
+        command = [sys.executable, "-c", f"import gtopk; {call}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status, done.stderr
+        assert ("StateError: this process was started by rank 0" in done.stderr) == (status == 1), done.stderr
 
 
 def case_many_communicators():

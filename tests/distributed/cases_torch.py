@@ -45,7 +45,9 @@ def case_parameters_that_need_gradients():
     channels_last = torch.arange(24.0).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last) + gtopk.rank()
     gtopk.broadcast_(channels_last, 1)
     assert (channels_last == torch.arange(24.0).reshape(1, 2, 3, 4) + 1).all()
-    assert not gtopk.allreduce(x).requires_grad
+    raises(gtopk.UnsupportedError, gtopk.allreduce(x).sum().backward, "which has no gradient")
+    with torch.no_grad():
+        assert not gtopk.allreduce(x).requires_grad
 
 
 def case_a_group_of_some_ranks():
@@ -86,7 +88,15 @@ def case_a_silent_peer_is_an_error_by_the_deadline():
 def case_end_and_begin_again():
     assert np.array_equal(gtopk.allgather(np.array([1])), np.ones(gtopk.size()))
     dist.barrier()
+    weight = torch.ones(100, requires_grad=True)
+    optimizer = gtopk.DistributedOptimizer(torch.optim.SGD([weight], lr=1.0))
+    weight.grad = torch.ones(100)
+    optimizer.step()
     gtopk.shutdown()
     raises(gtopk.StateError, gtopk.rank, "gtopk.init()")
+    weight.grad = torch.ones(100)
+    raises(gtopk.StateError, optimizer.step, "distributed optimizers")
+    assert (weight.grad == 1).all()
     gtopk.init()
+    raises(gtopk.StateError, optimizer.step, "distributed optimizers")
     assert gtopk.size() > 1

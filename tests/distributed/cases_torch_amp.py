@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 import torch
-from cases_torch_optimizer import assert_replicas, flat, residuals, wrapped
-from harness import raises
+from cases_torch_optimizer import assert_replicas, flat, wrapped
+from harness import Warnings, raises
 from torch import nn, optim
 from torch_support import batch, loss_of, make
 
@@ -62,18 +62,55 @@ def case_random_overflows_for_100_steps():
     logging.disable(logging.NOTSET)
 
 
-def case_a_rank_that_overflows_accumulates_nothing():
-    """What the others found stays in their residuals and is sent later."""
+def case_a_skipped_step_is_not_applied_later():
+    """What the other ranks had found finite in it stays out of their residuals, and of the velocity."""
     logging.disable(logging.WARNING)
-    model = make()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    optimizer = wrapped(model, density=0.02)
-    scaled_step(model, optimizer, scaler, 0, False, "plain")
-    before = residuals(optimizer)
-    scaled_step(model, optimizer, scaler, 1, gtopk.rank() == 1, "plain")
-    after = residuals(optimizer)
-    same = all(torch.equal(before[name], after[name]) for name in before)
-    assert same == (gtopk.rank() == 1)
+    for options in (
+        {},
+        {"algorithm": "dense"},
+        {"dense_below": 10},
+        {"momentum_correction": True, "more": {"momentum": 0.9}},
+    ):
+        model = nn.ParameterDict({"a": torch.zeros(20), "b": torch.zeros(5)})
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        optimizer = wrapped(model, lr=1.0, density=0.1, **options)
+        torch.manual_seed(gtopk.rank())
+        for step in range(6):
+            bad = gtopk.rank() == 1 and step > 0
+            scaler.scale(torch.zeros(()))
+            for p in model.values():
+                p.grad = torch.full_like(p, torch.inf) if bad else torch.randn(p.shape) * scaler.get_scale()
+            scaler.step(optimizer)
+            if step == 0:
+                before, parameters = optimizer.state_dict()["gtopk"], flat(model.parameters())
+            else:
+                assert optimizer.stats()["nonfinite"] == 1
+                assert all(p.grad.isnan().all() for p in model.values())
+                after = optimizer.state_dict()["gtopk"]
+                for what in ("residual", "velocity"):
+                    assert all(torch.equal(after[what][name], values) for name, values in before[what].items())
+                assert torch.equal(flat(model.parameters()), parameters)
+            scaler.update()
+        assert before["residual"]["a"].any() == (options.get("algorithm") != "dense")
+        assert_replicas(model)
+    logging.disable(logging.NOTSET)
+
+
+def case_gradients_that_overflowed_elsewhere_move_nothing():
+    """Five steps in which one rank overflows, and one without gradients."""
+    logging.disable(logging.WARNING)
+    for options in ({}, {"algorithm": "dense"}):
+        model = nn.ParameterDict({"a": torch.zeros(20)})
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        optimizer = wrapped(model, lr=1.0, density=1.0, **options)
+        for step in range(6):
+            scaler.scale(torch.zeros(()))
+            model["a"].grad = torch.full((20,), scaler.get_scale() if step < 5 else 0.0)
+            if gtopk.rank() == 1 and step < 5:
+                model["a"].grad[3] = torch.inf
+            scaler.step(optimizer)
+            scaler.update()
+        assert not model["a"].any()
     logging.disable(logging.NOTSET)
 
 
@@ -126,7 +163,26 @@ def case_bf16_autocast():
 
 
 def case_a_rank_without_any_gradient():
-    """found_inf is then no tensor but the number 0."""
+    """found_inf is then no tensor but the number 0, and scaler.update() fails unless gtopk knows the scaler."""
+    for known in (False, True):
+        model = make()
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        optimizer = wrapped(model, density=0.02, **({"grad_scaler": scaler} if known else {}))
+        scaler.scale(torch.ones(1))
+        if gtopk.rank() == 0:
+            scaler.scale(loss_of(model, batch(0))).backward()
+        with Warnings() as texts:
+            scaler.step(optimizer)
+        if known or gtopk.rank() == 0:
+            assert texts == []
+            scaler.update()
+        else:
+            assert "rank " in texts[0] and "grad_scaler=scaler" in texts[0]
+            raises(AssertionError, scaler.update, "No inf checks were recorded")
+        assert_replicas(model)
+
+
+def case_a_rank_without_gradient_that_leaves_out_the_scaler():
     model = make()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     optimizer = wrapped(model, density=0.02)
@@ -137,4 +193,20 @@ def case_a_rank_without_any_gradient():
         scaler.update()
     else:
         optimizer.step()
+    assert_replicas(model)
+
+
+def case_synchronize_by_hand_on_a_rank_without_any_gradient():
+    model = make()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = wrapped(model, density=0.02, grad_scaler=scaler)
+    for step in range(2):
+        optimizer.zero_grad()
+        scaler.scale(torch.ones(1))
+        if gtopk.rank() == 0:
+            scaler.scale(loss_of(model, batch(step))).backward()
+        optimizer.synchronize()
+        with optimizer.skip_synchronize():
+            scaler.step(optimizer)
+        scaler.update()
     assert_replicas(model)

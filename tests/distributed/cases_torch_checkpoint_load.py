@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from cases_torch_checkpoint_save import RUNS, file, new, total
 from cases_torch_optimizer import assert_replicas, flat, residuals
-from harness import raises
+from harness import Warnings, raises
 from torch_support import train
 
 import gtopk
-
-
-class Warnings(logging.Handler):
-    """What gtopk warned about."""
-
-    def __enter__(self):
-        self.texts = []
-        logging.getLogger("gtopk").addHandler(self)
-        logging.getLogger("gtopk").propagate = False
-        return self.texts
-
-    def __exit__(self, *_):
-        logging.getLogger("gtopk").removeHandler(self)
-        logging.getLogger("gtopk").propagate = True
-
-    def emit(self, record):
-        self.texts.append(record.getMessage())
 
 
 def load(run, what, **options):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from cases_torch_optimizer import assert_replicas, flat
-from harness import raises
+from harness import Warnings, raises
 from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel
 from torch_support import batch, loss_of, make
@@ -190,6 +190,180 @@ def trained(state_of, steps, begin=0, model=None):
         loss_of(net, batch(step, gtopk.rank())).backward()
         optimizer.step()
     return model, state
+
+
+def case_a_skipped_step_is_not_applied_later():
+    """Five steps in which one rank overflows, and one without gradients."""
+    logging.disable(logging.WARNING)
+    for options in ({}, {"algorithm": "dense"}, {"dense_below": 10}):
+        model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)).to(torch.float64 if options else torch.float32)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        state = named_state(model, grad_scaler=scaler, density=1.0, **options)
+        net = hooked(model, state)
+        optimizer = optim.SGD(net.parameters(), lr=1.0)
+        before = flat(model.parameters())
+        for step in range(6):
+            optimizer.zero_grad()
+            factor = torch.inf if gtopk.rank() == 1 and step < 5 else 1.0 if step < 5 else 0.0
+            loss = net(torch.ones(3, 6, dtype=model[0].weight.dtype)).sum() * factor
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            assert state.stats()["nonfinite"] == (step < 5)
+        assert torch.equal(flat(model.parameters()), before)
+        assert not any(values.any() for values in state.state_dict()["residual"].values())
+    logging.disable(logging.NOTSET)
+
+
+class Tasks(nn.Module):
+    """A head for each task, of which a step uses one. Gradients are small integers, and sums over ranks divide."""
+
+    def __init__(self, count=3, dtype=torch.float32):
+        super().__init__()
+        self.heads = nn.ParameterList([torch.zeros(10, dtype=dtype) for _ in range(count)])
+        self.shared = nn.Parameter(torch.zeros(10, dtype=dtype))
+
+    def forward(self, task, step):
+        factors = torch.arange(1.0, 11.0).roll(step + gtopk.rank()) * 48 * gtopk.size()
+        return ((self.heads[task] + self.shared) * factors).sum()
+
+
+def case_what_no_rank_used_is_not_lost():
+    """DDP does not apply the update of a parameter that nobody used, so its entries are still to be sent."""
+    for options, more in (
+        ({}, {}),
+        ({}, {"gradient_as_bucket_view": True}),
+        ({"dense_below": 1000}, {}),
+        ({"algorithm": "topk"}, {}),
+        ({"grad_scaler": True}, {}),
+    ):
+        for dtype in (torch.float32, torch.float64):
+            model = Tasks(dtype=dtype)
+            scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=options.get("grad_scaler", False))
+            state = named_state(model, density=0.1, value_type="fp32", **{**options, "grad_scaler": scaler})
+            net = hooked(model, state, find_unused_parameters=True, **more)
+            names = [name for name, _ in model.named_parameters()]
+            given = {name: torch.zeros(10) for name in names}
+            sent = {name: torch.zeros(10) for name in names}
+            unused = 0
+            for step in range(12):
+                # All ranks at one task, in turn; in some steps rank 0 is at another one.
+                task = (step + (gtopk.rank() == 0 and step % 4 == 3)) % 3
+                for p in model.parameters():
+                    p.grad = None
+                loss = net(task, step)
+                mine = dict(
+                    zip(names, torch.autograd.grad(loss, list(model.parameters()), allow_unused=True), strict=True)
+                )
+                scaler.scale(net(task, step)).backward()
+                scale = scaler.get_scale() if scaler.is_enabled() else 1.0
+                for name, p in model.named_parameters():
+                    given[name] += 0 if mine[name] is None else mine[name].float()
+                    sent[name] += 0 if p.grad is None else p.grad.float() / scale
+                    unused += p.grad is None
+            kept = state.state_dict()["residual"]
+            assert unused
+            for name in names:
+                total = gtopk.allreduce(given[name], op=gtopk.Sum)
+                left = gtopk.allreduce(kept[name], op=gtopk.Sum)
+                assert total.any()
+                assert torch.equal(left + gtopk.size() * sent[name], total), (name, options, more)
+
+
+class TwoTypes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 3).double()
+
+    def forward(self, x):
+        return self.second(self.first(x).double())
+
+
+def case_static_graph_with_parameters_of_two_types():
+    """DDP then says of no bucket of the first iteration that it is the last one."""
+    nets, models = [], [TwoTypes(), TwoTypes()]
+    state = named_state(models[0], **ALL)
+    nets = [hooked(models[0], state, static_graph=True), DistributedDataParallel(models[1], static_graph=True)]
+    for step in range(4):
+        generator = torch.Generator().manual_seed(100 * step + gtopk.rank())
+        x = torch.randn(4, 6, generator=generator)
+        for net in nets:
+            net.zero_grad()
+            net(x).pow(2).sum().backward()
+        torch.testing.assert_close(
+            flat(p.grad for p in models[0].parameters()), flat(p.grad for p in models[1].parameters())
+        )
+    assert state.stats()["step"] == 3
+
+
+def case_the_same_gradients_everywhere_are_noticed():
+    for same in (True, False):
+        model = nn.Linear(6, 4)
+        state = named_state(model, density=0.1)
+        net = hooked(model, state)
+        with Warnings() as texts:
+            for step in range(5):
+                net(torch.full((2, 6), 1.0 + step + (0 if same else gtopk.rank()))).sum().backward()
+                assert state.session.needs_all == (same and step < 2)
+        assert len(texts) == (same and gtopk.rank() == 0), texts
+
+
+def case_ddp_and_a_distributed_optimizer_are_noticed():
+    model = nn.Linear(6, 4)
+    net = DistributedDataParallel(model)
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(net.parameters(), lr=0.1), net.named_parameters(), density=0.1)
+    with Warnings() as texts:
+        for step in range(4):
+            optimizer.zero_grad()
+            net(torch.full((2, 6), float(step + gtopk.rank()))).sum().backward()
+            optimizer.step()
+    assert len(texts) == (gtopk.rank() == 0), texts
+    if gtopk.rank() == 0:
+        assert "leave out DistributedDataParallel" in texts[0]
+
+
+def case_zero_redundancy_optimizer():
+    """It has a consolidate_state_dict of its own, without which it cannot be saved."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    def new():
+        model = make()
+        del model.unused
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=optim.Adam, lr=0.01)
+        return model, gtopk.DistributedOptimizer(optimizer, model.named_parameters(), density=0.05)
+
+    model, optimizer = new()
+    for step in range(3):
+        optimizer.zero_grad()
+        loss_of(model, batch(step, gtopk.rank())).backward()
+        optimizer.step()
+    assert_replicas(model)
+    state = gtopk.broadcast_object(optimizer.consolidate_state_dict(to=0), 0)
+    assert len(state["state"]) == len(list(model.parameters()))
+    assert any(values.any() for values in state["gtopk"]["residual"].values())
+    other, resumed = new()
+    other.load_state_dict(model.state_dict())
+    for net, one in ((model, optimizer), (other, resumed)):
+        one.load_state_dict(copy.deepcopy(state))  # it takes out what belongs to other ranks
+        one.zero_grad()
+        loss_of(net, batch(3, gtopk.rank())).backward()
+        one.step()
+    assert torch.equal(flat(model.parameters()), flat(other.parameters()))
+    assert_replicas(other)
+
+
+def case_dtensors_are_a_clear_error():
+    from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (gtopk.size(),))
+    weight = nn.Parameter(distribute_tensor(torch.zeros(4), mesh, [Replicate()]))
+    raises(
+        gtopk.UnsupportedError,
+        lambda: gtopk.DistributedOptimizer(optim.SGD([weight], lr=0.1), [("weight", weight)]),
+        "parameter weight is a DTensor",
+        "fully_shard",
+    )
 
 
 def case_states_resume_bit_for_bit():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from cases_torch_optimizer import assert_replicas, flat, mean_gradients
 from harness import raises
@@ -34,7 +36,15 @@ def case_horovod_functions():
     assert hvd.broadcast_(torch.tensor([rank]), 1).item() == 1
     assert hvd.broadcast_object([rank], root_rank=1, name="list") == [1]
     hvd.barrier()
-    raises(gtopk.UnsupportedError, lambda: hvd.allreduce(torch.ones(1, requires_grad=True)), "detach")
+    assert hvd.allreduce(torch.tensor([rank, -1])).tolist() == [int(total) // size, -1]
+    assert hvd.allreduce(torch.tensor([rank]), average=False).item() == total
+    loss = torch.ones(1, requires_grad=True) * (rank + 1)
+    for call in (gtopk.allreduce, gtopk.allgather, gtopk.broadcast, hvd.allreduce):
+        result = call(loss)
+        assert result.max().item() >= 1
+        raises(gtopk.UnsupportedError, result.sum().backward, "which has no gradient", "detach()")
+    weight = torch.full((1,), float(rank), requires_grad=True)
+    assert hvd.allreduce_(weight) is weight and weight.item() == total / size
     for name in ("Adasum", "alltoall", "ProcessSet", "elastic", "allreduce_async"):
         raises(gtopk.UnsupportedError, lambda name=name: getattr(hvd, name), f"has no {name}")
     raises(AttributeError, lambda: hvd.nothing_of_that_name)
@@ -66,6 +76,30 @@ def case_horovod_optimizer():
         assert_replicas(model)
         # Values travel as bf16 or fp16; what is rounded off comes later.
         torch.testing.assert_close(flat(model.parameters()), flat(plain.parameters()), rtol=0.05, atol=2e-3)
+
+
+def case_horovod_step_after_synchronize():
+    """Exchanges once, and warns."""
+    model, other = make(), make()
+    optimizers = [
+        hvd.DistributedOptimizer(optim.SGD(m.parameters(), lr=0.01), named_parameters=m.named_parameters(), density=0.5)
+        for m in (model, other)
+    ]
+    for step in range(3):
+        for m, optimizer in zip((model, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss_of(m, batch(step, hvd.rank())).backward()
+            optimizer.synchronize()
+            torch.nn.utils.clip_grad_norm_(m.parameters(), 0.1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizers[0].step()
+        assert ["skip_synchronize" in str(warning.message) for warning in caught] == [True], caught
+        with optimizers[1].skip_synchronize():
+            optimizers[1].step()
+    assert torch.equal(flat(model.parameters()), flat(other.parameters()))
+    assert optimizers[0].stats()["step"] == 2
+    assert_replicas(model)
 
 
 def case_horovod_join():

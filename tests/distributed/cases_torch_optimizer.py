@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from harness import assert_same_on_all_ranks, raises
+from harness import Warnings, assert_same_on_all_ranks, raises
 from torch import nn, optim
 
 import gtopk
@@ -365,6 +365,48 @@ def case_broadcast_optimizer_state():
     raises(gtopk.MismatchError, lambda: gtopk.broadcast_optimizer_state(smaller), "parameter 0 of group 0")
 
 
+class Unreadable(torch.optim.SGD):
+    """An optimizer whose state one rank cannot read or take over."""
+
+    def state_dict(self):
+        if gtopk.rank() == 0:
+            raise OSError("no such disk")
+        return super().state_dict()
+
+    def load_state_dict(self, state):
+        if gtopk.rank() == gtopk.size() - 1:
+            raise OSError("no such disk")
+        super().load_state_dict(state)
+
+
+def case_broadcast_errors_of_one_rank_are_errors_on_all():
+    last = gtopk.size() - 1
+    optimizer = Unreadable([torch.zeros(3, requires_grad=True)], lr=0.1)
+    for root, guilty in ((0, 0), (1 if last > 1 else 0, 0 if last == 1 else last)):
+        error = raises(
+            (OSError, gtopk.MismatchError), lambda root=root: gtopk.broadcast_optimizer_state(optimizer, root)
+        )
+        assert isinstance(error, OSError) == (gtopk.rank() == guilty), error
+        assert isinstance(error, OSError) or f"broadcast_optimizer_state failed on rank {guilty}" in str(error), error
+    for wrong in (torch.zeros(3).to_sparse(), torch.zeros(1).expand(3), torch.zeros(3, device="meta")):
+        tensors = {"weight": wrong if gtopk.rank() == last else torch.zeros(3)}
+        error = raises(gtopk.GtopkError, lambda tensors=tensors: gtopk.broadcast_parameters(tensors), "weight is")
+        assert isinstance(error, gtopk.InvalidError) == (gtopk.rank() == last), error
+
+
+def case_allreduce_buffers():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(2).double())
+    for buffer in model.buffers():
+        buffer.fill_(gtopk.rank() + 1)
+    weight = model[0].weight.detach().clone()
+    gtopk.allreduce_buffers(model)
+    for buffer in model.buffers():
+        assert (buffer == ((gtopk.size() + 1) / 2 if buffer.is_floating_point() else 1)).all(), buffer
+    assert torch.equal(weight, model[0].weight)
+    other = torch.nn.BatchNorm1d(4 if gtopk.rank() == 1 else 3)
+    raises(gtopk.MismatchError, lambda: gtopk.allreduce_buffers(other), "running_mean", "[3]", "[4]")
+
+
 def case_broadcast_optimizer_state_keeps_each_ranks_residual():
     model = make()
     optimizer = wrapped(model, density=0.02, lr=0.01, momentum_correction=True, more={"momentum": 0.9})
@@ -379,3 +421,104 @@ def case_broadcast_optimizer_state_keeps_each_ranks_residual():
     train(model, optimizer, 2, 2, gtopk.rank())
     assert optimizer.stats()["step"] == 3
     assert_replicas(model)
+
+
+def case_everything_frozen():
+    """Then there is nothing to exchange, and nothing to apply; what had not been sent is sent later."""
+    model = make()
+    optimizer = wrapped(model, density=0.02, more={"momentum": 0.9})
+    train(model, optimizer, 1, 0, gtopk.rank())
+    kept, before = residuals(optimizer), flat(model.parameters())
+    assert any(values.any() for values in kept.values())
+    model.requires_grad_(False)
+    for step in range(3):
+        optimizer.zero_grad()
+        optimizer.step()
+        assert optimizer.stats()["count"] == 0
+        assert optimizer.stats()["step"] == 1 + step
+    if gtopk.rank() == 0:
+        optimizer.step()  # one batch more
+    assert optimizer.join() == 0
+    assert torch.equal(flat(model.parameters()), before)
+    assert all(torch.equal(values, kept[name]) for name, values in residuals(optimizer).items())
+    model.requires_grad_(True)
+    train(model, optimizer, 1, 7, gtopk.rank())
+    assert_replicas(model)
+
+
+def case_the_default_type_does_not_matter():
+    """Rank 0's state is loaded everywhere, so that the others have no residual when it is added up."""
+    model = make()
+    optimizer = wrapped(model, density=0.02)
+    train(model, optimizer, 2, 0, gtopk.rank())
+    optimizer.load_state_dict(gtopk.broadcast_object(optimizer.state_dict(), 0))
+    torch.set_default_dtype(torch.float64)
+    try:
+        state = optimizer.consolidate_state_dict(to=0)
+        optimizer.load_state_dict(gtopk.broadcast_object(state, 0))
+        torch.set_default_dtype(torch.float32)
+        loss_of(model, batch(5, gtopk.rank())).backward()
+        torch.set_default_dtype(torch.float64)
+        optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_replicas(model)
+
+
+def case_what_was_refused_on_one_rank_can_be_tried_again():
+    """The other ranks are not told, and go on waiting for this one."""
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0), [("weight", weight)], **ALL)
+    for step in range(3):
+        weight.grad = torch.full((3,), float(gtopk.rank() * step))
+        if gtopk.rank() == 0:
+            weight.grad = torch.zeros(3).to_sparse()
+            raises(gtopk.UnsupportedError, optimizer.step, "the gradient of weight is a sparse tensor")
+            weight.grad = torch.zeros(3)
+        optimizer.step()
+    assert (weight == 1.5 * (1 - gtopk.size())).all()
+
+
+def case_gradients_that_share_memory():
+    for options in ({}, {"algorithm": "dense"}, {"dense_1d": True}, {"dense_below": 100}):
+        a, b, c = (nn.Parameter(torch.zeros(6)) for _ in range(3))
+        optimizer = gtopk.DistributedOptimizer(optim.SGD([a, b, c], lr=1.0), **ALL, **options)
+        for step in range(2):
+            a.grad, b.grad = torch.autograd.grad((a + b).sum(), [a, b])
+            assert a.grad is b.grad
+            both = torch.arange(8.0) * (1 + gtopk.rank())
+            if step:
+                a.grad, c.grad = both[:6], both[2:]
+            optimizer.step()
+        mean = torch.arange(8.0) * (1 + gtopk.size()) / 2
+        assert torch.equal(-a, 1 + mean[:6]), options
+        assert torch.equal(-b, torch.full((6,), 2.0)), options
+        assert torch.equal(-c, mean[2:]), options
+
+
+def case_the_same_data_everywhere_is_noticed():
+    for same in (True, False):
+        model = nn.Linear(6, 4)
+        optimizer = wrapped(model, density=0.1)
+        with Warnings() as texts:
+            for step in range(5):
+                optimizer.zero_grad()
+                if step:  # in one of the first steps there may be no gradient
+                    model(torch.full((2, 6), 1.0 + step + (0 if same else gtopk.rank()))).sum().backward()
+                optimizer.step()
+                assert optimizer._gtopk.session.needs_all == (step < 2 and (same or step == 0))
+        assert len(texts) == (same and gtopk.rank() == 0), texts
+        if texts:
+            assert "DistributedSampler" in texts[0]
+
+
+def case_other_ranks_than_those_of_init():
+    with gtopk.Comm(transport=gtopk.comm.current().transport) as comm:
+        model = make(seed=gtopk.rank())
+        gtopk.broadcast_parameters(model.state_dict(), comm=comm)
+        optimizer = wrapped(model, density=0.05, comm=comm)
+        train(model, optimizer, 2, 0, gtopk.rank())
+        gtopk.broadcast_optimizer_state(optimizer)
+        train(model, optimizer, 1, 2, gtopk.rank())
+        assert_replicas(model)
+        optimizer._gtopk.session.exchange.close()

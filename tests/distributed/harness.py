@@ -8,6 +8,7 @@ would not be doing the same things any more.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import time
@@ -55,11 +56,28 @@ def raises(error, call, *words):
     raise AssertionError(f"{error.__name__} was not raised")
 
 
+class Warnings(logging.Handler):
+    """What gtopk warned about."""
+
+    def __enter__(self):
+        self.texts = []
+        logging.getLogger("gtopk").addHandler(self)
+        logging.getLogger("gtopk").propagate = False
+        return self.texts
+
+    def __exit__(self, *_):
+        logging.getLogger("gtopk").removeHandler(self)
+        logging.getLogger("gtopk").propagate = True
+
+    def emit(self, record):
+        self.texts.append(record.getMessage())
+
+
 def main(modules):
     gtopk.init()
     count = 0
     for module in map(importlib.import_module, modules):
-        for name, case in vars(module).items():
+        for name, case in list(vars(module).items()):
             if not name.startswith("case_"):
                 continue
             begin = time.monotonic()

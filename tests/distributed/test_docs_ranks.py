@@ -30,6 +30,16 @@ def test_blocks_on_two_ranks(launch, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     script = Path(run_blocks.__file__)
-    status, output = launch(2, script, launch.__name__, *map(str, PAGES), environment=environment())
+    status, output = launch(2, script, launch.__name__, "1", *map(str, PAGES), environment=environment())
     assert status == 0, output
     assert output.count("blocks on 2 ranks)") == len(PAGES), output
+
+
+def test_complete_examples_train(tmp_path, monkeypatch):
+    """On three ranks, which is where they failed most often, with several seeds."""
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    files = [ROOT / "README.md", ROOT / "docs/guide/quickstart.md", ROOT / "examples/minimal.py"]
+    status, output = launcher.mpirun(3, run_blocks.__file__, "mpirun", "2", *map(str, files), environment=environment())
+    assert status == 0, output
+    assert output.count("blocks on 3 ranks), loss") == 2 * len(files), output

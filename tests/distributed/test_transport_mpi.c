@@ -65,18 +65,19 @@ static gtopk_status_t exchange(transport_t *transport, int32_t to, const void *s
                                     .send_capacity = send_bytes,
                                     .receive = receive,
                                     .receive_capacity = capacity};
-    gtopk_status_t status = transport->ops->post(transport, &request, NULL);
+    size_t came = 0;
+    gtopk_status_t status = transport->ops->post(transport, &request, soon(transport, 60.0), NULL);
     if (status == GTOPK_OK)
-        status = transport->ops->wait(transport, soon(transport, 60.0));
+        status = transport->ops->wait(transport, soon(transport, 60.0), &came);
     if (received)
-        *received = request.received;
+        *received = came;
     return status;
 }
 
 static void barrier(transport_t *transport)
 {
     char *all = malloc((size_t)transport->size);
-    NEED(all && transport->ops->allgather(transport, "", 1, all, soon(transport, 60.0)) == GTOPK_OK, "barrier");
+    NEED(all && transport->ops->allgather(transport, "", 1, all, soon(transport, 60.0), NULL) == GTOPK_OK, "barrier");
     free(all);
 }
 
@@ -90,11 +91,6 @@ static void test_identity(transport_t *transport)
     CHECK(strncmp(transport->description, "mpi (", 5) == 0, "%s", transport->description);
     CHECK(transport->rank >= 0 && transport->rank < transport->size, "rank %d of %d", (int)transport->rank,
           (int)transport->size);
-    CHECK(transport->local_rank == transport->rank, "all ranks are on this host: local rank %d",
-          (int)transport->local_rank);
-    const char *first = transport->host_of(transport, 0), *last = transport->host_of(transport, transport->size - 1);
-    CHECK(first && last && first[0] && strcmp(first, last) == 0, "hosts %s and %s", first, last);
-    CHECK(transport->host_of(transport, transport->size) == NULL, "no such rank");
 }
 
 /* Each rank sends to the next and receives from the one before, in one exchange, with capacity to spare. */
@@ -157,14 +153,15 @@ static void test_deadline(transport_t *transport)
         char text[8] = "";
         transport_exchange_t request = {
             .to = TRANSPORT_NONE, .from = 1, .receive = text, .receive_capacity = sizeof text};
-        NEED(transport->ops->post(transport, &request, NULL) == GTOPK_OK, "post");
+        size_t came = 0;
+        NEED(transport->ops->post(transport, &request, soon(transport, 60.0), NULL) == GTOPK_OK, "post");
         const double start = clock_now();
-        CHECK(transport->ops->wait(transport, soon(transport, 0.05)) == GTOPK_ERR_TIMEOUT, "too early");
+        CHECK(transport->ops->wait(transport, soon(transport, 0.05), &came) == GTOPK_ERR_TIMEOUT, "too early");
         CHECK(strstr(gtopk_last_error(), "rank 1"), "the text names the peer");
         const double waited = clock_now() - start;
         CHECK(waited > 0.04 && waited < 0.25, "waited %g s for a deadline of .05", waited);
-        CHECK(transport->ops->wait(transport, soon(transport, 60.0)) == GTOPK_OK, "resumed");
-        CHECK(request.received == 4 && strcmp(text, "late") == 0, "got '%s'", text);
+        CHECK(transport->ops->wait(transport, soon(transport, 60.0), &came) == GTOPK_OK, "resumed");
+        CHECK(came == 4 && strcmp(text, "late") == 0, "got '%s'", text);
     }
 }
 
@@ -176,7 +173,8 @@ static void test_collectives(transport_t *transport)
     size_t wrong = 0, different = 0;
     for (int i = 0; i < COUNT; i++)
         values[i] = (float)(i % 1000) * 0.1f + (float)transport->rank * 0.7f;
-    NEED(transport->ops->allgather(transport, values, COUNT * sizeof *values, all, soon(transport, 60.0)) == GTOPK_OK,
+    NEED(transport->ops->allgather(transport, values, COUNT * sizeof *values, all, soon(transport, 60.0), NULL) ==
+             GTOPK_OK,
          "allgather");
     for (int32_t r = 0; r < size; r++)
         for (int i = 0; i < COUNT; i++) {
@@ -185,13 +183,14 @@ static void test_collectives(transport_t *transport)
         }
     CHECK(wrong == 0, "allgather: %zu values", wrong);
 
-    NEED(transport->ops->allreduce(transport, values, COUNT, soon(transport, 60.0)) == GTOPK_OK, "allreduce");
+    NEED(transport->ops->allreduce(transport, values, COUNT, soon(transport, 60.0), NULL) == GTOPK_OK, "allreduce");
     for (int i = 0; i < COUNT; i++) {
         const double sum = (i % 1000) * 0.1 * size + 0.7 * size * (size - 1) / 2.0, off = (double)values[i] - sum;
         wrong += off > 1e-4 * (sum + 1.0) || off < -1e-4 * (sum + 1.0);
     }
     CHECK(wrong == 0, "allreduce: %zu sums", wrong);
-    NEED(transport->ops->allgather(transport, values, COUNT * sizeof *values, all, soon(transport, 60.0)) == GTOPK_OK,
+    NEED(transport->ops->allgather(transport, values, COUNT * sizeof *values, all, soon(transport, 60.0), NULL) ==
+             GTOPK_OK,
          "allgather");
     for (int32_t r = 0; r < size; r++)
         different += memcmp(all + (size_t)r * COUNT, values, COUNT * sizeof *values) != 0;
@@ -280,8 +279,9 @@ static void test_far_too_long(void)
     if (transport->rank == 0 && transport->size > 1) {
         char *send = calloc(1, bytes); /* never freed: nobody takes it */
         transport_exchange_t request = {.to = 1, .from = TRANSPORT_NONE, .send = send, .send_bytes = bytes};
-        CHECK(transport->ops->post(transport, &request, NULL) == GTOPK_OK, "post");
-        CHECK(transport->ops->wait(transport, soon(transport, 0.3)) == GTOPK_ERR_TIMEOUT, "nobody receives");
+        size_t came;
+        CHECK(transport->ops->post(transport, &request, soon(transport, 60.0), NULL) == GTOPK_OK, "post");
+        CHECK(transport->ops->wait(transport, soon(transport, 0.3), &came) == GTOPK_ERR_TIMEOUT, "nobody receives");
         CHECK(transport->ops->abandon(transport) == 0, "its buffer is in use");
     } else if (transport->rank == 1) {
         char buffer[10];
@@ -303,8 +303,9 @@ static void test_giving_up(void)
         char *receive = malloc(100), word[64] = "I give up";
         transport_exchange_t request = {
             .to = TRANSPORT_NONE, .from = size - 1, .receive = receive, .receive_capacity = 100};
-        CHECK(transport->ops->post(transport, &request, NULL) == GTOPK_OK, "post");
-        CHECK(transport->ops->wait(transport, soon(transport, 0.05)) == GTOPK_ERR_TIMEOUT, "nobody sends");
+        size_t came;
+        CHECK(transport->ops->post(transport, &request, soon(transport, 60.0), NULL) == GTOPK_OK, "post");
+        CHECK(transport->ops->wait(transport, soon(transport, 0.05), &came) == GTOPK_ERR_TIMEOUT, "nobody sends");
         CHECK(transport->ops->abandon(transport) == 1, "an unmatched receive leaves its buffer at once");
         free(receive);
         for (int32_t r = 1; r < size; r++)
@@ -327,8 +328,9 @@ static void test_send_abandoned(void)
     if (transport->rank == 0 && transport->size > 1) {
         char *send = calloc(1, 16u << 20); /* never freed: see above */
         transport_exchange_t request = {.to = 1, .from = TRANSPORT_NONE, .send = send, .send_bytes = 16u << 20};
-        CHECK(transport->ops->post(transport, &request, NULL) == GTOPK_OK, "post");
-        CHECK(transport->ops->wait(transport, soon(transport, 0.05)) == GTOPK_ERR_TIMEOUT, "nobody receives");
+        size_t came;
+        CHECK(transport->ops->post(transport, &request, soon(transport, 60.0), NULL) == GTOPK_OK, "post");
+        CHECK(transport->ops->wait(transport, soon(transport, 0.05), &came) == GTOPK_ERR_TIMEOUT, "nobody receives");
         CHECK(strstr(gtopk_last_error(), "rank 1"), "the text names the peer");
         CHECK(transport->ops->abandon(transport) == 0, "its buffer is in use");
     } else {
@@ -342,7 +344,8 @@ static void test_collective_deadline(void)
     transport_t *transport = open_mpi(NULL);
     static float values[1000];
     if (transport->rank == 0 && transport->size > 1) {
-        CHECK(transport->ops->allreduce(transport, values, 1000, soon(transport, 0.05)) == GTOPK_ERR_TIMEOUT, "alone");
+        CHECK(transport->ops->allreduce(transport, values, 1000, soon(transport, 0.05), NULL) == GTOPK_ERR_TIMEOUT,
+              "alone");
         CHECK(gtopk_last_error()[0], "text");
     }
     transport->ops->close(transport);

@@ -15,6 +15,7 @@
 #include "support/check.h"
 #include "support/oom.h"
 #include "support/ranks.h"
+#include "support/step.h"
 
 #define DIM 400
 
@@ -45,7 +46,7 @@ static int live_alone(const char *device, int momentum, double *mass)
     if (reducer) {
         const gtopk_tensor_t tensor = {x, DIM, GTOPK_F32, 0};
         failures += gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1, GTOPK_ZERO_INPUT, NULL) != GTOPK_OK;
-        failures += gtopk_reducer_reduce(reducer, &tensor, 1, GTOPK_OUTPUT_IS_ZERO, NULL, NULL) != GTOPK_OK;
+        failures += step_reduce(reducer, &tensor, 1, GTOPK_OUTPUT_IS_ZERO, NULL) != GTOPK_OK;
         failures += gtopk_reducer_set_density(reducer, 0.5) != GTOPK_OK;
         const size_t bytes = gtopk_reducer_state_size(reducer);
         REQUIRE(bytes <= sizeof state);
@@ -124,7 +125,7 @@ static void run_short(gtopk_comm_t *comm, int rank, int size, void *context)
         gtopk_status_t status = gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1, 0, NULL);
         REQUIRE(gtopk_reducer_residual(reducer, 0, before, DIM) == GTOPK_OK);
         if (status == GTOPK_OK)
-            status = gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL);
+            status = step_reduce(reducer, &tensor, 1, 0, NULL);
         REQUIRE(gtopk_reducer_residual(reducer, 0, after, DIM) == GTOPK_OK);
         REQUIRE(status == GTOPK_OK || memcmp(before, after, sizeof before) == 0);
         (void)gtopk_reducer_set_density(reducer, 0.1);
@@ -170,7 +171,7 @@ static void run_short_life(gtopk_comm_t *comm, int rank, int size, void *context
         const gtopk_tensor_t tensor = {x, DIM, GTOPK_F32, 0};
         REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
         REQUIRE(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1, 0, NULL) == GTOPK_OK);
-        REQUIRE(gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL) == GTOPK_OK);
+        REQUIRE(step_reduce(reducer, &tensor, 1, 0, NULL) == GTOPK_OK);
         gtopk_reducer_destroy(reducer);
     }
 }
@@ -222,7 +223,7 @@ static void run_large(gtopk_comm_t *comm, int rank, int size, void *context)
     REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &n, 1) == GTOPK_OK);
     for (int step = 0; step < 3; step++) {
         REQUIRE(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1, 0, NULL) == GTOPK_OK);
-        REQUIRE(gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL) == GTOPK_OK);
+        REQUIRE(step_reduce(reducer, &tensor, 1, 0, NULL) == GTOPK_OK);
         for (uint64_t i = 0; i < n; i++)
             x[i] = (float)((i * 2654435761u + (uint64_t)rank) % 10007) - 5000.0f;
     }

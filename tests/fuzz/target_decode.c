@@ -107,7 +107,21 @@ static void check_reference(const uint8_t *data, size_t bytes, const decoded_t *
     FUZZ_CHECK(device_open("reference", &device) == GTOPK_OK);
     decoded_allocate(&slow, header.count);
     device_set_t out = {slow.set.indices, slow.set.values, &count, header.count};
-    FUZZ_CHECK(device->ops->decode(device, data, &header, &out, NULL, NULL) == status);
+    device_words_t words = {.ok = 1};
+    const wire_expect_t expect = {
+        .algorithm = header.algorithm,
+        .value_type = header.value_type,
+        .round = header.round,
+        .sender = header.sender,
+        .epoch = header.epoch,
+        .reducer = header.reducer,
+        .config_hash = header.config_hash,
+        .dim = header.dim,
+        .k = header.k,
+        .step = header.step,
+    };
+    FUZZ_CHECK(device->ops->decode(device, data, bytes, &expect, &out, &words, NULL) == GTOPK_OK);
+    FUZZ_CHECK(words.ok == (status == GTOPK_OK) && words.error != DEVICE_NO_ROOM);
     if (status == GTOPK_OK) {
         slow.set.count = count;
         check_same(&fast->set, &slow.set);

@@ -18,14 +18,18 @@ class Mutant(NamedTuple):
     new: str
 
 
-SPARSE = "csrc/exchange/sparse.c"
+ROUNDS = "csrc/exchange/rounds.c"
+GATHER = "csrc/exchange/gather.c"
 SCHEDULE = "csrc/exchange/schedule.c"
 LINK = "csrc/exchange/link.c"
+CHECK = "csrc/exchange/check.c"
+MESSAGE = "csrc/exchange/message.c"
 COLLECTIVE = "csrc/exchange/collective.c"
 STEP = "csrc/core/step.c"
 STATE = "csrc/core/state.c"
 CONFIG = "csrc/core/config.c"
 REDUCER = "csrc/core/reducer.c"
+HOST = "csrc/device/host.c"
 COMMIT = "csrc/device/cpu/commit.c"
 OUTPUT = "csrc/device/cpu/output.c"
 POOL = "csrc/device/cpu/pool.c"
@@ -36,26 +40,38 @@ TORCH = "python/gtopk/torch/"
 MUTANTS = [
     # exchange
     Mutant(
-        "skip a deposit", SPARSE, "&sparse->deposits[sparse->deposit_count++], NULL);", "&sparse->deposits[0], NULL);"
+        "skip a deposit",
+        ROUNDS,
+        "&rounds->deposits[rounds->deposit_count++], step->words",
+        "&rounds->deposits[0], step->words",
     ),
-    Mutant("use own undecoded values", SPARSE, "step->current = sparse->first;", "step->current = sparse->selected;"),
     Mutant(
-        "keep the undecoded sum that is sent on", SPARSE, "        step->current = sparse->decoded;\n    }", "    }"
+        "use own undecoded values",
+        ROUNDS,
+        "rounds->current = *decoded;",
+        "rounds->current = r == 0 ? *set : *decoded;",
     ),
     Mutant(
-        "share of a deposit for one rank too few", SPARSE, "1.0f / (float)round->group", "2.0f / (float)round->group"
+        "keep the undecoded sum that is sent on",
+        ROUNDS,
+        "rounds->current = *decoded;",
+        "rounds->current = r > 0 ? *set : *decoded;",
+    ),
+    Mutant(
+        "share of a deposit for one rank too few", ROUNDS, "1.0f / (float)round->group", "2.0f / (float)round->group"
     ),
     Mutant(
         "relay no payload",
-        SPARSE,
-        "    uint8_t *received = sparse->in;\n    sparse->in = sparse->out;",
-        "    uint8_t *received = sparse->out;",
+        ROUNDS,
+        "    rounds->in = rounds->out;\n    rounds->out = received;\n",
+        "    rounds->in = received;\n",
     ),
+    Mutant("relay under the old sender", ROUNDS, "if (rounds->addressed != round)", "if (0)"),
     Mutant(
         "topk adds up without the first rank",
-        SPARSE,
-        "status = device->ops->copy_set(device, set, sum, NULL);",
-        "*sum->count = 0;",
+        GATHER,
+        "set = &gather->incoming;",
+        "set = from == 0 ? &gather->sums[1] : &gather->incoming;",
     ),
     Mutant("forget the hand-back's quantisation", SCHEDULE, "bit + 1 < doublings || folded > 0", "bit + 1 < doublings"),
     Mutant(
@@ -70,23 +86,109 @@ MUTANTS = [
     Mutant("growth has no limit", SCHEDULE, "fmin((double)dim, 4.0 * (double)k)", "(double)dim"),
     Mutant("no ABORT to the others", LINK, "if (peer != transport->rank)", "if (0)"),
     Mutant("the link is never broken", LINK, "atomic_store_explicit(&link->broken, status, memory_order_release);", ""),
-    Mutant("an ABORT is read as a message", LINK, "if (header.flags & WIRE_ABORT)", "if (0)"),
-    Mutant("epoch not checked", LINK, "header.epoch, link->epoch,", "link->epoch, link->epoch,"),
-    Mutant("step not checked", LINK, "header->step, expect->step,", "expect->step, expect->step,"),
-    Mutant("reducer not checked", LINK, "header->reducer, expect->reducer,", "expect->reducer, expect->reducer,"),
-    Mutant("round not checked", LINK, "header->round, expect->round,", "expect->round, expect->round,"),
+    Mutant("an ABORT is read as a message", CHECK, "if (status == GTOPK_OK && last_word)", "if (0)"),
+    Mutant("epoch not checked", CHECK, "header->epoch, link->epoch,", "link->epoch, link->epoch,"),
+    Mutant("step not checked", CHECK, "header->step, expect->step,", "expect->step, expect->step,"),
+    Mutant("reducer not checked", CHECK, "header->reducer, expect->reducer,", "expect->reducer, expect->reducer,"),
+    Mutant("round not checked", CHECK, "header->round, expect->round,", "expect->round, expect->round,"),
     Mutant(
         "dense goes on without its headers",
         "csrc/exchange/dense.c",
-        "if (status != GTOPK_OK || words->nonfinite || words->joined)\n        return status;",
-        "status = GTOPK_OK;\n    words->nonfinite = 0;",
+        "gtopk_status_t status = dense->headers->ops->run(dense->headers, step);",
+        "gtopk_status_t status = GTOPK_OK;",
     ),
     Mutant("ring passes sums on unsummed", COLLECTIVE, "shift < size - 1 ? sum : combine_copy", "combine_copy"),
     Mutant(
         "broadcast of the first piece only", COLLECTIVE, "} while (at < bytes && status == GTOPK_OK);", "} while (0);"
     ),
+    # queues
+    Mutant(
+        "a message leaves before the device has written it",
+        MESSAGE,
+        "return setup->device->ops->synchronize(setup->device, step->stream);",
+        "return GTOPK_OK;",
+    ),
+    Mutant(
+        "host memory for a transport of device memory",
+        MESSAGE,
+        "? ops->allocate(setup->device, bytes, what, &block)",
+        "? ops->allocate_pinned(setup->device, bytes, what, &block)",
+    ),
+    Mutant(
+        "nobody waits for the messages",
+        STEP,
+        "gtopk_status_t status = link_finish(group_link(group), group->steps[group->count - 1].deadline);",
+        "gtopk_status_t status = GTOPK_OK;",
+    ),
+    Mutant(
+        "commit though the messages did not come",
+        STEP,
+        "    if (status == GTOPK_OK)\n        status = bring_words(group);\n    for (",
+        "    status = bring_words(group);\n    for (",
+    ),
+    Mutant(
+        "a failed step stays in the queue",
+        STEP,
+        "if (link_give_up(group_link(group)))",
+        "if (0)",
+    ),
+    Mutant(
+        "what cannot be queued ends nothing",
+        LINK,
+        "!(transport->ops->stream_ordered && transport->ops->abandon(transport))",
+        "1",
+    ),
+    Mutant("a rank that gave up is not looked for", LINK, "if (gone != TRANSPORT_NONE) {", "if (0) {"),
+    Mutant(
+        "a gradient that the device refused is left out",
+        "csrc/core/accumulate.c",
+        "            status = reducer_lose(reducer, status);\n",
+        "            status = GTOPK_OK;\n",
+    ),
+    Mutant(
+        "a commit that failed is told to nobody else",
+        STEP,
+        "        status = reducer_lose(reducer, status);\n",
+        "        ;\n",
+    ),
+    Mutant(
+        "another density while the commit is queued",
+        REDUCER,
+        "may be queued. */\n    status = reducer->device->ops->synchronize(reducer->device, reducer->stream);",
+        "may be queued. */\n    status = GTOPK_OK;",
+    ),
+    Mutant(
+        "a reducer goes while its commit is queued",
+        REDUCER,
+        "            (void)ops->synchronize(reducer->device, reducer->stream);\n",
+        "            ;\n",
+    ),
+    Mutant("one reducer's failure is its own", HOST, "ok &= outcomes[i].words->ok;", "ok = outcomes[i].words->ok;"),
+    Mutant(
+        "what follows an error is sent all the same",
+        HOST,
+        "    if (!words->ok) {\n        header->flags |= WIRE_ABORT;",
+        "    if (0) {\n        header->flags |= WIRE_ABORT;",
+    ),
+    Mutant(
+        "what came with an error is passed on",
+        HOST,
+        "        wire_make_last_word(message, WIRE_FAILED_STEP);\n",
+        "        ;\n",
+    ),
+    Mutant(
+        "the last error is the one that is told",
+        HOST,
+        "    if (words->error == DEVICE_NO_ERROR)\n        words->error = error;",
+        "    words->error = error;",
+    ),
+    Mutant("a set takes more than it has room for", HOST, "if (needed <= set->capacity)", "if (1)"),
+    Mutant("a device reads another step's message", HEADER, "header->step == expect->step;", "1;"),
+    Mutant("a device reads another reducer's message", HEADER, " && header->reducer == expect->reducer", ""),
+    Mutant("a device reads another epoch's message", HEADER, " && header->epoch == expect->epoch", ""),
+    Mutant("a device reads a last word", HEADER, "return !(header->flags & WIRE_ABORT) && ", "return "),
     # core
-    Mutant("a failed step counts", STEP, "reducer->step += status == GTOPK_OK;", "reducer->step += 1;"),
+    Mutant("a failed step counts", STEP, "step += status == GTOPK_OK;", "step += 1;"),
     Mutant(
         "commit though the exchange failed",
         STEP,
@@ -96,34 +198,35 @@ MUTANTS = [
     Mutant(
         "a reducer commits before the next one's exchange",
         STEP,
-        "        nonfinite |= words->nonfinite;\n",
-        "        nonfinite |= words->nonfinite;\n"
+        "        status = exchange_one(group->reducers[i], &group->steps[i]);\n",
+        "        status = exchange_one(group->reducers[i], &group->steps[i]);\n"
         "        if (i + 1 < group->count)\n"
-        "            (void)commit(group->reducers[i], &group->targets[i], group->flags, group->stream);\n",
+        "            (void)group->reducers[i]->exchange->ops->commit(group->reducers[i]->exchange, &group->steps[i],\n"
+        "                                                            &(device_target_t){0});\n",
     ),
-    Mutant("non-finite in one of the reducers only", STEP, "        nonfinite |= words->nonfinite;\n", ""),
+    Mutant("non-finite in one of the reducers only", HOST, "        nonfinite |= outcomes[i].words->nonfinite;\n", ""),
     Mutant(
         "a failed step does not break",
         STEP,
-        "status = comm_settle(reducer->comm, status, reducer->step);\n    count_messages",
-        "count_messages",
+        "    status = comm_settle(comm, status, group->reducers[0]->step);\n    if",
+        "    if",
     ),
     Mutant(
         "segments left out are not scanned",
         STEP,
-        "    gtopk_status_t status = step_accumulate_missing(reducer, stream);",
-        "    gtopk_status_t status = GTOPK_OK;",
+        "status = step_accumulate_missing(reducer, step->stream);",
+        "status = GTOPK_OK;",
     ),
-    Mutant("a segment twice", "csrc/core/accumulate.c", "else if (reducer->seen[s])", "else if (0)"),
+    Mutant("a segment twice", "csrc/core/segments.c", "else if (segments->seen[s])", "else if (0)"),
     Mutant(
         "joined is or",
-        "csrc/device/cpu/message.c",
+        HOST,
         "words->joined &= (header->flags & WIRE_JOINED) != 0;",
         "words->joined |= (header->flags & WIRE_JOINED) != 0;",
     ),
     Mutant(
         "NONFINITE not taken from a message",
-        "csrc/device/cpu/message.c",
+        HOST,
         "words->nonfinite |= (header->flags & WIRE_NONFINITE) != 0;",
         "",
     ),
@@ -171,8 +274,20 @@ MUTANTS = [
         "return words->nonfinite;",
     ),
     Mutant("a dense sum is not checked", "csrc/device/cpu/dense.c", "if (!all_finite(sum, store->dim))", "if (0)"),
-    Mutant("outputs are not cleared", COMMIT, "if (!outputs_are_zero)", "if (0)"),
-    Mutant("sum in place of mean", COMMIT, "final->value[i] / (float)size;", "final->value[i];"),
+    Mutant("outputs are not cleared", OUTPUT, "else if (!target->are_zero)", "else if (0)"),
+    Mutant(
+        "sum in place of mean",
+        COMMIT,
+        "float mean = final->value[i] / (float)divisor;",
+        "float mean = final->value[i];",
+    ),
+    Mutant(
+        "sum in place of mean in arrays",
+        COMMIT,
+        "target->values[i] = final->value[i] / (float)divisor;",
+        "target->values[i] = final->value[i];",
+    ),
+    Mutant("a failed step commits", OUTPUT, "if (!words->ok)", "if (0)"),
     Mutant("what 16 bits cannot hold is lost", COMMIT, "if (mean != stored)", "if (0)"),
     Mutant("velocity is not masked", COMMIT, "            store->velocity[mine] = 0.0f;\n", ""),
     Mutant(
@@ -204,7 +319,7 @@ MUTANTS = [
     # PyTorch
     Mutant(
         "a broadcast loses the residuals",
-        TORCH + "synchronizer.py",
+        TORCH + "session.py",
         "        self.exchange.park()\n        self.restore(",
         "        self.restore(",
     ),
@@ -235,8 +350,8 @@ MUTANTS = [
     Mutant(
         "the loss scale stays in the gradients",
         TORCH + "exchange.py",
-        "accumulate_many(None, blocks, scale, zero_input",
-        "accumulate_many(None, blocks, 1.0, zero_input",
+        "accumulate_many(None, table, scale, zero_input",
+        "accumulate_many(None, table, 1.0, zero_input",
     ),
     Mutant(
         "found_inf is not passed on",
@@ -288,7 +403,7 @@ MUTANTS = [
     ),
     Mutant("ranks may be at different steps", TORCH + "agreement.py", 'if entry["at"] != first:', "if False:"),
     Mutant(
-        "names are not compared between ranks", TORCH + "parameters.py", "            self.name,\n", '            "",\n'
+        "names are not compared between ranks", TORCH + "segments.py", "return [self.name, list", 'return ["", list'
     ),
     Mutant(
         "names are not compared with a state's",
@@ -317,14 +432,134 @@ MUTANTS = [
     Mutant(
         "DDP: a bucket is accumulated twice",
         TORCH + "ddp_hook.py",
-        "        bucket.accumulated = True\n",
+        "            mine.accumulated = True\n",
         "",
     ),
     Mutant(
         "DDP: the loss scale stays in the residual",
         TORCH + "ddp_hook.py",
-        "accumulate_many(segments, blocks, 1.0 / self._scale(), ",
-        "accumulate_many(segments, blocks, 1.0, ",
+        "self.session.step(tensors, 1.0 / self._scale(), ",
+        "self.session.step(tensors, 1.0, ",
+    ),
+    Mutant(
+        "DDP: what no rank used is lost",
+        TORCH + "ddp_hook.py",
+        "            _after_backward(lambda: self._give_back(after))\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "DDP: what another rank used is given back, too",
+        TORCH + "ddp_hook.py",
+        "if grad is None or not torch.equal(grad, update.applied):",
+        "if True:",
+    ),
+    Mutant(
+        "DDP: an error does not end the step",
+        TORCH + "ddp_hook.py",
+        "                self._session.cancel()\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "DDP: nobody looks for an overflow",
+        TORCH + "ddp_hook.py",
+        "found_inf = self.session.scaled and not all(",
+        "found_inf = False and not all(",
+    ),
+    Mutant(
+        "an overflow is not agreed on",
+        TORCH + "session.py",
+        "            found_inf = any_of(self.comm, found_inf)\n",
+        "            any_of(self.comm, found_inf)\n",
+    ),
+    Mutant(
+        "only a rank that has a scaler asks for overflows",
+        TORCH + "agreement.py",
+        'any(entry["scaled"] for entry in found)',
+        "scaled",
+    ),
+    Mutant(
+        "the other ranks are asked before tensors are looked at",
+        TORCH + "session.py",
+        "        self.exchange.hand_over(tensors)  # what is refused is refused before the other ranks hear of it\n        try:\n            self._sameness.look(self.comm, tensors)\n",
+        "        self._sameness.look(self.comm, tensors)\n        self.exchange.hand_over(tensors)\n        try:\n",
+    ),
+    Mutant(
+        "an interrupted step is not ended",
+        TORCH + "session.py",
+        "        except BaseException:  # Ctrl-C in between, too\n            self.exchange.cancel()\n",
+        "        except BaseException:\n",
+    ),
+    Mutant(
+        "gradients are looked at for ever",
+        TORCH + "sameness.py",
+        "        self._left -= 1\n",
+        "",
+    ),
+    Mutant(
+        "different gradients count as the same",
+        TORCH + "sameness.py",
+        "if found.count(found[0]) < len(found):",
+        "if False:",
+    ),
+    Mutant(
+        "tensors that share memory are handed over",
+        TORCH + "segments.py",
+        "return True not in map(gt, ends, sorted(starts)[1:])",
+        "return True",
+    ),
+    Mutant(
+        "tensors that share memory are overwritten",
+        TORCH + "exchange.py",
+        "                step.fixed.add(place)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "what has gaps is overwritten",
+        TORCH + "segments.py",
+        "if fixed or not is_dense(tensor):",
+        "if fixed:",
+    ),
+    Mutant(
+        "a flat tensor is taken for one in the order of dimensions",
+        TORCH + "segments.py",
+        "(block if tensor.dim() == 1 else self.shaped(block)).copy_(tensor.detach())",
+        "self.shaped(block).copy_(tensor.detach().view(self.shape))",
+    ),
+    Mutant(
+        "a residual of another shape is taken over",
+        TORCH + "exchange.py",
+        "        self._check_shapes(segments)\n",
+        "",
+    ),
+    Mutant(
+        "a wrapped class has the mixin as a base",
+        TORCH + "optimizer.py",
+        "meta(base.__name__, (base,), ",
+        "type(base)(base.__name__, (DistributedMixin, base), ",
+    ),
+    Mutant(
+        "the wrapped optimizer's own code finds gtopk's methods",
+        TORCH + "optimizer.py",
+        "return getattr(super(), name, None) if self._gtopk.stepping else None",
+        "return None",
+    ),
+    Mutant(
+        "backward after synchronize is not noticed",
+        TORCH + "optimizer.py",
+        "            sync.check_untouched()\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "the prefix of compiled models stays in a state",
+        TORCH + "checkpoint.py",
+        "    saved = _with_plain_names(saved)\n",
+        "",
+    ),
+    Mutant(
+        "a missing residual has the default type",
+        TORCH + "checkpoint.py",
+        'torch.zeros(shape, dtype=torch.float32, device="cpu")',
+        "torch.zeros(shape)",
     ),
     Mutant("DDP: a loaded state is not looked at", TORCH + "ddp_hook.py", "    check_form(state)\n", ""),
 ]

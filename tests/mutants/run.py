@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-# In this order, since the first ones are fast and catch most.
+# In this order, since the first ones are fast and catch most. After the program: the device and the transport.
 TESTS = [
     "property/test_exchange",
     "unit/test_reducer",
@@ -34,13 +34,24 @@ TESTS = [
     "unit/test_wire_indices",
     "unit/test_wire_convert",
     "unit/test_message",
+    "unit/test_device_reference",
+    "unit/test_device_reference_message",
     "property/test_device",
     "unit/test_transport",
     "faults/test_faults",
     "faults/test_memory",
+    "unit/test_reducer guarded thread",
+    "property/test_exchange guarded thread",
+    "property/test_exchange guarded ordered",
+    "unit/test_reducer_ranks guarded ordered",
+    "faults/test_queue guarded thread",
+    "faults/test_queue guarded ordered",
+    "faults/test_faults guarded ordered",
 ]
 # The same for mutants of the Python package: arguments of pytest.
 PYTHON_TESTS = [
+    "test_torch_session.py",
+    "test_torch_wrapping.py",
     "test_torch_optimizer.py",
     "test_torch_rebuild.py",
     "test_torch_checkpoint.py",
@@ -97,8 +108,10 @@ def run(tree: Path, command: list[str], environment: dict[str, str], limit: int)
 
 
 def run_c(tree: Path, cache: str, test: str) -> str | None:
-    build(tree, cache, f"build/tests/{test}")
-    return run(tree, [f"build/tests/{test}"], ENVIRONMENT, 180)
+    program, *where = test.split()
+    build(tree, cache, f"build/tests/{program}")
+    settings = dict(zip(("GTOPK_DEVICE", "GTOPK_TEST_TRANSPORT"), where, strict=False))
+    return run(tree, [f"build/tests/{program}"], {**ENVIRONMENT, **settings}, 180)
 
 
 def run_python(tree: Path, cache: str, test: str) -> str | None:

@@ -63,8 +63,9 @@ static gtopk_status_t accumulate_part(side_t *side, const device_span_t *spans, 
     return side->device->ops->accumulate(side->store, part, count, params, side->words, NULL);
 }
 
-/* All segments once, in any order, in any number of calls. */
-static void accumulate_all(world_t *w)
+/* All segments once, in any order, in any number of calls. Returns 1 when a part was left out, because an Inf had been
+ * found. */
+static int accumulate_all(world_t *w)
 {
     device_span_t spans[WORLD_SEGMENTS];
     size_t at[WORLD_SEGMENTS], order[WORLD_SEGMENTS];
@@ -82,17 +83,21 @@ static void accumulate_all(world_t *w)
         order[i] = order[j];
         order[j] = i;
     }
+    int found_inf = 0;
     for (size_t from = 0, count; from < w->segments; from += count) {
         const device_accumulate_t params = {.scale = w->one_tie ? 1.0f : draw_scale(random),
                                             .zero_input = random_chance(random, 2),
+                                            .found_inf = random_chance(random, 60),
                                             .momentum = random_chance(random, 4) ? 0.0f : 0.9f,
                                             .nesterov = random_chance(random, 2)};
         count = 1 + (size_t)random_below(random, w->segments - from);
+        found_inf |= params.found_inf;
         WORLD_CALL_OK(w, accumulate_part(side, spans, at, left_out, order + from, count, &params));
     }
     WORLD_COMPARE(w, arena, used);
     world_compare_store(w);
-    (void)world_words(w);
+    assert_true(world_words(w).nonfinite || !found_inf);
+    return found_inf;
 }
 
 #endif

@@ -38,6 +38,7 @@ enum {
     SET_DECODED,
     SET_RECEIVED,
     SET_FINAL,
+    SET_UPDATE,  /* the arrays that commit writes */
     SET_DEPOSIT, /* one a round */
     SET_COUNT = SET_DEPOSIT + 3
 };
@@ -46,13 +47,14 @@ typedef struct side {
     char name[32];
     device_t *device;
     device_store_t *store;
-    device_words_t *words;
-    uint8_t *arena; /* gradients or outputs of all segments */
+    device_words_t *words, *other_words;
+    device_words_t *told; /* pinned: what a verdict brings */
+    uint8_t *arena;       /* gradients or outputs of all segments */
     uint8_t *message;
     float *dense;
     device_set_t sets[SET_COUNT];
     random_state_t parallel_random;
-    uint64_t selections, misses;
+    uint64_t calls, selections, misses;
 } side_t;
 
 /* A set in the test's own memory. */
@@ -77,6 +79,13 @@ static inline void *side_allocate(side_t *side, size_t bytes)
     return block;
 }
 
+/* At times a device with a queue has to run what was queued before anything else is. */
+static inline gtopk_status_t side_settle(side_t *side)
+{
+    const device_ops_t *ops = side->device->ops;
+    return !ops->host_memory && side->calls++ % 3 == 0 ? ops->synchronize(side->device, NULL) : GTOPK_OK;
+}
+
 static inline void side_copy(side_t *side, void *to, const void *from, size_t bytes)
 {
     SIDE_OK(side->device->ops->copy(side->device, to, from, bytes, NULL));
@@ -88,6 +97,8 @@ static inline void side_open(side_t *side, const char *name, device_t *device)
     *side = (side_t){.device = device};
     (void)snprintf(side->name, sizeof side->name, "%s", name);
     side->words = side_allocate(side, sizeof *side->words);
+    side->other_words = side_allocate(side, sizeof *side->other_words);
+    SIDE_OK(device->ops->allocate_pinned(device, 2 * sizeof *side->told, "a test's words", (void **)&side->told));
     side->arena = side_allocate(side, SIDE_ARENA);
     side->message = side_allocate(side, SIDE_MESSAGE);
     side->dense = side_allocate(side, SIDE_DIM_MAX * sizeof(float));
@@ -110,6 +121,8 @@ static inline void side_close(side_t *side)
     ops->release(side->device, side->message);
     ops->release(side->device, side->arena);
     ops->release(side->device, side->words);
+    ops->release(side->device, side->other_words);
+    ops->release_pinned(side->device, side->told);
     ops->close(side->device);
 }
 

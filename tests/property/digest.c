@@ -13,6 +13,7 @@
 #include "device_parallel.h"
 #include "device_random.h"
 #include "support/ranks.h"
+#include "support/step.h"
 #include "util/fpenv.h"
 
 enum { DIM = 21000, SEGMENTS = 5, STEPS = 3, SIZE_MAX_RANKS = 5, MESSAGE = 12 * DIM + 1024, SKIPPED = 77 };
@@ -122,10 +123,10 @@ static uint64_t run_step(const scenario_t *scenario, gtopk_reducer_t *reducer, g
     const fpenv_t saved = enter_flags();
     REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, SEGMENTS, scenario->scale, GTOPK_ZERO_INPUT, NULL));
     if (rank % 2) {
-        REQUIRE(gtopk_reducer_reduce_sparse(reducer, update, 0, NULL, &stats));
+        REQUIRE(step_reduce_sparse(reducer, update, 0, &stats));
         hash = hash_set(hash, update);
     } else {
-        REQUIRE(gtopk_reducer_reduce(reducer, tensors, SEGMENTS, GTOPK_OUTPUT_IS_ZERO, NULL, &stats));
+        REQUIRE(step_reduce(reducer, tensors, SEGMENTS, GTOPK_OUTPUT_IS_ZERO, &stats));
     }
     fpenv_leave(saved);
     hash = hash_bytes(hash, gradient, DIM * size);

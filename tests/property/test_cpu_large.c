@@ -86,11 +86,10 @@ static uint64_t step(device_t *device, device_store_t *store, uint64_t k, set_t 
     device_accumulate_t params = {.scale = 1.0f};
     device_span_t span = {.offset = 0, .length = DIM, .data = gradient, .dtype = GTOPK_F32};
     device_set_t out = set_of(selected);
-    uint64_t candidates, misses;
-    device->ops->step_begin(store);
+    CHECK_OK(device->ops->step_begin(store, &words, NULL));
     CHECK_OK(device->ops->accumulate(store, &span, 1, &params, &words, NULL));
-    CHECK_OK(device->ops->select(store, k, &out, NULL, &candidates, &misses));
-    return misses;
+    CHECK_OK(device->ops->select(store, k, &out, &words, NULL));
+    return words.misses;
 }
 
 /* Two steps: the first leaves residual `first`, the second `second`. */
@@ -170,12 +169,12 @@ static void merge_everywhere(const set_t *a, const set_t *b, uint64_t k)
         }
         set_t *rest = d ? &left : &right; /* no longer needed */
         device_set_t out = set_of(rest);
-        CHECK_OK(devices[d]->ops->deposit(devices[d], &out_all, &out_kept, 0.5f, &out, NULL));
+        CHECK_OK(devices[d]->ops->deposit(devices[d], &out_all, &out_kept, 0.5f, &out, &words, NULL));
         if (d == 0)
             continue;
         static set_t first;
         out = set_of(&first);
-        CHECK_OK(devices[0]->ops->deposit(devices[0], &out_all, &out_kept, 0.5f, &out, NULL));
+        CHECK_OK(devices[0]->ops->deposit(devices[0], &out_all, &out_kept, 0.5f, &out, &words, NULL));
         assert_same(&first, rest);
     }
 }

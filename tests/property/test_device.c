@@ -102,6 +102,44 @@ static void draw_peer(world_t *w)
     }
 }
 
+/* Whatever a set has no room for is told, and nothing is written behind it. */
+static void expect_no_room(world_t *w, int which, const char *call)
+{
+    const device_words_t words = world_words(w);
+    if (words.ok || words.error != DEVICE_NO_ROOM)
+        WORLD_FAIL(w, w->sides, "%s without room leaves ok %u, error %u", call, words.ok, words.error);
+    world_compare_set(w, which, "set without room");
+    assert_int_equal(world_set_expected.count, 0);
+    world_set_words(w, (device_words_t){.ok = 1});
+}
+
+/* The merge that was just done, again, with too little room for one of its results; deposit and copy too. */
+static void merge_without_room(world_t *w, uint64_t k, uint64_t room)
+{
+    const device_words_t kept = world_words(w);
+    const uint32_t all = world_count(w, SET_ALL), largest = world_count(w, SET_KEPT);
+    const int which = random_chance(&w->random, 2) ? SET_ALL : SET_KEPT;
+    if (all == 0 || kept.nonfinite) /* a device need not have got so far as to find it */
+        return;
+    world_set_words(w, (device_words_t){.ok = 1});
+    world_prepare(w, SET_DEPOSIT, all - 1);
+    WORLD_CALL_OK(w, ops->deposit(side->device, &side->sets[SET_ALL], &side->sets[SET_KEPT], 1.0f,
+                                  &side->sets[SET_DEPOSIT], side->words, NULL));
+    expect_no_room(w, SET_DEPOSIT, "deposit");
+    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_ALL], &side->sets[SET_DEPOSIT], side->words, NULL));
+    expect_no_room(w, SET_DEPOSIT, "copy_set");
+
+    world_prepare(w, which, which == SET_ALL ? all - 1 : largest - 1);
+    WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_PEER], k, &side->sets[SET_KEPT],
+                                &side->sets[SET_ALL], side->words, NULL));
+    expect_no_room(w, which, "merge");
+    world_prepare(w, SET_KEPT, k < room ? k : room);
+    world_prepare(w, SET_ALL, room);
+    WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_PEER], k, &side->sets[SET_KEPT],
+                                &side->sets[SET_ALL], side->words, NULL));
+    world_set_words(w, kept);
+}
+
 static void merge_round(world_t *w, int round, int last)
 {
     random_state_t *random = &w->random;
@@ -114,14 +152,11 @@ static void merge_round(world_t *w, int round, int last)
     uint64_t k = random_chance(random, 4) ? w->dim : 1 + random_below(random, 2 * w->k);
     k = k < w->dim ? k : w->dim;
     world_prepare(w, SET_KEPT, k < room ? k : room);
-    if (random_chance(random, 4)) {
-        WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_PEER], k,
-                                    &side->sets[SET_KEPT], NULL, side->words, NULL));
-        world_compare_set(w, SET_KEPT, "kept entries, all not wanted");
-    }
     world_prepare(w, SET_ALL, room);
     WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_PEER], k, &side->sets[SET_KEPT],
                                 &side->sets[SET_ALL], side->words, NULL));
+    if (random_chance(random, 6))
+        merge_without_room(w, k, room);
     world_compare_set(w, SET_ALL, "merged entries");
     world_compare_set(w, SET_KEPT, "kept entries");
     if (world_words(w).nonfinite && !random_chance(random, 3))
@@ -135,10 +170,10 @@ static void merge_round(world_t *w, int round, int last)
     const float share = ldexpf(1.0f, -(int)random_below(random, 4));
     world_prepare(w, SET_DEPOSIT + round, world_count(w, SET_ALL));
     WORLD_CALL_OK(w, ops->deposit(side->device, &side->sets[SET_ALL], &side->sets[sent], share,
-                                  &side->sets[SET_DEPOSIT + round], NULL));
+                                  &side->sets[SET_DEPOSIT + round], side->words, NULL));
     world_compare_set(w, SET_DEPOSIT + round, "deposits");
     world_prepare(w, SET_CURRENT, world_count(w, sent));
-    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[sent], &side->sets[SET_CURRENT], NULL));
+    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[sent], &side->sets[SET_CURRENT], side->words, NULL));
     world_compare_set(w, SET_CURRENT, "copied set");
 }
 
@@ -153,10 +188,10 @@ static size_t draw_outputs(world_t *w, device_span_t *spans, size_t *at, int zer
     return used;
 }
 
-static device_span_t *outputs_on(const side_t *side, const device_span_t *spans, const size_t *at, size_t count)
+static device_span_t *outputs_on(const side_t *side, const device_span_t *spans, const size_t *at)
 {
     static device_span_t outputs[WORLD_SEGMENTS];
-    for (size_t s = 0; s < count; s++) {
+    for (size_t s = 0; s < world.segments; s++) {
         outputs[s] = spans[s];
         outputs[s].data = spans[s].length ? side->arena + at[s] : NULL;
     }
@@ -169,17 +204,109 @@ static uint32_t draw_size(random_state_t *random)
     return sizes[random_below(random, sizeof sizes / sizeof sizes[0])];
 }
 
+static device_words_t *other_words_of(side_t *side)
+{
+    return side->other_words;
+}
+
+static device_words_t *told_of(side_t *side)
+{
+    return side->told;
+}
+
+static device_words_t *told_of_other(side_t *side)
+{
+    return side->told + 1;
+}
+
+/* Another reducer may take the step as well: one verdict for both. Returns the words after it. */
+static device_words_t verdict(world_t *w, int dense)
+{
+    random_state_t *random = &w->random;
+    const device_words_t other = {.ok = !random_chance(random, 8),
+                                  .nonfinite = (uint32_t)random_chance(random, 8),
+                                  .joined = world_words(w).joined};
+    const size_t count = 1 + (size_t)random_below(random, 2);
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++) {
+        side_copy(side, side->other_words, &other, sizeof other);
+        memset(side->told, 0x77, 2 * sizeof *side->told);
+    }
+    WORLD_CALL_OK(
+        w, ops->verdict(side->device,
+                        (device_outcome_t[]){
+                            {.words = side->words, .final = dense ? NULL : &side->sets[SET_FINAL], .host = side->told},
+                            {.words = side->other_words, .host = side->told + 1}},
+                        count, NULL));
+    const device_words_t words = world_words(w), told = world_compare_words(w, told_of, "words of a verdict");
+    assert_memory_equal(&words, &told, sizeof words);
+    (void)world_compare_words(w, other_words_of, "words of the other reducer");
+    (void)world_compare_words(w, told_of_other, "words of a verdict on the other reducer");
+    if (count == 2 && (words.ok > other.ok || words.nonfinite < other.nonfinite))
+        WORLD_FAIL(w, w->sides, "ok %u, nonfinite %u after a verdict with one of ok %u, nonfinite %u", words.ok,
+                   words.nonfinite, other.ok, other.nonfinite);
+    return words;
+}
+
+/* Where an update goes: the segments' outputs, arrays, or nowhere. */
+typedef struct place {
+    size_t spans, entries;
+    int arrays, zero;
+} place_t;
+
+static place_t draw_place(world_t *w, uint64_t entries)
+{
+    place_t place = {.zero = random_chance(&w->random, 2), .entries = (size_t)entries};
+    const uint64_t kind = random_below(&w->random, 5);
+    place.arrays = kind == 1;
+    place.spans = kind > 1 ? w->segments : 0;
+    world_prepare(w, SET_UPDATE, entries);
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++) {
+        static uint8_t nothing[SIDE_DIM_MAX * sizeof(float)];
+        side_copy(side, side->sets[SET_UPDATE].index, nothing, (size_t)entries * sizeof(uint32_t));
+        side_copy(side, side->sets[SET_UPDATE].value, nothing, (size_t)entries * sizeof(float));
+    }
+    return place;
+}
+
+static const device_target_t *place_on(const side_t *side, const place_t *place, const device_span_t *outputs)
+{
+    static device_target_t target;
+    target = (device_target_t){.count = place->spans, .are_zero = place->zero};
+    if (place->spans > 0)
+        target.spans = outputs;
+    if (place->arrays) {
+        target.indices = side->sets[SET_UPDATE].index;
+        target.values = side->sets[SET_UPDATE].value;
+    }
+    return &target;
+}
+
+/* The arrays as a set of `count` entries, and nothing behind them. */
+static void compare_arrays(world_t *w, const place_t *place, uint64_t count)
+{
+    const uint32_t entries = place->arrays ? (uint32_t)count : 0;
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++)
+        side_copy(side, side->sets[SET_UPDATE].count, &entries, sizeof entries);
+    world_compare_set(w, SET_UPDATE, "arrays");
+    WORLD_COMPARE(w, sets[SET_UPDATE].index, place->entries * sizeof(uint32_t));
+    WORLD_COMPARE(w, sets[SET_UPDATE].value, place->entries * sizeof(float));
+}
+
 static void commit(world_t *w, uint32_t rounds)
 {
     random_state_t *random = &w->random;
     device_span_t spans[WORLD_SEGMENTS];
     size_t at[WORLD_SEGMENTS];
-    const int zero = random_chance(random, 2), final_only = random_chance(random, 3);
-    const size_t used = draw_outputs(w, spans, at, zero), count = random_chance(random, 5) ? 0 : w->segments;
-    const uint32_t size = draw_size(random);
+    const int final_only = random_chance(random, 3);
+    const uint32_t divisor = draw_size(random);
     device_words_t words = world_words(w);
     words.ok = !random_chance(random, 12);
     world_set_words(w, words);
+    words = verdict(w, 0);
+    const place_t place = draw_place(w, world_count(w, SET_FINAL));
+    const size_t used = draw_outputs(w, spans, at, place.zero);
+    if (words.count != (words.nonfinite || words.joined ? 0 : place.entries))
+        WORLD_FAIL(w, w->sides, "a verdict counts %llu entries of %zu", (unsigned long long)words.count, place.entries);
     WORLD_CALL_OK(w, ops->commit(side->store,
                                  &(device_journal_t){.selected = side->sets[SET_SELECTED],
                                                      .first = side->sets[SET_FIRST],
@@ -187,9 +314,10 @@ static void commit(world_t *w, uint32_t rounds)
                                                      .deposit_count = rounds,
                                                      .final = side->sets[SET_FINAL],
                                                      .clear_final_only = final_only,
-                                                     .size = size},
-                                 outputs_on(side, spans, at, count), count, zero, side->words, NULL));
+                                                     .divisor = divisor},
+                                 place_on(side, &place, outputs_on(side, spans, at)), side->words, NULL));
     WORLD_COMPARE(w, arena, used);
+    compare_arrays(w, &place, words.ok ? words.count : 0);
     world_compare_store(w);
     (void)world_words(w);
 }
@@ -200,10 +328,18 @@ static void select_everywhere(world_t *w)
 {
     const uint64_t k = random_chance(&w->random, 4) ? 1 + random_below(&w->random, w->k) : w->k;
     world_prepare(w, SET_SELECTED, k);
-    uint64_t candidates = 0, misses = 0;
-    WORLD_CALL_OK(w, (misses = 0, ops->select(side->store, k, &side->sets[SET_SELECTED], NULL, &candidates, &misses),
-                      side->selections++, side->misses += misses, GTOPK_OK));
+    WORLD_CALL_OK(w, ops->select(side->store, k, &side->sets[SET_SELECTED], side->words, NULL));
     world_compare_set(w, SET_SELECTED, "selected entries");
+    const device_words_t words = world_words(w);
+    if (words.selected != world_set_expected.count || (words.nonfinite && words.selected != 0))
+        WORLD_FAIL(w, w->sides, "select notes %u entries of %u (nonfinite %u)", words.selected,
+                   world_set_expected.count, words.nonfinite);
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++) {
+        device_words_t own;
+        side_copy(side, &own, side->words, sizeof own);
+        side->selections++;
+        side->misses += own.misses;
+    }
 }
 
 static void sparse_step(world_t *w)
@@ -213,13 +349,14 @@ static void sparse_step(world_t *w)
     encode_everywhere(w, SET_SELECTED);
     world_prepare(w, SET_FIRST, world_count(w, SET_DECODED));
     world_prepare(w, SET_CURRENT, world_count(w, SET_DECODED));
-    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_DECODED], &side->sets[SET_FIRST], NULL));
-    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_DECODED], &side->sets[SET_CURRENT], NULL));
+    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_DECODED], &side->sets[SET_FIRST], side->words, NULL));
+    WORLD_CALL_OK(w,
+                  ops->copy_set(side->device, &side->sets[SET_DECODED], &side->sets[SET_CURRENT], side->words, NULL));
     const int rounds = (int)random_below(&w->random, ROUNDS_MAX + 1);
     for (int round = 0; round < rounds; round++)
         merge_round(w, round, round == rounds - 1 && random_chance(&w->random, 2));
     world_prepare(w, SET_FINAL, world_count(w, SET_CURRENT));
-    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_CURRENT], &side->sets[SET_FINAL], NULL));
+    WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_CURRENT], &side->sets[SET_FINAL], side->words, NULL));
     commit(w, (uint32_t)rounds);
 }
 
@@ -235,22 +372,39 @@ static void dense_step(world_t *w)
     device_span_t spans[WORLD_SEGMENTS];
     size_t at[WORLD_SEGMENTS];
     const style_t style = random_style(random);
-    const uint32_t size = draw_size(random);
+    const uint32_t divisor = draw_size(random);
     WORLD_CALL_OK(w, ops->dense_gather(side->store, side->dense, NULL));
     WORLD_COMPARE(w, dense, w->dim * sizeof(float));
     for (uint64_t i = 0; i < w->dim; i++)
         sum[i] = world_expected.floats[i] + (style == STYLE_BITS ? random_value : random_finite)(random, style, i);
     world_upload(w, dense_of, sum, w->dim * sizeof(float));
 
-    const size_t used = draw_outputs(w, spans, at, 0), count = random_chance(random, 5) ? 0 : w->segments;
+    const place_t place = draw_place(w, w->dim);
+    const size_t used = draw_outputs(w, spans, at, place.zero);
     WORLD_CALL_OK(w, ops->dense_check(side->store, side->dense, side->words, NULL));
-    const device_words_t words = world_words(w);
-    WORLD_CALL_OK(w, ops->dense_commit(side->store, side->dense, size, outputs_on(side, spans, at, count), count,
-                                       side->words, NULL));
-    if (!words.nonfinite)
-        WORLD_COMPARE(w, dense, w->dim * sizeof(float));
+    const device_words_t words = verdict(w, 1);
+    if (words.count != (words.nonfinite || words.joined ? 0 : w->dim))
+        WORLD_FAIL(w, w->sides, "a verdict counts %llu entries", (unsigned long long)words.count);
+    WORLD_CALL_OK(w, ops->dense_commit(side->store, side->dense, divisor,
+                                       place_on(side, &place, outputs_on(side, spans, at)), side->words, NULL));
+    WORLD_COMPARE(w, dense, w->dim * sizeof(float));
     WORLD_COMPARE(w, arena, used);
+    compare_arrays(w, &place, words.ok ? world_words(w).count : 0);
     world_compare_store(w);
+}
+
+/* The order of the sum is the device's own: of n roundings each has half a unit. */
+static void compare_squares(world_t *w)
+{
+    double expected = 0.0;
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++) {
+        double sum = -1.0;
+        SIDE_OK(side->device->ops->store_square(side->store, &sum, NULL));
+        if (side == w->sides)
+            expected = sum;
+        else if (!(fabs(sum - expected) <= 1e-15 * (double)w->dim * expected))
+            WORLD_FAIL(w, side, "sum of squares %.17g, the reference's %.17g", sum, expected);
+    }
 }
 
 /* What may happen between steps: another density, a checkpoint. */
@@ -268,18 +422,43 @@ static void between_steps(world_t *w)
         const style_t style = random_style(random);
         for (uint64_t i = 0; i < length; i++)
             values[i] = random_finite(random, style, i);
-        WORLD_CALL_OK(w, ops->store_write(side->store, which, offset, length, values));
+        WORLD_CALL_OK(w, ops->store_write(side->store, which, offset, length, values, NULL));
     }
+    if (random_chance(random, 4))
+        compare_squares(w);
+}
+
+/* Another reducer takes the step as well, or not. */
+static void join(world_t *w)
+{
+    const device_words_t before = world_words(w),
+                         other = {.ok = 1, .nonfinite = (uint32_t)random_chance(&w->random, 20), .joined = 1};
+    const size_t count = 1 + (size_t)random_below(&w->random, 2);
+    const int joined = random_chance(&w->random, 2);
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++)
+        side_copy(side, side->other_words, &other, sizeof other);
+    WORLD_CALL_OK(
+        w, ops->words_join(side->device, (device_words_t *[]){side->words, side->other_words}, count, joined, NULL));
+    const device_words_t words = world_words(w),
+                         others = world_compare_words(w, other_words_of, "words of the other reducer");
+    const uint32_t nonfinite = before.nonfinite || (count == 2 && other.nonfinite);
+    if (words.ok != 1 || words.joined != (uint32_t)joined || words.nonfinite != nonfinite ||
+        (count == 2 && (others.nonfinite != nonfinite || others.joined != (uint32_t)joined)))
+        WORLD_FAIL(w, w->sides, "words joined to ok %u, joined %u, nonfinite %u", words.ok, words.joined,
+                   words.nonfinite);
 }
 
 static void step(world_t *w)
 {
     between_steps(w);
-    world_set_words(w, (device_words_t){.ok = 1, .joined = (uint32_t)random_below(&w->random, 2)});
-    WORLD_CALL_OK(w, (ops->step_begin(side->store), GTOPK_OK));
-    accumulate_all(w);
+    device_words_t words;
+    memset(&words, 0xee, sizeof words);
+    world_set_words(w, words);
+    WORLD_CALL_OK(w, ops->step_begin(side->store, side->words, NULL));
+    const int found_inf = accumulate_all(w);
+    join(w);
     /* Most go on as if nothing had happened: the residual is finite all the same. */
-    if (world_words(w).nonfinite && !random_chance(&w->random, 4))
+    if (world_words(w).nonfinite && !found_inf && !random_chance(&w->random, 4))
         world_set_words(w, (device_words_t){.ok = 1});
     if (random_chance(&w->random, 8))
         dense_step(w);
@@ -319,7 +498,8 @@ static void add_sides(world_t *w)
         add_side(w, sets[i][1], "cpu");
     }
     (void)unsetenv("GTOPK_ISA");
-    assert_true(w->side_count >= 3); /* the scalar CPU device runs everywhere */
+    add_side(w, "guarded", "guarded");
+    assert_true(w->side_count >= 4); /* the scalar CPU device runs everywhere */
 }
 
 /* A side whose hint never misses, or always does, was not put to the test. */

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "support/ranks.h"
+#include "support/step.h"
 
 #define DIM 700
 #define STEPS 3
@@ -88,10 +89,10 @@ static void run_step(job_t *job, gtopk_reducer_t *reducer, int rank, int step)
         uint32_t indices[DIM];
         float values[DIM];
         gtopk_set_t set = {indices, values, DIM, 0};
-        check(gtopk_reducer_reduce_sparse(reducer, &set, 0, NULL, stats), rank);
+        check(step_reduce_sparse(reducer, &set, 0, stats), rank);
         scatter_set(&set, job->updates[rank][step]);
     } else {
-        check(gtopk_reducer_reduce(reducer, tensors, SEGMENTS, GTOPK_OUTPUT_IS_ZERO, NULL, stats), rank);
+        check(step_reduce(reducer, tensors, SEGMENTS, GTOPK_OUTPUT_IS_ZERO, stats), rank);
         memcpy(job->updates[rank][step], gradient, sizeof gradient);
     }
     for (size_t s = 0, at = 0; s < SEGMENTS; at += lengths[s], s++)

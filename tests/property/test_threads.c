@@ -15,6 +15,7 @@
 
 #include "support/check.h"
 #include "gtopk.h"
+#include "support/step.h"
 
 enum { GROUPS = 2, RANKS = 2, WORKERS = 3, STEPS = 3, SEGMENTS = 3, SEGMENT = 200001, DIM = SEGMENTS * SEGMENT };
 
@@ -103,7 +104,7 @@ static void *run_rank(void *argument)
         for (int s = 0; s < SEGMENTS; s++)
             inputs[s] = outputs[order[s]];
         REQUIRE(gtopk_reducer_accumulate(reducer, order, inputs, SEGMENTS, 1.0, GTOPK_ZERO_INPUT, NULL) == GTOPK_OK);
-        REQUIRE(gtopk_reducer_reduce(reducer, outputs, SEGMENTS, GTOPK_OUTPUT_IS_ZERO, NULL, NULL) == GTOPK_OK);
+        REQUIRE(step_reduce(reducer, outputs, SEGMENTS, GTOPK_OUTPUT_IS_ZERO, NULL) == GTOPK_OK);
     }
     for (uint32_t s = 0; s < SEGMENTS; s++)
         REQUIRE(gtopk_reducer_residual(reducer, s, self->residual + (size_t)s * SEGMENT, SEGMENT) == GTOPK_OK);

@@ -1,10 +1,13 @@
-"""Runs the Python code blocks of Markdown pages, each page in a namespace of its own: run_blocks.py MODE FILE...
+"""Runs the Python code blocks of Markdown pages, each page in a namespace of its own: run_blocks.py MODE SEEDS FILE...
 
 A comment in the line above a block says how it is tested, and a block without one is run in every mode:
 
     <!-- test: set-up -->                  run before each page but README.md, which is complete by itself
     <!-- test: torchrun, because ... -->   run in the mode "torchrun" only
     <!-- test: no, because ... -->         not run
+
+Scripts (FILE.py) are run as a page with one block. All is done SEEDS times, with other random numbers each time. What
+takes training steps has to learn: the loss at the end must be well below that of whoever predicts the mean.
 
 Rank 0 prints a line for each page. The first failure ends the process with a traceback that names page and line.
 """
@@ -22,6 +25,7 @@ FENCE = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", r
 ANY_FENCE = re.compile(r"^ *```(\w*)", re.MULTILINE)
 MARK = re.compile(r"<!-- test: (set-up|(?:torchrun|no), because .+) -->\s*\Z")
 MODES = ("alone", "mpirun", "torchrun")
+LEARNED = 0.75  # the targets' variance, the loss of their mean, is 16 / 12
 
 
 class Block(NamedTuple):
@@ -34,6 +38,8 @@ class Block(NamedTuple):
 def blocks(file):
     """All Python blocks of a page."""
     text = file.read_text()
+    if file.suffix == ".py":
+        return [Block(file, 1, text, "")]
     found = []
     for match in FENCE.finditer(text):
         above = text[: match.start()]
@@ -46,32 +52,67 @@ def blocks(file):
     return found
 
 
+def loss_of(namespace):
+    """At the end: on the whole data set, or in the last step where each is a new batch."""
+    import torch
+
+    if "dataset" not in namespace:
+        return float(namespace["loss"])
+    x, y = namespace["dataset"].tensors
+    with torch.no_grad():
+        return float(torch.nn.functional.mse_loss(namespace["model"](x), y))
+
+
+def seed_differently(offset):
+    """Examples set their seed."""
+    import torch
+
+    original = getattr(torch.manual_seed, "original", torch.manual_seed)
+
+    def manual_seed(seed):
+        return original(seed + 1000 * offset)
+
+    manual_seed.original = original
+    torch.manual_seed = manual_seed
+
+
 def run(block, namespace):
     # Blank lines in front, so that a traceback has the page's line numbers.
     code = compile("\n" * (block.line - 1) + block.code, str(block.file), "exec")
     exec(code, namespace)
 
 
-def main(mode, files):
+def main(mode, seeds, files):
     assert mode in MODES
     pages = {file: blocks(file) for file in files}
+    for seed in range(seeds):
+        seed_differently(seed)
+        run_pages(mode, pages)
+
+
+def run_pages(mode, pages):
     set_up = [block for found in pages.values() for block in found if block.how == "set-up"]
     for file, found in pages.items():
-        chosen = [] if file.name == "README.md" else list(set_up)
+        chosen = [] if file.name == "README.md" or file.suffix == ".py" else list(set_up)
         chosen += [block for block in found if block.how == "" or block.how == mode]
         namespace = {"__name__": "__main__"}
         for block in chosen:
             run(block, namespace)
         import gtopk
 
+        learned = ""
+        if any("optimizer.step()" in block.code for block in chosen):
+            loss = loss_of(namespace)
+            learned = f", loss {loss:.3g}"
+            assert loss < LEARNED, f"{file} does not train on {gtopk.size()} ranks: the loss is {loss:.3g}"
         gtopk.barrier()
         if gtopk.rank() == 0:
-            print(f"passed {file} ({len(chosen)} blocks on {gtopk.size()} ranks)", flush=True)
+            print(f"passed {file} ({len(chosen)} blocks on {gtopk.size()} ranks){learned}", flush=True)
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1], [Path(name) for name in sys.argv[2:]])
+        main(sys.argv[1], int(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()

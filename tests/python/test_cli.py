@@ -42,6 +42,32 @@ def test_doctor_says_what_is_missing(tmp_path):
     assert "> run: python -m gtopk build-mpi" in done.stdout or "> install an MPI" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"GTOPK_ISA": "mmx"}, "GTOPK_ISA: this machine does not run"),
+        ({"GTOPK_DEVICE": "abacus"}, 'no device "abacus" (from GTOPK_DEVICE)'),
+        ({"GTOPK_TIMEOUT": "soon"}, "GTOPK_TIMEOUT"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR and MASTER_PORT are not set"),
+    ],
+)
+def test_doctor_tries_what_it_says(environment, words):
+    done = cli("doctor", **environment)
+    assert done.returncode == 1
+    assert words in done.stdout
+    assert "gtopk cannot work here" in done.stdout
+    assert "gtopk works here" not in done.stdout
+
+
+def test_doctor_exchanges_under_mpirun():
+    command = [launcher.find("mpirun"), "--oversubscribe", "-n", "2", sys.executable, "-m", "gtopk", "doctor"]
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    status, output = launcher.run(command, as_root, 60)
+    assert status == 0, output
+    assert output.count("gtopk works here.") == 1, output
+    assert "2 ranks on" in output, output
+
+
 def test_doctor_notices_a_module_that_does_not_load(tmp_path):
     bad = tmp_path / "bad.so"
     bad.write_bytes(b"no library")

@@ -23,7 +23,7 @@ SCRIPT = Path(run_blocks.__file__)
 
 def test_blocks_alone(tmp_path):
     pytest.importorskip("torch")
-    command = [sys.executable, str(SCRIPT), "alone", *map(str, PAGES)]
+    command = [sys.executable, str(SCRIPT), "alone", "1", *map(str, PAGES)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("blocks on 1 ranks)") == len(PAGES), done.stdout

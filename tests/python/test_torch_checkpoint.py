@@ -15,13 +15,13 @@ from torch import nn, optim
 from torch_support import make, train
 
 import gtopk
+from gtopk.torch.session import Session
 from gtopk.torch.state_form import FIELDS
-from gtopk.torch.synchronizer import Synchronizer
 
 
 @pytest.fixture
 def exchanging(alone, monkeypatch):
-    monkeypatch.setattr(Synchronizer, "solo", False)
+    monkeypatch.setattr(Session, "solo", False)
     return alone
 
 
@@ -306,3 +306,30 @@ def test_a_learning_rate_of_0_is_allowed(exchanging):
         group["lr"] = 0.0
     train(model, optimizer, 1)
     assert optimizer.stats()["step"] == 0
+
+
+def test_a_compiled_model_has_the_names_of_the_model(state):
+    """torch.compile puts a prefix before them, also inside, where a part of the model is compiled."""
+    residual = state["gtopk"]["residual"]
+    model = make()
+    model.conv = torch.compile(model.conv, backend="eager")
+    compiled = torch.compile(model, backend="eager")
+    names = [name for name, _ in compiled.named_parameters()]
+    assert "_orig_mod.conv._orig_mod.weight" in names
+    optimizer = gtopk.DistributedOptimizer(
+        optim.SGD(compiled.parameters(), lr=0.01, momentum=0.9), compiled.named_parameters(), density=0.02
+    )
+    optimizer.load_state_dict(state, strict=True)
+    assert torch.equal(optimizer.state_dict()["gtopk"]["residual"]["conv.weight"], residual["conv.weight"])
+    train(compiled, optimizer, 1, 3)
+    assert optimizer.state_dict()["gtopk"]["names"] == state["gtopk"]["names"]
+
+
+def test_a_state_with_the_names_of_a_compiled_model(state):
+    saved = dict(state["gtopk"])
+    saved["names"], saved["residual_of"] = ([f"_orig_mod.{n}" for n in saved[f]] for f in ("names", "residual_of"))
+    saved["residual"] = {f"_orig_mod.{name}": values for name, values in saved["residual"].items()}
+    _, optimizer = new()
+    optimizer.load_state_dict({**state, "gtopk": saved}, strict=True)
+    kept = optimizer.state_dict()["gtopk"]["residual"]
+    assert all(torch.equal(kept[name], values) for name, values in state["gtopk"]["residual"].items())

@@ -53,3 +53,57 @@ def test_one_rank(one_rank):
     found, expected = gradients(2)
     assert torch.equal(found, expected + residual)
     assert torch.equal(*gradients(3))
+
+
+def test_static_graph_with_parameters_of_two_types(one_rank):
+    """DDP then says of no bucket of the first iteration that it is the last one."""
+    from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2).double())
+    plain = copy.deepcopy(model)
+    net = torch.nn.parallel.DistributedDataParallel(model, static_graph=True)
+    state = GTopKState(named_parameters=model.named_parameters())
+    net.register_comm_hook(state, gtopk_hook)
+    for step in range(3):
+        for one, layers in ((net, model), (plain, plain)):
+            one.zero_grad()
+            hook = layers[0].register_forward_hook(lambda _, __, y: y.double())
+            one(torch.full((2, 3), 1.0 + step)).sum().backward()
+            hook.remove()
+        for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(p.grad, q.grad)
+    assert state.stats()["step"] == 2
+
+
+def test_an_interrupt_inside_the_hook_ends_its_step(one_rank, monkeypatch):
+    """What had been accumulated stays in the residual, and the next step can begin."""
+    from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
+    from gtopk.torch.session import Session
+
+    monkeypatch.setattr(Session, "solo", False)
+    model = torch.nn.Linear(3, 1, bias=False)
+    state = GTopKState(named_parameters=model.named_parameters(), density=1.0, value_type="fp32")
+    net = torch.nn.parallel.DistributedDataParallel(model)
+    net.register_comm_hook(state, gtopk_hook)
+    for _ in range(2):
+        net(torch.ones(1, 3)).sum().backward()
+        net.zero_grad()
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gtopk.torch.exchange.reduce_together", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            net(torch.ones(1, 3)).sum().backward()
+    assert state.state_dict()["residual"]["weight"].tolist() == [[1, 1, 1]]
+    assert state.session.step([torch.ones(3)])[0].tolist() == [2, 2, 2]
+
+
+def test_a_parameter_given_under_two_names_is_one(one_rank):
+    from gtopk.torch.ddp_hook import GTopKState
+
+    weight = torch.nn.Parameter(torch.zeros(2))
+    GTopKState(named_parameters=[("a", weight), ("b", weight)])
+    with pytest.raises(gtopk.InvalidError, match="two parameters named 'a'"):
+        GTopKState(named_parameters=[("a", weight), ("a", torch.nn.Parameter(torch.zeros(2)))])

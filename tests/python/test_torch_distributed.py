@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-OPTIMIZER = ("cases_torch_optimizer", "cases_torch_amp", "cases_torch_horovod")
+OPTIMIZER = ("cases_torch_optimizer", "cases_torch_amp", "cases_torch_horovod", "cases_torch_session")
 
 
 def passed(result, ranks):

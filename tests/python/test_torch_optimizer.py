@@ -21,21 +21,21 @@ from torch.optim import lr_scheduler
 from torch_support import Net, assert_equal, batch, loss_of, make, train, twins
 
 import gtopk
-from gtopk.torch.synchronizer import Synchronizer
+from gtopk.torch.session import Session
 
 ALL = {"density": 1.0, "value_type": "fp32"}
 
 
 @pytest.fixture
 def exchanging(alone, monkeypatch):
-    monkeypatch.setattr(Synchronizer, "solo", False)
+    monkeypatch.setattr(Session, "solo", False)
     return alone
 
 
 @pytest.fixture(params=["solo", "exchanging"])
 def either(request, alone, monkeypatch):
     if request.param == "exchanging":
-        monkeypatch.setattr(Synchronizer, "solo", False)
+        monkeypatch.setattr(Session, "solo", False)
     return alone
 
 
@@ -744,3 +744,128 @@ def test_memory_is_given_back(exchanging):
         train(model, optimizer, steps=1)
     del model, optimizer
     assert alive() == before
+
+
+@pytest.mark.parametrize("options", [{}, {"algorithm": "dense"}, {"dense_1d": True}, {"dense_below": 5}])
+def test_gradients_that_share_memory(exchanging, options):
+    """torch.autograd.grad gives one tensor for both terms of a sum."""
+    a, b = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([a, b], lr=1.0), **ALL, **options)
+    both = torch.arange(6.0)
+    for gradients in (torch.autograd.grad((a + b).sum(), [a, b]), [torch.ones(4)] * 2, (both[:4], both[2:])):
+        with torch.no_grad():
+            a.zero_()
+            b.zero_()
+        expected = [-gradient.clone() for gradient in gradients]
+        a.grad, b.grad = gradients
+        optimizer.step()
+        assert torch.equal(a, expected[0])
+        assert torch.equal(b, expected[1])
+        assert a.grad.data_ptr() != b.grad.data_ptr()
+
+
+def test_everything_frozen(exchanging):
+    model = make()
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), **ALL)
+    model.requires_grad_(False)
+    before = copy.deepcopy(model)
+    optimizer.step()
+    optimizer.synchronize()
+    with optimizer.skip_synchronize():
+        optimizer.step()
+    assert optimizer.stats()["step"] == 1
+    assert_equal(model, before)
+
+
+def test_parameters_appended_to_a_group_with_names(exchanging):
+    """torch keeps the names of an optimizer that was made from named parameters in a list of its own."""
+    a, b, c = (nn.Parameter(torch.zeros(3)) for _ in range(3))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([("a", a), ("b", b)], lr=1.0), **ALL)
+    for weight in (a, b):
+        weight.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.param_groups[0]["params"].append(c)
+    for weight in (a, b, c):
+        weight.grad = torch.ones(3)
+    optimizer.step()
+    assert [weight[0].item() for weight in (a, b, c)] == [-2, -2, -1]
+    assert optimizer._gtopk.session.exchange.segments[-1].name == "group0.2"
+
+
+def test_a_resized_parameter_is_named(exchanging):
+    weights = {"kept": nn.Parameter(torch.zeros(3)), "resized": nn.Parameter(torch.zeros(4))}
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(weights.values(), lr=1.0), weights.items(), density=0.1)
+
+    def step(size):
+        weights["kept"].grad, weights["resized"].grad = torch.ones(3), torch.ones(size)
+        optimizer.step()
+
+    step(4)
+    before = optimizer.state_dict()["gtopk"]["residual"]["kept"]
+    weights["resized"].data, weights["resized"].grad = torch.zeros(5), None
+    for again in range(2):
+        with pytest.raises(gtopk.StateError, match=r"resized has shape \[5\] now, but its residual has \[4\].*wrap it"):
+            step(5)
+        assert torch.equal(optimizer.state_dict()["gtopk"]["residual"]["kept"], before)
+        if again == 0:
+            optimizer.param_groups[0]["params"].append(nn.Parameter(torch.zeros(2)))  # then reducers are made anew
+
+
+def test_what_is_not_in_cpu_memory_is_refused_by_name(exchanging):
+    weights = {"here": nn.Parameter(torch.zeros(3)), "there": nn.Parameter(torch.zeros(3, device="meta"))}
+    with pytest.raises(gtopk.UnsupportedError, match=r"parameter there is on meta.*model\.to\('cpu'\)"):
+        gtopk.DistributedOptimizer(optim.SGD(weights.values(), lr=1.0), weights.items())
+
+
+def test_one_rank_needs_no_cpu_memory(alone):
+    weight = nn.Parameter(torch.zeros(3, device="meta"))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0))
+    weight.grad = torch.ones(3, device="meta")
+    optimizer.step()
+
+
+def test_backward_after_synchronize_is_an_error(exchanging):
+    """It adds this rank's own gradients to the mean update."""
+    model, plain = twins()
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), **ALL)
+    reference = optim.SGD(plain.parameters(), lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss_of(model, batch(step)).backward()
+        optimizer.synchronize()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        model.tied.weight.sum().backward()
+        with (
+            optimizer.skip_synchronize(),
+            pytest.raises(gtopk.StateError, match=r"backward\(\) was called after synch"),
+        ):
+            optimizer.step()
+        for net, one in ((model, optimizer), (plain, reference)):
+            one.zero_grad()
+            loss_of(net, batch(step)).backward()
+            net.unused.grad = torch.zeros(7)
+            if one is optimizer:
+                one.synchronize()
+            nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+            if one is optimizer:
+                with one.skip_synchronize():
+                    one.step()
+            else:
+                one.step()
+    assert_equal(model, plain)
+
+
+def test_the_default_device_does_not_matter(exchanging):
+    model, plain = twins(channels_last=True)
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), **ALL)
+    for step in range(3):
+        for net in (model, plain):
+            net.zero_grad()
+            loss_of(net, batch(step)).backward()
+        model.conv.weight.grad = model.conv.weight.grad.contiguous()
+        with torch.device("meta"):
+            optimizer.step()
+            state = optimizer.state_dict()
+            optimizer.load_state_dict(state)
+        optim.SGD(plain.parameters(), lr=0.1).step()
+    assert_equal(model, plain)

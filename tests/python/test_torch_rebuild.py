@@ -9,12 +9,12 @@ torch = pytest.importorskip("torch")
 from torch import nn, optim
 
 import gtopk
-from gtopk.torch.synchronizer import Synchronizer
+from gtopk.torch.session import Session
 
 
 @pytest.fixture
 def exchanging(alone, monkeypatch):
-    monkeypatch.setattr(Synchronizer, "solo", False)
+    monkeypatch.setattr(Session, "solo", False)
     return alone
 
 
@@ -54,11 +54,11 @@ def test_velocity_and_momentum_go_on_in_new_reducers(exchanging, change, nestero
         other.requires_grad_(False)
     else:
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
-    before = optimizer._gtopk.exchange.parts
+    before = optimizer._gtopk.session.exchange.parts
     for _ in range(2):
         step(optimizer, weight)
         step(unchanged, same)
-    assert optimizer._gtopk.exchange.parts is not before
+    assert optimizer._gtopk.session.exchange.parts is not before
     assert kept(optimizer) == kept(unchanged)
     assert kept(optimizer)[1] == [0.0, 1.875]
 

@@ -33,10 +33,12 @@ transport_t *faulty_inner(transport_t *faulty);
 /* From now on messages are kept, for FAULT_LATE. */
 void faulty_record(transport_t *faulty);
 
-/* From now on the `at`-th message sent (from 0) is spoilt; at < 0: messages are only counted. */
+/* From now on the `at`-th message sent (from 0) is spoilt, or that call gives an error; at < 0: they are only counted. */
 void faulty_arm(transport_t *faulty, fault_kind_t kind, int at, uint64_t seed);
 
-/* Messages sent since faulty_arm, up to the end of the step: the caller reads it then. */
+/* Messages sent since faulty_arm, up to the end of the step: the caller reads it then. faulty_calls: what may give an
+ * error, which is each of them and the transport's own collectives. */
 int faulty_sent(const transport_t *faulty);
+int faulty_calls(const transport_t *faulty);
 
 #endif

@@ -1,4 +1,5 @@
-/* Runs a function on P ranks, each a thread of this process with a communicator of its own. For tests. */
+/* Runs a function on P ranks, each a thread of this process with a communicator of its own, whose exchanges go over the
+ * transport that GTOPK_TEST_TRANSPORT names: thread or ordered. For tests. */
 #ifndef TESTS_SUPPORT_RANKS_H
 #define TESTS_SUPPORT_RANKS_H
 
@@ -6,7 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "gtopk.h"
+#include "core/comm.h"
+#include "support/ordered.h"
 
 #define RANKS_MAX 64
 
@@ -15,11 +17,28 @@ typedef void (*ranks_fn)(gtopk_comm_t *comm, int rank, int size, void *context);
 typedef struct ranks_thread {
     pthread_t thread;
     gtopk_thread_group_t *group;
+    ordered_group_t *ordered; /* NULL: the thread transport does everything */
     ranks_fn fn;
     void *context;
     double timeout;
     int rank, size;
 } ranks_thread_t;
+
+static gtopk_status_t ranks_open(gtopk_comm_t **comm, const gtopk_comm_config_t *config, ordered_group_t *group)
+{
+    transport_t *thread, *ordered;
+    if (!group)
+        return gtopk_comm_create(comm, config);
+    gtopk_status_t status = transport_thread_open(config, &thread);
+    if (status != GTOPK_OK)
+        return status;
+    status = ordered_create(group, thread, &ordered);
+    if (status != GTOPK_OK) {
+        thread->ops->close(thread);
+        return status;
+    }
+    return comm_open(comm, thread, ordered, config);
+}
 
 static void *ranks_main(void *argument)
 {
@@ -31,7 +50,7 @@ static void *ranks_main(void *argument)
     config.rank = self->rank;
     config.size = self->size;
     config.timeout = self->timeout;
-    if (gtopk_comm_create(&comm, &config) != GTOPK_OK) {
+    if (ranks_open(&comm, &config, self->ordered) != GTOPK_OK) {
         (void)fprintf(stderr, "rank %d: %s\n", self->rank, gtopk_last_error());
         abort();
     }
@@ -44,16 +63,23 @@ static inline void ranks_run_flags(int size, ranks_fn fn, void *context, double 
 {
     ranks_thread_t threads[RANKS_MAX];
     gtopk_thread_group_t *group;
+    ordered_group_t *ordered = ordered_wanted() ? ordered_group_create(size) : NULL;
     if (size > RANKS_MAX || gtopk_thread_group_create(&group, size, flags) != GTOPK_OK)
         abort();
     for (int r = 0; r < size; r++) {
-        threads[r] = (ranks_thread_t){
-            .group = group, .fn = fn, .context = context, .timeout = timeout, .rank = r, .size = size};
+        threads[r] = (ranks_thread_t){.group = group,
+                                      .ordered = ordered,
+                                      .fn = fn,
+                                      .context = context,
+                                      .timeout = timeout,
+                                      .rank = r,
+                                      .size = size};
         if (pthread_create(&threads[r].thread, NULL, ranks_main, &threads[r]) != 0)
             abort();
     }
     for (int r = 0; r < size; r++)
         (void)pthread_join(threads[r].thread, NULL);
+    ordered_group_destroy(ordered);
     gtopk_thread_group_destroy(group);
 }
 

@@ -92,7 +92,7 @@ static device_store_t *store_with(const float *residual, uint64_t dim, int with_
 {
     device_store_t *store;
     assert_int_equal(ops->store_create(device, dim, dim, with_velocity, NULL, &store), GTOPK_OK);
-    assert_int_equal(ops->store_write(store, 0, 0, dim, residual), GTOPK_OK);
+    assert_int_equal(ops->store_write(store, 0, 0, dim, residual, NULL), GTOPK_OK);
     return store;
 }
 
@@ -110,9 +110,13 @@ static void test_select(void **state)
             residual[i] = small_integer(&random) * (random_below(&random, 8) ? 1.0f : 1e-44f);
         device_store_t *store = store_with(residual, DIM, 0);
         const uint64_t k = 1 + random_below(&random, DIM);
-        uint64_t candidates, misses;
-        assert_int_equal(ops->select(store, k, &out, NULL, &candidates, &misses), GTOPK_OK);
+        device_words_t words = {.ok = 1};
+        assert_int_equal(ops->select(store, k, &out, &words, NULL), GTOPK_OK);
         assert_is_top(&set, residual, k);
+        assert_int_equal(words.selected, set.count);
+        words.nonfinite = 1;
+        assert_int_equal(ops->select(store, k, &out, &words, NULL), GTOPK_OK);
+        assert_int_equal(set.count, 0);
         ops->store_destroy(store);
     }
 }
@@ -142,11 +146,11 @@ static void test_merge(void **state)
 static void test_merge_overflow(void **state)
 {
     (void)state;
-    own_set_t a = {{1, 2}, {FLT_MAX, 1.0f}, 2}, b = {{1, 3}, {FLT_MAX, 2.0f}, 2}, kept;
+    own_set_t a = {{1, 2}, {FLT_MAX, 1.0f}, 2}, b = {{1, 3}, {FLT_MAX, 2.0f}, 2}, kept, all;
     const device_set_t set_a = view(&a), set_b = view(&b);
-    device_set_t set_kept = view(&kept);
+    device_set_t set_kept = view(&kept), set_all = view(&all);
     device_words_t words = {.ok = 1};
-    assert_int_equal(ops->merge(device, &set_a, &set_b, 4, &set_kept, NULL, &words, NULL), GTOPK_OK);
+    assert_int_equal(ops->merge(device, &set_a, &set_b, 4, &set_kept, &set_all, &words, NULL), GTOPK_OK);
     assert_int_equal(words.nonfinite, 1);
     assert_int_equal(kept.count, 2);
     assert_int_equal(kept.index[0], 2);
@@ -174,7 +178,8 @@ static void test_deposit(void **state)
             dense[i] *= 0.25f;
         const device_set_t set_all = view(&all), set_sent = view(&sent);
         device_set_t set_out = view(&out);
-        assert_int_equal(ops->deposit(device, &set_all, &set_sent, 0.25f, &set_out, NULL), GTOPK_OK);
+        device_words_t words = {.ok = 1};
+        assert_int_equal(ops->deposit(device, &set_all, &set_sent, 0.25f, &set_out, &words, NULL), GTOPK_OK);
         assert_is_top(&out, dense, DIM);
     }
 }
@@ -202,7 +207,7 @@ static void test_accumulate_rounds_once(void **state)
         device_words_t words = {.ok = 1};
         device_store_t *store = store_with(before, DIM, 0);
         assert_int_equal(ops->accumulate(store, &span, 1, &params, &words, NULL), GTOPK_OK);
-        assert_int_equal(ops->store_read(store, 0, 0, DIM, after), GTOPK_OK);
+        assert_int_equal(ops->store_read(store, 0, 0, DIM, after, NULL), GTOPK_OK);
         for (int i = 0; i < DIM; i++)
             assert_same_float(after[i], (float)((double)params.scale * (double)x[i] + (double)before[i]));
         ops->store_destroy(store);
@@ -220,14 +225,14 @@ static void test_accumulate_momentum(void **state)
         const device_span_t span = {.length = 3, .data = x, .dtype = GTOPK_F32};
         device_words_t words = {.ok = 1};
         device_store_t *store = store_with(residual, 3, 1);
-        assert_int_equal(ops->store_write(store, 1, 0, 3, velocity), GTOPK_OK);
+        assert_int_equal(ops->store_write(store, 1, 0, 3, velocity, NULL), GTOPK_OK);
         assert_int_equal(ops->accumulate(store, &span, 1, &params, &words, NULL), GTOPK_OK);
         assert_int_equal(words.nonfinite, 1);
-        assert_int_equal(ops->store_read(store, 1, 0, 3, out), GTOPK_OK);
+        assert_int_equal(ops->store_read(store, 1, 0, 3, out, NULL), GTOPK_OK);
         assert_same_float(out[0], 8.0f);
         assert_same_float(out[1], -9.0f);
         assert_same_float(out[2], FLT_MAX);
-        assert_int_equal(ops->store_read(store, 0, 0, 3, out), GTOPK_OK);
+        assert_int_equal(ops->store_read(store, 0, 0, 3, out, NULL), GTOPK_OK);
         assert_same_float(out[0], nesterov ? 26.0f : 24.0f);
         assert_same_float(out[1], nesterov ? -22.5f : -17.0f);
         assert_same_float(out[2], 1.0f);
@@ -253,7 +258,7 @@ static void test_accumulate_special_inputs(void **state)
     assert_int_equal(words.nonfinite, 0);
     assert_int_equal(ops->accumulate(store, spans, 2, &params, &words, NULL), GTOPK_OK);
     assert_int_equal(words.nonfinite, 1);
-    assert_int_equal(ops->store_read(store, 0, 0, 9, out), GTOPK_OK);
+    assert_int_equal(ops->store_read(store, 0, 0, 9, out, NULL), GTOPK_OK);
     const float expected[9] = {1, 2, FLT_MAX, 4.5f, 5, 6, 7.0f + 0x1p-24f, 8.0f + 3.140625f, 9};
     assert_memory_equal(out, expected, sizeof out);
     assert_true(isnan(x[0]) && x[3] == 0.5f && fp16[0] == 0x7c00);
@@ -278,27 +283,28 @@ static void test_commit(void **state)
                                           .deposit_count = 2,
                                           .final = view(&final),
                                           .clear_final_only = paper,
-                                          .size = 2};
+                                          .divisor = 2};
         float out_low[2] = {NAN, NAN}, after[4];
         uint16_t out_high[2] = {0xffff, 0xffff};
         const device_span_t outputs[3] = {
             {0, 2, out_low, GTOPK_F32}, {2, 0, NULL, GTOPK_F32}, {2, 2, out_high, GTOPK_BF16}};
+        const device_target_t target = {.spans = outputs, .count = 3};
         const device_words_t words = {.ok = 1};
         device_store_t *store = store_with(residual, 4, 1);
-        assert_int_equal(ops->store_write(store, 1, 0, 4, ones), GTOPK_OK);
-        assert_int_equal(ops->commit(store, &journal, outputs, 3, 0, &words, NULL), GTOPK_OK);
+        assert_int_equal(ops->store_write(store, 1, 0, 4, ones, NULL), GTOPK_OK);
+        assert_int_equal(ops->commit(store, &journal, &target, &words, NULL), GTOPK_OK);
 
         assert_same_float(out_low[0], 12.0f);
         assert_same_float(out_low[1], 0.0f);
         assert_int_equal(out_high[0], 0);
         assert_int_equal(out_high[1], 0xc301); /* -129 */
-        assert_int_equal(ops->store_read(store, 0, 0, 4, after), GTOPK_OK);
+        assert_int_equal(ops->store_read(store, 0, 0, 4, after, NULL), GTOPK_OK);
         assert_same_float(after[0], 0.5f);
         /* 1 + 2^24 - 2^24 is 0 in this order; paper keeps 7, which 2^24 rounds to 8. */
         assert_same_float(after[1], paper ? 8.0f : 0.0f);
         assert_same_float(after[2], FLT_MAX);
         assert_same_float(after[3], 3.0f);
-        assert_int_equal(ops->store_read(store, 1, 0, 4, after), GTOPK_OK);
+        assert_int_equal(ops->store_read(store, 1, 0, 4, after, NULL), GTOPK_OK);
         const float velocity[4] = {0, 1, 1, 1};
         assert_memory_equal(after, velocity, sizeof after);
         ops->store_destroy(store);
@@ -312,14 +318,16 @@ static void test_commit_keeps_what_outputs_cannot_hold(void **state)
     (void)state;
     const float residual[3] = {0.0f, 1.0f, FLT_MAX};
     own_set_t none = {.count = 0}, final = {{0, 1, 2}, {-257.5f, 2e6f, FLT_MAX}, 3};
-    const device_journal_t journal = {.selected = view(&none), .first = view(&none), .final = view(&final), .size = 2};
+    const device_journal_t journal = {
+        .selected = view(&none), .first = view(&none), .final = view(&final), .divisor = 2};
     uint16_t bf16[1] = {0}, fp16[2] = {0, 0};
     const device_span_t outputs[2] = {{0, 1, bf16, GTOPK_BF16}, {1, 2, fp16, GTOPK_F16}};
+    const device_target_t target = {.spans = outputs, .count = 2, .are_zero = 1};
     const device_words_t words = {.ok = 1};
     float after[3];
     device_store_t *store = store_with(residual, 3, 0);
-    assert_int_equal(ops->commit(store, &journal, outputs, 2, 1, &words, NULL), GTOPK_OK);
-    assert_int_equal(ops->store_read(store, 0, 0, 3, after), GTOPK_OK);
+    assert_int_equal(ops->commit(store, &journal, &target, &words, NULL), GTOPK_OK);
+    assert_int_equal(ops->store_read(store, 0, 0, 3, after, NULL), GTOPK_OK);
     assert_int_equal(bf16[0], 0xc301);
     assert_same_float(after[0], 0.25f);
     assert_int_equal(fp16[0], 0x7bff);
@@ -334,18 +342,19 @@ static void test_commit_of_a_failed_step(void **state)
     (void)state;
     own_set_t selected = {{0}, {3.0f}, 1}, none = {.count = 0};
     const device_journal_t journal = {
-        .selected = view(&selected), .first = view(&selected), .final = view(&none), .size = 2};
+        .selected = view(&selected), .first = view(&selected), .final = view(&none), .divisor = 2};
     const float residual[2] = {3.0f, 1.0f};
     float out[2] = {5.0f, 5.0f}, after[2];
     const device_span_t outputs = {0, 2, out, GTOPK_F32};
+    const device_target_t target = {.spans = &outputs, .count = 1};
     device_store_t *store = store_with(residual, 2, 0);
 
     const device_words_t failed = {.ok = 0, .nonfinite = 1}, nonfinite = {.ok = 1, .nonfinite = 1};
-    assert_int_equal(ops->commit(store, &journal, &outputs, 1, 0, &failed, NULL), GTOPK_OK);
+    assert_int_equal(ops->commit(store, &journal, &target, &failed, NULL), GTOPK_OK);
     assert_same_float(out[0], 5.0f);
-    assert_int_equal(ops->commit(store, &journal, &outputs, 1, 0, &nonfinite, NULL), GTOPK_OK);
+    assert_int_equal(ops->commit(store, &journal, &target, &nonfinite, NULL), GTOPK_OK);
     assert_true(isnan(out[0]) && isnan(out[1]));
-    assert_int_equal(ops->store_read(store, 0, 0, 2, after), GTOPK_OK);
+    assert_int_equal(ops->store_read(store, 0, 0, 2, after, NULL), GTOPK_OK);
     assert_memory_equal(after, residual, sizeof after);
     ops->store_destroy(store);
 }
@@ -357,6 +366,7 @@ static void test_dense(void **state)
     float out[2], sum[3], after[3];
     uint16_t bf16[1];
     const device_span_t outputs[2] = {{0, 2, out, GTOPK_F32}, {2, 1, bf16, GTOPK_BF16}};
+    const device_target_t target = {.spans = outputs, .count = 2};
     device_words_t words = {.ok = 1};
     device_store_t *store = store_with(residual, 3, 0);
     assert_int_equal(ops->dense_gather(store, sum, NULL), GTOPK_OK);
@@ -364,26 +374,97 @@ static void test_dense(void **state)
 
     assert_int_equal(ops->dense_check(store, sum, &words, NULL), GTOPK_OK);
     assert_int_equal(words.nonfinite, 0);
+    assert_int_equal(words.count, 3);
     sum[1] = INFINITY;
     assert_int_equal(ops->dense_check(store, sum, &words, NULL), GTOPK_OK);
     assert_int_equal(words.nonfinite, 1);
-    assert_int_equal(ops->dense_commit(store, sum, 4, outputs, 2, &words, NULL), GTOPK_OK);
+    assert_int_equal(ops->dense_commit(store, sum, 4, &target, &words, NULL), GTOPK_OK);
     assert_true(isnan(out[0]) && isnan(out[1]) && bf16[0] == 0x7fc0);
-    assert_int_equal(ops->store_read(store, 0, 0, 3, after), GTOPK_OK);
+    assert_int_equal(ops->store_read(store, 0, 0, 3, after, NULL), GTOPK_OK);
     assert_memory_equal(after, residual, sizeof after);
 
     words = (device_words_t){.ok = 1, .joined = 1};
-    assert_int_equal(ops->dense_commit(store, sum, 4, outputs, 2, &words, NULL), GTOPK_OK);
+    assert_int_equal(ops->dense_commit(store, sum, 4, &target, &words, NULL), GTOPK_OK);
     assert_true(out[0] == 0.0f && out[1] == 0.0f && bf16[0] == 0);
-    assert_int_equal(ops->store_read(store, 0, 0, 3, after), GTOPK_OK);
+    assert_int_equal(ops->store_read(store, 0, 0, 3, after, NULL), GTOPK_OK);
     assert_memory_equal(after, residual, sizeof after);
 
     words.joined = 0;
     sum[1] = -6.0f;
-    assert_int_equal(ops->dense_commit(store, sum, 4, outputs, 2, &words, NULL), GTOPK_OK);
+    assert_int_equal(ops->dense_commit(store, sum, 4, &target, &words, NULL), GTOPK_OK);
     assert_true(out[0] == 0.75f && out[1] == -1.5f && bf16[0] == 0x3f00 && sum[0] == 0.75f);
-    assert_int_equal(ops->store_read(store, 0, 0, 3, after), GTOPK_OK);
+    assert_int_equal(ops->store_read(store, 0, 0, 3, after, NULL), GTOPK_OK);
     assert_memory_equal(after, zeros, sizeof after);
+    ops->store_destroy(store);
+}
+
+/* The update as arrays: everything of a sparse step, what is not zero of a dense one. */
+static void test_commit_to_arrays(void **state)
+{
+    (void)state;
+    const float residual[4] = {8.0f, 0.0f, 3.0f, 1.0f};
+    own_set_t none = {.count = 0}, final = {{0, 3}, {24.0f, -6.0f}, 2};
+    const device_journal_t journal = {
+        .selected = view(&none), .first = view(&none), .final = view(&final), .divisor = 2};
+    uint32_t indices[4] = {9, 9, 9, 9};
+    float values[4] = {5, 5, 5, 5}, sum[4];
+    const device_target_t target = {.indices = indices, .values = values};
+    device_words_t words = {.ok = 1, .count = 7};
+    device_store_t *store = store_with(residual, 4, 0);
+    assert_int_equal(ops->commit(store, &journal, &target, &words, NULL), GTOPK_OK);
+    assert_true(indices[0] == 0 && indices[1] == 3 && indices[2] == 9);
+    assert_true(values[0] == 12.0f && values[1] == -3.0f && values[2] == 5.0f);
+
+    assert_int_equal(ops->dense_gather(store, sum, NULL), GTOPK_OK);
+    assert_int_equal(ops->dense_commit(store, sum, 2, &target, &words, NULL), GTOPK_OK);
+    assert_int_equal(words.count, 3);
+    assert_true(indices[0] == 0 && indices[1] == 2 && indices[2] == 3 && indices[3] == 9);
+    assert_true(values[0] == 4.0f && values[1] == 1.5f && values[2] == 0.5f && values[3] == 5.0f);
+    ops->store_destroy(store);
+}
+
+/* ---- words ---- */
+
+static void test_words_of_reducers_together(void **state)
+{
+    (void)state;
+    for (int cases = 0; cases < 16; cases++) {
+        device_words_t a = {.ok = 1, .nonfinite = cases & 1}, b = {.ok = 1, .nonfinite = cases >> 1 & 1};
+        device_words_t *const both[2] = {&a, &b};
+        device_words_t told[2];
+        own_set_t final = {.count = 5};
+        const device_set_t final_set = view(&final);
+        const device_outcome_t outcomes[2] = {{&a, &final_set, &told[0]}, {&b, NULL, &told[1]}};
+        const uint32_t nonfinite = (cases & 3) != 0, joined = cases >> 2 & 1, ok = cases >> 3 & 1;
+        assert_int_equal(ops->words_join(device, both, 2, (int)joined, NULL), GTOPK_OK);
+        assert_true(a.nonfinite == nonfinite && b.nonfinite == nonfinite && a.joined == joined && b.joined == joined);
+        a.ok = ok;
+        b.count = 60; /* of a dense step */
+        assert_int_equal(ops->verdict(device, outcomes, 2, NULL), GTOPK_OK);
+        assert_true(told[0].ok == ok && told[1].ok == ok && a.ok == ok && b.ok == ok);
+        assert_int_equal(told[0].count, nonfinite || joined ? 0 : 5);
+        assert_int_equal(told[1].count, nonfinite || joined ? 0 : 60);
+        assert_int_equal(told[1].nonfinite, nonfinite);
+    }
+}
+
+static void test_step_begin_and_found_inf(void **state)
+{
+    (void)state;
+    const float residual[2] = {3.0f, 1.0f};
+    float x[2] = {1.0f, 1.0f}, after[2];
+    const device_span_t span = {.length = 2, .data = x, .dtype = GTOPK_F32};
+    const device_accumulate_t params = {.scale = 1.0f, .zero_input = 1, .found_inf = 1};
+    device_words_t words;
+    memset(&words, 0xff, sizeof words);
+    device_store_t *store = store_with(residual, 2, 0);
+    assert_int_equal(ops->step_begin(store, &words, NULL), GTOPK_OK);
+    assert_true(words.ok == 1 && words.nonfinite == 0 && words.joined == 0 && words.error == 0 && words.count == 0);
+    assert_int_equal(ops->accumulate(store, &span, 1, &params, &words, NULL), GTOPK_OK);
+    assert_int_equal(words.nonfinite, 1);
+    assert_true(x[0] == 1.0f && x[1] == 1.0f);
+    assert_int_equal(ops->store_read(store, 0, 0, 2, after, NULL), GTOPK_OK);
+    assert_memory_equal(after, residual, sizeof after);
     ops->store_destroy(store);
 }
 
@@ -441,6 +522,9 @@ int main(void)
         cmocka_unit_test(test_commit_keeps_what_outputs_cannot_hold),
         cmocka_unit_test(test_commit_of_a_failed_step),
         cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_commit_to_arrays),
+        cmocka_unit_test(test_words_of_reducers_together),
+        cmocka_unit_test(test_step_begin_and_found_inf),
         cmocka_unit_test(test_open),
     };
     return cmocka_run_group_tests_name("device_reference", tests, open_reference, close_reference);

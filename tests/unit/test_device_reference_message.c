@@ -1,4 +1,5 @@
-/* The reference device's messages: round trips, flags, and values and indices spoilt by hand. */
+/* The reference device's messages: round trips, flags, headers that are not the awaited ones, and values and indices spoilt
+ * by hand. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,6 +11,7 @@
 
 #include "device/device.h"
 #include "support/random.h"
+#include "wire/bytes.h"
 
 enum { DIM = 60, ROUNDS = 400 };
 
@@ -40,27 +42,58 @@ static void draw_set(random_state_t *random, own_set_t *set, int integers)
     }
 }
 
-static const wire_header_t header = {.algorithm = WIRE_BLOCK, .k = DIM, .dim = DIM, .scale = 1.0f};
+static const wire_header_t header = {
+    .algorithm = GTOPK_ALGORITHM_TOPK,
+    .round = 3,
+    .sender = 4,
+    .epoch = 5,
+    .reducer = 6,
+    .config_hash = 7,
+    .k = DIM,
+    .dim = DIM,
+    .step = 8,
+    .scale = 1.0f,
+};
 
 /* Encodes, seals, reads the header. */
-static wire_header_t encode(own_set_t *set, int value_type, uint8_t *message, own_set_t *decoded,
-                            const device_words_t *words)
+static wire_header_t encode(own_set_t *set, int value_type, uint8_t *message, own_set_t *decoded, device_words_t *words)
 {
+    device_words_t own = {.ok = 1};
     wire_header_t full = header;
     full.value_type = (uint8_t)value_type;
     const device_set_t in = view(set);
     device_set_t out = view(decoded);
-    assert_int_equal(ops->encode(device, &in, &full, message, &out, words, NULL), GTOPK_OK);
+    assert_int_equal(ops->encode(device, &in, &full, message, &out, words ? words : &own, NULL), GTOPK_OK);
     const size_t size = wire_own_size(message);
     wire_seal(message, size - WIRE_HEADER_SIZE);
     assert_int_equal(wire_header_read(message, size, 0, &full), GTOPK_OK);
     return full;
 }
 
-static gtopk_status_t decode(const uint8_t *message, const wire_header_t *read, own_set_t *out, device_words_t *words)
+static wire_expect_t expect_of(const wire_header_t *read)
+{
+    return (wire_expect_t){
+        .algorithm = read->algorithm,
+        .value_type = read->value_type,
+        .round = read->round,
+        .sender = read->sender,
+        .epoch = read->epoch,
+        .reducer = read->reducer,
+        .config_hash = read->config_hash,
+        .dim = read->dim,
+        .k = read->k,
+        .step = read->step,
+    };
+}
+
+/* The error that the words have after it, DEVICE_NO_ERROR when the set is there. */
+static device_error_t decode(const uint8_t *message, const wire_header_t *read, own_set_t *out, device_words_t *words)
 {
     device_set_t set = view(out);
-    return ops->decode(device, message, read, &set, words, NULL);
+    const wire_expect_t expect = expect_of(read);
+    assert_int_equal(ops->decode(device, message, wire_own_size(message), &expect, &set, words, NULL), GTOPK_OK);
+    assert_int_equal(words->ok, words->error == DEVICE_NO_ERROR);
+    return (device_error_t)words->error;
 }
 
 /* Small integers come back as they were, in every type; other values within half a unit, and no zeros. */
@@ -78,8 +111,9 @@ static void test_round_trip(void **state)
             double largest = 0.0;
             for (uint32_t i = 0; i < set.count; i++)
                 largest = fmax(largest, fabs((double)set.value[i]));
+            device_words_t words = {.ok = 1};
             const wire_header_t read = encode(&set, type, message, &decoded, NULL);
-            assert_int_equal(decode(message, &read, &received, NULL), GTOPK_OK);
+            assert_int_equal(decode(message, &read, &received, &words), DEVICE_NO_ERROR);
             assert_int_equal(received.count, decoded.count);
             assert_int_equal(read.count, decoded.count);
             uint32_t d = 0;
@@ -122,33 +156,137 @@ static void test_flags_travel(void **state)
     uint8_t message[256];
     for (uint32_t sender = 0; sender < 4; sender++)
         for (uint32_t receiver = 0; receiver < 4; receiver++) {
-            const device_words_t from = {.ok = 1, .nonfinite = sender & 1, .joined = sender >> 1};
+            device_words_t from = {.ok = 1, .nonfinite = sender & 1, .joined = sender >> 1};
             device_words_t to = {.ok = 1, .nonfinite = receiver & 1, .joined = receiver >> 1};
             const wire_header_t read = encode(&set, GTOPK_VALUE_BF16, message, &decoded, &from);
             assert_int_equal(read.count, from.nonfinite ? 0 : 1);
             assert_int_equal(decoded.count, read.count);
-            assert_int_equal(decode(message, &read, &received, &to), GTOPK_OK);
+            assert_int_equal(decode(message, &read, &received, &to), DEVICE_NO_ERROR);
             assert_int_equal(to.nonfinite, from.nonfinite || (receiver & 1));
             assert_int_equal(to.joined, from.joined && receiver >> 1);
             assert_int_equal(to.ok, 1);
         }
 }
 
-/* One entry whose value's code is replaced. */
-static gtopk_status_t decode_code(int value_type, uint32_t code, float scale)
+/* After an error nobody is to take in what this rank makes of the step. */
+static void test_a_failed_rank_says_so(void **state)
+{
+    (void)state;
+    own_set_t set = {{3}, {1.0f}, 1}, decoded, received;
+    uint8_t message[256];
+    device_words_t from = {.ok = 0, .error = DEVICE_BAD_PAYLOAD}, to = {.ok = 1};
+    const wire_header_t read = encode(&set, GTOPK_VALUE_F16, message, &decoded, &from);
+    assert_int_equal(read.count, 0);
+    assert_int_equal(decoded.count, 0);
+    assert_int_equal(read.flags, WIRE_ABORT);
+    assert_int_equal(decode(message, &read, &received, &to), DEVICE_BAD_HEADER);
+}
+
+static void test_address(void **state)
+{
+    (void)state;
+    own_set_t set = {{3}, {1.0f}, 1}, decoded, received;
+    uint8_t message[256];
+    device_words_t words = {.ok = 1};
+    wire_header_t read = encode(&set, GTOPK_VALUE_F32, message, &decoded, NULL);
+    assert_int_equal(ops->address(device, message, 90, 91, 2, &words, NULL), GTOPK_OK);
+    read.sender = 90;
+    read.round = 91;
+    read.k = 2;
+    assert_int_equal(decode(message, &read, &received, &words), DEVICE_NO_ERROR);
+    assert_true(received.count == 1 && received.index[0] == 3 && received.value[0] == 1.0f);
+
+    /* What is passed on after an error is a last word: nobody takes it in. */
+    device_words_t failed = {.ok = 0}, theirs = {.ok = 1};
+    assert_int_equal(ops->address(device, message, 90, 91, 2, &failed, NULL), GTOPK_OK);
+    assert_int_equal(decode(message, &read, &received, &theirs), DEVICE_BAD_HEADER);
+    assert_int_equal(received.count, 0);
+}
+
+/* Whatever else the header says: the words bring it, and what was awaited. */
+static void test_decode_refuses_headers(void **state)
+{
+    (void)state;
+    own_set_t set = {{3}, {1.0f}, 1}, decoded;
+    uint8_t message[256];
+    const wire_header_t read = encode(&set, GTOPK_VALUE_BF16, message, &decoded, NULL);
+    for (int field = 0; field < 11; field++) {
+        wire_expect_t expect = expect_of(&read);
+        size_t capacity = sizeof message;
+        switch (field) {
+        case 0: expect.algorithm = GTOPK_ALGORITHM_GTOPK; break;
+        case 1: expect.value_type = GTOPK_VALUE_F16; break;
+        case 2: expect.round ^= 0x100; break;
+        case 3: expect.sender ^= 1; break;
+        case 4: expect.epoch ^= 1u << 31; break;
+        case 5: expect.reducer ^= 1; break;
+        case 6: expect.config_hash ^= 1u << 16; break;
+        case 7: expect.dim++; break;
+        case 8: expect.k--; break;
+        case 9: expect.step ^= 1ull << 32; break;
+        default: capacity = wire_own_size(message) - 1; break;
+        }
+        device_words_t words = {.ok = 1, .joined = 1};
+        own_set_t out = {.count = 9};
+        device_set_t out_set = view(&out);
+        assert_int_equal(ops->decode(device, message, capacity, &expect, &out_set, &words, NULL), GTOPK_OK);
+        assert_true(words.ok == 0 && words.error == DEVICE_BAD_HEADER && words.joined == 1 && out.count == 0);
+        assert_memory_equal(words.header, message, sizeof words.header);
+        assert_true(words.expect.step == expect.step && words.expect.k == expect.k &&
+                    words.expect.sender == expect.sender && words.expect.round == expect.round);
+
+        /* The first error is kept. */
+        message[WIRE_HEADER_SIZE] ^= 1;
+        expect.sender = 99;
+        assert_int_equal(ops->decode(device, message, sizeof message, &expect, &out_set, &words, NULL), GTOPK_OK);
+        message[WIRE_HEADER_SIZE] ^= 1;
+        assert_true(words.ok == 0 && words.error == DEVICE_BAD_HEADER && words.expect.sender != 99);
+    }
+}
+
+static void test_sets_without_room(void **state)
+{
+    (void)state;
+    own_set_t set = {{3, 4}, {1.0f, 2.0f}, 2}, other = {{4, 9}, {1.0f, 2.0f}, 2}, decoded, out, all;
+    uint8_t message[256];
+    const wire_header_t read = encode(&set, GTOPK_VALUE_F32, message, &decoded, NULL);
+    const wire_expect_t expect = expect_of(&read);
+    const device_set_t a = view(&set), b = view(&other);
+    for (int call = 0; call < 6; call++) {
+        device_words_t words = {.ok = 1};
+        device_set_t small = view(&out), large = view(&all);
+        out.count = 9;
+        small.capacity = 1;
+        switch (call) {
+        case 0: (void)ops->decode(device, message, sizeof message, &expect, &small, &words, NULL); break;
+        case 1: (void)ops->copy_set(device, &a, &small, &words, NULL); break;
+        case 2: (void)ops->merge(device, &a, &b, 2, &small, &large, &words, NULL); break;
+        case 3: (void)ops->merge(device, &a, &b, 2, &large, &small, &words, NULL); break;
+        case 4: (void)ops->deposit(device, &a, &b, 1.0f, &small, &words, NULL); break;
+        default: (void)ops->encode(device, &a, &read, message, &small, &words, NULL); break;
+        }
+        assert_true(words.ok == 0 && words.error == DEVICE_NO_ROOM && out.count == 0);
+    }
+    assert_int_equal(wire_own_size(message), WIRE_HEADER_SIZE);
+}
+
+/* One entry whose value's code and scale are replaced. 1: it is refused. */
+static int refuses_code(int value_type, uint32_t code, float scale)
 {
     own_set_t set = {{7}, {1.0f}, 1}, out;
     uint8_t message[256];
     device_words_t words = {.ok = 1};
-    wire_header_t read = encode(&set, value_type, message, &out, NULL);
+    const wire_header_t read = encode(&set, value_type, message, &out, NULL);
     const size_t size = wire_value_size(value_type), at = wire_own_size(message) - size;
     for (size_t b = 0; b < size; b++)
         message[at + b] = (uint8_t)(code >> 8 * b);
-    read.scale = scale;
-    const gtopk_status_t status = decode(message, &read, &out, &words);
-    assert_int_equal(words.ok, status == GTOPK_OK);
-    assert_int_equal(out.count, status == GTOPK_OK);
-    return status;
+    uint32_t bits;
+    memcpy(&bits, &scale, sizeof bits);
+    bytes_store32(message + 48, bits);
+    const device_error_t error = decode(message, &read, &out, &words);
+    assert_true(error == DEVICE_NO_ERROR || error == DEVICE_BAD_PAYLOAD);
+    assert_int_equal(out.count, error == DEVICE_NO_ERROR);
+    return error != DEVICE_NO_ERROR;
 }
 
 static void test_decode_refuses_values(void **state)
@@ -188,8 +326,7 @@ static void test_decode_refuses_values(void **state)
         {GTOPK_VALUE_I8, 0x01, 0x1p-126f, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
-        if (decode_code(cases[i].value_type, cases[i].code, cases[i].scale) !=
-            (cases[i].good ? GTOPK_OK : GTOPK_ERR_CORRUPT))
+        if (refuses_code(cases[i].value_type, cases[i].code, cases[i].scale) == cases[i].good)
             fail_msg("value type %d, code %#x, scale %g should be %s", cases[i].value_type, cases[i].code,
                      (double)cases[i].scale, cases[i].good ? "good" : "refused");
 }
@@ -202,8 +339,9 @@ static void test_decode_refuses_indices(void **state)
     device_words_t words = {.ok = 1};
     const wire_header_t read = encode(&set, GTOPK_VALUE_F32, message, &out, NULL);
     message[WIRE_HEADER_SIZE + wire_low_bytes(DIM, 2)] ^= 1; /* one more bit in the unary part */
-    assert_int_equal(decode(message, &read, &out, &words), GTOPK_ERR_CORRUPT);
-    assert_int_equal(words.ok, 0);
+    assert_int_equal(decode(message, &read, &out, &words), DEVICE_BAD_PAYLOAD);
+    assert_memory_equal(words.header, message, sizeof words.header);
+    assert_int_equal(words.expect.sender, read.sender);
     assert_int_equal(out.count, 0);
 }
 
@@ -229,6 +367,10 @@ int main(void)
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_encode_leaves_zeros_out),
         cmocka_unit_test(test_flags_travel),
+        cmocka_unit_test(test_a_failed_rank_says_so),
+        cmocka_unit_test(test_address),
+        cmocka_unit_test(test_decode_refuses_headers),
+        cmocka_unit_test(test_sets_without_room),
         cmocka_unit_test(test_decode_refuses_values),
         cmocka_unit_test(test_decode_refuses_indices),
     };

@@ -7,9 +7,10 @@
 
 #include <cmocka.h>
 
-#include "exchange/link.h"
+#include "exchange/check.h"
 #include "support/check.h"
 #include "support/ranks.h"
+#include "support/step.h"
 
 #define EPOCH 77u
 #define PAYLOAD 100
@@ -26,9 +27,9 @@ static const struct {
     {GTOPK_ALGORITHM_DENSE, "a gradient exchange (dense)"},
     {GTOPK_ALGORITHM_TOPK, "a gradient exchange (topk)"},
     {GTOPK_ALGORITHM_GTOPK, "a gradient exchange (gtopk)"},
-    {GTOPK_ALGORITHM_GTOPK_TREE, "a gradient exchange (gtopk_tree)"},
+    {GTOPK_ALGORITHM_GTOPK_TREE, "a gradient exchange (gtopk-tree)"},
     {WIRE_BROADCAST, "a broadcast"},
-    {WIRE_ALLGATHER, "an all-gather (a new reducer begins with one)"},
+    {WIRE_ALLGATHER, "an all-gather (new reducers and collectives begin with one)"},
     {WIRE_REDUCE_SCATTER, "an all-reduce"},
     {WIRE_BARRIER, "a barrier"},
 };
@@ -53,24 +54,24 @@ static size_t build(uint8_t *message, uint8_t algorithm, uint32_t epoch, uint8_t
     return WIRE_HEADER_SIZE + payload;
 }
 
-static link_expect_t awaited(uint8_t algorithm)
+static wire_expect_t awaited(uint8_t algorithm)
 {
     const int is_set = algorithm <= GTOPK_ALGORITHM_GTOPK_TREE;
-    return (link_expect_t){.algorithm = algorithm, .value_type = is_set ? GTOPK_VALUE_F32 : WIRE_VALUE_BYTES, .dim = 5};
+    return (wire_expect_t){.algorithm = algorithm, .value_type = is_set ? GTOPK_VALUE_F32 : WIRE_VALUE_BYTES, .dim = 5};
 }
 
 static void both_calls_are_named(void **state)
 {
     (void)state;
     transport_t transport = {.ops = &EXACT, .size = 2};
-    link_t link = {.transport = &transport, .epoch = EPOCH};
+    link_t link = {.control = &transport, .data = &transport, .epoch = EPOCH};
     uint8_t message[MESSAGE];
     for (int theirs = 0; theirs < CALL_COUNT; theirs++)
         for (int ours = 0; ours < CALL_COUNT; ours++) {
             char text[256];
-            const link_expect_t expect = awaited(CALLS[ours].algorithm);
+            const wire_expect_t expect = awaited(CALLS[ours].algorithm);
             const size_t bytes = build(message, CALLS[theirs].algorithm, EPOCH, 0);
-            const gtopk_status_t status = link_check(&link, message, bytes, 0, 1, &expect, NULL);
+            const gtopk_status_t status = check_message(&link, message, bytes, CHECK_WHOLE, 1, &expect, NULL);
             (void)snprintf(text, sizeof text, "rank 1 sent a message of %s, this rank is in %s: all ranks must make",
                            CALLS[theirs].name, CALLS[ours].name);
             if (theirs == ours)
@@ -78,8 +79,8 @@ static void both_calls_are_named(void **state)
             else
                 assert_says(status, GTOPK_ERR_DESYNC, text);
         }
-    const link_expect_t expect = awaited(WIRE_BARRIER);
-    assert_says(link_check(&link, message, build(message, WIRE_ALLGATHER, EPOCH, 0), 0, 1, &expect, NULL),
+    const wire_expect_t expect = awaited(WIRE_BARRIER);
+    assert_says(check_message(&link, message, build(message, WIRE_ALLGATHER, EPOCH, 0), CHECK_WHOLE, 1, &expect, NULL),
                 GTOPK_ERR_DESYNC, "add, freeze and load parameters on every rank or on none");
 }
 
@@ -87,29 +88,30 @@ static void a_greeting_is_named(void **state)
 {
     (void)state;
     transport_t transport = {.ops = &EXACT, .size = 2};
-    link_t link = {.transport = &transport, .epoch = EPOCH};
-    link_expect_t expect = awaited(WIRE_BARRIER);
+    link_t link = {.control = &transport, .data = &transport, .epoch = EPOCH};
+    wire_expect_t expect = awaited(WIRE_BARRIER);
     uint8_t message[MESSAGE];
     size_t bytes = build(message, WIRE_ALLGATHER, 0, 0);
-    assert_says(link_check(&link, message, bytes, 0, 1, &expect, NULL), GTOPK_ERR_DESYNC,
+    assert_says(check_message(&link, message, bytes, CHECK_WHOLE, 1, &expect, NULL), GTOPK_ERR_DESYNC,
                 "sent a message of the greeting of a new communicator, this rank is in a barrier:");
     /* The same kind of message on both sides does not make them the same call. */
     expect = awaited(WIRE_ALLGATHER);
-    assert_says(link_check(&link, message, bytes, 0, 1, &expect, NULL), GTOPK_ERR_DESYNC,
+    assert_says(check_message(&link, message, bytes, CHECK_WHOLE, 1, &expect, NULL), GTOPK_ERR_DESYNC,
                 "the greeting of a new communicator, this rank is in an all-gather");
     link.epoch = 0;
-    ASSERT_OK(link_check(&link, message, bytes, 0, 1, &expect, NULL));
+    ASSERT_OK(check_message(&link, message, bytes, CHECK_WHOLE, 1, &expect, NULL));
     bytes = build(message, WIRE_BROADCAST, EPOCH, 0);
-    assert_says(link_check(&link, message, bytes, 0, 1, &expect, NULL), GTOPK_ERR_DESYNC,
+    assert_says(check_message(&link, message, bytes, CHECK_WHOLE, 1, &expect, NULL), GTOPK_ERR_DESYNC,
                 "a broadcast, this rank is in the greeting of a new communicator:");
     bytes = build(message, WIRE_BROADCAST, 0, 0);
-    assert_int_equal(link_check(&link, message, bytes, 0, 1, &expect, NULL), GTOPK_ERR_DESYNC);
+    assert_int_equal(check_message(&link, message, bytes, CHECK_WHOLE, 1, &expect, NULL), GTOPK_ERR_DESYNC);
     /* Two communicators that have greeted are told apart by their epochs; a last word is one in every call. */
     link.epoch = EPOCH;
     bytes = build(message, WIRE_ALLGATHER, EPOCH + 1, 0);
-    assert_says(link_check(&link, message, bytes, 0, 1, &expect, NULL), GTOPK_ERR_DESYNC, "communicator epoch 78");
+    assert_says(check_message(&link, message, bytes, CHECK_WHOLE, 1, &expect, NULL), GTOPK_ERR_DESYNC,
+                "communicator epoch 78");
     bytes = build(message, WIRE_BARRIER, 0, WIRE_ABORT);
-    assert_says(link_check(&link, message, bytes, 0, 1, &expect, NULL), GTOPK_ERR_ABORTED, "gave up");
+    assert_says(check_message(&link, message, bytes, CHECK_WHOLE, 1, &expect, NULL), GTOPK_ERR_ABORTED, "gave up");
 }
 
 /* A padded transport delivers as much as was awaited of a longer message. */
@@ -118,26 +120,28 @@ static void a_head_names_the_call(void **state)
     (void)state;
     enum { HELD = WIRE_HEADER_SIZE + 10 };
     transport_t transport = {.ops = &PADDED, .size = 2};
-    link_t link = {.transport = &transport, .epoch = EPOCH};
+    link_t link = {.control = &transport, .data = &transport, .epoch = EPOCH};
     uint8_t message[MESSAGE];
     (void)build(message, WIRE_ALLGATHER, EPOCH, 0);
-    link_expect_t expect = awaited(WIRE_BARRIER);
-    assert_says(link_check(&link, message, HELD, 1, 1, &expect, NULL), GTOPK_ERR_DESYNC,
-                "an all-gather (a new reducer begins with one), this rank is in a barrier");
+    wire_expect_t expect = awaited(WIRE_BARRIER);
+    assert_says(check_message(&link, message, HELD, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_DESYNC,
+                "an all-gather (new reducers and collectives begin with one), this rank is in a barrier");
     /* The awaited call: then it is the message that is wrong. */
     expect = awaited(WIRE_ALLGATHER);
-    assert_says(link_check(&link, message, HELD, 1, 1, &expect, NULL), GTOPK_ERR_CORRUPT, "74 bytes arrived");
+    assert_says(check_message(&link, message, HELD, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_CORRUPT,
+                "74 bytes arrived");
     /* A header that is not one, a message that does fit and is damaged, no whole header: nothing is read out of them. */
     expect = awaited(WIRE_BARRIER);
     message[0] ^= 1;
-    assert_int_equal(link_check(&link, message, HELD, 1, 1, &expect, NULL), GTOPK_ERR_CORRUPT);
+    assert_int_equal(check_message(&link, message, HELD, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_CORRUPT);
     message[0] ^= 1;
     message[MESSAGE - 1] ^= 1;
-    assert_says(link_check(&link, message, MESSAGE, 1, 1, &expect, NULL), GTOPK_ERR_CORRUPT, "checksum");
-    assert_int_equal(link_check(&link, message, WIRE_HEADER_SIZE - 1, 1, 1, &expect, NULL), GTOPK_ERR_CORRUPT);
+    assert_says(check_message(&link, message, MESSAGE, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_CORRUPT, "checksum");
+    assert_int_equal(check_message(&link, message, WIRE_HEADER_SIZE - 1, CHECK_PADDED, 1, &expect, NULL),
+                     GTOPK_ERR_CORRUPT);
     /* A last word is as long as a header, so a longer one is none. */
     (void)build(message, WIRE_ALLGATHER, EPOCH, WIRE_ABORT);
-    assert_int_equal(link_check(&link, message, HELD, 1, 1, &expect, NULL), GTOPK_ERR_CORRUPT);
+    assert_int_equal(check_message(&link, message, HELD, CHECK_PADDED, 1, &expect, NULL), GTOPK_ERR_CORRUPT);
 }
 
 /* ---- two ranks in different calls ---- */
@@ -158,7 +162,7 @@ static gtopk_status_t take_step(gtopk_reducer_t *reducer, uint64_t length)
     for (int i = 0; i < LARGE; i++)
         values[i] = (float)(i + 1);
     REQUIRE(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, 0, NULL) == GTOPK_OK);
-    return gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL);
+    return step_reduce(reducer, &tensor, 1, 0, NULL);
 }
 
 static void require_says(gtopk_status_t status, const char *text)
@@ -191,8 +195,9 @@ static void make_a_reducer_alone(gtopk_comm_t *comm, int rank, int size, void *c
     (void)context;
     make_reducer(comm, &reducer, LARGE);
     if (rank == 0)
-        require_says(take_step(reducer, LARGE), "sent a message of an all-gather (a new reducer begins with one), "
-                                                "this rank is in a gradient exchange (gtopk)");
+        require_says(take_step(reducer, LARGE),
+                     "sent a message of an all-gather (new reducers and collectives begin with one), "
+                     "this rank is in a gradient exchange (gtopk)");
     else
         require_says(gtopk_reducer_create(&other, comm, NULL, &length, 1),
                      "sent a message of a gradient exchange (gtopk), this rank is in an all-gather");

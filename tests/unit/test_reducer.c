@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "support/check.h"
+#include "support/step.h"
 #include "util/fpenv.h"
 
 static const uint64_t two_segments[2] = {6, 4};
@@ -42,9 +43,10 @@ static void test_step_of_one_rank(void **state)
     gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
     gtopk_stats_t stats = {.struct_size = sizeof stats};
     ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 2.0, GTOPK_ZERO_INPUT, NULL));
+    ASSERT_OK(gtopk_reducer_wait(reducer, NULL));
     for (int i = 0; i < 6; i++)
         assert_true(a[i] == 0.0f);
-    ASSERT_OK(gtopk_reducer_reduce(reducer, tensors, 2, GTOPK_OUTPUT_IS_ZERO, NULL, &stats));
+    ASSERT_OK(step_reduce(reducer, tensors, 2, GTOPK_OUTPUT_IS_ZERO, &stats));
     const float expected_a[6] = {0, -10, 0, 4, 0, 0}, expected_b[4] = {0, 6, 0, 0}; /* of three 4s the lowest index */
     assert_memory_equal(a, expected_a, sizeof a);
     assert_memory_equal(b, expected_b, sizeof b);
@@ -90,7 +92,7 @@ static void test_the_callers_flags_change_nothing(void **state)
     const gtopk_status_t first = gtopk_reducer_accumulate(reducer, NULL, tensors, 1, 1.0, 0, NULL);
     const gtopk_status_t second = gtopk_reducer_accumulate(reducer, &(uint32_t){1}, tensors + 1, 1, 0.7, 0, NULL);
     const gtopk_status_t read = gtopk_reducer_residual(reducer, 1, residual, 4);
-    const gtopk_status_t reduced = gtopk_reducer_reduce_sparse(reducer, &set, 0, NULL, NULL);
+    const gtopk_status_t reduced = step_reduce_sparse(reducer, &set, 0, NULL);
     const gtopk_status_t encoded = gtopk_encode(&set, 10, GTOPK_VALUE_BF16, message, &bytes);
     const fpenv_t flags = fpenv_enter();
     fpenv_leave(saved);
@@ -148,7 +150,7 @@ static void test_wrong_arguments_change_nothing(void **state)
     ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, good, 2, 1, 0, NULL));
     assert_says(gtopk_reducer_accumulate(reducer, NULL, good, 1, 1, 0, NULL), GTOPK_ERR_STATE, "step 0");
     assert_says(gtopk_reducer_set_density(reducer, 0.5), GTOPK_ERR_STATE, "between accumulate and reduce");
-    ASSERT_OK(gtopk_reducer_reduce(reducer, good, 2, 0, NULL, NULL));
+    ASSERT_OK(step_reduce(reducer, good, 2, 0, NULL));
     gtopk_reducer_destroy(reducer);
     gtopk_comm_destroy(comm);
 }
@@ -168,7 +170,7 @@ static void test_a_cancelled_step_keeps_what_was_accumulated(void **state)
     ASSERT_OK(gtopk_reducer_set_density(reducer, 0.2));
     b[0] = 0;
     ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 1, 0, NULL));
-    ASSERT_OK(gtopk_reducer_reduce(reducer, tensors, 2, 0, NULL, &stats));
+    ASSERT_OK(step_reduce(reducer, tensors, 2, 0, &stats));
     assert_true(stats.step == 0 && stats.nonfinite == 0 && a[5] == 12.0f && a[4] == 10.0f && a[3] == 0.0f);
     ASSERT_OK(gtopk_reducer_residual(reducer, 0, residual, 6));
     assert_true(residual[3] == 8.0f && residual[5] == 0.0f);
@@ -238,7 +240,7 @@ static void test_destroy_in_any_order(void **state)
     float a[6] = {1, 2, 3, 4, 5, 6}, b[4] = {0};
     gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
     ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 1, 0, NULL));
-    ASSERT_OK(gtopk_reducer_reduce(reducer, tensors, 2, 0, NULL, NULL));
+    ASSERT_OK(step_reduce(reducer, tensors, 2, 0, NULL));
     gtopk_reducer_destroy(reducer);
 }
 
@@ -257,6 +259,21 @@ static void test_handles_do_not_survive_fork(void **state)
     assert_int_equal(waitpid(child, &result, 0), child);
     assert_int_equal(result, 0);
     gtopk_reducer_destroy(reducer);
+    gtopk_comm_destroy(comm);
+}
+
+/* What a step left in a queue is done by then. */
+static void test_destroyed_right_after_a_step(void **state)
+{
+    (void)state;
+    gtopk_comm_t *comm = open_self();
+    gtopk_reducer_t *reducer = open_reducer(comm, 0.3);
+    float a[6] = {1, -5, 0, 2, -2, 0.5f}, b[4] = {2, 3, 0, -1};
+    const gtopk_tensor_t tensors[2] = {{a, 6, GTOPK_F32, 0}, {b, 4, GTOPK_F32, 0}};
+    ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, tensors, 2, 1.0, 0, NULL));
+    ASSERT_OK(gtopk_reducer_reduce(reducer, tensors, 2, 0, NULL, NULL));
+    gtopk_reducer_destroy(reducer);
+    assert_true(a[0] == 0.0f && a[1] == -5.0f && b[1] == 3.0f);
     gtopk_comm_destroy(comm);
 }
 
@@ -289,6 +306,7 @@ static void test_one_call_at_a_time(void **state)
     const gtopk_tensor_t tensor = {x, LENGTH, GTOPK_F32, 0};
     reentry = GTOPK_OK;
     ASSERT_OK(gtopk_reducer_accumulate(reentered, NULL, &tensor, 1, 1, 0, NULL));
+    ASSERT_OK(gtopk_reducer_wait(reentered, NULL));
     assert_int_equal(reentry, GTOPK_ERR_STATE);
     gtopk_reducer_destroy(reentered);
     gtopk_comm_destroy(comm);
@@ -307,6 +325,7 @@ int main(void)
         cmocka_unit_test(test_wrong_configurations),
         cmocka_unit_test(test_null_handles),
         cmocka_unit_test(test_destroy_in_any_order),
+        cmocka_unit_test(test_destroyed_right_after_a_step),
         cmocka_unit_test(test_handles_do_not_survive_fork),
         cmocka_unit_test(test_one_call_at_a_time),
     };

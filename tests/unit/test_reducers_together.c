@@ -10,6 +10,7 @@
 
 #include "support/check.h"
 #include "support/ranks.h"
+#include "support/step.h"
 
 static const uint64_t two_segments[2] = {6, 4};
 
@@ -51,8 +52,8 @@ static void run_group(gtopk_comm_t *comm, int rank, int size, void *context)
     group_create(comm, reducers);
     REQUIRE(gtopk_reducer_accumulate(reducers[0], NULL, &small, 1, 1, GTOPK_ZERO_INPUT, NULL) == GTOPK_OK);
     REQUIRE(gtopk_reducer_accumulate(reducers[1], NULL, large, 2, 1, GTOPK_ZERO_INPUT, NULL) == GTOPK_OK);
-    REQUIRE(gtopk_reducers_reduce(reducers, mine ? NULL : outputs, mine ? none : counts, 2, mine ? GTOPK_JOINED : 0,
-                                  NULL, both) == GTOPK_OK);
+    REQUIRE(step_reduce_all(reducers, mine ? NULL : outputs, mine ? none : counts, 2, mine ? GTOPK_JOINED : 0, both) ==
+            GTOPK_OK);
     for (int i = 0; i < 2; i++)
         REQUIRE(stats[i].nonfinite == bad && stats[i].all_joined == all && stats[i].step == 0);
     REQUIRE(stats[0].count == (uint64_t)(bad || all ? 0 : 4) && stats[1].count == (uint64_t)(bad || all ? 0 : 5));
@@ -113,7 +114,7 @@ static void test_wrong_groups(void **state)
     /* Nothing of that ended the step. */
     ASSERT_OK(gtopk_reducer_residual(reducers[0], 0, residual, 4));
     assert_true(residual[1] == 2.0f && dense[1] == 0.0f);
-    ASSERT_OK(gtopk_reducers_reduce(reducers, outputs, counts, 2, 0, NULL, NULL));
+    ASSERT_OK(step_reduce_all(reducers, outputs, counts, 2, 0, NULL));
     assert_true(dense[1] == 2.0f);
     for (int i = 0; i < 2; i++) {
         gtopk_reducer_destroy(reducers[i]);

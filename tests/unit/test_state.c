@@ -12,6 +12,7 @@
 #include "support/check.h"
 #include "support/ranks.h"
 #include "support/random.h"
+#include "support/step.h"
 
 #define DIM 500
 
@@ -51,7 +52,7 @@ static void step(run_t *run, gtopk_reducer_t *reducer, int rank, int number)
     const gtopk_tensor_t tensors[3] = {
         {gradient, 200, GTOPK_F32, 0}, {NULL, 0, GTOPK_F32, 0}, {gradient + 200, 300, GTOPK_F32, 0}};
     REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 3, 1, GTOPK_ZERO_INPUT, NULL) == GTOPK_OK);
-    REQUIRE(gtopk_reducer_reduce(reducer, tensors, 3, GTOPK_OUTPUT_IS_ZERO, NULL, NULL) == GTOPK_OK);
+    REQUIRE(step_reduce(reducer, tensors, 3, GTOPK_OUTPUT_IS_ZERO, NULL) == GTOPK_OK);
     memcpy(run->updates[rank][number], gradient, sizeof gradient);
 }
 
@@ -174,7 +175,7 @@ static void test_refusals(void **state)
     assert_int_equal(gtopk_reducer_accumulate(reducer, NULL, tensors, 3, 1, 0, NULL), GTOPK_OK);
     assert_int_equal(gtopk_reducer_state_save(reducer, broken, bytes), GTOPK_ERR_STATE);
     assert_int_equal(gtopk_reducer_state_load(reducer, saved, bytes), GTOPK_ERR_STATE);
-    assert_int_equal(gtopk_reducer_reduce(reducer, tensors, 3, 0, NULL, &stats), GTOPK_OK);
+    assert_int_equal(step_reduce(reducer, tensors, 3, 0, &stats), GTOPK_OK);
     assert_int_equal(stats.step, 5);
     assert_int_equal(stats.count, 1);
     gtopk_reducer_destroy(different);
@@ -200,7 +201,7 @@ static void test_residual_is_set_by_hand(void **state)
     assert_int_equal(gtopk_reducer_set_residual(reducer, 2, values, 200), GTOPK_ERR_INVALID);
     gtopk_set_t set = {malloc(sizeof(uint32_t) * 10), malloc(sizeof(float) * 10), 10, 0};
     assert_int_equal(gtopk_reducer_max_count(reducer), 10);
-    assert_int_equal(gtopk_reducer_reduce_sparse(reducer, &set, 0, NULL, NULL), GTOPK_OK);
+    assert_int_equal(step_reduce_sparse(reducer, &set, 0, NULL), GTOPK_OK);
     assert_int_equal(set.count, 1);
     assert_int_equal(set.indices[0], 7);
     assert_true(set.values[0] == 3.5f);
@@ -215,7 +216,7 @@ static gtopk_status_t step_with_one(gtopk_reducer_t *reducer)
     float x[DIM] = {1};
     const gtopk_tensor_t tensors[3] = {{x, 200, GTOPK_F32, 0}, {NULL, 0, GTOPK_F32, 0}, {x + 200, 300, GTOPK_F32, 0}};
     REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 3, 1, 0, NULL) == GTOPK_OK);
-    return gtopk_reducer_reduce(reducer, tensors, 3, 0, NULL, NULL);
+    return step_reduce(reducer, tensors, 3, 0, NULL);
 }
 
 /* Ranks that load states of different steps find out in the next exchange. */

@@ -175,8 +175,7 @@ static void run_ranks(const char *name, int size, uint32_t flags, rank_fn fn)
         rank->callbacks = (gtopk_callbacks_t){.struct_size = sizeof(gtopk_callbacks_t),
                                               .context = &rank->end,
                                               .exchange = network_exchange,
-                                              .abort = network_abort,
-                                              .local_rank = r};
+                                              .abort = network_abort};
         rank->config = defaults;
         rank->config.transport = name;
         rank->config.size = size;
@@ -203,13 +202,14 @@ static gtopk_status_t exchange_until(transport_t *transport, double deadline, in
                                      .send_capacity = bytes,
                                      .receive = receive,
                                      .receive_capacity = capacity};
-    gtopk_status_t status = transport->ops->post(transport, &exchange, NULL);
+    size_t came = 0;
+    gtopk_status_t status = transport->ops->post(transport, &exchange, deadline, NULL);
     if (status == GTOPK_OK)
-        status = transport->ops->wait(transport, deadline);
+        status = transport->ops->wait(transport, deadline, &came);
     if (status == GTOPK_ERR_TIMEOUT)
         CHECK(transport->ops->abandon(transport) == !transport->ops->padded, "what becomes of the buffers");
     if (received)
-        *received = exchange.received;
+        *received = came;
     return status;
 }
 
@@ -283,12 +283,15 @@ static void late_peer(transport_t *transport)
     }
     char got[5] = "";
     transport_exchange_t exchange = {.to = TRANSPORT_NONE, .from = 1, .receive = got, .receive_capacity = 5};
-    const double start = clock_now();
-    CHECK(transport->ops->post(transport, &exchange, NULL) == GTOPK_OK, "post");
-    CHECK(transport->ops->wait(transport, transport->ops->now(transport) + 0.03) == GTOPK_ERR_TIMEOUT, "nothing came");
+    size_t received = 0;
+    const double start = clock_now(), deadline = transport->ops->now(transport) + LONG_TIME;
+    CHECK(transport->ops->post(transport, &exchange, deadline, NULL) == GTOPK_OK, "post");
+    exchange.from = 77; /* it was copied */
+    CHECK(transport->ops->wait(transport, transport->ops->now(transport) + 0.03, &received) == GTOPK_ERR_TIMEOUT,
+          "nothing came");
     CHECK(clock_now() - start >= 0.029 && clock_now() - start < 0.19, "waited %g s", clock_now() - start);
-    CHECK(transport->ops->wait(transport, transport->ops->now(transport) + LONG_TIME) == GTOPK_OK, "resumed");
-    CHECK(strcmp(got, "late") == 0 && exchange.received == 5, "got '%s'", got);
+    CHECK(transport->ops->wait(transport, deadline, &received) == GTOPK_OK, "resumed");
+    CHECK(strcmp(got, "late") == 0 && received == 5, "got '%s'", got);
 }
 
 static void test_pairs(void **state)
@@ -369,6 +372,30 @@ static void test_configurations(void **state)
     callbacks.struct_size = sizeof callbacks;
     config.rank = -1;
     assert_int_equal(try_open(config), GTOPK_ERR_INVALID);
+}
+
+static void test_timeout_of_the_environment(void **state)
+{
+    static const char *const wrong[] = {"soon", "5 minutes", "-3", "0", "nan", "inf", "1e999"};
+    gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
+    gtopk_comm_t *comm;
+    (void)state;
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        assert_int_equal(setenv("GTOPK_TIMEOUT", wrong[i], 1), 0);
+        assert_int_equal(gtopk_comm_create(&comm, &config), GTOPK_ERR_INVALID);
+        assert_non_null(strstr(gtopk_last_error(), "GTOPK_TIMEOUT"));
+        assert_non_null(strstr(gtopk_last_error(), wrong[i]));
+        assert_int_equal(gtopk_comm_create(&comm, NULL), GTOPK_ERR_INVALID);
+    }
+    config.timeout = 5; /* not asked */
+    assert_int_equal(gtopk_comm_create(&comm, &config), GTOPK_OK);
+    gtopk_comm_destroy(comm);
+    for (const char *right = "12.5"; right; right = *right ? "" : NULL) {
+        assert_int_equal(setenv("GTOPK_TIMEOUT", right, 1), 0);
+        assert_int_equal(gtopk_comm_create(&comm, NULL), GTOPK_OK);
+        gtopk_comm_destroy(comm);
+    }
+    (void)unsetenv("GTOPK_TIMEOUT");
 }
 
 static void test_mpi_module_missing(void **state)
@@ -619,7 +646,6 @@ static transport_t *open_callback(network_t *network, end_t *end, gtopk_callback
     callbacks->struct_size = sizeof *callbacks;
     callbacks->context = end;
     callbacks->exchange = network_exchange;
-    callbacks->local_rank = 3;
     config.transport = "callback";
     config.size = 2;
     config.rank = 0;
@@ -636,8 +662,9 @@ static void padded(transport_t *transport)
     char out[5] = "abc", in[5] = "....";
     transport_exchange_t exchange = {.to = 1, .from = TRANSPORT_NONE, .send = out, .send_bytes = 2, .send_capacity = 5};
     if (transport->rank == 0) {
-        CHECK(transport->ops->post(transport, &exchange, NULL) == GTOPK_OK, "post");
-        CHECK(transport->ops->wait(transport, clock_now() + LONG_TIME) == GTOPK_OK, "wait");
+        size_t none = 9;
+        CHECK(transport->ops->post(transport, &exchange, clock_now() + LONG_TIME, NULL) == GTOPK_OK, "post");
+        CHECK(transport->ops->wait(transport, clock_now() + LONG_TIME, &none) == GTOPK_OK, "wait");
     } else {
         size_t received = 0;
         CHECK(transport->ops->padded, "said so");
@@ -661,7 +688,6 @@ static void test_callback_fails(void **state)
     (void)state;
     network_open(&network, 2);
     transport_t *transport = open_callback(&network, &end, &callbacks, 0.02);
-    assert_int_equal(transport->local_rank, 3);
     assert_null(transport->ops->allreduce);
     assert_null(transport->ops->abort);
     assert_int_equal(receive_from(transport, 1, &byte, 1, NULL), GTOPK_ERR_TRANSPORT);
@@ -716,8 +742,9 @@ static void test_callback_abandoned(void **state)
         network_open(&network, 2);
         transport_t *transport = open_callback(&network, &end, &callbacks, LONG_TIME);
         transport_exchange_t exchange = {.to = TRANSPORT_NONE, .from = 1, .receive = &byte, .receive_capacity = 1};
-        assert_int_equal(transport->ops->post(transport, &exchange, NULL), GTOPK_OK);
-        assert_int_equal(transport->ops->wait(transport, clock_now() + 0.02), GTOPK_ERR_TIMEOUT);
+        size_t received;
+        assert_int_equal(transport->ops->post(transport, &exchange, clock_now() + LONG_TIME, NULL), GTOPK_OK);
+        assert_int_equal(transport->ops->wait(transport, clock_now() + 0.02, &received), GTOPK_ERR_TIMEOUT);
         assert_int_equal(transport->ops->abandon(transport), 0);
         assert_int_equal(receive_from(transport, 1, &other, 1, NULL), GTOPK_ERR_STATE);
         const double start = clock_now();
@@ -747,7 +774,7 @@ static void test_callback_allreduce(void **state)
     (void)state;
     network_open(&network, 2);
     transport_t *transport = open_callback(&network, &end, &callbacks, LONG_TIME);
-    assert_int_equal(transport->ops->allreduce(transport, values, 3, clock_now() + LONG_TIME), GTOPK_OK);
+    assert_int_equal(transport->ops->allreduce(transport, values, 3, clock_now() + LONG_TIME, NULL), GTOPK_OK);
     assert_true(values[0] == 2.0f && values[1] == -5.0f && values[2] == 0.0f);
     transport->ops->close(transport);
     network_close(&network);
@@ -769,6 +796,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_configurations),
+        cmocka_unit_test(test_timeout_of_the_environment),
         cmocka_unit_test(test_mpi_module_missing),
         cmocka_unit_test(test_pairs),
         cmocka_unit_test(test_order),

@@ -42,6 +42,7 @@ gtopk_status_t store_dense_check(device_store_t *store, const float *sum, device
     (void)stream;
     if (!all_finite(sum, store->dim))
         words->nonfinite = 1;
+    words->count = store->dim;
     return GTOPK_OK;
 }
 

@@ -85,12 +85,12 @@ gtopk_status_t message_encode(device_t *device, const device_set_t *set, const w
 {
     (void)stream;
     wire_header_t head = *header;
-    uint32_t count = words->nonfinite ? 0 : *set->count;
+    uint32_t count = words->nonfinite || !words->ok ? 0 : *set->count;
     device_set_t input = *set;
-    head.flags = host_flags(words, header->flags);
     input.count = &count;
     if (!host_has_room(decoded, count, words))
         count = 0;
+    host_mark(words, &head);
     fpenv_t saved = fpenv_enter();
     encode_set(cpu_kernels(device), &input, &head, message, decoded);
     fpenv_leave(saved);

@@ -80,14 +80,15 @@ gtopk_status_t reference_encode(device_t *device, const device_set_t *set, const
     if (status != GTOPK_OK)
         goto cleanup;
 
-    full.scale = words->nonfinite ? 1.0f : wire_scale(full.value_type, largest_magnitude(set));
-    if (!words->nonfinite)
-        set_filter(set, full.value_type, full.scale, &sent);
-    if (!host_has_room(decoded, count, words))
-        goto cleanup;
+    full.scale = wire_scale(full.value_type, largest_magnitude(set));
+    set_filter(set, full.value_type, full.scale, &sent);
+    if (words->nonfinite || !words->ok || !host_has_room(decoded, count, words)) {
+        count = 0;
+        full.scale = 1.0f;
+    }
     *decoded->count = 0;
     full.count = count;
-    full.flags = host_flags(words, header->flags);
+    host_mark(words, &full);
     message_write(&sent, &full, message, decoded);
 
 cleanup:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .broadcast import broadcast_optimizer_state, broadcast_parameters
+from .broadcast import allreduce_buffers, broadcast_optimizer_state, broadcast_parameters
 from .optimizer import DistributedOptimizer
 
-__all__ = ["DistributedOptimizer", "broadcast_optimizer_state", "broadcast_parameters"]
+__all__ = ["DistributedOptimizer", "allreduce_buffers", "broadcast_optimizer_state", "broadcast_parameters"]
 
 _SUBMODULES = ("ddp_hook", "operators", "tensorboard")
 

@@ -9,7 +9,9 @@ import hashlib
 import json
 from typing import Any
 
-from ..comm import Comm
+import torch
+
+from ..comm import Comm, Sum
 from ..errors import DesyncError, MismatchError
 
 
@@ -34,15 +36,25 @@ def agree(comm: Comm, what: str, rows: list[list[Any]]) -> None:
     raise MismatchError(_first_difference(what, described[0], described[other], other))
 
 
-def agree_on_progress(comm: Comm, mine: tuple[int, int] | None, proposal: int) -> tuple[int, int]:
-    """(run, steps done), the same on all ranks: what they all loaded or have done, else a new run. Collective.
+def any_of(comm: Comm, mine: bool) -> bool:
+    """Whether it is so on some rank. Collective."""
+    total = comm.allreduce(torch.tensor([float(mine)], device="cpu", dtype=torch.float32), Sum)
+    return bool(total.item() > 0)
+
+
+def agree_on_progress(
+    comm: Comm, mine: tuple[int, int] | None, proposal: int, scaled: bool = False
+) -> tuple[int, int, bool]:
+    """(run, steps done, scaled), the same on all ranks. Collective.
+
+    The run is what they all loaded or have done, else a new one; `scaled` is true where it is so on some rank.
 
     Raises
     ------
     DesyncError
         Some rank is at another step, or goes on from another checkpoint; on every rank.
     """
-    found = comm.allgather_json({"at": mine, "proposal": proposal})
+    found = comm.allgather_json({"at": mine, "proposal": proposal, "scaled": scaled})
     first = found[0]["at"]
     for other, entry in enumerate(found):
         if entry["at"] != first:
@@ -50,7 +62,8 @@ def agree_on_progress(comm: Comm, mine: tuple[int, int] | None, proposal: int) -
                 f"rank 0 {_progress(first)}, but rank {other} {_progress(entry['at'])}: load a checkpoint of one and the "
                 "same step on every rank, or load it on one rank and call gtopk.broadcast_optimizer_state on all"
             )
-    return (int(first[0]), int(first[1])) if first else (int(found[0]["proposal"]), 0)
+    run, steps = first or (found[0]["proposal"], 0)
+    return int(run), int(steps), any(entry["scaled"] for entry in found)
 
 
 def _progress(at: list[int] | None) -> str:

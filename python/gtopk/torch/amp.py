@@ -6,11 +6,15 @@ A scaler that finds ``_step_supports_amp_scaling`` calls ``step()`` on every ran
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+_log = logging.getLogger("gtopk")
 
 _ATTRIBUTES = ("found_inf", "grad_scale")
 
@@ -44,11 +48,35 @@ def hidden(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         attributes.update(kept)
 
 
-def unscale(scaler: Any, optimizer: torch.optim.Optimizer) -> bool:
-    """Unscales the gradients unless that was done in this step already; True when they overflowed."""
-    if not scaler.is_enabled():
-        return False
+def unscaled(scaler: Any, optimizer: torch.optim.Optimizer) -> Scaled:
+    """Unscales the gradients unless that was done in this step already, and says whether they overflowed."""
+    if scaler is None or not scaler.is_enabled():
+        return Scaled(present=False, found_inf=False, scale=1.0)
     state = scaler._per_optimizer_states[id(optimizer)]
     if state["stage"].name == "READY":
         scaler.unscale_(optimizer)
-    return any(float(found) != 0.0 for found in state["found_inf_per_device"].values())
+    _fill_in(state)
+    return Scaled(
+        present=True,
+        found_inf=any(float(found) != 0.0 for found in state["found_inf_per_device"].values()),
+        scale=1.0,
+    )
+
+
+def note_no_gradients(scaled: Scaled, scaler: Any, optimizer: torch.optim.Optimizer, rank: int) -> None:
+    """A scaler that found no gradient at all raises an AssertionError in update(), unless it is told what to note."""
+    if not scaled.present or isinstance(optimizer.__dict__.get("found_inf"), Tensor):
+        return
+    if scaler is not None:
+        _fill_in(scaler._per_optimizer_states[id(optimizer)])
+        return
+    _log.warning(
+        'rank %d had no gradient in this step, so scaler.update() fails there with "No inf checks were recorded": wrap '
+        "the optimizer with gtopk.DistributedOptimizer(..., grad_scaler=scaler)",
+        rank,
+    )
+
+
+def _fill_in(state: Any) -> None:
+    if not state["found_inf_per_device"]:
+        state["found_inf_per_device"][torch.device("cpu")] = torch.zeros((), device="cpu")

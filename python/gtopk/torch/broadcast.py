@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _tensors
 from .. import comm as _comm
 from ..comm import Comm
-from ..errors import InvalidError, UnsupportedError
+from ..errors import InvalidError
 from . import plain
 from .agreement import agree
 from .optimizer import DistributedMixin
@@ -25,7 +26,9 @@ _BUCKET_BYTES = 4 << 20
 _ALONE_BYTES = 1 << 20
 
 
-def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, Tensor]], root_rank: int = 0) -> None:
+def broadcast_parameters(
+    params: Mapping[str, Any] | Iterable[tuple[str, Tensor]], root_rank: int = 0, *, comm: Comm | None = None
+) -> None:
     """Overwrites the tensors of every rank with those of one. Collective.
 
     Parameters
@@ -35,6 +38,8 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, Tensor]
         tensors stay as they are.
     root_rank : int
         The rank whose values are taken.
+    comm : Comm, optional
+        The ranks. Default: those of `gtopk.init()`.
 
     Raises
     ------
@@ -48,16 +53,8 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, Tensor]
     >>> model = torch.nn.Linear(4, 1)
     >>> gtopk.broadcast_parameters(model.state_dict(), root_rank=0)
     """
-    comm = _comm.current()
-    items = list(params.items() if isinstance(params, Mapping) else params)
-    tensors: dict[str, Tensor] = {}
-    for name, value in items:
-        if isinstance(value, Tensor):
-            tensors[name] = value
-        elif value is not None:
-            _log.warning(
-                "broadcast_parameters leaves %s as it is: it is a %s and no tensor", name, type(value).__name__
-            )
+    comm = _comm.current() if comm is None else comm
+    tensors = comm.together("broadcast_parameters", lambda: (_tensors_of(params), [comm.root(root_rank)]))
     if comm.size == 1:
         return
     agree(comm, "tensors", [_row(name, tensor) for name, tensor in tensors.items()])
@@ -73,7 +70,8 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-        Of the same kind, with the same parameters, on all ranks; wrapped or not.
+        Of the same kind, with the same parameters, on all ranks; wrapped or not. The ranks are those that it was wrapped
+        for, else those of `gtopk.init()`.
     root_rank : int
         The rank whose state is taken.
 
@@ -84,30 +82,109 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     >>> optimizer = torch.optim.AdamW(torch.nn.Linear(4, 1).parameters())
     >>> gtopk.broadcast_optimizer_state(optimizer, root_rank=0)
     """
-    comm = _comm.current()
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise InvalidError("the state of LBFGS cannot be broadcast: it differs in shape from rank to rank")
+    sync = optimizer._gtopk if isinstance(optimizer, DistributedMixin) else None
+    comm = _comm.current() if sync is None else sync.session.comm
+    tensors: list[Tensor] = []
+
+    def prepare() -> tuple[tuple[list[list[Any]], Any], Any]:
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise InvalidError("the state of LBFGS cannot be broadcast: it differs in shape from rank to rank")
+        rows, mine = _describe(optimizer), None
+        if comm.root(root_rank) == comm.rank and comm.size > 1:
+            state = _own_state_dict(optimizer)
+            progress = None if sync is None or sync.session.run is None else [sync.session.run, sync.session.steps]
+            mine = plain.encode({"state": state["state"], "param_groups": state["param_groups"]}, tensors), progress
+        return (rows, mine), [root_rank]
+
+    rows, mine = comm.together("broadcast_optimizer_state", prepare)
     if comm.size == 1:
         return
-    agree(comm, "optimizers", _describe(optimizer))
-    sync = optimizer._gtopk if isinstance(optimizer, DistributedMixin) else None
-    tensors: list[Tensor] = []
-    mine: Any = None
-    if comm.rank == root_rank:
-        state = _own_state_dict(optimizer)
-        progress = None if sync is None or sync.run is None else [sync.run, sync.steps]
-        mine = _encoded(state, tensors), progress
+    agree(comm, "optimizers", rows)
     message, progress = comm.broadcast_json(mine, root_rank)
-    if isinstance(message, str):
-        raise UnsupportedError(message)
-    if comm.rank != root_rank:
-        state = plain.decode(message, tensors)
-        _broadcast(comm, tensors, root_rank)
-        _load_own_state_dict(optimizer, state)
-    else:
-        _broadcast(comm, tensors, root_rank)
-    if sync is not None and progress is not None and not sync.solo:
-        sync.adopt_progress(*progress)
+    state = comm.together(
+        "broadcast_optimizer_state",
+        lambda: (None if comm.rank == root_rank else plain.decode(message, tensors), "the state"),
+    )
+    _broadcast(comm, tensors, root_rank)
+
+    def take() -> tuple[None, str]:
+        if state is not None:  # the root has it already
+            _load_own_state_dict(optimizer, state)
+        if sync is not None and progress is not None and not sync.session.solo:
+            sync.adopt_progress(*progress)
+        return None, "what is taken over"
+
+    comm.together("broadcast_optimizer_state", take)
+
+
+def allreduce_buffers(module: torch.nn.Module) -> None:
+    """Gives every rank the mean of all ranks' buffers, as before an evaluation in which all take part. Collective.
+
+    Buffers are what a module keeps beside its parameters: the running statistics of batch normalisation, for example.
+    Those of floats are averaged. Others, which count (``num_batches_tracked``) or name something, become rank 0's.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The model; the same on all ranks.
+
+    Raises
+    ------
+    MismatchError
+        Ranks have other buffers; on every rank, with the first difference.
+
+    Examples
+    --------
+    >>> import torch, gtopk
+    >>> gtopk.init()
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+    >>> gtopk.allreduce_buffers(model)
+    """
+    comm = _comm.current()
+    buffers = comm.together("allreduce_buffers", lambda: (_buffers_of(module), None))
+    if comm.size == 1:
+        return
+    agree(comm, "buffers", [_row(name, buffer) for name, buffer in buffers.items()])
+    floats = [buffer for buffer in buffers.values() if buffer.is_floating_point() and buffer.numel()]
+    for dtype in sorted({buffer.dtype for buffer in floats}, key=str):
+        same = [buffer.detach() for buffer in floats if buffer.dtype == dtype]
+        mean = comm.allreduce(torch.cat([buffer.to("cpu").reshape(-1) for buffer in same]))
+        with torch.no_grad():
+            for buffer, part in zip(same, torch.split(mean, [b.numel() for b in same]), strict=True):
+                buffer.copy_(part.view(buffer.shape))
+    _broadcast(comm, [buffer for buffer in buffers.values() if not buffer.is_floating_point()], 0)
+
+
+def _buffers_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    if not isinstance(module, torch.nn.Module):
+        raise InvalidError(f"module is a {type(module).__name__}, but must be a torch.nn.Module: give the model itself")
+    buffers = dict(module.named_buffers())
+    for name, buffer in buffers.items():
+        _check(name, buffer)
+    return buffers
+
+
+def _tensors_of(params: Mapping[str, Any] | Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, value in params.items() if isinstance(params, Mapping) else params:
+        if isinstance(value, Tensor):
+            _check(name, value)
+            tensors[name] = value
+        elif value is not None:
+            _log.warning(
+                "broadcast_parameters leaves %s as it is: it is a %s and no tensor", name, type(value).__name__
+            )
+    return tensors
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    """Whether the tensor's memory can be read and written, on one rank as on many."""
+    if tensor.layout is not torch.strided:
+        raise InvalidError(f"{name} is a sparse tensor ({tensor.layout}): leave it out, or convert it with to_dense()")
+    if tensor.device.type == "meta":
+        raise InvalidError(f"{name} is on the meta device and has no values: give it memory with to_empty() first")
+    if _tensors.is_expanded(tensor):
+        raise InvalidError(f"{name} is expanded, so that entries share memory: make it whole with clone()")
 
 
 def _broadcast(comm: Comm, tensors: Iterable[Tensor], root_rank: int) -> None:
@@ -118,7 +195,7 @@ def _broadcast(comm: Comm, tensors: Iterable[Tensor], root_rank: int) -> None:
                 _broadcast_one(comm, bucket[0], root_rank)
             else:
                 packed = torch.cat([_bytes(tensor) for tensor in bucket])
-                comm.broadcast_(packed, root_rank)
+                comm.broadcast_memory(packed, root_rank)
                 for tensor, part in zip(bucket, torch.split(packed, [t.nbytes for t in bucket]), strict=True):
                     # A copy: the place in the bucket need not be aligned to the type.
                     tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
@@ -127,10 +204,10 @@ def _broadcast(comm: Comm, tensors: Iterable[Tensor], root_rank: int) -> None:
 def _broadcast_one(comm: Comm, tensor: Tensor, root_rank: int) -> None:
     data = tensor.detach()
     if data.is_contiguous() and data.device.type == "cpu":
-        comm.broadcast_(data, root_rank)
+        comm.broadcast_memory(data, root_rank)
         return
     packed = _bytes(data)
-    comm.broadcast_(packed, root_rank)
+    comm.broadcast_memory(packed, root_rank)
     tensor.copy_(packed.view(tensor.dtype).view(tensor.shape))
 
 
@@ -166,14 +243,6 @@ def _describe(optimizer: torch.optim.Optimizer) -> list[list[Any]]:
     for g, group in enumerate(optimizer.param_groups):
         rows += [_row(f"parameter {i} of group {g}", parameter) for i, parameter in enumerate(group["params"])]
     return rows
-
-
-def _encoded(state: dict[str, Any], tensors: list[Tensor]) -> Any:
-    """For `plain.decode`; a text where it cannot be done, so that every rank hears of it."""
-    try:
-        return plain.encode({"state": state["state"], "param_groups": state["param_groups"]}, tensors)
-    except UnsupportedError as error:
-        return str(error)
 
 
 def _own_state_dict(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

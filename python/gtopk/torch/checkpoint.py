@@ -10,14 +10,16 @@ import logging
 import sys
 from collections.abc import Mapping
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..comm import Comm, Sum
+from ..comm import Sum
 from ..errors import MismatchError, StateError
-from .exchange import Exchange, Waiting
+from .exchange import Waiting
+from .parameters import plain_name
+from .session import Session
 from .state_form import CONSOLIDATED, FORMAT, check_form
 
 _log = logging.getLogger("gtopk")
@@ -31,33 +33,18 @@ _DCP_TEXT = (
 )
 
 
-class Trainer(Protocol):
-    """What has a residual to save: the optimizer's Synchronizer, or the DDP hook's state."""
-
-    run: int | None
-    steps: int
-
-    @property
-    def comm(self) -> Comm:
-        """Its ranks."""
-
-    @property
-    def exchange(self) -> Exchange:
-        """Its reducers."""
-
-
 # ---- saving ----
 
 
-def save(trainer: Trainer, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+def save(session: Session, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
     """This rank's residual and progress."""
-    return _document(trainer, parameters, trainer.comm.rank, _entries(trainer, parameters))
+    return _document(session, parameters, session.comm.rank, _entries(session, parameters))
 
 
-def consolidate(trainer: Trainer, parameters: Mapping[str, Tensor], to: int) -> dict[str, Any] | None:
+def consolidate(session: Session, parameters: Mapping[str, Tensor], to: int) -> dict[str, Any] | None:
     """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective."""
-    mine = _entries(trainer, parameters)
-    listed = trainer.comm.allgather_json([[name, entry.velocity is not None] for name, entry in mine.items()])
+    mine = _entries(session, parameters)
+    listed = session.comm.allgather_json([[name, entry.velocity is not None] for name, entry in mine.items()])
     velocities: dict[str, bool] = {}
     for names in listed:
         for name, has_velocity in names:
@@ -66,15 +53,15 @@ def consolidate(trainer: Trainer, parameters: Mapping[str, Tensor], to: int) -> 
     for name in sorted(velocities):
         entry = mine.get(name)
         shape = parameters[name].shape
-        residual = _summed(trainer, None if entry is None else entry.residual, shape)
-        velocity = _summed(trainer, None if entry is None else entry.velocity, shape) if velocities[name] else None
+        residual = _summed(session, None if entry is None else entry.residual, shape)
+        velocity = _summed(session, None if entry is None else entry.velocity, shape) if velocities[name] else None
         total[name] = Waiting(residual, velocity)
-    return _document(trainer, parameters, CONSOLIDATED, total) if trainer.comm.rank == to else None
+    return _document(session, parameters, CONSOLIDATED, total) if session.comm.rank == to else None
 
 
-def _entries(trainer: Trainer, parameters: Mapping[str, Tensor]) -> dict[str, Waiting]:
+def _entries(session: Session, parameters: Mapping[str, Tensor]) -> dict[str, Waiting]:
     """What belongs to `parameters`. What was taken out of the optimizer keeps its residual, but not over a checkpoint."""
-    found = trainer.exchange.state()
+    found = session.exchange.state()
     gone = [name for name in found if name not in parameters]
     if gone:
         _log.warning(
@@ -85,20 +72,22 @@ def _entries(trainer: Trainer, parameters: Mapping[str, Tensor]) -> dict[str, Wa
     return {name: entry for name, entry in found.items() if name in parameters}
 
 
-def _summed(trainer: Trainer, mine: Tensor | None, shape: torch.Size) -> Tensor:
-    total: Tensor = trainer.comm.allreduce(torch.zeros(shape) if mine is None else mine, Sum)
+def _summed(session: Session, mine: Tensor | None, shape: torch.Size) -> Tensor:
+    total: Tensor = session.comm.allreduce(
+        torch.zeros(shape, dtype=torch.float32, device="cpu") if mine is None else mine, Sum
+    )
     return total
 
 
 def _document(
-    trainer: Trainer, parameters: Mapping[str, Tensor], rank: int, entries: Mapping[str, Waiting]
+    session: Session, parameters: Mapping[str, Tensor], rank: int, entries: Mapping[str, Waiting]
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "rank": rank,
-        "size": trainer.comm.size,
-        "run": trainer.run,
-        "step": trainer.steps,
+        "size": session.comm.size,
+        "run": session.run,
+        "step": session.steps,
         "names": list(parameters),
         "shapes": [list(parameter.shape) for parameter in parameters.values()],
         # By name as well, so that a lost tensor is noticed.
@@ -116,7 +105,7 @@ def _document(
 
 
 def check(
-    trainer: Trainer, parameters: Mapping[str, Tensor], saved: Mapping[str, Any], strict: bool
+    session: Session, parameters: Mapping[str, Tensor], saved: Mapping[str, Any], strict: bool
 ) -> dict[str, Waiting]:
     """What this rank is to go on with. Changes nothing.
 
@@ -128,20 +117,21 @@ def check(
         It belongs to another model, and the text names the first difference; or, with `strict`, to another rank.
     """
     check_form(saved)
+    saved = _with_plain_names(saved)
     _check_model(parameters, saved)
     entries = {name: Waiting(values, saved["velocity"].get(name)) for name, values in saved["residual"].items()}
-    if saved["velocity"] and not trainer.exchange.options.momentum_correction:
+    if saved["velocity"] and not session.exchange.options.momentum_correction:
         raise MismatchError(
             "the state was saved with momentum_correction=True and holds a velocity: wrap the optimizer with "
             "momentum_correction=True before loading it"
         )
     if saved["rank"] == CONSOLIDATED:
-        return {name: _share(entry, trainer.comm.size) for name, entry in entries.items()}
-    if (saved["rank"], saved["size"]) == (trainer.comm.rank, trainer.comm.size) or not entries:
+        return {name: _share(entry, session.comm.size) for name, entry in entries.items()}
+    if (saved["rank"], saved["size"]) == (session.comm.rank, session.comm.size) or not entries:
         return {name: _share(entry, 1) for name, entry in entries.items()}
     text = (
-        f"the loaded state is that of rank {saved['rank']} of {saved['size']}, this is rank {trainer.comm.rank} of "
-        f"{trainer.comm.size}"
+        f"the loaded state is that of rank {saved['rank']} of {saved['size']}, this is rank {session.comm.rank} of "
+        f"{session.comm.size}"
     )
     if strict:
         raise MismatchError(f"{text}: load this rank's own, or one of consolidate_state_dict, or leave out strict=True")
@@ -151,6 +141,19 @@ def check(
         text,
     )
     return {}
+
+
+def _with_plain_names(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state of a model that was compiled when it was saved, by the names that its parameters have here."""
+    names = [plain_name(name) for name in saved["names"]]
+    if len(set(names)) < len(names):
+        return saved
+    by_name = ("residual", "velocity")
+    return {
+        **saved,
+        "names": names,
+        **{what: {plain_name(name): values for name, values in saved[what].items()} for what in by_name},
+    }
 
 
 def _check_model(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:

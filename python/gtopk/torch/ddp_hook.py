@@ -5,31 +5,31 @@ from step to step is kept by parameter. A bucket is accumulated when it arrives 
 last one selects, exchanges, and completes all futures.
 """
 
-import logging
-import secrets
+import ctypes
+import gc
+import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import GradBucket
+from torch.nn.parallel import DistributedDataParallel
 
 from .. import comm as _comm
 from ..comm import Comm
 from ..errors import StateError, UnsupportedError
 from . import checkpoint
-from .agreement import agree, agree_on_progress
-from .exchange import Exchange, Options
-from .nonfinite import NonfiniteWarning
-from .parameters import Slot, check_types, sparse_text
+from .exchange import Options
+from .parameters import Names, check_parameters, plain_name
 from .profile import record
+from .segments import Segment, sparse_text
+from .session import Session
 from .state_form import check_form
 from .warmup import DensitySchedule, Warmup
 
 __all__ = ["GTopKState", "gtopk_hook"]
-
-_log = logging.getLogger("gtopk")
 
 
 class _Bucket:
@@ -44,24 +44,23 @@ class _Bucket:
         self.gradients = [gradient.view(-1) for gradient in bucket.gradients()]
         self.future: torch.futures.Future[Tensor] = torch.futures.Future()
         self.accumulated = False
-        self.places: list[tuple[int, int]] = []
-        self.blocks: list[Tensor] = []
-        self._copied: list[tuple[Tensor, Tensor]] = []
 
-    def block(self, slot: Slot, gradient: Tensor) -> Tensor:
-        """The gradient's memory, or a copy of a type that can be exchanged."""
-        if slot.direct:
-            return gradient
-        copy = gradient.float()
-        self._copied.append((gradient, copy))
-        return copy
 
-    def finish(self, scale: float) -> None:
-        """Puts the update where DDP looks for it, with the loss scale that the scaler is going to take out."""
-        for gradient, copy in self._copied:
-            gradient.copy_(copy)
-        if scale != 1.0:
-            self.buffer.mul_(scale)
+class _Ddp(NamedTuple):
+    """What a step has to know of the DDP object."""
+
+    object: weakref.ref[DistributedDataParallel] | None  # None: it was not found
+    parameters: int | None  # it hands over in each iteration, where it may not say which bucket is the last
+    skips_unused: bool  # it does not apply the update of a parameter that no rank used
+
+
+class _Update(NamedTuple):
+    """The update of a parameter that this rank has perhaps not used."""
+
+    parameter: Tensor
+    place: int
+    mean: Tensor  # flat
+    applied: Tensor  # what DDP puts into the gradient, in the shape of the parameter
 
 
 class GTopKState:
@@ -78,11 +77,13 @@ class GTopKState:
         See `gtopk.DistributedOptimizer`.
     grad_scaler : torch.amp.GradScaler, optional
         Needed in mixed precision with a scaler: the residual is kept in unscaled units, as the scale changes. When a
-        gradient overflows on one rank, all ranks get NaN, so all scalers skip the step and stay equal.
+        gradient overflows on one rank, all ranks get NaN, so all scalers skip the step and stay equal, and all
+        residuals stay as they were. Buckets are then accumulated at the end of backward.
 
     Notes
     -----
-    DDP does not apply the update of a parameter that no rank used in a step (``find_unused_parameters=True``).
+    DDP does not apply the update of a parameter that no rank used in a step (``find_unused_parameters=True``,
+    ``static_graph=True``): it goes back to the residuals, and is sent in a later step.
 
     The state can be saved as PyTorch's PowerSGDState is, by pickling it with ``torch.save``; or without pickle, by
     `state_dict`. The process group is not part of it.
@@ -94,14 +95,14 @@ class GTopKState:
     ...     ddp.register_comm_hook(GTopKState(density=0.001), gtopk_hook)
     """
 
-    run: int | None  # random id of the training run, the same on all ranks and over checkpoints
-    steps: int  # exchanges done
-    _exchange: Exchange | None
-    _unopened: dict[str, Any] | None  # loaded, and not compared with a model yet
-    _slots: dict[int, Slot]  # by id of the parameter, which the slot keeps alive; in the order of the first iteration
-    _places: dict[int, tuple[int, int]]  # by id of the parameter: part and segment; empty: build reducers
+    _session: Session | None
+    _loaded: dict[str, Any] | None  # a state that was not compared with the model yet
+    _parameters: dict[str, Tensor]  # under their names, in the order of the first iteration
+    _places: dict[int, int]  # by id of the parameter: of its segment; empty: build reducers
     _buckets: list[_Bucket]  # of the step that is going on
-    _stats: dict[str, Any]
+    _taken: set[int]  # ids of the parameters in them
+    _unused: dict[int, Tensor]  # of these, by place, those that this rank has perhaps not used
+    _ddp: _Ddp | None
 
     def __init__(
         self,
@@ -119,26 +120,24 @@ class GTopKState:
         grad_scaler: Any = None,
     ) -> None:
         options = Options(algorithm, value_type, residual_policy, merge_growth, False, dense_below, bool(dense_1d))
-        self.grad_scaler = grad_scaler
-        self._names = {id(parameter): name for name, parameter in named_parameters or ()}
-        self._prepare(options, DensitySchedule(density, warmup))
-        self._open(process_group)
+        self._prepare(options, DensitySchedule(density, warmup), grad_scaler, Names(named_parameters))
+        self._session = self._open(process_group)
 
     def stats(self) -> dict[str, Any]:
         """Statistics of the latest exchange on this rank, {} before the first; see `gtopk.Reducer.stats`."""
-        return dict(self._stats)
+        return {} if self._session is None else dict(self._session.stats)
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's residual and progress; loads with ``weights_only=True``. Between steps."""
         self._check_between_steps("state_dict")
-        if self._unopened is not None or not self._slots:
-            return self._unopened or {}
-        return checkpoint.save(self, self._parameters())
+        if self._loaded is not None or not self._parameters:
+            return self._loaded or {}
+        return checkpoint.save(self.session, self._parameters)
 
     def consolidate_state_dict(self, to: int = 0) -> dict[str, Any] | None:
         """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective, between steps."""
         self._check_between_steps("consolidate_state_dict")
-        return checkpoint.consolidate(self, self._parameters(), to)
+        return checkpoint.consolidate(self.session, self._parameters, to)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False) -> None:
         """Goes on from a saved state, which is compared with the model at the next step.
@@ -156,23 +155,15 @@ class GTopKState:
             It is no state of gtopk, or a damaged one. Nothing was changed.
         """
         self._check_between_steps("load_state_dict")
-        self._unopened, self._strict = _unopened(state_dict), strict
+        self._loaded, self._strict = _form_checked(state_dict), strict
         self._places = {}
 
-    # ---- what checkpoint asks for ----
-
     @property
-    def comm(self) -> Comm:
-        """The ranks."""
-        return self.exchange.comm
-
-    @property
-    def exchange(self) -> Exchange:
-        """The reducers; made at the first step of a state that was unpickled."""
-        if self._exchange is None:
-            self._open(None)
-        assert self._exchange is not None
-        return self._exchange
+    def session(self) -> Session:
+        """Steps, reducers and residuals. Of a state that was unpickled, it is made at the first step."""
+        if self._session is None:
+            self._session = self._open(None)
+        return self._session
 
     # ---- pickle ----
 
@@ -185,75 +176,55 @@ class GTopKState:
         }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        self.grad_scaler = saved["grad_scaler"]
-        self._names = {}
-        self._prepare(saved["options"], saved["schedule"])
-        self._unopened = _unopened(saved["state"] or {})
+        self._prepare(saved["options"], saved["schedule"], saved["grad_scaler"], Names(None))
+        self._loaded = _form_checked(saved["state"] or {})
 
     # ---- set-up ----
 
-    def _prepare(self, options: Options, schedule: DensitySchedule) -> None:
-        self._options, self._schedule = options, schedule
-        self._exchange = None
-        self._unopened = None
+    def _prepare(self, options: Options, schedule: DensitySchedule, grad_scaler: Any, names: Names) -> None:
+        self._options, self._schedule, self.grad_scaler, self._names = options, schedule, grad_scaler, names
+        self._session = self._loaded = self._ddp = None
         self._strict = False
-        self.run, self.steps = None, 0
-        self._slots, self._places, self._buckets = {}, {}, []
-        self._stats = {}
-        self._warning = NonfiniteWarning()
+        self._parameters, self._places = {}, {}
+        self._end()
 
-    def _open(self, process_group: dist.ProcessGroup | None) -> None:
-        self._exchange = Exchange(_comm_of(process_group), self._options)
+    def _end(self) -> None:
+        """Of a step, whether it was done or not."""
+        self._buckets, self._taken, self._unused = [], set(), {}
 
-    def _parameters(self) -> dict[str, Tensor]:
-        return {slot.name: slot.parameter for slot in self._slots.values()}
+    def _open(self, process_group: dist.ProcessGroup | None) -> Session:
+        return Session(_comm_of(process_group), self._options, self._schedule)
 
     def _build(self) -> None:
         """Reducers for the parameters of all buckets. Collective."""
-        slots = self._identify()
-        agree(self.comm, "parameters", [self._options.describe(), *(slot.describe() for slot in slots)])
+        self._identify()
+        check_parameters(self._parameters, exchanged=True)
         self._restore()
-        mine = None if self.run is None else (self.run, self.steps)
-        self.run, self.steps = agree_on_progress(self.comm, mine, secrets.randbits(63))
-        self.exchange.build(slots, self._schedule(self.steps))
-        self._places = {
-            id(slot.parameter): (p, s)
-            for p, part in enumerate(self.exchange.parts)
-            for s, slot in enumerate(part.slots)
-        }
+        segments = [Segment(name, parameter) for name, parameter in self._parameters.items()]
+        self.session.build(segments, scaled=self._scaler_is_on())
+        self._places = {id(parameter): place for place, parameter in enumerate(self._parameters.values())}
 
-    def _identify(self) -> list[Slot]:
+    def _identify(self) -> None:
         """The parameters of all buckets under their names, in the order of the first iteration."""
         found = [parameter for bucket in self._buckets for parameter in bucket.parameters]
-        if self._slots and any(id(parameter) not in self._slots for parameter in found):
+        known = {id(parameter) for parameter in self._parameters.values()}
+        if known and any(id(parameter) not in known for parameter in found):
             raise StateError(
                 "this GTopKState belongs to another DistributedDataParallel, whose residuals it keeps: make one for each"
             )
-        if len(found) == len(self._slots):
-            found = [slot.parameter for slot in self._slots.values()]
-        slots = [Slot(self._name(parameter, i), parameter) for i, parameter in enumerate(found)]
-        self._slots = {id(slot.parameter): slot for slot in slots}
-        check_types(self._parameters())
-        return slots
+        if len(found) == len(known):
+            found = list(self._parameters.values())
+        saved = () if self._names.complete else (self._loaded or {}).get("names", ())
+        proposed = [plain_name(saved[i]) if i < len(saved) else str(i) for i in range(len(found))]
+        self._parameters = {self._names.name(p, name): p for p, name in zip(found, proposed, strict=True)}
 
     def _restore(self) -> None:
         """Compares a loaded state with the model and takes it over."""
-        if self._unopened is None:
+        if self._loaded is None:
             return
-        waiting = checkpoint.check(self, self._parameters(), self._unopened, self._strict)
-        self.run, self.steps = self._unopened["run"], self._unopened["step"]
-        self._unopened = None
-        self.exchange.close()
-        self.exchange.waiting = waiting
-
-    def _name(self, parameter: Tensor, number: int) -> str:
-        known = self._slots.get(id(parameter))
-        if known is not None:
-            return known.name
-        saved = (self._unopened or {}).get("names", ())
-        if not self._names and number < len(saved):
-            return str(saved[number])
-        return self._names.get(id(parameter), str(number))
+        waiting = checkpoint.check(self.session, self._parameters, self._loaded, self._strict)
+        self.session.restore(self._loaded["run"], self._loaded["step"], waiting)
+        self._loaded = None
 
     def _check_between_steps(self, call: str) -> None:
         if self._buckets:
@@ -263,86 +234,135 @@ class GTopKState:
 
     def take(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """One bucket of backward. The last one completes the futures of all."""
-        if bucket.index() == 0 and self._buckets:
-            self._buckets = []
+        try:
+            mine = _Bucket(bucket)
+            self._add(mine)
+            if bucket.is_last() or self._is_complete():
+                self._finish()
+                self._end()
+        except BaseException:
+            self._end()
+            if self._session is not None:
+                self._session.cancel()
+            raise
+        return mine.future
+
+    def _add(self, mine: _Bucket) -> None:
+        new = set(map(id, mine.parameters))
+        if self._taken & new:
             raise StateError(
                 "the backward pass before this one did not finish, so this rank's gradients are half accumulated: go on from "
                 "a checkpoint in a new process"
             )
-        mine = _Bucket(bucket)
+        if self._ddp is None or (self._ddp.object is not None and self._ddp.object() is None):
+            self._ddp = _ddp_of(self)
         self._buckets.append(mine)
-        known = self._unopened is None and all(id(parameter) in self._places for parameter in mine.parameters)
-        if known:
-            self._accumulate(mine)
-        if bucket.is_last():
-            try:
-                self._finish()
-            finally:
-                self._buckets = []
-        return mine.future
+        self._taken |= new
+        if self.session.solo or self.session.needs_all:
+            return
+        if self._loaded is None and all(id(parameter) in self._places for parameter in mine.parameters):
+            if len(self._buckets) == 1:
+                self.session.begin()
+            self._note_unused(mine)
+            self.session.accumulate_some(self._places_of(mine), mine.gradients, 1.0 / self._scale())
+            mine.accumulated = True
+
+    def _is_complete(self) -> bool:
+        """In the first iteration with a static graph DDP says of no bucket that it is the last."""
+        return self._ddp is not None and self._ddp.parameters == len(self._taken)
 
     def _finish(self) -> None:
         """After the last bucket: select, exchange, complete the futures."""
         with record("gtopk.ddp_hook"):
-            if self.comm.size > 1:
+            if self.session.solo:
+                self._add_waiting()
+            else:
                 self._exchange_all()
-            elif self._unopened is not None:
-                self._add_loaded()
         for bucket in self._buckets:
             bucket.future.set_result(bucket.buffer)
 
     def _exchange_all(self) -> None:
-        if not all(bucket.accumulated for bucket in self._buckets) or self._is_smaller():
-            if any(bucket.accumulated for bucket in self._buckets):
+        early = [bucket.accumulated for bucket in self._buckets]
+        if self._loaded is not None or self._places.keys() != self._taken:
+            if any(early):
                 raise StateError(
                     "DDP changed its parameters during training: make a new GTopKState for a new DDP object"
                 )
             self._build()
-            for bucket in self._buckets:
-                self._accumulate(bucket)
-        outputs: list[list[Tensor]] = [[torch.empty(0)] * len(part.slots) for part in self.exchange.parts]
-        for bucket in self._buckets:
-            for (part, segment), block in zip(bucket.places, bucket.blocks, strict=True):
-                outputs[part][segment] = block
-        self._stats = self.exchange.reduce(outputs, are_zero=True)
-        scale = self._scale()
-        for bucket in self._buckets:
-            bucket.finish(scale)
-        self._stats["step"] = self.steps
-        self._warning.note(bool(self._stats["nonfinite"]), self.comm.rank, self.steps)
-        self.steps += 1
-        self.exchange.set_density(self._schedule(self.steps))
+        updates = self.session.finish() if all(early) else self._exchange_late()
+        self._put_back(updates)
 
-    def _add_loaded(self) -> None:
-        """One rank alone: a loaded residual is added to the first gradient."""
-        self._identify()
-        self._restore()
+    def _exchange_late(self) -> list[Tensor]:
+        """All tensors at once, after a look at them."""
+        tensors: list[Tensor] = [torch.empty(0)] * len(self._places)
+        for bucket in self._buckets:
+            self._note_unused(bucket)
+            for place, gradient in zip(self._places_of(bucket), bucket.gradients, strict=True):
+                tensors[place] = gradient
+        found_inf = self.session.scaled and not all(bool(one.buffer.isfinite().all()) for one in self._buckets)
+        return self.session.step(tensors, 1.0 / self._scale(), found_inf=found_inf)
+
+    def _put_back(self, updates: list[Tensor]) -> None:
+        """Puts the update where DDP looks for it, with the loss scale that the scaler is going to take out."""
+        scale = self._scale()
+        uncertain = {} if self.session.nonfinite else self._unused
+        means = {place: updates[place].clone() for place in uncertain if updates[place].any()}
+        for bucket in self._buckets:
+            if scale != 1.0:
+                bucket.buffer.mul_(scale)
+        if means:
+            shaped = self.session.exchange.segments
+            after = [
+                _Update(uncertain[place], place, mean, shaped[place].shaped(updates[place].clone()))
+                for place, mean in means.items()
+            ]
+            _after_backward(lambda: self._give_back(after))
+
+    def _places_of(self, bucket: _Bucket) -> list[int]:
+        return [self._places[id(parameter)] for parameter in bucket.parameters]
+
+    # ---- parameters that no rank used ----
+
+    def _note_unused(self, bucket: _Bucket) -> None:
+        """Those whose gradient is zero here. Whether the other ranks used them, DDP finds out after the last bucket."""
+        if self._ddp is not None and not self._ddp.skips_unused:
+            return
+        for place, parameter, gradient in zip(
+            self._places_of(bucket), bucket.parameters, bucket.gradients, strict=True
+        ):
+            if _is_zero(gradient):
+                self._unused[place] = parameter
+
+    def _give_back(self, updates: list[_Update]) -> None:
+        """What DDP has not applied on any rank was taken out of the residuals all the same."""
+        for update in updates:
+            grad = update.parameter.grad
+            if grad is None or not torch.equal(grad, update.applied):
+                self.session.exchange.give_back(update.place, update.mean)
+
+    # ---- one rank alone ----
+
+    def _add_waiting(self) -> None:
+        """A loaded residual is added to the first gradient."""
+        if self._loaded is not None or not self._parameters:
+            self._identify()
+            self._restore()
+        waiting = self.session.step_alone()
+        if not waiting:
+            return
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
         for bucket in self._buckets:
             for parameter, gradient in zip(bucket.parameters, bucket.gradients, strict=True):
-                slot = self._slots[id(parameter)]
-                entry = self.exchange.waiting.pop(slot.name, None)
+                entry = waiting.pop(names[id(parameter)], None)
                 if entry is not None:
-                    gradient.add_(slot.flattened(entry.residual), alpha=self._scale())
+                    flat = Segment(names[id(parameter)], parameter).flattened(entry.residual)
+                    gradient.add_(flat, alpha=self._scale())
 
-    def _is_smaller(self) -> bool:
-        return sum(len(bucket.parameters) for bucket in self._buckets) != len(self._places)
-
-    def _accumulate(self, bucket: _Bucket) -> None:
-        bucket.places = [self._places[id(parameter)] for parameter in bucket.parameters]
-        slots = [self._slots[id(parameter)] for parameter in bucket.parameters]
-        bucket.blocks = [bucket.block(slot, grad) for slot, grad in zip(slots, bucket.gradients, strict=True)]
-        for p, part in enumerate(self.exchange.parts):
-            chosen = [
-                (segment, block) for (q, segment), block in zip(bucket.places, bucket.blocks, strict=True) if q == p
-            ]
-            if chosen:
-                segments, blocks = zip(*chosen, strict=True)
-                part.reducer.accumulate_many(segments, blocks, 1.0 / self._scale(), zero_input=True)
-        bucket.accumulated = True
+    def _scaler_is_on(self) -> bool:
+        return self.grad_scaler is not None and bool(self.grad_scaler.is_enabled())
 
     def _scale(self) -> float:
-        scaler = self.grad_scaler
-        return float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else 1.0
+        return float(self.grad_scaler.get_scale()) if self._scaler_is_on() else 1.0
 
 
 def gtopk_hook(state: GTopKState, bucket: GradBucket) -> torch.futures.Future[Tensor]:
@@ -350,7 +370,7 @@ def gtopk_hook(state: GTopKState, bucket: GradBucket) -> torch.futures.Future[Te
     return state.take(bucket)
 
 
-def _unopened(state: Mapping[str, Any]) -> dict[str, Any] | None:
+def _form_checked(state: Mapping[str, Any]) -> dict[str, Any] | None:
     """A state whose form is right; None for that of a model which had not made a step."""
     if isinstance(state, Mapping) and not state:
         return None
@@ -365,3 +385,40 @@ def _comm_of(process_group: dist.ProcessGroup | None) -> Comm:
         if _comm.current().transport == "torch":
             return _comm.current()
     return Comm(transport="torch", group=process_group)
+
+
+def _ddp_of(state: GTopKState) -> _Ddp:
+    """The DDP object that `state` was registered with. A hook is not told, so it is looked for, once."""
+    for found in gc.get_objects():
+        if issubclass(type(found), DistributedDataParallel) and any(
+            registered is state for _, registered in getattr(found, "_comm_hooks", ())
+        ):
+            count = _count_parameters(found) if found.static_graph else None
+            return _Ddp(weakref.ref(found), count, found.find_unused_parameters or found.static_graph)
+    return _Ddp(None, None, True)
+
+
+def _count_parameters(ddp: DistributedDataParallel) -> int:
+    """As DDP counts. Its own figures cannot be asked for inside a hook: their lock is taken."""
+    handed = {
+        id(parameter)
+        for prefix, module in ddp.module.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad and f"{prefix}.{name}" not in ddp.parameters_to_ignore
+    }
+    return len(handed)
+
+
+def _is_zero(gradient: Tensor) -> bool:
+    """Whether all bits are zero, as DDP leaves them. Nearly always the first entry or the last one is not."""
+    size, address = gradient.element_size(), gradient.data_ptr()
+    if gradient.numel() == 0:
+        return False
+    ends = ctypes.string_at(address, size) + ctypes.string_at(address + gradient.nbytes - size, size)
+    return not any(ends) and not bool(gradient.any())
+
+
+def _after_backward(call: Any) -> None:
+    """When DDP has put the update into the gradients, which it does after the callbacks that are queued now."""
+    queue = torch.autograd.Variable._execution_engine.queue_callback
+    queue(lambda: queue(call))

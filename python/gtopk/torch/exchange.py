@@ -1,21 +1,25 @@
-"""The reducers of a model: which parameter goes through which, one exchange of all gradients, and residuals by name.
+"""The reducers of a list of segments, one exchange of a block of memory for each of them, and residuals by name.
 
-Knows parameters and reducers; knows nothing of optimizers, schedules and checkpoints' formats.
+Knows segments and reducers; knows nothing of parameters, optimizers, schedules and checkpoints' formats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from .._tensors import TensorTable
 from ..comm import Comm
+from ..errors import StateError
 from ..reducer import Reducer, reduce_together
-from ..step_stats import merged
-from .parameters import Slot, hand_over
+from ..step_stats import NOTHING, merged, remember
+from .agreement import any_of
+from .segments import Segment, all_flat, disjoint, flat_view, resized_text, sharing
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,9 @@ class Options:
     dense_below: int = 0
     dense_1d: bool = False
 
-    def is_dense(self, slot: Slot) -> bool:
-        """Whether a parameter is sent dense."""
-        return slot.numel < self.dense_below or (self.dense_1d and slot.parameter.dim() <= 1)
+    def is_dense(self, segment: Segment) -> bool:
+        """Whether a segment is sent dense."""
+        return segment.numel < self.dense_below or (self.dense_1d and len(segment.shape) <= 1)
 
     def describe(self) -> list[Any]:
         """For the comparison of ranks: what the library does not compare by itself."""
@@ -41,128 +45,262 @@ class Options:
 
 
 class Part(NamedTuple):
-    """A reducer and the parameters that are its segments."""
+    """A reducer, its segments, and the places of these among all."""
 
     reducer: Reducer
-    slots: list[Slot]
+    segments: list[Segment]
+    places: list[int]
     dense: bool
+
+    def of(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What belongs to this part of a list that has something for every segment."""
+        return tensors if len(tensors) == len(self.places) else [tensors[i] for i in self.places]
 
 
 class Waiting(NamedTuple):
-    """What belongs to one parameter outside of the reducers: float32, in the parameter's shape."""
+    """What belongs to one segment outside of the reducers: float32, in the segment's shape."""
 
     residual: Tensor
     velocity: Tensor | None
 
 
-class Exchange:
-    """Moves the gradients of a changing set of parameters.
+class _Step:
+    """What was given in the step that is going on, by place."""
 
-    Those that are to be sent dense go through a reducer of their own. Both reducers take each step together: it happens
-    in both or in none.
+    def __init__(self, count: int) -> None:
+        self.tensors: list[Tensor | None] = [None] * count
+        self.blocks: list[Tensor | None] = [None] * count
+        self.tables: list[TensorTable] | None = None  # of all blocks, where they were described already
+        self.copied: list[int] = []
+        self.fixed: set[int] = set()  # copied, and not to be written: they share memory
+        self.found_inf = False
+
+
+class Exchange:
+    """Moves blocks of memory, one for each segment of a changing list.
+
+    Segments that are to be sent dense go through a reducer of their own. Both reducers take each step together: it
+    happens in both or in none.
     """
 
     def __init__(self, comm: Comm, options: Options) -> None:
         self.comm = comm
         self.options = options
+        self.segments: list[Segment] = []
         self.parts: list[Part] = []
         self.waiting: dict[str, Waiting] = {}
+        self._where: list[tuple[int, int]] = []  # by place: part and segment in it
         self._density = 0.0
         self._momentum = (0.0, False)
+        self._plain = False
+        self._buffers: dict[int, Tensor] = {}  # for what has to be copied, by place
+        self._step: _Step | None = None
 
     # ---- set-up ----
 
-    def build(self, slots: Sequence[Slot], density: float) -> None:
-        """Makes the reducers for `slots`. Collective. Residuals follow their parameters; those left out wait."""
+    def build(self, segments: Sequence[Segment], density: float) -> None:
+        """Makes the reducers for `segments`. Collective. Residuals follow their names; those left out wait.
+
+        Raises
+        ------
+        StateError
+            A residual has another shape than its segment. Nothing was changed.
+        """
+        self._check_shapes(segments)
         self.park()
-        dense = [slot for slot in slots if self.options.is_dense(slot)]
-        sparse = [slot for slot in slots if not self.options.is_dense(slot)]
+        dense = [i for i, segment in enumerate(segments) if self.options.is_dense(segment)]
+        sparse = [i for i, segment in enumerate(segments) if not self.options.is_dense(segment)]
         parts: list[Part] = []
         try:
-            if dense:
-                parts.append(Part(self._reducer(dense, density, dense=True), dense, True))
-            if sparse or not dense:
-                parts.append(Part(self._reducer(sparse, density, dense=False), sparse, False))
+            for places, is_dense in ((dense, True), (sparse, False)):
+                if places:
+                    mine = [segments[i] for i in places]
+                    parts.append(Part(self._reducer(mine, density, is_dense), mine, places, is_dense))
         except BaseException:
             for part in parts:
                 part.reducer.close()
             raise
-        self.parts = parts
+        self.segments, self.parts = list(segments), parts
+        places_of = {i: (p, s) for p, part in enumerate(parts) for s, i in enumerate(part.places)}
+        self._where = [places_of[i] for i in range(len(segments))]
+        self._plain = all(segment.plain for segment in segments)
         self._density, self._momentum = density, (0.0, False)
-        for part in self.parts:
-            for segment, slot in enumerate(part.slots):
-                self._unpark(part, segment, self.waiting.pop(slot.name, None))
+        for place, segment in enumerate(segments):
+            self._unpark(place, self.waiting.pop(segment.name, None))
+
+    def _check_shapes(self, segments: Sequence[Segment]) -> None:
+        shapes = {segment.name: segment.shape for segment in self.segments}
+        shapes |= {name: entry.residual.shape for name, entry in self.waiting.items()}
+        for segment in segments:
+            if shapes.get(segment.name, segment.shape) != segment.shape:
+                raise StateError(resized_text(segment.name, segment.shape, shapes[segment.name]))
 
     def park(self) -> None:
         """Takes every residual out of the reducers and closes them."""
-        for part in self.parts:
-            for segment, slot in enumerate(part.slots):
-                self.waiting[slot.name] = self._read(part, segment)
+        for place, segment in enumerate(self.segments):
+            self.waiting[segment.name] = self._read(place)
         self.close()
 
     def close(self) -> None:
         """Frees the reducers with all that is in them."""
         for part in self.parts:
             part.reducer.close()
-        self.parts = []
+        self.segments, self.parts, self._where, self._buffers, self._step = [], [], [], {}, None
 
     def set_density(self, density: float) -> None:
         """The density of the steps to come. Collective when it changes."""
-        if density == self._density:
-            return
-        for part in self.parts:
-            if not part.dense:
-                part.reducer.set_density(density)
-        self._density = density
+        if density != self._density:
+            for part in self.parts:
+                if not part.dense:
+                    part.reducer.set_density(density)
+            self._density = density
 
     def set_momentum(self, momentum: float, nesterov: bool) -> None:
-        """The momentum of the velocity, where there is one. A dense part has none: its optimizer does it as always."""
-        if (momentum, nesterov) == self._momentum:
-            return
-        for part in self.parts:
-            if not part.dense:
-                part.reducer.set_momentum(momentum, nesterov)
-        self._momentum = (momentum, nesterov)
-
-    # ---- one step ----
-
-    def run(self, scale: float, found_inf: bool) -> dict[str, Any]:
-        """Adds every gradient, times `scale`, to the residuals, exchanges, and puts the mean update into the gradients.
-
-        One C call accumulates all gradients of a part, and zeroes them on the way, so that writing the update takes
-        time for the sent entries only.
-        """
-        handed = [hand_over(part.slots) for part in self.parts]
-        try:
-            for part, (blocks, _) in zip(self.parts, handed, strict=True):
-                part.reducer.accumulate_many(None, blocks, scale, zero_input=not found_inf, found_inf=found_inf)
-            stats = self.reduce([blocks for blocks, _ in handed], are_zero=not found_inf)
-        except BaseException:  # Ctrl-C in between: what was accumulated is sent in a later step
+        """The momentum of the steps to come."""
+        if (momentum, nesterov) != self._momentum:
             for part in self.parts:
-                part.reducer.cancel()
-            raise
-        for _, copied in handed:
-            for slot, grad in copied:
-                slot.put_back(grad)
-        return stats
+                if self._has_velocity(part):
+                    part.reducer.set_momentum(momentum, nesterov)
+            self._momentum = (momentum, nesterov)
 
-    def reduce(self, blocks: list[list[Tensor]], *, are_zero: bool) -> dict[str, Any]:
-        """After everything was accumulated: exchanges, and writes the mean update to one block for each slot of each
-        part."""
-        return merged(reduce_together([part.reducer for part in self.parts], blocks, outputs_are_zero=are_zero))
+    # ---- one step: hand_over and accumulate, or accumulate_some several times; then reduce ----
 
-    def run_joined(self) -> dict[str, Any]:
-        """Takes part in a step of the others without a gradient. The update is not for this rank."""
-        return merged(reduce_together([part.reducer for part in self.parts], None, joined=True))
+    def hand_over(self, tensors: Sequence[Tensor]) -> None:
+        """What `accumulate` is going to take: a tensor for each segment, in its shape or flat, in the order of its memory.
+
+        Raises
+        ------
+        UnsupportedError, StateError
+            One of them cannot be exchanged. Nothing was changed.
+        """
+        step = _Step(len(self.segments))
+        step.tensors = list(tensors)
+        tables = self._describe(tensors) if self._plain else None
+        if tables is not None and disjoint(
+            [start for table in tables for start in table.starts], chain(*(table.sizes for table in tables))
+        ):
+            step.blocks = step.tensors
+        else:
+            blocks = self._blocks(step, range(len(self.segments)), tensors)
+            step.blocks = list(blocks)
+            tables = self._describe(blocks)
+            assert tables is not None  # what could not be described has raised an error
+        step.tables = tables
+        self._step = step
+
+    def accumulate(self, scale: float = 1.0, *, found_inf: bool = False) -> None:
+        """Adds every tensor, times `scale`, to its segment's residual, and sets it to zero.
+
+        With `found_inf` they are left as they are, and the step is non-finite on all ranks. After an error `cancel` is
+        to be called.
+        """
+        step = self._step
+        assert step is not None
+        assert step.tables is not None
+        step.found_inf = found_inf
+        # One C call accumulates a part, and zeroes its blocks on the way, so that writing the update takes time for the
+        # sent entries only.
+        for part, table in zip(self.parts, step.tables, strict=True):
+            part.reducer.accumulate_many(None, table, scale, zero_input=not found_inf, found_inf=found_inf)
+
+    def accumulate_some(self, places: Sequence[int], tensors: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Both at once for some of the segments, each at most once a step."""
+        step = self._step = self._step or _Step(len(self.segments))
+        blocks = self._blocks(step, places, tensors)
+        if len(self.parts) == 1:  # then places are segments
+            self.parts[0].reducer.accumulate_many(places, blocks, scale, zero_input=True)
+        else:
+            where = [self._where[i] for i in places]
+            for p, part in enumerate(self.parts):
+                chosen = [(s, block) for (q, s), block in zip(where, blocks, strict=True) if q == p]
+                if chosen:
+                    segments, mine = zip(*chosen, strict=True)
+                    part.reducer.accumulate_many(segments, mine, scale, zero_input=True)
+        for place, tensor, block in zip(places, tensors, blocks, strict=True):
+            step.tensors[place], step.blocks[place] = tensor, block
+
+    def reduce(self) -> tuple[dict[str, Any], list[Tensor]]:
+        """Exchanges, and gives the statistics and the mean update, a tensor for each segment.
+
+        These are the tensors that were accumulated, overwritten; or new ones where those share memory with others or
+        have gaps.
+        """
+        step = self._step
+        assert step is not None
+        outputs: Sequence[Any] | None = step.tables
+        if outputs is None:
+            for place, segment in enumerate(self.segments):
+                if step.blocks[place] is None:  # it was left out
+                    step.tensors[place] = step.blocks[place] = segment.new_block().zero_()
+            outputs = [part.of(cast(list[Tensor], step.blocks)) for part in self.parts]
+        stats = self._reduce(outputs, joined=False, are_zero=not step.found_inf)
+        self._step = None
+        for place in step.copied:
+            tensor, block = step.tensors[place], step.blocks[place]
+            assert tensor is not None
+            assert block is not None
+            step.tensors[place] = self.segments[place].copy_out(block, tensor, place in step.fixed)
+        return stats, cast(list[Tensor], step.tensors)
+
+    def reduce_joined(self) -> dict[str, Any]:
+        """Takes part in a step of the others without a tensor. The update is not for this rank."""
+        return self._reduce(None, joined=True, are_zero=False)
+
+    def cancel(self) -> None:
+        """Ends a step that was begun, after an error or an interruption. What was accumulated is sent in a later step."""
+        self._step = None
+        for part in self.parts:
+            part.reducer.cancel()
+
+    def _reduce(self, outputs: Sequence[Any] | None, *, joined: bool, are_zero: bool) -> dict[str, Any]:
+        if not self.parts:  # nothing to exchange but whether all ranks have joined
+            stats = {**NOTHING, "all_joined": int(not any_of(self.comm, not joined))}
+            return remember([stats])[0]
+        reducers = [part.reducer for part in self.parts]
+        return merged(reduce_together(reducers, outputs, outputs_are_zero=are_zero, joined=joined))
+
+    def _describe(self, tensors: Sequence[Tensor]) -> list[TensorTable] | None:
+        """For each part what its reducer is to be given; None where some tensor cannot be handed over as it is."""
+        tables = []
+        for part in self.parts:
+            table = part.reducer.describe(part.of(tensors))
+            if table is None:
+                return None
+            tables.append(table)
+        return tables
+
+    def _blocks(self, step: _Step, places: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Each tensor's memory in the order of its segment; a copy where it lies otherwise, or shares it with another."""
+        segments = [self.segments[i] for i in places]
+        if all_flat(tensors, segments):
+            return list(tensors)
+        for segment, tensor in zip(segments, tensors, strict=True):
+            segment.check(tensor)
+        right = [segment.lies_right(tensor) for segment, tensor in zip(segments, tensors, strict=True)]
+        direct = [i for i, one in enumerate(right) if one]
+        shared = {direct[i] for i in sharing([tensors[i] for i in direct])}
+        blocks = []
+        for i, (place, segment, tensor) in enumerate(zip(places, segments, tensors, strict=True)):
+            if right[i] and i not in shared:
+                blocks.append(flat_view(tensor))
+                continue
+            block = self._buffers.get(place)
+            if block is None:
+                block = self._buffers[place] = segment.new_block()
+            segment.copy_in(tensor, block)
+            step.copied.append(place)
+            if i in shared:
+                step.fixed.add(place)
+            blocks.append(block)
+        return blocks
 
     # ---- residuals ----
 
     def state(self) -> dict[str, Waiting]:
-        """A copy of what every parameter has, in reducers and waiting."""
+        """A copy of what every segment has, in reducers and waiting."""
         found = {name: _copied(entry) for name, entry in self.waiting.items()}
-        for part in self.parts:
-            for segment, slot in enumerate(part.slots):
-                found[slot.name] = self._read(part, segment)
+        for place, segment in enumerate(self.segments):
+            found[segment.name] = self._read(place)
         return found
 
     def residual_norm(self) -> float:
@@ -171,10 +309,19 @@ class Exchange:
         norms += [float(entry.residual.double().norm()) for entry in self.waiting.values()]
         return float(sum(norm**2 for norm in norms) ** 0.5)
 
-    def _reducer(self, slots: Iterable[Slot], density: float, *, dense: bool) -> Reducer:
+    def give_back(self, place: int, update: Tensor) -> None:
+        """Puts a mean update (flat, in the order of the segment) that no rank applies back into the residual.
+
+        When every rank does so, the mean times the number of ranks is what all of them had taken out. Between steps.
+        """
+        part, segment = self._where[place]
+        reducer = self.parts[part].reducer
+        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update))
+
+    def _reducer(self, segments: Sequence[Segment], density: float, dense: bool) -> Reducer:
         options = self.options
         return Reducer(
-            [slot.numel for slot in slots],
+            [segment.numel for segment in segments],
             density=density,
             algorithm="dense" if dense else options.algorithm,
             value_type="fp32" if dense else options.value_type,
@@ -187,21 +334,23 @@ class Exchange:
     def _has_velocity(self, part: Part) -> bool:
         return self.options.momentum_correction and not part.dense
 
-    def _read(self, part: Part, segment: int) -> Waiting:
-        slot = part.slots[segment]
-        velocity = part.reducer.velocity(segment) if self._has_velocity(part) else None
+    def _read(self, place: int) -> Waiting:
+        p, s = self._where[place]
+        part, segment = self.parts[p], self.segments[place]
+        velocity = part.reducer.velocity(s) if self._has_velocity(part) else None
         return Waiting(
-            slot.shaped(_torch(part.reducer.residual(segment))),
-            None if velocity is None else slot.shaped(_torch(velocity)),
+            segment.shaped(_torch(part.reducer.residual(s))),
+            None if velocity is None else segment.shaped(_torch(velocity)),
         )
 
-    def _unpark(self, part: Part, segment: int, entry: Waiting | None) -> None:
+    def _unpark(self, place: int, entry: Waiting | None) -> None:
         if entry is None:
             return
-        slot = part.slots[segment]
-        part.reducer.set_residual(segment, slot.flattened(entry.residual))
+        p, s = self._where[place]
+        part, segment = self.parts[p], self.segments[place]
+        part.reducer.set_residual(s, segment.flattened(entry.residual))
         if entry.velocity is not None and self._has_velocity(part):
-            part.reducer.set_velocity(segment, slot.flattened(entry.velocity))
+            part.reducer.set_velocity(s, segment.flattened(entry.velocity))
 
 
 def _copied(entry: Waiting) -> Waiting:

@@ -5,8 +5,9 @@ What users call is here; what happens inside a step is in `synchronizer`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -38,6 +39,7 @@ def DistributedOptimizer(
     dense_1d: bool = False,
     backward_passes_per_step: int = 1,
     grad_scaler: Any = None,
+    comm: _comm.Comm | None = None,
 ) -> OptimizerT:
     """Makes an optimizer exchange its gradients with the other ranks in `step()`.
 
@@ -69,6 +71,8 @@ def DistributedOptimizer(
         whatever is given here, since nothing happens before `step()`.
     grad_scaler : torch.amp.GradScaler, optional
         Needed when `synchronize()` is called by hand in mixed precision; `step()` alone does without.
+    comm : Comm, optional
+        The ranks to exchange with. Default: those of `gtopk.init()`.
 
     Returns
     -------
@@ -80,7 +84,9 @@ def DistributedOptimizer(
     StateError
         `gtopk.init()` was not called, or the optimizer is wrapped already.
     UnsupportedError
-        LBFGS, SparseAdam, complex parameters; momentum correction for anything but SGD without dampening.
+        Optimizers that evaluate the model several times in a step (LBFGS, SAM) or need sparse gradients (SparseAdam);
+        complex parameters; on more than one rank, parameters that are not in CPU memory or are DTensors; momentum
+        correction for anything but SGD without dampening.
 
     Notes
     -----
@@ -88,7 +94,8 @@ def DistributedOptimizer(
     nothing is compressed and gradients stay as they are.
 
     When a gradient is not finite on some rank, the step is skipped on all: gradients become NaN, ``stats()["nonfinite"]``
-    is 1, and the wrapped optimizer is not called.
+    is 1, and the wrapped optimizer is not called. With a GradScaler, what overflowed on one rank leaves the residuals of
+    all as they were.
 
     Examples
     --------
@@ -119,12 +126,29 @@ def DistributedOptimizer(
         dense_1d=bool(dense_1d),
     )
     schedule = DensitySchedule(density, warmup)
-    sync = Synchronizer(_comm.current(), optimizer, named_parameters, options, schedule, grad_scaler)
-    base = type(optimizer)
+    ranks = _comm.current() if comm is None else comm
+    sync = Synchronizer(ranks, optimizer, named_parameters, options, schedule, grad_scaler)
     optimizer.__dict__.pop("step", None)  # a scheduler's patch of the old class's step
-    optimizer.__class__ = type(base.__name__, (DistributedMixin, base), {"__module__": base.__module__})
+    optimizer.__class__ = distributed_class(type(optimizer))  # type: ignore[assignment]
     cast(DistributedMixin, optimizer)._gtopk = sync
     return optimizer
+
+
+def distributed_class(
+    base: type[torch.optim.Optimizer], *mixins: type[DistributedMixin]
+) -> type[torch.optim.Optimizer]:
+    """A subclass of `base` with the methods of `mixins`, and then of `DistributedMixin`, before its own.
+
+    `base` is its only base: an object's class can be replaced only by one that lays out memory alike, and of several
+    bases the first decides. So the mixin stands in the order of methods alone, which is what a metaclass is for.
+    """
+
+    def mro(cls: type) -> list[type]:
+        return [cls, *mixins, DistributedMixin, *base.__mro__]
+
+    meta: Any = type(type(base).__name__, (type(base),), {"mro": mro})
+    made: type[torch.optim.Optimizer] = meta(base.__name__, (base,), {"__module__": base.__module__})
+    return made
 
 
 class DistributedMixin(torch.optim.Optimizer):
@@ -148,7 +172,7 @@ class DistributedMixin(torch.optim.Optimizer):
         -------
         The closure's loss, or what the wrapped optimizer returns.
         """
-        sync = self._sync()
+        sync = self._gtopk
         checkpoint.reject_dcp_step(self)
         self.__dict__["_opt_called"] = True  # what a scheduler's patch of step() would note
         loss = None
@@ -160,12 +184,12 @@ class DistributedMixin(torch.optim.Optimizer):
                 )
             with torch.enable_grad():
                 loss = closure()
-        self._exchange_for_step(sync)
+        self._gtopk_exchange()
         nonfinite = sync.nonfinite
         sync.drop_update()
         if nonfinite:
             return loss
-        with sync.wrapped_step(self):
+        with sync.wrapped_step(self), _stepping(sync):
             result = super().step(**kwargs)
         return result if closure is None else loss
 
@@ -175,30 +199,28 @@ class DistributedMixin(torch.optim.Optimizer):
         To be followed by `step()` inside `skip_synchronize()`. In mixed precision the optimizer must have been wrapped
         with ``grad_scaler=``; gradients are unscaled first unless ``scaler.unscale_(optimizer)`` was called.
         """
-        sync = self._sync()
+        sync = self._gtopk
+        own = self._gtopk_own("synchronize")
+        if own is not None:
+            own()
+            return
         if sync.holds_update(self):
             raise StateError(
                 "synchronize() was called already and would exchange the mean update as if it were a gradient: call "
                 "step() inside skip_synchronize() first, or optimizer.zero_grad() to do without that step"
             )
-        found_inf = sync.grad_scaler is not None and amp.unscale(sync.grad_scaler, self)
-        sync.synchronize(self, 1.0, found_inf)
+        sync.synchronize(self, amp.unscaled(sync.grad_scaler, self))
         sync.keep_update(self)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch. After `synchronize()` it does without the step: the mean update is thrown away."""
         super().zero_grad(set_to_none)
-        self._sync().drop_update()
+        self._gtopk.drop_update()
 
-    @contextmanager
-    def skip_synchronize(self) -> Iterator[None]:
+    def skip_synchronize(self) -> AbstractContextManager[None]:
         """Inside, `step()` does not exchange: the gradients are those of `synchronize()`."""
-        sync = self._sync()
-        sync.skipping = True
-        try:
-            yield
-        finally:
-            sync.skipping = False
+        own = self._gtopk_own("skip_synchronize")
+        return _skipping(self._gtopk) if own is None else own()
 
     def join(self) -> int:
         """Tells the others that this rank has no more batches, and goes on exchanging until nobody has. Collective.
@@ -211,7 +233,8 @@ class DistributedMixin(torch.optim.Optimizer):
             The rank that had the most batches. The others' parameters and optimizer states (momentum, ...) are out of
             date: give it to `gtopk.broadcast_parameters` and `gtopk.broadcast_optimizer_state` as ``root_rank``.
         """
-        return self._sync().join(self)
+        own = self._gtopk_own("join")
+        return self._gtopk.join(self) if own is None else own()
 
     def stats(self, *, residual_norm: bool = False) -> dict[str, Any]:
         """Statistics of the latest exchange on this rank, {} before the first; see `gtopk.Reducer.stats`.
@@ -221,18 +244,22 @@ class DistributedMixin(torch.optim.Optimizer):
         residual_norm : bool
             Also the Euclidean norm of this rank's residual, which takes a pass over it.
         """
-        sync = self._sync()
-        found = dict(sync.stats)
+        own = self._gtopk_own("stats")
+        if own is not None:
+            return cast(dict[str, Any], own())
+        session = self._gtopk.session
+        found = dict(session.stats)
         if residual_norm:
-            found["residual_norm"] = sync.exchange.residual_norm()
+            found["residual_norm"] = session.exchange.residual_norm()
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state, and under "gtopk" this rank's residual; loads with ``weights_only=True``."""
-        sync = self._sync()
+        sync = self._gtopk
         checkpoint.reject_dcp_state()
-        state = super().state_dict()
-        state[KEY] = checkpoint.save(sync, sync.names.of(self))
+        with _stepping(sync):
+            state = super().state_dict()
+        state[KEY] = checkpoint.save(sync.session, sync.names.of(self))
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False) -> None:
@@ -245,9 +272,9 @@ class DistributedMixin(torch.optim.Optimizer):
         strict : bool
             Make a state of another rank, or of another number of ranks, an error.
         """
-        sync = self._sync()
+        sync = self._gtopk
         saved = state_dict.get(KEY)
-        waiting = {} if saved is None else checkpoint.check(sync, sync.names.of(self), saved, strict)
+        waiting = {} if saved is None else checkpoint.check(sync.session, sync.names.of(self), saved, strict)
         super().load_state_dict({name: value for name, value in state_dict.items() if name != KEY})
         if saved is None:
             sync.restore(None, 0, {})
@@ -257,15 +284,24 @@ class DistributedMixin(torch.optim.Optimizer):
     def consolidate_state_dict(self, to: int = 0) -> dict[str, Any] | None:
         """A state with the sum of all ranks' residuals, on rank `to`; None elsewhere. Collective.
 
-        It can be loaded on any number of ranks: each takes an equal share, and nothing is lost.
+        It can be loaded on any number of ranks: each takes an equal share, and nothing is lost. What the wrapped
+        optimizer has under this name (ZeroRedundancyOptimizer) is called first.
         """
-        sync = self._sync()
-        if not isinstance(to, int) or not 0 <= to < sync.comm.size:
-            raise InvalidError(f"to is {to!r}, but must be one of the ranks, 0 to {sync.comm.size - 1}")
-        summed = checkpoint.consolidate(sync, sync.names.of(self), to)
-        if summed is None:
-            return None
-        state = super().state_dict()
+        own = self._gtopk_own("consolidate_state_dict")
+        if own is not None:
+            return cast(dict[str, Any] | None, own(to))
+        sync = self._gtopk
+        size = sync.session.comm.size
+        if not isinstance(to, int) or not 0 <= to < size:
+            raise InvalidError(f"to is {to!r}, but must be one of the ranks, 0 to {size - 1}")
+        with _stepping(sync):
+            own = self._gtopk_own("consolidate_state_dict")
+            if own is not None:
+                own(to)
+            summed = checkpoint.consolidate(sync.session, sync.names.of(self), to)
+            if summed is None:
+                return None
+            state = super().state_dict()
         state[KEY] = summed
         return state
 
@@ -275,10 +311,12 @@ class DistributedMixin(torch.optim.Optimizer):
             "optimizer.state_dict(), or copy the optimizer before it is wrapped"
         )
 
-    def _sync(self) -> Synchronizer:
-        return self._gtopk
+    def _gtopk_own(self, name: str) -> Callable[..., Any] | None:
+        """While the wrapped optimizer's own code runs: the method that it has under one of our names, if any."""
+        return getattr(super(), name, None) if self._gtopk.stepping else None
 
-    def _exchange_for_step(self, sync: Synchronizer) -> None:
+    def _gtopk_exchange(self) -> None:
+        sync = self._gtopk
         scaled = amp.read(self)
         if not sync.skipping:
             if sync.holds_update(self):
@@ -287,7 +325,8 @@ class DistributedMixin(torch.optim.Optimizer):
                     "    with optimizer.skip_synchronize():\n        optimizer.step()\n"
                     "or call optimizer.zero_grad() to do without that step"
                 )
-            sync.synchronize(self, scaled.scale, scaled.found_inf)
+            amp.note_no_gradients(scaled, sync.grad_scaler, self, sync.session.comm.rank)
+            sync.synchronize(self, scaled)
         elif not sync.synchronized:
             raise StateError(
                 "step() inside skip_synchronize() without synchronize() before would apply this rank's own gradients: call "
@@ -299,6 +338,27 @@ class DistributedMixin(torch.optim.Optimizer):
                 "optimizer with gtopk.DistributedOptimizer(..., grad_scaler=scaler); synchronize() then unscales them "
                 "first, unless scaler.unscale_(optimizer) was called before"
             )
+        else:
+            sync.check_untouched()
+
+
+@contextmanager
+def _skipping(sync: Synchronizer) -> Iterator[None]:
+    sync.skipping = True
+    try:
+        yield
+    finally:
+        sync.skipping = False
+
+
+@contextmanager
+def _stepping(sync: Synchronizer) -> Iterator[None]:
+    """Code of the wrapped optimizer runs: where it calls a method of its own that has one of our names, it gets its own."""
+    sync.stepping = True
+    try:
+        yield
+    finally:
+        sync.stepping = False
 
 
 # A scheduler looks for the first on step() and would patch it otherwise; torch for the second, to add its hooks. Both
@@ -310,6 +370,7 @@ DistributedMixin.step.hooked = True  # type: ignore[attr-defined]
 def _check_wrappable(optimizer: Any) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InvalidError(f"a {type(optimizer).__name__} is no torch.optim.Optimizer: pass the optimizer itself")
+    name = type(optimizer).__name__
     if isinstance(optimizer, DistributedMixin):
         raise StateError("this optimizer is wrapped by gtopk.DistributedOptimizer already: wrap it once")
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -321,8 +382,20 @@ def _check_wrappable(optimizer: Any) -> None:
         raise UnsupportedError(
             "SparseAdam needs sparse gradients, which gtopk cannot exchange: use Adam with sparse=False"
         )
+    if isinstance(getattr(optimizer, "base_optimizer", None), torch.optim.Optimizer):
+        raise UnsupportedError(
+            f"{name} steps by way of an optimizer in its base_optimizer, whose gradients gtopk would not see: wrap that one, "
+            "optimizer.base_optimizer = gtopk.DistributedOptimizer(optimizer.base_optimizer, ...), and leave "
+            f"{name} as it is"
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise UnsupportedError(
+            f"step() of {name} cannot do without a closure: it evaluates the model itself, and gtopk exchanges once a step, "
+            "before it. Use another optimizer, or wrap the one that it is based on"
+        )
     patched = optimizer.__dict__.get("step")
     if patched is not None and not hasattr(patched, "_wrapped_by_lr_sched"):
         raise InvalidError(
-            f"something has replaced step() of this {type(optimizer).__name__}: wrap it with gtopk.DistributedOptimizer first"
+            f"something has replaced step() of this {name}: wrap it with gtopk.DistributedOptimizer first"
         )

@@ -5,19 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-_CURVES = (
-    "k",
-    "count",
-    "bytes_sent",
-    "hint_misses",
-    "nonfinite",
-    "accumulate_s",
-    "select_s",
-    "exchange_s",
-    "commit_s",
-    "wait_s",
-    "residual_norm",
-)
+from ..step_stats import CURVES
 
 
 class Writer(Protocol):
@@ -54,6 +42,6 @@ def write_stats(
     gtopk/wait_s 0.25 7
     """
     step = stats.get("step") if global_step is None else global_step
-    for name in _CURVES:
+    for name in (*CURVES, "residual_norm"):
         if name in stats:
             writer.add_scalar(f"{prefix}/{name}", float(stats[name]), step)

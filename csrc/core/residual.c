@@ -1,0 +1,95 @@
+/* The residual as its owner may look at it and set it, segment by segment, and its norm. */
+#include <math.h>
+
+#include "core/reducer.h"
+
+static gtopk_status_t check_segment(const gtopk_reducer_t *reducer, uint32_t segment, const void *data, uint64_t length)
+{
+    if (segment >= reducer->segments.count)
+        return status_set(GTOPK_ERR_INVALID, "segment %u does not exist: the reducer has %zu", segment,
+                          reducer->segments.count);
+    if (length != reducer->segments.lengths[segment] || (length > 0 && !data))
+        return status_set(GTOPK_ERR_INVALID, "segment %u has %llu entries, the array has %llu", segment,
+                          (unsigned long long)reducer->segments.lengths[segment],
+                          data ? (unsigned long long)length : 0ull);
+    return GTOPK_OK;
+}
+
+static gtopk_status_t check_has(const gtopk_reducer_t *reducer, int which)
+{
+    if (which == DEVICE_RESIDUAL || reducer->record.momentum_correction)
+        return GTOPK_OK;
+    return status_set(GTOPK_ERR_STATE, "this reducer has no velocity: create it with momentum correction");
+}
+
+static gtopk_status_t read_segment(gtopk_reducer_t *reducer, int which, uint32_t segment, float *out, uint64_t length)
+{
+    gtopk_status_t status = reducer_enter(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    status = check_has(reducer, which);
+    if (status == GTOPK_OK)
+        status = check_segment(reducer, segment, out, length);
+    if (status == GTOPK_OK)
+        status = reducer->device->ops->store_read(reducer->store, which, reducer->segments.offsets[segment], length,
+                                                  out, reducer->stream);
+    reducer_leave(reducer);
+    return status;
+}
+
+static gtopk_status_t write_segment(gtopk_reducer_t *reducer, int which, uint32_t segment, const float *in,
+                                    uint64_t length, const char *call)
+{
+    gtopk_status_t status = reducer_enter(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    status = reducer_check_between_steps(reducer, call);
+    if (status == GTOPK_OK)
+        status = check_has(reducer, which);
+    if (status == GTOPK_OK)
+        status = check_segment(reducer, segment, in, length);
+    for (uint64_t i = 0; i < length && status == GTOPK_OK; i++)
+        if (!isfinite(in[i]))
+            status = status_set(GTOPK_ERR_INVALID, "entry %llu is %g: a %s holds finite values", (unsigned long long)i,
+                                (double)in[i], which == DEVICE_VELOCITY ? "velocity" : "residual");
+    if (status == GTOPK_OK)
+        status = reducer->device->ops->store_write(reducer->store, which, reducer->segments.offsets[segment], length,
+                                                   in, reducer->stream);
+    reducer_leave(reducer);
+    return status;
+}
+
+gtopk_status_t gtopk_reducer_residual(gtopk_reducer_t *reducer, uint32_t segment, float *out, uint64_t length)
+{
+    return read_segment(reducer, DEVICE_RESIDUAL, segment, out, length);
+}
+
+gtopk_status_t gtopk_reducer_set_residual(gtopk_reducer_t *reducer, uint32_t segment, const float *in, uint64_t length)
+{
+    return write_segment(reducer, DEVICE_RESIDUAL, segment, in, length, "gtopk_reducer_set_residual");
+}
+
+gtopk_status_t gtopk_reducer_velocity(gtopk_reducer_t *reducer, uint32_t segment, float *out, uint64_t length)
+{
+    return read_segment(reducer, DEVICE_VELOCITY, segment, out, length);
+}
+
+gtopk_status_t gtopk_reducer_set_velocity(gtopk_reducer_t *reducer, uint32_t segment, const float *in, uint64_t length)
+{
+    return write_segment(reducer, DEVICE_VELOCITY, segment, in, length, "gtopk_reducer_set_velocity");
+}
+
+gtopk_status_t gtopk_reducer_residual_norm(gtopk_reducer_t *reducer, double *norm)
+{
+    if (!norm)
+        return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_residual_norm needs a place for the result");
+    gtopk_status_t status = reducer_enter(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    double sum = 0.0;
+    status = reducer->device->ops->store_square(reducer->store, &sum, reducer->stream);
+    if (status == GTOPK_OK)
+        *norm = sqrt(sum);
+    reducer_leave(reducer);
+    return status;
+}

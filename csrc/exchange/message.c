@@ -1,0 +1,87 @@
+/* Messages on their way out. */
+#include "exchange/message.h"
+
+gtopk_status_t message_allocate(const exchange_setup_t *setup, size_t bytes, const char *what, void *out)
+{
+    const device_ops_t *ops = setup->device->ops;
+    void *block = NULL;
+    const gtopk_status_t status = setup->link->data->ops->device_memory
+                                      ? ops->allocate(setup->device, bytes, what, &block)
+                                      : ops->allocate_pinned(setup->device, bytes, what, &block);
+    *(void **)out = block;
+    return status;
+}
+
+void message_release(const exchange_setup_t *setup, void *block)
+{
+    const device_ops_t *ops = setup->device->ops;
+    if (setup->link->buffers_lost)
+        return;
+    if (setup->link->data->ops->device_memory)
+        ops->release(setup->device, block);
+    else
+        ops->release_pinned(setup->device, block);
+}
+
+wire_header_t message_header(const exchange_setup_t *setup, const exchange_step_t *step, uint16_t round, uint32_t k)
+{
+    return (wire_header_t){
+        .value_type = (uint8_t)setup->config.value_type,
+        .algorithm = (uint8_t)setup->config.algorithm,
+        .round = round,
+        .sender = (uint32_t)setup->places.ranks[setup->places.place],
+        .epoch = setup->link->epoch,
+        .reducer = setup->config.reducer,
+        .k = k,
+        .dim = (uint32_t)setup->config.dim,
+        .config_hash = step->config_hash,
+        .step = step->number,
+        .scale = 1.0f,
+    };
+}
+
+wire_expect_t message_expect(const exchange_setup_t *setup, const exchange_step_t *step, int32_t from, uint16_t round,
+                             uint32_t k)
+{
+    return (wire_expect_t){
+        .algorithm = (uint8_t)setup->config.algorithm,
+        .value_type = (uint8_t)setup->config.value_type,
+        .round = round,
+        .sender = (uint32_t)setup->places.ranks[from],
+        .epoch = setup->link->epoch,
+        .reducer = setup->config.reducer,
+        .config_hash = step->config_hash,
+        .dim = (uint32_t)setup->config.dim,
+        .k = k,
+        .step = step->number,
+    };
+}
+
+gtopk_status_t message_flush(const exchange_setup_t *setup, const exchange_step_t *step)
+{
+    if (setup->link->data->ops->stream_ordered)
+        return GTOPK_OK;
+    return setup->device->ops->synchronize(setup->device, step->stream);
+}
+
+gtopk_status_t message_carry(const exchange_setup_t *setup, const exchange_step_t *step, const message_route_t *route)
+{
+    const int32_t *ranks = setup->places.ranks;
+    const size_t capacity = wire_message_capacity(setup->config.dim, route->k, (int)setup->config.value_type);
+    link_message_t message = {
+        .to = TRANSPORT_NONE, .from = TRANSPORT_NONE, .send_capacity = capacity, .receive_capacity = capacity};
+    wire_expect_t expect = {.round = route->round};
+    if (route->to != TRANSPORT_NONE) {
+        message.to = ranks[route->to];
+        message.send = route->send;
+    }
+    if (route->from != TRANSPORT_NONE) {
+        message.from = ranks[route->from];
+        message.receive = route->receive;
+        expect = message_expect(setup, step, route->from, route->round, route->k);
+    }
+    const gtopk_status_t status = message_flush(setup, step);
+    if (status != GTOPK_OK)
+        return status;
+    return link_exchange(setup->link, setup->link->data, &message, step->deadline, &expect, NULL, step->stream);
+}

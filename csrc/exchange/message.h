@@ -1,0 +1,38 @@
+/* Messages on their way out: where their memory is, what their headers say, and how they are carried.
+ *
+ * A message is written by the device and lies where the data transport takes it: in the device's memory, or in host
+ * memory that the device reaches. In the latter case whoever carries it waits for the device first; that is the only
+ * place where an exchange does so. */
+#ifndef GTOPK_EXCHANGE_MESSAGE_H
+#define GTOPK_EXCHANGE_MESSAGE_H
+
+#include "exchange/exchange.h"
+
+/* Memory that the data transport takes, and the device reaches. */
+gtopk_status_t message_allocate(const exchange_setup_t *setup, size_t bytes, const char *what, void *out);
+
+/* What a request that was given up may still write to stays. NULL is accepted. */
+void message_release(const exchange_setup_t *setup, void *block);
+
+/* The header of a message of this rank in a round that carries at most k entries. */
+wire_header_t message_header(const exchange_setup_t *setup, const exchange_step_t *step, uint16_t round, uint32_t k);
+
+/* What the message of another place must say. */
+wire_expect_t message_expect(const exchange_setup_t *setup, const exchange_step_t *step, int32_t from, uint16_t round,
+                             uint32_t k);
+
+/* A message to one place, a message from one place; TRANSPORT_NONE: no such side. */
+typedef struct message_route {
+    int32_t to, from;
+    uint16_t round;
+    uint32_t k; /* entries that the round carries at most */
+    uint8_t *send, *receive;
+} message_route_t;
+
+/* Carries both. What was received is checked as far as the host sees it, and by decode in any case. */
+gtopk_status_t message_carry(const exchange_setup_t *setup, const exchange_step_t *step, const message_route_t *route);
+
+/* Everything queued has been written: for collectives of a transport that takes host memory. */
+gtopk_status_t message_flush(const exchange_setup_t *setup, const exchange_step_t *step);
+
+#endif

@@ -1,0 +1,66 @@
+"""The exchange without an optimizer: blocks in any memory order, and differences of weights after local steps."""
+
+from __future__ import annotations
+
+import torch
+from harness import assert_same_on_all_ranks
+
+import gtopk
+from gtopk.torch.exchange import Options
+from gtopk.torch.segments import Segment
+from gtopk.torch.session import Session
+from gtopk.torch.warmup import DensitySchedule
+
+
+def session(*likes, density=1.0, warmup=None, **options):
+    one = Session(gtopk.comm.current(), Options(value_type="fp32", **options), DensitySchedule(density, warmup))
+    one.build([Segment(f"s{i}", like) for i, like in enumerate(likes)])
+    return one
+
+
+def case_every_rank_in_another_memory_order():
+    values = torch.arange(1.0, 7.0).reshape(2, 3)
+    for like in (values, values.t().contiguous().t()):
+        one = session(like)
+        flat = torch.as_strided(like, (6,), (1,))
+        orders = [values.clone(), values.t().contiguous().t(), flat.clone()]
+        (update,) = one.step([orders[gtopk.rank() % 3]], gtopk.rank() + 1.0)
+        mean = (gtopk.size() + 1) / 2
+        assert torch.equal(update, mean * (flat if update.dim() == 1 else values))
+
+
+def case_pieces_on_some_ranks_and_all_at_once_on_others():
+    for options in ({}, {"dense_below": 5}):
+        one = session(torch.zeros(20), torch.zeros(4), torch.zeros(10), density=0.2, **options)
+        while one.needs_all:  # ranks look at all tensors in the first steps
+            one.step([torch.randn(20), torch.randn(4), torch.randn(10)])
+        for _ in range(3):
+            mine = [torch.randn(20), torch.randn(4), torch.randn(10)]
+            if gtopk.rank() % 2:
+                one.begin()
+                one.accumulate_some([2, 1], [mine[2], mine[1]])
+                one.accumulate_some([0], mine[:1])
+                updates = one.finish()
+            else:
+                updates = one.step(mine)
+            assert_same_on_all_ranks(torch.cat(updates).numpy())
+
+
+def case_local_steps():
+    """Each rank trains by itself; then the differences to where all began are exchanged, and nothing of them is lost."""
+    start = torch.zeros(50)
+    one = session(start, density=0.1, warmup=[(2, 0.5)])
+    given = torch.zeros(50)
+    generator = torch.Generator().manual_seed(gtopk.rank())
+    for _ in range(4):
+        weights = start.clone()
+        for _ in range(3):
+            weights -= torch.randint(-3, 4, (50,), generator=generator) * 48.0 * gtopk.size()
+        given += start - weights
+        (update,) = one.step([start - weights])
+        start -= update
+        assert_same_on_all_ranks(start.numpy())
+    total = gtopk.allreduce(given, op=gtopk.Sum)
+    kept = gtopk.allreduce(one.exchange.state()["s0"].residual, op=gtopk.Sum)
+    assert kept.any()
+    assert torch.equal(kept - gtopk.size() * start, total)
