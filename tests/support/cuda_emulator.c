@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include "support/random.h"
+#include "util/fpenv.h"
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -25,7 +26,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#define STACK_BYTES (256u << 10)
+#define STACK_BYTES (64u << 10)
 #define WARP 32u
 #define RESIDENT_MAX 3u /* blocks at a time of a grid that is not cooperative */
 
@@ -84,8 +85,8 @@ static struct {
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 emulator_place_t emulator_place;
 
-extern char __start_cuda_shared[] __attribute__((weak));
-extern char __stop_cuda_shared[] __attribute__((weak));
+extern char __start_cuda_shared[] __attribute__((weak, visibility("hidden")));
+extern char __stop_cuda_shared[] __attribute__((weak, visibility("hidden")));
 
 static size_t shared_bytes(void)
 {
@@ -466,8 +467,10 @@ int emulator_run(emulator_kernel_fn kernel, const void *args, unsigned grid, uns
     if (grid == 0 || block == 0)
         fail("a grid of %u blocks of %u threads", grid, block);
     else {
+        const fpenv_t saved = fpenv_enter(); /* a GPU does not know the caller's flags */
         keep(resident, block);
         schedule(resident);
+        fpenv_leave(saved);
     }
     const int failed = now.failed;
     (void)pthread_mutex_unlock(&turn);
