@@ -17,6 +17,7 @@ CACHE  ?= .cache
 Q := $(if $(V),,@)
 
 include make/library.mk
+include make/cuda.mk
 include make/environment.mk
 include make/tests.mk
 include make/cross.mk
@@ -28,7 +29,7 @@ include make/docs.mk
 help:
 	@echo 'Targets:'
 	@sed -n 's/^#: /  /p' $(MAKEFILE_LIST)
-	@echo 'Settings: BUILD=build CC=cc CFLAGS= PREFIX=/usr/local PYTHON=python3 VENV=.venv CACHE=.cache V=1'
+	@echo 'Settings: BUILD=build CC=cc CFLAGS= PREFIX=/usr/local PYTHON=python3 VENV=.venv CACHE=.cache CUDA=auto V=1'
 
 #: make clean            removes what was built; the environment and downloads stay (rm -r .venv .cache)
 clean:

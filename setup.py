@@ -2,7 +2,8 @@
 
 The MPI module is built too when there is an mpicc; if that fails the package is still complete, and
 `python -m gtopk build-mpi` can be used later, for which the module's sources are packaged. The environment may set
-CC, MPICC, GTOPK_WITH_MPI=0 (no MPI module), and GTOPK_BUILD_LIBRARY=0 (editable: the library was built already).
+CC, MPICC, GTOPK_WITH_MPI=0 (no MPI module), GTOPK_WITH_CUDA=0 or 1 (no GPU; an error when NVRTC cannot be had, without
+which the library is otherwise built for CPUs alone), and GTOPK_BUILD_LIBRARY=0 (editable: the library was built already).
 """
 
 import os
@@ -92,7 +93,9 @@ def make(folder, *arguments):
     environment = {
         name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
     }
-    command = ["make", "-j2", f"BUILD={folder}", *arguments]
+    command = ["make", "-j2", f"BUILD={folder}", f"PYTHON={sys.executable}", *arguments]
+    if "GTOPK_WITH_CUDA" in os.environ:
+        command.append(f"CUDA={os.environ['GTOPK_WITH_CUDA']}")
     if "CC" in os.environ:
         command.append(f"CC={os.environ['CC']}")
     subprocess.run(command, cwd=ROOT, env=environment, check=True)

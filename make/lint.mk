@@ -3,7 +3,7 @@
 # Of C, clang-tidy is what takes time: it runs for a file again when that file, a header or the settings changed.
 
 LINT_READY  := $(VENV)/.installed-lint $(VENV)/.installed-run
-C_FILES     := $(shell find csrc include tests benchmarks -name '*.[ch]')
+C_FILES     := $(shell find csrc include tests benchmarks -name '*.[ch]' -o -name '*.cu')
 TIDY_FILES  := $(LIB_SOURCES:%.c=$(BUILD)/%.tidy)
 PY_FILES    := $(wildcard examples benchmarks scripts tests) python setup.py
 

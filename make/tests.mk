@@ -4,9 +4,10 @@
 # it needs of tests/support/*.c, and with cmocka. tests/fuzz/target_*.c are the fuzzers, always with sanitizers.
 # tests/distributed/*.c are run under mpirun by the tests in Python, which follow by pytest.
 
+STANDIN_SOURCES := tests/support/libcuda_standin.c tests/support/cuda_kernels.c
 C_TESTS         := $(sort $(wildcard tests/unit/test_*.c tests/property/test_*.c tests/faults/test_*.c))
 C_TEST_BINS     := $(C_TESTS:%.c=$(BUILD)/%)
-SUPPORT_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support/*.c))
+SUPPORT_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/support/libcuda_standin.c,$(wildcard tests/support/*.c)))
 CMOCKA          := $(CACHE)/cmocka$(addprefix -,$(CMOCKA_ARCH))
 PYTEST          := GTOPK_BUILD="$(BUILD)" $(VENV_PYTHON) -m pytest
 
@@ -33,6 +34,19 @@ $(C_TEST_BINS): LDFLAGS += $(WITH_GUARDED)
 
 # tests/support/oom.c stands between the library and its allocations.
 $(BUILD)/tests/faults/test_memory: LDFLAGS += -Wl,--wrap=calloc -Wl,--wrap=free
+
+# What stands in for the CUDA driver: the kernels compiled as C, and the emulator that runs them.
+STANDIN_OBJECTS := $(STANDIN_SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/tests/support/cuda_emulator.o
+
+$(BUILD)/tests/support/cuda_kernels.o: CFLAGS += -O2
+$(BUILD)/libcuda_standin.so: $(STANDIN_OBJECTS)
+	@$(if $(V),,echo "  link  $@")
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -shared -o $@ $^ $(LDLIBS)
+
+STANDIN_TESTS := $(BUILD)/tests/property/test_cuda $(BUILD)/tests/unit/test_cuda_driver
+$(STANDIN_TESTS): CPPFLAGS += -Itests/property -DSTANDIN_FILE='"$(BUILD)/libcuda_standin.so"'
+$(STANDIN_TESTS): | $(BUILD)/libcuda_standin.so
+-include $(STANDIN_OBJECTS:.o=.d)
 
 # The library with the same, for the test of Python.
 $(BUILD)/libgtopk_oom.so: $(LIB_OBJECTS) $(BUILD)/tests/support/oom.o csrc/gtopk.map

@@ -81,7 +81,7 @@ def faults_of_include(layer: str, path: Path, header: str) -> list[str]:
 
 
 def main() -> int:
-    found = [fault for path in sorted(SOURCES.rglob("*.[ch]")) for fault in faults(path)]
+    found = [fault for path in sorted([*SOURCES.rglob("*.[ch]"), *SOURCES.rglob("*.cu")]) for fault in faults(path)]
     print("\n".join(found), end="\n" if found else "", file=sys.stderr)
     return 1 if found else 0
 

@@ -243,7 +243,7 @@ struct device {
 /* The name that device_open goes by: the one given, else GTOPK_DEVICE, else "cpu". */
 const char *device_name(const char *name);
 
-/* Opens a device by name: "cpu", "reference". NULL: GTOPK_DEVICE, else "cpu". UNSUPPORTED with the names that exist. */
+/* Opens a device by name: "cpu", "cuda", "reference". NULL: GTOPK_DEVICE, else "cpu". UNSUPPORTED with the names that exist. */
 gtopk_status_t device_open(const char *name, device_t **device);
 
 /* The instruction set that the CPU device computes with, and all that it could use here, as text. */
@@ -253,6 +253,7 @@ const char *device_instruction_sets(void);
 /* Each device's own open function, called by device_open alone. `guarded` is there where the tests are linked in. */
 gtopk_status_t device_reference_open(device_t **device);
 gtopk_status_t device_cpu_open(device_t **device);
+gtopk_status_t device_cuda_open(device_t **device);
 gtopk_status_t device_guarded_open(device_t **device) __attribute__((weak));
 
 #endif

@@ -1,0 +1,119 @@
+/* The end of a sparse step: outputs are filled, what was sent leaves the residual and deposits come in, the mean goes to
+ * the outputs. All of it looks at the words first, because the host may not have. */
+#include "device/cuda/block.h"
+#include "device/cuda/sets.h"
+#include "device/cuda/spans.h"
+
+/* ---- filling spans ---- */
+
+static inline uint32_t nan_bits(uint32_t dtype)
+{
+    return dtype == GTOPK_F32 ? 0x7fc00000u : dtype == GTOPK_F16 ? 0x7e007e00u : 0x7fc07fc0u;
+}
+
+KERNEL(fill, fill_args)
+{
+    const device_words_t *words = args.words;
+    const uint32_t size = args.dtype == GTOPK_F32 ? 4 : 2;
+    if (!words->ok || !(words->nonfinite || words->joined || args.zero))
+        return;
+    const uint32_t bits = words->nonfinite ? nan_bits(args.dtype) : 0;
+    uint4 four;
+    uint2 two;
+    four.x = four.y = four.z = four.w = two.x = two.y = bits;
+    ROLLED
+    for (uint32_t number = grid_warp(); number < args.spans.chunks; number += grid_warps()) {
+        const chunk_t chunk = spans_chunk(&args.spans, number, size);
+        ROLLED
+        for (uint32_t i = 4 * lane_id(); i < CUDA_CHUNK; i += 4 * CUDA_WARP) {
+            const int64_t at = chunk.begin + i;
+            if (chunk.aligned && at >= 0 && at + 4 <= (int64_t)chunk.length) {
+                if (size == 4)
+                    __stcs((uint4 *)((float *)chunk.data + at), four);
+                else
+                    __stcs((uint2 *)((uint16_t *)chunk.data + at), two);
+                continue;
+            }
+            ROLLED
+            for (int64_t j = at; j < at + 4; j++) {
+                if (j < 0 || j >= (int64_t)chunk.length)
+                    continue;
+                if (size == 4)
+                    ((uint32_t *)chunk.data)[j] = bits;
+                else
+                    ((uint16_t *)chunk.data)[j] = (uint16_t)bits;
+            }
+        }
+    }
+}
+
+/* ---- the residual ---- */
+
+/* residual[selected] = v - first; with clear_final_only, where final has the index. Velocity of what is in both: 0. */
+static inline void clear_selected(const journal_args_t *args)
+{
+    const uint32_t count = *args->selected.count, firsts = *args->first.count, finals = *args->final.count;
+    ROLLED
+    for (uint64_t i = grid_thread(); i < count; i += grid_threads()) {
+        const uint32_t index = args->selected.index[i];
+        const int looks = args->clear_final_only || args->velocity;
+        const int in_final = looks && value_at(&args->final, 0, finals, index) != 0.0f;
+        if (in_final && args->velocity)
+            args->velocity[index] = 0.0f;
+        if (in_final || !args->clear_final_only)
+            args->residual[index] = args->selected.value[i] - value_at(&args->first, 0, firsts, index);
+    }
+}
+
+KERNEL(journal, journal_args)
+{
+    if (!words_commit(args.words))
+        return;
+    if (args.clear)
+        clear_selected(&args);
+    ROLLED
+    for (uint32_t d = 0; d < args.deposit_count; d++) {
+        const device_set_t *deposit = &args.deposits[d];
+        const uint32_t count = *deposit->count;
+        if (d > 0 || args.clear)
+            grid_sync(args.scratch); /* an entry's sums have a fixed order */
+        ROLLED
+        for (uint64_t i = grid_thread(); i < count; i += grid_threads())
+            residual_add(args.residual, deposit->index[i], deposit->value[i]);
+    }
+}
+
+/* ---- the mean ---- */
+
+KERNEL(mean, mean_args)
+{
+    if (!words_commit(args.words))
+        return;
+    const cuda_spans_t *spans = &args.spans;
+    const uint32_t count = *args.final.count;
+    /* Entries that these spans cover. */
+    uint32_t begin = 0, end = count;
+    if (spans->count > 0) {
+        const uint32_t last = spans->count - 1;
+        begin = lower_bound(args.final.index, 0, count, spans->offset[0]);
+        end = lower_bound(args.final.index, begin, count, (uint64_t)spans->offset[last] + spans->length[last]);
+    }
+    ROLLED
+    for (uint64_t i = (args.indices ? 0 : begin) + grid_thread(); i < (args.indices ? count : end);
+         i += grid_threads()) {
+        const uint32_t index = args.final.index[i];
+        const float mean = args.final.value[i] / (float)args.divisor;
+        if (args.indices) {
+            args.indices[i] = index;
+            args.values[i] = mean;
+        }
+        if (spans->count == 0 || i < begin || i >= end)
+            continue;
+        const uint32_t s = spans_find(spans->offset, spans->count, index);
+        if (index - spans->offset[s] >= spans->length[s])
+            continue;
+        const float rest = entry_write(spans->data[s], args.dtype, index - spans->offset[s], mean);
+        if (rest != 0.0f)
+            residual_add(args.residual, index, rest);
+    }
+}

@@ -1,0 +1,404 @@
+/* The CUDA device: contexts, memory and the table of operations. What is computed is in the kernels, how they are
+ * launched in launch.h. */
+#include "device/cuda/cuda.h"
+
+#include <string.h>
+
+#include "util/memory.h"
+
+/* ---- errors, contexts, streams ---- */
+
+gtopk_status_t cuda_check(const device_cuda_t *device, cu_result_t result, const char *what)
+{
+    return result == CU_SUCCESS ? GTOPK_OK : cuda_driver_error(device->driver, result, what);
+}
+
+static device_cuda_t *of(device_t *device)
+{
+    return (device_cuda_t *)device;
+}
+
+/* The scratch memory serves one stream at a time. */
+static gtopk_status_t follow(device_cuda_t *device, void *stream)
+{
+    const cuda_driver_t *driver = device->driver;
+    if (!device->has_run || device->last_stream == stream) {
+        device->last_stream = stream;
+        device->has_run = 1;
+        return GTOPK_OK;
+    }
+    cu_result_t result = driver->cuEventRecord(device->event, device->last_stream);
+    if (result == CU_SUCCESS)
+        result = driver->cuStreamWaitEvent(stream, device->event, 0);
+    else
+        result = driver->cuCtxSynchronize(); /* that stream is no more */
+    device->last_stream = stream;
+    return cuda_check(device, result, "going on in another stream");
+}
+
+gtopk_status_t cuda_enter(device_cuda_t *device, void *stream)
+{
+    const cu_result_t result = device->driver->cuCtxPushCurrent(device->context);
+    if (result != CU_SUCCESS)
+        return cuda_driver_error(device->driver, result, "entering the GPU's context");
+    const gtopk_status_t status = follow(device, stream);
+    if (status != GTOPK_OK)
+        cuda_leave(device);
+    return status;
+}
+
+void cuda_leave(device_cuda_t *device)
+{
+    cu_context_t left;
+    (void)device->driver->cuCtxPopCurrent(&left);
+}
+
+static gtopk_status_t launch(void *context, cuda_kernel_t kernel, uint32_t grid, const void *args, size_t bytes,
+                             void *stream)
+{
+    static const struct {
+        const char *what;
+        int meets;
+    } about[CUDA_KERNEL_COUNT] = {
+#define ABOUT(name, args_name, meets) {"launching the kernel " #name, meets},
+        CUDA_KERNELS(ABOUT)
+#undef ABOUT
+    };
+    device_cuda_t *device = context;
+    const cu_function_t function = device->functions[kernel];
+    unsigned char copy[CUDA_ARGUMENTS_MAX]; /* the driver wants what it does not change to be changeable */
+    void *parameters[] = {copy};
+    memcpy(copy, args, bytes);
+    const cu_result_t result = about[kernel].meets
+                                   ? device->driver->cuLaunchCooperativeKernel(function, grid, 1, 1, CUDA_THREADS, 1, 1,
+                                                                               0, stream, parameters)
+                                   : device->driver->cuLaunchKernel(function, grid, 1, 1, CUDA_THREADS, 1, 1, 0, stream,
+                                                                    parameters, NULL);
+    return cuda_check(device, result, about[kernel].what);
+}
+
+/* ---- memory ---- */
+
+gtopk_status_t cuda_allocate(device_cuda_t *device, size_t bytes, const char *what, void *out)
+{
+    const cuda_driver_t *driver = device->driver;
+    cu_pointer_t block = 0;
+    memset(out, 0, sizeof(void *));
+    if (bytes == 0)
+        return GTOPK_OK;
+    cu_result_t result = driver->cuMemAlloc(&block, bytes);
+    if (result == CU_SUCCESS)
+        result = driver->cuMemsetD8Async(block, 0, bytes, NULL);
+    if (result == CU_SUCCESS)
+        result = driver->cuStreamSynchronize(NULL);
+    if (result != CU_SUCCESS) {
+        gtopk_status_t status = cuda_driver_error(driver, result, "memory of the GPU");
+        if (block)
+            (void)driver->cuMemFree(block);
+        return status_prefix(status, "%s, %zu bytes", what, bytes);
+    }
+    memcpy(out, &block, sizeof block);
+    return GTOPK_OK;
+}
+
+void cuda_release(device_cuda_t *device, void *block)
+{
+    if (block)
+        (void)device->driver->cuMemFree((cu_pointer_t)(uintptr_t)block);
+}
+
+static gtopk_status_t op_allocate(device_t *base, size_t bytes, const char *what, void **out)
+{
+    device_cuda_t *device = of(base);
+    gtopk_status_t status = cuda_enter(device, device->last_stream);
+    if (status != GTOPK_OK)
+        return status;
+    status = cuda_allocate(device, bytes, what, out);
+    cuda_leave(device);
+    return status;
+}
+
+static void op_release(device_t *base, void *block)
+{
+    device_cuda_t *device = of(base);
+    if (!block || cuda_enter(device, device->last_stream) != GTOPK_OK)
+        return;
+    cuda_release(device, block);
+    cuda_leave(device);
+}
+
+static gtopk_status_t op_allocate_pinned(device_t *base, size_t bytes, const char *what, void **out)
+{
+    device_cuda_t *device = of(base);
+    gtopk_status_t status = cuda_enter(device, device->last_stream);
+    *out = NULL;
+    if (status != GTOPK_OK)
+        return status;
+    if (bytes > 0)
+        status = cuda_check(device, device->driver->cuMemHostAlloc(out, bytes, CU_HOST_PORTABLE | CU_HOST_DEVICE_MAP),
+                            "pinned memory");
+    if (status != GTOPK_OK)
+        status = status_prefix(status, "%s, %zu bytes", what, bytes);
+    else if (bytes > 0)
+        memset(*out, 0, bytes);
+    cuda_leave(device);
+    return status;
+}
+
+static void op_release_pinned(device_t *base, void *block)
+{
+    device_cuda_t *device = of(base);
+    if (!block || cuda_enter(device, device->last_stream) != GTOPK_OK)
+        return;
+    (void)device->driver->cuMemFreeHost(block);
+    cuda_leave(device);
+}
+
+gtopk_status_t cuda_copy(device_cuda_t *device, void *to, const void *from, size_t bytes, void *stream)
+{
+    if (bytes == 0)
+        return GTOPK_OK;
+    return cuda_check(
+        device,
+        device->driver->cuMemcpyAsync((cu_pointer_t)(uintptr_t)to, (cu_pointer_t)(uintptr_t)from, bytes, stream),
+        "copying memory");
+}
+
+gtopk_status_t cuda_wait(device_cuda_t *device, void *stream)
+{
+    return cuda_check(device, device->driver->cuStreamSynchronize(stream), "waiting for the GPU");
+}
+
+/* ---- operations: each enters the context, launches, and leaves ---- */
+
+#define WITHIN(device, stream, call)                     \
+    do {                                                 \
+        device_cuda_t *const gpu = (device);             \
+        gtopk_status_t status = cuda_enter(gpu, stream); \
+        if (status != GTOPK_OK)                          \
+            return status;                               \
+        status = (call);                                 \
+        cuda_leave(gpu);                                 \
+        return status;                                   \
+    } while (0)
+
+static gtopk_status_t op_copy(device_t *device, void *to, const void *from, size_t bytes, void *stream)
+{
+    WITHIN(of(device), stream, cuda_copy(gpu, to, from, bytes, stream));
+}
+
+static gtopk_status_t op_synchronize(device_t *device, void *stream)
+{
+    WITHIN(of(device), stream, cuda_wait(gpu, stream));
+}
+
+static gtopk_status_t op_step_begin(device_store_t *store, device_words_t *words, void *stream)
+{
+    WITHIN(store->device, stream, launch_begin(&gpu->queue, &store->memory, words, stream));
+}
+
+static gtopk_status_t op_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
+                                    const device_accumulate_t *params, device_words_t *words, void *stream)
+{
+    WITHIN(store->device, stream, launch_accumulate(&gpu->queue, &store->memory, spans, count, params, words, stream));
+}
+
+static gtopk_status_t op_select(device_store_t *store, uint64_t k, device_set_t *out, device_words_t *words,
+                                void *stream)
+{
+    WITHIN(store->device, stream, launch_select(&gpu->queue, &store->memory, k, out, words, stream));
+}
+
+static gtopk_status_t op_commit(device_store_t *store, const device_journal_t *journal, const device_target_t *target,
+                                const device_words_t *words, void *stream)
+{
+    WITHIN(store->device, stream, launch_commit(&gpu->queue, &store->memory, journal, target, words, stream));
+}
+
+static gtopk_status_t op_dense_gather(device_store_t *store, float *out, void *stream)
+{
+    const size_t bytes = (size_t)store->memory.dim * sizeof *out;
+    WITHIN(store->device, stream, cuda_copy(gpu, out, store->memory.residual, bytes, stream));
+}
+
+static gtopk_status_t op_dense_check(device_store_t *store, const float *sum, device_words_t *words, void *stream)
+{
+    WITHIN(store->device, stream, launch_dense_check(&gpu->queue, &store->memory, sum, words, stream));
+}
+
+static gtopk_status_t op_dense_commit(device_store_t *store, float *sum, uint32_t divisor,
+                                      const device_target_t *target, device_words_t *words, void *stream)
+{
+    WITHIN(store->device, stream,
+           launch_dense_commit(&gpu->queue, &store->memory, sum, divisor, target, words, stream));
+}
+
+static gtopk_status_t op_words_join(device_t *device, device_words_t *const *words, size_t count, int joined,
+                                    void *stream)
+{
+    WITHIN(of(device), stream, launch_words_join(&gpu->queue, words, count, joined, stream));
+}
+
+static gtopk_status_t launch_and_wait(device_cuda_t *device, const device_outcome_t *outcomes, size_t count,
+                                      void *stream)
+{
+    const gtopk_status_t status = launch_verdict(&device->queue, outcomes, count, stream);
+    return status == GTOPK_OK ? cuda_wait(device, stream) : status;
+}
+
+static gtopk_status_t op_verdict(device_t *device, const device_outcome_t *outcomes, size_t count, void *stream)
+{
+    WITHIN(of(device), stream, launch_and_wait(gpu, outcomes, count, stream));
+}
+
+static gtopk_status_t op_encode(device_t *device, const device_set_t *set, const wire_header_t *header,
+                                uint8_t *message, device_set_t *decoded, device_words_t *words, void *stream)
+{
+    WITHIN(of(device), stream, launch_encode(&gpu->queue, set, header, message, decoded, words, stream));
+}
+
+static gtopk_status_t op_address(device_t *device, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
+                                 const device_words_t *words, void *stream)
+{
+    WITHIN(of(device), stream, launch_address(&gpu->queue, message, sender, round, k, words, stream));
+}
+
+static gtopk_status_t op_decode(device_t *device, const uint8_t *message, size_t capacity, const wire_expect_t *expect,
+                                device_set_t *out, device_words_t *words, void *stream)
+{
+    WITHIN(of(device), stream, launch_decode(&gpu->queue, message, capacity, expect, out, words, stream));
+}
+
+static gtopk_status_t op_merge(device_t *device, const device_set_t *a, const device_set_t *b, uint64_t k,
+                               device_set_t *kept, device_set_t *all, device_words_t *words, void *stream)
+{
+    WITHIN(of(device), stream, launch_merge(&gpu->queue, a, b, k, kept, all, words, stream));
+}
+
+static gtopk_status_t op_deposit(device_t *device, const device_set_t *all, const device_set_t *sent, float share,
+                                 device_set_t *out, device_words_t *words, void *stream)
+{
+    WITHIN(of(device), stream, launch_deposit(&gpu->queue, all, sent, share, out, words, stream));
+}
+
+static gtopk_status_t op_copy_set(device_t *device, const device_set_t *from, device_set_t *to, device_words_t *words,
+                                  void *stream)
+{
+    WITHIN(of(device), stream, launch_copy_set(&gpu->queue, from, to, words, stream));
+}
+
+/* ---- opening and closing ---- */
+
+static void cuda_close(device_t *base)
+{
+    device_cuda_t *device = of(base);
+    const cuda_driver_t *driver = device->driver;
+    cu_context_t left;
+    if (device->context && driver->cuCtxPushCurrent(device->context) == CU_SUCCESS) {
+        if (device->number)
+            (void)driver->cuMemFreeHost(device->number);
+        cuda_release(device, device->queue.scratch);
+        if (device->event)
+            (void)driver->cuEventDestroy(device->event);
+        if (device->module)
+            (void)driver->cuModuleUnload(device->module);
+        (void)driver->cuCtxPopCurrent(&left);
+    }
+    if (device->context)
+        (void)driver->cuDevicePrimaryCtxRelease(device->gpu);
+    memory_free(device);
+}
+
+static const device_ops_t cuda_ops = {
+    .name = "cuda",
+    .host_memory = 0,
+    .close = cuda_close,
+    .allocate = op_allocate,
+    .release = op_release,
+    .allocate_pinned = op_allocate_pinned,
+    .release_pinned = op_release_pinned,
+    .store_create = cuda_store_create,
+    .store_destroy = cuda_store_destroy,
+    .store_resize = cuda_store_resize,
+    .step_begin = op_step_begin,
+    .accumulate = op_accumulate,
+    .select = op_select,
+    .array_select = cuda_array_select,
+    .commit = op_commit,
+    .dense_gather = op_dense_gather,
+    .dense_check = op_dense_check,
+    .dense_commit = op_dense_commit,
+    .store_read = cuda_store_read,
+    .store_write = cuda_store_write,
+    .store_square = cuda_store_square,
+    .words_join = op_words_join,
+    .verdict = op_verdict,
+    .encode = op_encode,
+    .address = op_address,
+    .decode = op_decode,
+    .merge = op_merge,
+    .deposit = op_deposit,
+    .copy = op_copy,
+    .copy_set = op_copy_set,
+    .synchronize = op_synchronize,
+};
+
+/* The GPU whose context is current in this thread (PyTorch's, after torch.cuda.set_device), else the first one. */
+static gtopk_status_t choose_gpu(device_cuda_t *device)
+{
+    const cuda_driver_t *driver = device->driver;
+    cu_context_t current = NULL;
+    cu_result_t result = driver->cuCtxGetCurrent(&current);
+    if (result == CU_SUCCESS)
+        result = current ? driver->cuCtxGetDevice(&device->gpu) : driver->cuDeviceGet(&device->gpu, 0);
+    return cuda_check(device, result, "choosing a GPU");
+}
+
+static gtopk_status_t prepare(device_cuda_t *device)
+{
+    const cuda_driver_t *driver = device->driver;
+    gtopk_status_t status = cuda_module_load(device);
+    void *number = NULL;
+    if (status == GTOPK_OK)
+        status = cuda_check(device, driver->cuEventCreate(&device->event, CU_EVENT_NO_TIMING), "making an event");
+    if (status == GTOPK_OK)
+        status = cuda_allocate(device, sizeof *device->queue.scratch, "scratch memory", &device->queue.scratch);
+    if (status == GTOPK_OK)
+        status = cuda_check(
+            device, driver->cuMemHostAlloc(&number, sizeof *device->number, CU_HOST_PORTABLE | CU_HOST_DEVICE_MAP),
+            "pinned memory");
+    device->number = number;
+    return status;
+}
+
+gtopk_status_t device_cuda_open(device_t **out)
+{
+    const cuda_driver_t *driver;
+    device_cuda_t *device;
+    gtopk_status_t status = cuda_driver_get(&driver);
+    if (status != GTOPK_OK)
+        return status;
+    status = memory_alloc(&device, 1, sizeof *device, "a device");
+    if (status != GTOPK_OK)
+        return status;
+    device->base.ops = &cuda_ops;
+    device->driver = driver;
+    device->queue.launch = launch;
+    device->queue.context = device;
+    status = choose_gpu(device);
+    if (status == GTOPK_OK)
+        status = cuda_check(device, driver->cuDevicePrimaryCtxRetain(&device->context, device->gpu),
+                            "starting the GPU (is another process using all of its memory?)");
+    if (status == GTOPK_OK)
+        status = cuda_check(device, driver->cuCtxPushCurrent(device->context), "entering the GPU's context");
+    if (status == GTOPK_OK) {
+        status = prepare(device);
+        cuda_leave(device);
+    }
+    if (status != GTOPK_OK) {
+        cuda_close(&device->base);
+        return status;
+    }
+    *out = &device->base;
+    return GTOPK_OK;
+}

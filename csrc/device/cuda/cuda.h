@@ -1,0 +1,59 @@
+/* A GPU of this process: context, kernels, scratch memory. Between cuda_enter and cuda_leave its context is current. */
+#ifndef GTOPK_DEVICE_CUDA_CUDA_H
+#define GTOPK_DEVICE_CUDA_CUDA_H
+
+#include "device/cuda/driver.h"
+#include "device/cuda/launch.h"
+
+typedef struct device_cuda {
+    device_t base;
+    const cuda_driver_t *driver;
+    cu_device_t gpu;
+    cu_context_t context; /* the primary one, which PyTorch and the CUDA runtime use too */
+    cu_module_t module;
+    cu_function_t functions[CUDA_KERNEL_COUNT];
+    cuda_queue_t queue;
+    cu_event_t event;  /* orders streams when the caller changes from one to another */
+    void *last_stream; /* the scratch memory is in use there */
+    int has_run;
+    double *number; /* pinned: a result on its way to the host */
+} device_cuda_t;
+
+struct device_store {
+    device_cuda_t *device;
+    cuda_memory_t memory;
+};
+
+/* DEVICE, with the driver's text, unless `call` succeeds. */
+#define CUDA_TRY(device, what, call) cuda_check(device, call, what)
+
+gtopk_status_t cuda_check(const device_cuda_t *device, cu_result_t result, const char *what);
+
+/* Makes the context current, and orders `stream` after what was queued on another one. */
+gtopk_status_t cuda_enter(device_cuda_t *device, void *stream);
+void cuda_leave(device_cuda_t *device);
+
+/* Zeroed memory of the device; NULL for no bytes. Within cuda_enter. */
+gtopk_status_t cuda_allocate(device_cuda_t *device, size_t bytes, const char *what, void *out);
+void cuda_release(device_cuda_t *device, void *block);
+
+gtopk_status_t cuda_copy(device_cuda_t *device, void *to, const void *from, size_t bytes, void *stream);
+gtopk_status_t cuda_wait(device_cuda_t *device, void *stream);
+
+/* module.c: the image for this GPU, its functions, and how many blocks of each can run together. */
+gtopk_status_t cuda_module_load(device_cuda_t *device);
+
+/* store.c: operations of device.h. */
+gtopk_status_t cuda_store_create(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
+                                 const device_parallel_t *parallel, device_store_t **store);
+void cuda_store_destroy(device_store_t *store);
+gtopk_status_t cuda_store_resize(device_store_t *store, uint64_t k);
+gtopk_status_t cuda_store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out,
+                               void *stream);
+gtopk_status_t cuda_store_write(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in,
+                                void *stream);
+gtopk_status_t cuda_store_square(device_store_t *store, double *sum, void *stream);
+gtopk_status_t cuda_array_select(device_t *device, const float *x, uint64_t n, uint64_t k,
+                                 const device_parallel_t *parallel, device_set_t *out, void *stream);
+
+#endif

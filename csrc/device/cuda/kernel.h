@@ -1,0 +1,83 @@
+/* The language of the kernels: C that is C++ as well, with the names of CUDA that are used here. NVRTC compiles it for
+ * GPUs; for the tests a C compiler does, and tests/support/cuda_emulator.h defines those names. */
+#ifndef GTOPK_DEVICE_CUDA_KERNEL_H
+#define GTOPK_DEVICE_CUDA_KERNEL_H
+
+#include "device/cuda/args.h"
+#include "wire/convert.h"
+
+#ifdef __CUDACC_RTC__
+#define KERNEL(name, args_name)                                   \
+    extern "C" __global__ void __launch_bounds__(CUDA_THREADS, 4) \
+        gtopk_cuda_##name(const __grid_constant__ args_name##_t args)
+#define FUNCTION static __noinline__ /* compiled once, where inlining would compile it many times */
+#define SPIN() __nanosleep(20)
+#define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1") /* what is rare, or waits for memory anyway: the library is to stay small */
+#else
+#define KERNEL(name, args_name) static void emulated_##name(const args_name##_t args)
+#define FUNCTION static __attribute__((unused))
+#define SPIN() emulator_spin()
+#define UNROLL
+#define ROLLED
+#endif
+
+#define ALL_LANES 0xffffffffu
+#define MAGNITUDE 0x7fffffffu
+
+static inline uint32_t lane_id(void)
+{
+    return threadIdx.x % CUDA_WARP;
+}
+
+static inline uint32_t warp_id(void)
+{
+    return threadIdx.x / CUDA_WARP;
+}
+
+static inline uint32_t grid_warp(void)
+{
+    return blockIdx.x * CUDA_WARPS + warp_id();
+}
+
+static inline uint32_t grid_warps(void)
+{
+    return gridDim.x * CUDA_WARPS;
+}
+
+static inline uint64_t grid_thread(void)
+{
+    return (uint64_t)blockIdx.x * CUDA_THREADS + threadIdx.x;
+}
+
+static inline uint64_t grid_threads(void)
+{
+    return (uint64_t)gridDim.x * CUDA_THREADS;
+}
+
+static inline int is_first_thread(void)
+{
+    return blockIdx.x == 0 && threadIdx.x == 0;
+}
+
+static inline int is_finite(float value)
+{
+    return (convert_bits(value) & MAGNITUDE) < CONVERT_INF;
+}
+
+/* ---- the words of a step ---- */
+
+static inline void words_fail(device_words_t *words, uint32_t error)
+{
+    if (words->error == DEVICE_NO_ERROR)
+        words->error = error;
+    words->ok = 0;
+}
+
+/* 1 when a step's end changes the residual. */
+static inline int words_commit(const device_words_t *words)
+{
+    return words->ok && !words->nonfinite && !words->joined;
+}
+
+#endif

@@ -1,0 +1,11 @@
+/* All kernels, as one program: what scripts/cuda_images.py compiles. */
+#include "device/cuda/begin.cu"
+#include "device/cuda/accumulate.cu"
+#include "device/cuda/select.cu"
+#include "device/cuda/encode.cu"
+#include "device/cuda/decode.cu"
+#include "device/cuda/merge.cu"
+#include "device/cuda/deposit.cu"
+#include "device/cuda/commit.cu"
+#include "device/cuda/dense.cu"
+#include "device/cuda/words.cu"

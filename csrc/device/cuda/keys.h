@@ -1,0 +1,136 @@
+/* Candidates as 64-bit keys in the order of selection: bits of |v|, then the inverted index. The k-th largest of many is
+ * found digit by digit, by histograms of the whole grid. */
+#ifndef GTOPK_DEVICE_CUDA_KEYS_H
+#define GTOPK_DEVICE_CUDA_KEYS_H
+
+#include "device/cuda/block.h"
+
+static inline uint64_t key_make(uint32_t index, uint32_t magnitude)
+{
+    return (uint64_t)magnitude << 32 | (uint32_t)~index;
+}
+
+static inline uint32_t key_index(uint64_t key)
+{
+    return ~(uint32_t)key;
+}
+
+static inline uint32_t key_magnitude(uint64_t key)
+{
+    return (uint32_t)(key >> 32);
+}
+
+/* ---- digits: 12, 10 and 9 bits of the magnitude, 12, 10 and 10 of the index ---- */
+
+static inline uint32_t digit_bits(uint32_t level)
+{
+    return level == 0 || level == 3 ? 12u : level == 2 ? 9u : 10u;
+}
+
+static inline uint32_t digit_shift(uint32_t level)
+{
+    return level == 0 ? 51u : level == 1 ? 41u : level == 2 ? 32u : level == 3 ? 20u : level == 4 ? 10u : 0u;
+}
+
+static inline uint32_t digit_of(uint64_t key, uint32_t level)
+{
+    return (uint32_t)(key >> digit_shift(level)) & ((1u << digit_bits(level)) - 1);
+}
+
+/* ---- the search ---- */
+
+/* What is known of the key of rank k: its digits above `level`. One a block, in shared memory. */
+typedef struct radix {
+    uint64_t prefix;
+    uint32_t level;
+    uint32_t wanted; /* its rank among the keys with that prefix */
+    uint32_t inside; /* how many these are */
+    int found;       /* 0: there are fewer than k */
+} radix_t;
+
+/* All threads of the block. */
+FUNCTION radix_t *radix_begin(uint32_t k)
+{
+    __shared__ radix_t radix;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        radix.prefix = 0;
+        radix.level = 0;
+        radix.wanted = k;
+        radix.inside = 0;
+        radix.found = 1;
+    }
+    __syncthreads();
+    return &radix;
+}
+
+/* Keys of this or a higher one are wanted, or may be. */
+static inline uint64_t radix_bound(const radix_t *radix)
+{
+    return radix->level == 0 ? 0 : radix->prefix << digit_shift(radix->level - 1);
+}
+
+/* A histogram of the block. */
+FUNCTION uint32_t *radix_bins_begin(uint32_t level)
+{
+    __shared__ uint32_t bins[CUDA_BINS];
+    __syncthreads();
+    ROLLED
+    for (uint32_t b = threadIdx.x; b < 1u << digit_bits(level); b += CUDA_THREADS)
+        bins[b] = 0;
+    __syncthreads();
+    return bins;
+}
+
+static inline void radix_count(const radix_t *radix, uint32_t *bins, uint64_t key)
+{
+    if (radix->level == 0 || key >> digit_shift(radix->level - 1) == radix->prefix)
+        (void)atomicAdd(&bins[digit_of(key, radix->level)], 1u);
+}
+
+/* Adds the block's histogram to the grid's. */
+FUNCTION void radix_bins_end(uint32_t level, const uint32_t *bins, uint32_t *sum)
+{
+    __syncthreads();
+    ROLLED
+    for (uint32_t b = threadIdx.x; b < 1u << digit_bits(level); b += CUDA_THREADS)
+        if (bins[b] != 0)
+            (void)atomicAdd(&sum[b], bins[b]);
+}
+
+/* Takes the next digit from the grid's histogram. All threads of the block. */
+FUNCTION void radix_descend(radix_t *radix, const uint32_t *sum)
+{
+    const uint32_t bits = digit_bits(radix->level), each = (1u << bits) / CUDA_THREADS, rank = radix->wanted;
+    const uint32_t top = (1u << bits) - threadIdx.x * each; /* this thread's are below */
+    uint32_t mine = 0;
+    ROLLED
+    for (uint32_t b = 1; b <= each; b++)
+        mine += sum[top - b];
+    const scan_t scan = block_scan(mine);
+    const uint32_t above = scan_before(scan);
+    if (above < rank && rank - above <= mine) {
+        uint32_t rest = rank - above, b = top - 1;
+        ROLLED
+        for (; sum[b] < rest; b--)
+            rest -= sum[b];
+        radix->prefix = radix->prefix << bits | b;
+        radix->wanted = rest;
+        radix->inside = sum[b];
+    }
+    if (threadIdx.x == 0) {
+        radix->found = rank <= scan_total(scan);
+        radix->level++;
+    }
+    __syncthreads();
+}
+
+/* The grid leaves a histogram as it found it. */
+FUNCTION void bins_clear(uint32_t *bins, uint32_t count)
+{
+    ROLLED
+    for (uint64_t b = grid_thread(); b < count; b += grid_threads())
+        bins[b] = 0;
+}
+
+#endif

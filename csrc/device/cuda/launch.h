@@ -1,0 +1,72 @@
+/* Each operation of device.h as launches of kernels: which, how many blocks, with what. Knows no driver: whoever has a
+ * queue can launch, on a GPU or emulated. Nothing here waits. */
+#ifndef GTOPK_DEVICE_CUDA_LAUNCH_H
+#define GTOPK_DEVICE_CUDA_LAUNCH_H
+
+#include "device/cuda/args.h"
+
+typedef struct cuda_queue {
+    /* A kernel with its arguments (at most CUDA_ARGUMENTS_MAX bytes, which are read before this returns). */
+    gtopk_status_t (*launch)(void *context, cuda_kernel_t kernel, uint32_t grid, const void *args, size_t bytes,
+                             void *stream);
+    void *context;
+    cuda_scratch_t *scratch;              /* zeroed once; for one stream at a time */
+    uint32_t resident[CUDA_KERNEL_COUNT]; /* blocks that the GPU runs at the same time */
+    uint32_t processors;                  /* streaming multiprocessors */
+} cuda_queue_t;
+
+/* Memory of a store, all on the device. */
+typedef struct cuda_memory {
+    uint64_t dim, k;
+    float *residual, *velocity; /* velocity NULL: none */
+    cuda_pool_t pool;
+    uint32_t *buckets;
+    uint64_t *chosen;
+} cuda_memory_t;
+
+/* Candidates that the pool of a store has room for, and entries of `buckets`. */
+uint32_t cuda_pool_capacity(uint64_t dim, uint64_t k);
+size_t cuda_bucket_count(uint64_t dim);
+
+gtopk_status_t launch_begin(const cuda_queue_t *queue, const cuda_memory_t *memory, device_words_t *words,
+                            void *stream);
+
+/* unwanted: the next step is not expected to select. */
+gtopk_status_t launch_forget(const cuda_queue_t *queue, const cuda_memory_t *memory, int unwanted, void *stream);
+
+gtopk_status_t launch_accumulate(const cuda_queue_t *queue, const cuda_memory_t *memory, const device_span_t *spans,
+                                 size_t count, const device_accumulate_t *params, device_words_t *words, void *stream);
+gtopk_status_t launch_select(const cuda_queue_t *queue, const cuda_memory_t *memory, uint64_t k,
+                             const device_set_t *out, device_words_t *words, void *stream);
+
+/* x[0..n) in place of a residual. Of memory: dim is n, pool, buckets and chosen; the pool's state starts as zeros. */
+gtopk_status_t launch_array_select(const cuda_queue_t *queue, const cuda_memory_t *memory, const float *x, uint64_t k,
+                                   const device_set_t *out, void *stream);
+
+gtopk_status_t launch_commit(const cuda_queue_t *queue, const cuda_memory_t *memory, const device_journal_t *journal,
+                             const device_target_t *target, const device_words_t *words, void *stream);
+
+gtopk_status_t launch_dense_check(const cuda_queue_t *queue, const cuda_memory_t *memory, const float *sum,
+                                  device_words_t *words, void *stream);
+gtopk_status_t launch_dense_commit(const cuda_queue_t *queue, const cuda_memory_t *memory, float *sum, uint32_t divisor,
+                                   const device_target_t *target, device_words_t *words, void *stream);
+gtopk_status_t launch_square(const cuda_queue_t *queue, const cuda_memory_t *memory, double *sum, void *stream);
+
+gtopk_status_t launch_words_join(const cuda_queue_t *queue, device_words_t *const *words, size_t count, int joined,
+                                 void *stream);
+gtopk_status_t launch_verdict(const cuda_queue_t *queue, const device_outcome_t *outcomes, size_t count, void *stream);
+
+gtopk_status_t launch_encode(const cuda_queue_t *queue, const device_set_t *set, const wire_header_t *header,
+                             uint8_t *message, const device_set_t *decoded, device_words_t *words, void *stream);
+gtopk_status_t launch_address(const cuda_queue_t *queue, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
+                              const device_words_t *words, void *stream);
+gtopk_status_t launch_decode(const cuda_queue_t *queue, const uint8_t *message, size_t capacity,
+                             const wire_expect_t *expect, const device_set_t *out, device_words_t *words, void *stream);
+gtopk_status_t launch_merge(const cuda_queue_t *queue, const device_set_t *a, const device_set_t *b, uint64_t k,
+                            const device_set_t *kept, const device_set_t *all, device_words_t *words, void *stream);
+gtopk_status_t launch_deposit(const cuda_queue_t *queue, const device_set_t *all, const device_set_t *sent, float share,
+                              const device_set_t *out, device_words_t *words, void *stream);
+gtopk_status_t launch_copy_set(const cuda_queue_t *queue, const device_set_t *from, const device_set_t *to,
+                               device_words_t *words, void *stream);
+
+#endif

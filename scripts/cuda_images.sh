@@ -1,0 +1,44 @@
+#!/bin/bash
+# Makes the C file with the compiled CUDA kernels, or, where that cannot be, one that has none.
+#
+#   scripts/cuda_images.sh SETTING OUTPUT.c CACHE VENV MAKE...
+#
+# SETTING: 0 none wanted, 1 needed, auto: go on without. MAKE...: a make that installs requirements/cuda.txt into VENV.
+set -euo pipefail
+
+setting=${1:?} output=${2:?} cache=${3:?} venv=${4:?}
+shift 4
+
+without() {
+    mkdir -p "$(dirname "$output")"
+    cat >"$output" <<'C'
+/* Made by scripts/cuda_images.sh: this build has no CUDA kernels. */
+#include "device/cuda/images.h"
+
+const cuda_image_t cuda_images[1];
+const size_t cuda_image_count = 0;
+C
+}
+
+compile() {
+    PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=20 "$@" -s "$venv/.installed-cuda" && "$venv/bin/python" scripts/cuda_images.py "$output" --cache "$cache"
+}
+
+# No result of an earlier run, should this one end half way.
+rm -f "$output"
+if [ "$setting" = 0 ]; then
+    without
+elif log=$(mktemp) && compile "$@" >"$log" 2>&1; then
+    cat "$log"
+    rm -f "$log"
+elif [ "$setting" = 1 ]; then
+    cat "$log" >&2
+    rm -f "$log"
+    echo "cuda_images.sh: the CUDA kernels cannot be compiled, and CUDA=1 asks for them" >&2
+    exit 1
+else
+    grep -m 1 -E '^[a-z_]+\.(sh|py): ' "$log" || true # the first of our own says why
+    rm -f "$log"
+    echo "  note  NVRTC is not at hand: this build is without GPU (CUDA=1 shows why, CUDA=0 is quiet)"
+    without
+fi

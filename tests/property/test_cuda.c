@@ -1,0 +1,62 @@
+/* The CUDA device against the reference, bit for bit, without a GPU: its own host code on a stand-in for the driver, its own
+ * kernels compiled as C and emulated. The steps are those of test_device.c, which are the same for all devices. */
+int test_device_main(void);
+#define main test_device_main
+#include "test_device.c"
+#undef main
+
+#include "device/cuda/images.h"
+#include "support/standin.h"
+
+enum { CUDA_RUNS_DEFAULT = 25, GUARDED_RUNS = 1 };
+
+/* In place of the embedded ones, which this build need not have: the stand-in has its own kernels. Packed, that is 64 bytes
+ * as they are. */
+static const uint8_t elf_for_90[2 + 64] = {0xf0, 64 - 15, 0x7f, 'E', 'L', 'F', [2 + 48] = 90};
+const cuda_image_t cuda_images[] = {{90, 0, 64, sizeof elf_for_90, elf_for_90}};
+const size_t cuda_image_count = 1;
+
+static const standin_control_t *standin;
+
+static int open_standin(void **state)
+{
+    (void)state;
+    standin = standin_open();
+    return 0;
+}
+
+static void test_cuda_agrees(void **state)
+{
+    (void)state;
+    const uint64_t seed = environment("GTOPK_TEST_SEED", 1), runs = environment("GTOPK_TEST_RUNS", CUDA_RUNS_DEFAULT);
+    world.side_count = 0;
+    add_side(&world, "reference", "reference");
+    standin->gpu(90, 1, 1);
+    add_side(&world, "cuda, one block", "cuda");
+    standin->gpu(90, 3, 1);
+    add_side(&world, "cuda, three blocks", "cuda");
+    standin->gpu(90, 2, 2); /* what the stand-in itself goes by from here on: the largest */
+    add_side(&world, "cuda, four blocks", "cuda");
+    for (uint64_t run = 0; run < runs; run++) {
+        standin->seed(seed + run);
+        /* By now the host has shown that it leaves device memory alone; guarding it takes most of the time. */
+        if (run == GUARDED_RUNS)
+            standin->peek(1);
+        world_begin(&world, seed + run);
+        const int steps = world.dim > 20000 ? 2 : 3 + (int)random_below(&world.random, 4);
+        for (world.step = 0; world.step < steps; world.step++)
+            step(&world);
+        world_end(&world);
+    }
+    check_misses(&world);
+    for (size_t s = 0; s < world.side_count; s++)
+        side_close(&world.sides[s]);
+    assert_int_equal(standin->live(), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cuda_agrees)};
+    (void)test_devices_agree;
+    return cmocka_run_group_tests_name("cuda", tests, open_standin, NULL);
+}

@@ -1,0 +1,362 @@
+/* The CUDA device's host code on a stand-in for the driver: drivers and GPUs that will not do, calls that fail one after
+ * the other, a context that is lost, streams, and the kernels that are embedded in the library. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "device/cuda/driver.h"
+#include "device/cuda/images.h"
+#include "device/device.h"
+#include "support/check.h"
+#include "support/standin.h"
+
+enum { DIM = 5000, K = 50, ROOM = 2 * K };
+enum { OUT_OF_MEMORY = 2, ILLEGAL_ADDRESS = 700 };
+
+static const standin_control_t *standin;
+
+static int open_standin(void **state)
+{
+    (void)state;
+    standin = standin_open();
+    return 0;
+}
+
+static void assert_does_not_open(gtopk_status_t status, const char *says)
+{
+    device_t *device = NULL;
+    assert_says(device_open("cuda", &device), status, says);
+    assert_null(device);
+    assert_int_equal(standin->live(), 0);
+}
+
+/* ---- what will not do; before the first that does, which is kept ---- */
+
+static void test_no_driver(void **state)
+{
+    (void)state;
+    assert_int_equal(setenv("GTOPK_CUDA_DRIVER", "/nowhere/libcuda.so.1", 1), 0);
+    assert_does_not_open(GTOPK_ERR_NOT_FOUND, "/nowhere/libcuda.so.1 does not load");
+    assert_int_equal(setenv("GTOPK_CUDA_DRIVER", "libm.so.6", 1), 0);
+    assert_does_not_open(GTOPK_ERR_UNSUPPORTED, "does not tell its version");
+    assert_int_equal(setenv("GTOPK_CUDA_DRIVER", STANDIN_FILE, 1), 0);
+}
+
+static void test_old_driver(void **state)
+{
+    (void)state;
+    standin->driver(1, 11080, "");
+    assert_does_not_open(GTOPK_ERR_UNSUPPORTED, "supports CUDA 11.8; gtopk needs CUDA 12.0, that is driver 525");
+}
+
+static void test_missing_function(void **state)
+{
+    (void)state;
+#define WITHOUT(name, since, parameters) \
+    standin->driver(1, 12080, #name);    \
+    assert_does_not_open(GTOPK_ERR_UNSUPPORTED, "has no " #name);
+    CUDA_DRIVER_FUNCTIONS(WITHOUT)
+#undef WITHOUT
+}
+
+static void test_no_gpu(void **state)
+{
+    (void)state;
+    standin->driver(0, 12080, "");
+    assert_int_equal(setenv("CUDA_VISIBLE_DEVICES", "7", 1), 0);
+    assert_does_not_open(GTOPK_ERR_UNSUPPORTED, "finds no GPU (CUDA_VISIBLE_DEVICES is \"7\")");
+    assert_int_equal(unsetenv("CUDA_VISIBLE_DEVICES"), 0);
+    assert_does_not_open(GTOPK_ERR_UNSUPPORTED, "not set");
+    standin->driver(1, 12080, "");
+}
+
+static void test_old_gpu(void **state)
+{
+    (void)state;
+    standin->gpu(70, 2, 2);
+    assert_does_not_open(GTOPK_ERR_UNSUPPORTED, "GPU 0 (Stand-in 0) has compute capability 7.0; gtopk needs 7.5");
+    standin->gpu(90, 2, 2);
+}
+
+/* ---- the kernels that are embedded ---- */
+
+static void skip_without_kernels(void)
+{
+    if (cuda_image_count == 0) {
+        print_message("skipped: this build has no CUDA kernels\n");
+        skip();
+    }
+}
+
+static void test_images(void **state)
+{
+    static const int capabilities[] = {75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121, 130};
+    (void)state;
+    skip_without_kernels();
+    assert_int_equal(cuda_image_count, 6);
+    for (size_t i = 0; i < cuda_image_count; i++) {
+        const cuda_image_t *image = &cuda_images[i];
+        char *code = malloc(image->bytes);
+        assert_non_null(code);
+        assert_int_equal(image_unpack(image->packed, image->packed_bytes, code, image->bytes), 1);
+        assert_int_equal(image_unpack(image->packed, image->packed_bytes - 1, code, image->bytes), 0);
+        assert_int_equal(image_unpack(image->packed, image->packed_bytes, code, image->bytes - 1), 0);
+        free(code);
+    }
+    /* The stand-in refuses what the GPU could not run. */
+    for (size_t i = 0; i < sizeof capabilities / sizeof capabilities[0]; i++) {
+        device_t *device;
+        standin->gpu(capabilities[i], 2, 2);
+        ASSERT_OK(device_open("cuda", &device));
+        device->ops->close(device);
+    }
+    standin->gpu(90, 2, 2);
+    assert_int_equal(standin->live(), 0);
+}
+
+static int unpacks(const char *packed, size_t bytes, const char *to)
+{
+    char out[64];
+    const size_t length = strlen(to);
+    return image_unpack(packed, bytes, out, length) && memcmp(out, to, length) == 0;
+}
+
+static void test_unpack(void **state)
+{
+    (void)state;
+    assert_true(unpacks("\x50hello", 6, "hello"));
+    assert_true(unpacks("\x12"
+                        "a\x01\0\x10"
+                        "b",
+                        6, "aaaaaaab"));             /* overlaps itself */
+    assert_false(unpacks("\x50hell", 5, "hello"));   /* ends within literals */
+    assert_false(unpacks("\x50hello", 6, "hell"));   /* longer than it should be */
+    assert_false(unpacks("\x50hello", 6, "hello!")); /* shorter */
+    assert_false(unpacks("\x10"
+                         "a\x02\0",
+                         4, "aaaaa")); /* from before the start */
+    assert_false(unpacks("\x10"
+                         "a\0\0",
+                         4, "aaaaa")); /* from itself */
+    assert_false(unpacks("\x10"
+                         "a\x01",
+                         3, "aaaaa")); /* ends within a distance */
+    assert_false(unpacks("\x1f"
+                         "a\x01\0\xff",
+                         5, "aaaaa"));
+    assert_false(unpacks("\xf0\xff", 2, "aaaaa"));
+    assert_false(unpacks("", 0, "a"));
+}
+
+/* ---- a small step ---- */
+
+typedef struct job {
+    device_t *device;
+    device_store_t *store;
+    device_words_t *words, *host;
+    float *gradient;
+    uint8_t *message;
+    device_set_t sets[5];
+    float result[DIM]; /* the residual after the step */
+} job_t;
+
+static float *ones(void)
+{
+    static float values[DIM];
+    for (int i = 0; i < DIM; i++)
+        values[i] = (float)(i % 97) - 48.5f;
+    return values;
+}
+
+static gtopk_status_t job_allocate(job_t *job)
+{
+    const device_ops_t *ops = job->device->ops;
+    void *block = NULL;
+    gtopk_status_t status = ops->store_create(job->device, DIM, K, 0, NULL, &job->store);
+#define ALLOCATE(to, bytes)                                                    \
+    if (status == GTOPK_OK) {                                                  \
+        status = ops->allocate(job->device, bytes, "a test's memory", &block); \
+        (to) = block;                                                          \
+    }
+    ALLOCATE(job->words, sizeof *job->words)
+    ALLOCATE(job->gradient, DIM * sizeof(float))
+    ALLOCATE(job->message, wire_message_capacity(DIM, ROOM, GTOPK_VALUE_BF16))
+    for (int s = 0; s < 5; s++) {
+        ALLOCATE(job->sets[s].index, ROOM * 4)
+        ALLOCATE(job->sets[s].value, ROOM * 4)
+        ALLOCATE(job->sets[s].count, 4)
+        job->sets[s].capacity = ROOM;
+    }
+    if (status == GTOPK_OK)
+        status = ops->allocate_pinned(job->device, sizeof *job->host, "a test's words", &block);
+    if (status == GTOPK_OK)
+        job->host = block;
+    return status;
+}
+
+static void job_release(job_t *job)
+{
+    const device_ops_t *ops = job->device->ops;
+    ops->store_destroy(job->store);
+    ops->release(job->device, job->words);
+    ops->release(job->device, job->gradient);
+    ops->release(job->device, job->message);
+    for (int s = 0; s < 5; s++) {
+        ops->release(job->device, job->sets[s].index);
+        ops->release(job->device, job->sets[s].value);
+        ops->release(job->device, job->sets[s].count);
+    }
+    ops->release_pinned(job->device, job->host);
+    ops->close(job->device);
+}
+
+/* A round with itself, on `stream`, then a commit; each call only if all before went well. */
+static gtopk_status_t job_step(job_t *job, void *stream, void *other_stream)
+{
+    const device_ops_t *ops = job->device->ops;
+    device_set_t *sets = job->sets;
+    const device_span_t span = {.length = DIM, .data = job->gradient};
+    const device_accumulate_t params = {.scale = 0.5f, .zero_input = 1};
+    const wire_header_t header = {
+        .value_type = GTOPK_VALUE_BF16, .algorithm = GTOPK_ALGORITHM_GTOPK, .k = K, .dim = DIM};
+    const wire_expect_t expect = {
+        .value_type = GTOPK_VALUE_BF16, .algorithm = GTOPK_ALGORITHM_GTOPK, .k = K, .dim = DIM};
+    const device_outcome_t outcome = {job->words, &sets[2], job->host};
+    const device_target_t target = {.spans = &span, .count = 1, .are_zero = 1};
+    const device_journal_t journal = {.selected = sets[0],
+                                      .first = sets[1],
+                                      .final = sets[2],
+                                      .deposits = &sets[4],
+                                      .deposit_count = 1,
+                                      .divisor = 2};
+    gtopk_status_t status;
+    double sum;
+#define STEP(call)                     \
+    if ((status = (call)) != GTOPK_OK) \
+    return status
+    STEP(ops->copy(job->device, job->gradient, ones(), DIM * sizeof(float), stream));
+    STEP(ops->step_begin(job->store, job->words, stream));
+    STEP(ops->accumulate(job->store, &span, 1, &params, job->words, stream));
+    STEP(ops->words_join(job->device, &job->words, 1, 0, stream));
+    STEP(ops->select(job->store, K, &sets[0], job->words, stream));
+    STEP(ops->encode(job->device, &sets[0], &header, job->message, &sets[1], job->words, other_stream));
+    STEP(ops->address(job->device, job->message, 0, 0, K, job->words, other_stream));
+    STEP(ops->decode(job->device, job->message, wire_message_capacity(DIM, ROOM, GTOPK_VALUE_BF16), &expect, &sets[3],
+                     job->words, stream));
+    STEP(ops->merge(job->device, &sets[1], &sets[3], K / 2, &sets[2], &sets[4], job->words, other_stream));
+    STEP(ops->deposit(job->device, &sets[4], &sets[2], 0.5f, &sets[3], job->words, stream));
+    STEP(ops->copy_set(job->device, &sets[3], &sets[4], job->words, stream));
+    STEP(ops->verdict(job->device, &outcome, 1, other_stream));
+    STEP(ops->commit(job->store, &journal, &target, job->words, stream));
+    STEP(ops->store_square(job->store, &sum, stream));
+    STEP(ops->store_read(job->store, DEVICE_RESIDUAL, 0, DIM, job->result, other_stream));
+    STEP(ops->store_write(job->store, DEVICE_RESIDUAL, 0, DIM, job->result, stream));
+    STEP(ops->store_resize(job->store, K / 2));
+    STEP(ops->array_select(job->device, job->gradient, DIM, 3, NULL, &sets[0], stream));
+    return ops->synchronize(job->device, stream);
+#undef STEP
+}
+
+/* Opens a device, makes a step and closes it; what was allocated is released whatever failed. */
+static gtopk_status_t whole_job(job_t *job, void *stream, void *other_stream)
+{
+    memset(job, 0, sizeof *job);
+    gtopk_status_t status = device_open("cuda", &job->device);
+    if (status != GTOPK_OK)
+        return status;
+    status = job_allocate(job);
+    if (status == GTOPK_OK)
+        status = job_step(job, stream, other_stream);
+    job_release(job);
+    return status;
+}
+
+/* On several streams each waits for the one before, and the result is the same as on one. */
+static void test_streams(void **state)
+{
+    static job_t one, two;
+    static int streams[2];
+    uint64_t launches, waits;
+    (void)state;
+    skip_without_kernels();
+    ASSERT_OK(whole_job(&one, NULL, NULL));
+    standin->count(&launches, &waits);
+    for (uint64_t seed = 0; seed < 4; seed++) {
+        standin->seed(seed);
+        ASSERT_OK(whole_job(&two, &streams[0], seed % 2 ? NULL : (void *)&streams[1]));
+        assert_memory_equal(one.result, two.result, sizeof one.result);
+        assert_int_equal(two.host ? 1 : 0, 1);
+    }
+    assert_int_equal(standin->live(), 0);
+}
+
+/* Each call of each function fails in turn: the error comes out, and nothing is left behind. */
+static void test_failing_calls(void **state)
+{
+    /* What these leave behind when they fail is the driver's. */
+    static const char *const releases[] = {
+        "cuMemFree",      "cuMemFreeHost",  "cuEventDestroy", "cuCtxPushCurrent", "cuDevicePrimaryCtxRelease",
+        "cuModuleUnload", "cuCtxPopCurrent"};
+    static const char *const names[] = {
+#define NAME(name, since, parameters) #name,
+        CUDA_DRIVER_FUNCTIONS(NAME)
+#undef NAME
+    };
+    static job_t job;
+    (void)state;
+    skip_without_kernels();
+    int failures = 0;
+    for (size_t f = 0; f < sizeof names / sizeof names[0]; f++) {
+        int leaves = 0;
+        for (size_t r = 0; r < sizeof releases / sizeof releases[0]; r++)
+            leaves |= strcmp(names[f], releases[r]) == 0;
+        for (int after = 0; !leaves && after < 400; after += after < 12 ? 1 : 7) {
+            standin->inject(names[f], after, after % 2 ? OUT_OF_MEMORY : ILLEGAL_ADDRESS);
+            const gtopk_status_t status = whole_job(&job, NULL, NULL);
+            const int failed = standin->failed();
+            standin->inject("", 0, 0);
+            if (!failed)
+                break;
+            failures++;
+            /* Without a name an error can do. */
+            if (strcmp(names[f], "cuDeviceGetName") == 0)
+                assert_int_equal(status, GTOPK_OK);
+            else
+                assert_int_equal(status, after % 2 ? GTOPK_ERR_NOMEM : GTOPK_ERR_DEVICE);
+            if (standin->live() != 0)
+                fail_msg("%s, call %d: %ld things are left", names[f], after, standin->live());
+        }
+    }
+    print_message("{\"failures\": %d}\n", failures);
+    assert_true(failures > 60);
+}
+
+static void test_lost_context(void **state)
+{
+    static job_t job;
+    (void)state;
+    skip_without_kernels();
+    memset(&job, 0, sizeof job);
+    ASSERT_OK(device_open("cuda", &job.device));
+    ASSERT_OK(job_allocate(&job));
+    standin->lose(ILLEGAL_ADDRESS);
+    assert_says(job_step(&job, NULL, NULL), GTOPK_ERR_DEVICE, "start the process again");
+    standin->lose(0);
+    job_release(&job);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_no_driver),    cmocka_unit_test(test_old_driver), cmocka_unit_test(test_missing_function),
+        cmocka_unit_test(test_no_gpu),       cmocka_unit_test(test_old_gpu),    cmocka_unit_test(test_images),
+        cmocka_unit_test(test_unpack),       cmocka_unit_test(test_streams),    cmocka_unit_test(test_failing_calls),
+        cmocka_unit_test(test_lost_context),
+    };
+    return cmocka_run_group_tests_name("cuda driver", tests, open_standin, NULL);
+}
