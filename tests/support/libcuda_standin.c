@@ -1,5 +1,6 @@
 /* The stand-in for libcuda.so.1. See cuda_standin.h. */
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,14 +93,58 @@ static block_t *block_of(const void *address)
     return NULL;
 }
 
+/* Device memory is opened where it is touched, a granule at a time, while the driver is at work: opening and closing all of
+ * it each time would take most of a test. */
+#define GRANULE (64u << 10)
+
+static struct {
+    char *at;
+    size_t bytes;
+} opened[4096];
+static size_t opened_count;
+static struct sigaction others;
+
+static int granule_open(const char *address)
+{
+    for (block_t *b = gpu.blocks; b; b = b->next) {
+        const size_t bytes = b->map_bytes - PAGE;
+        if (b->pinned || address < b->map || address >= b->map + bytes)
+            continue;
+        const size_t begin = (size_t)(address - b->map) / GRANULE * GRANULE;
+        const size_t length = bytes - begin < GRANULE ? bytes - begin : GRANULE;
+        if (opened_count == sizeof opened / sizeof opened[0] ||
+            mprotect(b->map + begin, length, PROT_READ | PROT_WRITE) != 0)
+            return 0;
+        opened[opened_count].at = b->map + begin;
+        opened[opened_count++].bytes = length;
+        return 1;
+    }
+    return 0;
+}
+
+static void on_fault(int number, siginfo_t *info, void *context)
+{
+    if (gpu.open > 0 && granule_open(info->si_addr))
+        return;
+    (void)number;
+    (void)context;
+    (void)sigaction(SIGSEGV, &others, NULL); /* it happens again, and is what it would have been */
+}
+
 static void memory_open(int open)
 {
+    const struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER};
     gpu.open += open ? 1 : -1;
-    if (gpu.open != (open ? 1 : 0))
+    if (open && gpu.open == 1 && sigaction(SIGSEGV, &action, &others) != 0)
+        abort();
+    if (gpu.open > 0)
         return;
-    for (block_t *b = gpu.blocks; b; b = b->next)
-        if (!b->pinned && mprotect(b->map, b->map_bytes - PAGE, open ? PROT_READ | PROT_WRITE : PROT_NONE) != 0)
+    (void)sigaction(SIGSEGV, &others, NULL);
+    while (opened_count > 0) {
+        opened_count--;
+        if (mprotect(opened[opened_count].at, opened[opened_count].bytes, PROT_NONE) != 0)
             abort();
+    }
 }
 
 static void *block_make(size_t bytes, int pinned)
@@ -114,7 +159,7 @@ static void *block_make(size_t bytes, int pinned)
     memset(map, 0xcb, pages);
     gpu.blocks = block;
     gpu.live++;
-    if (!pinned && !gpu.open && mprotect(map, pages, PROT_NONE) != 0)
+    if (!pinned && mprotect(map, pages, PROT_NONE) != 0)
         abort();
     return block->memory;
 }
@@ -126,6 +171,9 @@ static int block_free(const void *memory)
         if (block->memory != memory)
             continue;
         *at = block->next;
+        for (size_t i = 0; i < opened_count; i++)
+            if (opened[i].at >= block->map && opened[i].at < block->map + block->map_bytes)
+                opened[i--] = opened[--opened_count];
         (void)munmap(block->map, block->map_bytes);
         free(block);
         gpu.live--;
