@@ -378,9 +378,11 @@ static void block_into_place(block_t *block)
     now.in_place = block;
 }
 
-/* Lets each thread that can run do so once. Returns 1 when that was any use. */
+/* Lets each thread that can run do so once. Returns 1 when that was any use. Shuffled, some warps are held back for a turn,
+ * so that others get far ahead of them. */
 static int block_turn(block_t *block)
 {
+    const uint64_t held = now.order == EMULATOR_SHUFFLED ? random_u64(&now.random) : 0;
     int progress = 0;
     block_into_place(block);
     order_make(block->order, now.block_size);
@@ -388,6 +390,10 @@ static int block_turn(block_t *block)
         fibre_t *fibre = &block->fibres[block->order[i]];
         if (fibre->state != FIBRE_READY)
             continue;
+        if (held >> fibre->thread / WARP % 64 & 1) {
+            progress = 1;
+            continue;
+        }
         fibre->spins = 0;
         now.running = fibre;
         emulator_place = (emulator_place_t){{fibre->thread}, {block->number}, {now.block_size}, {now.grid}};
@@ -433,6 +439,10 @@ static void schedule(unsigned resident)
             block_t *block = &blocks[order[i]];
             if (!block->live)
                 continue;
+            if (shuffled_one_in(2)) { /* others get ahead of it */
+                progress = 1;
+                continue;
+            }
             progress |= block_turn(block);
             if (block->done < now.block_size || now.failed)
                 continue;
