@@ -101,6 +101,15 @@ find-slurm:
 test-faults: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(C_TEST_BINS) $(TEST_READY)
 	GTOPK_LIBRARY="$(BUILD)/libgtopk.so" $(VENV_PYTHON) benchmarks/faults_report.py --build "$(BUILD)" --cache "$(CACHE)" $(ARGS)
 
+# The CUDA device through the whole exchange, on the stand-in; it takes longer, so a few of them, with up to 3 ranks. The
+# device needs kernels to load, though the stand-in has its own.
+EMULATED_TESTS := $(filter %/test_exchange %/test_reducers_together,$(C_TEST_BINS))
+
+emulated-c-tests: $(EMULATED_TESTS) $(BUILD)/libcuda_standin.so
+	@if grep -q cubin $(CUDA_IMAGES); then \
+	    GTOPK_TEST_SIZES=3 GTOPK_DEVICE=cuda GTOPK_CUDA_DRIVER="$(BUILD)/libcuda_standin.so" scripts/run_c_tests.sh $(EMULATED_TESTS); \
+	else echo "skipped: this build has no CUDA kernels"; fi
+
 #: make c-tests          all tests in C (make build/tests/unit/test_wire: one of them)
 c-tests: $(C_TEST_BINS)
 	@scripts/run_c_tests.sh $(C_TEST_BINS)
@@ -110,6 +119,7 @@ c-tests: $(C_TEST_BINS)
 	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(QUEUED_TESTS)
 	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=cpu GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(EXCHANGE_TESTS)
 	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=reference GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(EXCHANGE_TESTS)
+	@$(MAKE) -s emulated-c-tests
 
 # Of the tests in Python, what goes through the arithmetic is run again without the fast code as well.
 ONE_PROCESS_TESTS := tests/python/test_reducer.py tests/python/test_blocks.py tests/python/test_memory.py
@@ -180,5 +190,5 @@ $(LIBFUZZERS): $(BUILD)/tests/fuzz/libfuzzer_%: $(BUILD)/tests/fuzz/target_%.o $
     $(BUILD)/libsupport.a $(BUILD)/libgtopk.a
 	$(Q)$(CC) $(CFLAGS) -fsanitize=fuzzer $^ -o $@ $(LDFLAGS) $(LDLIBS)
 
-.PHONY: test test-quick test-long find-slurm test-faults test-mutants c-tests py-tests test-asan test-tsan \
+.PHONY: test test-quick test-long find-slurm test-faults test-mutants c-tests emulated-c-tests py-tests test-asan test-tsan \
     sanitized-c-tests fuzz run-fuzzers fuzz-libfuzzer libfuzzers

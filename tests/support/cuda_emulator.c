@@ -57,6 +57,8 @@ typedef struct fibre {
 typedef struct block {
     unsigned number, waiting, done;
     int barrier_line, live;
+    uint64_t held;  /* warps that are held back, */
+    unsigned turns; /* for so many turns more */
     fibre_t *fibres;
     warp_t *warps;
     unsigned *order;
@@ -359,7 +361,8 @@ static void order_make(unsigned *order, unsigned count)
 static void block_start(block_t *block, unsigned number)
 {
     block->number = number;
-    block->waiting = block->done = 0;
+    block->waiting = block->done = block->turns = 0;
+    block->held = 0;
     block->live = 1;
     memset(block->warps, 0, (now.block_size + WARP - 1) / WARP * sizeof *block->warps);
     for (unsigned t = 0; t < now.block_size; t++)
@@ -378,16 +381,26 @@ static void block_into_place(block_t *block)
     now.in_place = block;
 }
 
-/* Lets each thread that can run do so once. Returns 1 when that was any use. */
+/* Lets each thread that can run do so once. Returns 1 when that was any use. Shuffled, some warps are held back for some
+ * turns, so that others get far ahead of them. */
 static int block_turn(block_t *block)
 {
     int progress = 0;
+    if (now.order == EMULATOR_SHUFFLED && block->turns-- == 0) {
+        block->held = shuffled_one_in(4) ? UINT64_MAX
+                                         : random_u64(&now.random); /* all: others get ahead of the block */
+        block->turns = 1u << random_below(&now.random, 6);
+    }
     block_into_place(block);
     order_make(block->order, now.block_size);
     for (unsigned i = 0; i < now.block_size && !now.failed; i++) {
         fibre_t *fibre = &block->fibres[block->order[i]];
         if (fibre->state != FIBRE_READY)
             continue;
+        if (block->held >> fibre->thread / WARP % 64 & 1) {
+            progress = 1;
+            continue;
+        }
         fibre->spins = 0;
         now.running = fibre;
         emulator_place = (emulator_place_t){{fibre->thread}, {block->number}, {now.block_size}, {now.grid}};

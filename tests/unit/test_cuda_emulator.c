@@ -249,6 +249,34 @@ static void test_missing_second_barrier(void **state)
     assert_int_equal(right_runs(kernel_race_reuse, EMULATOR_SHUFFLED, expect_three), 0);
 }
 
+/* The same where each warp must first do something together: one that is far ahead overwrites what another has to read. */
+static void kernel_race_ahead(const void *arguments)
+{
+    const args_t *args = arguments;
+    __shared__ uint32_t shared[THREADS / WARP_SIZE];
+    uint32_t sum = 0;
+    for (uint32_t round = 0; round < 8; round++) {
+        const uint32_t agreed = __shfl_sync(0xffffffffu, round, 0);
+        if (threadIdx.x % WARP_SIZE == 0)
+            shared[threadIdx.x / WARP_SIZE] = agreed;
+        __syncthreads();
+        sum += shared[(threadIdx.x / WARP_SIZE + 1) % (THREADS / WARP_SIZE)];
+    }
+    args->out[self()] = sum;
+}
+
+static uint32_t expect_twenty_eight(unsigned i)
+{
+    (void)i;
+    return 28;
+}
+
+static void test_warps_apart(void **state)
+{
+    (void)state;
+    assert_true(right_runs(kernel_race_ahead, EMULATOR_SHUFFLED, expect_twenty_eight) < SEEDS / 2);
+}
+
 /* Takes it that threads get their tickets in order: up or down, both look right. */
 static void kernel_race_tickets(const void *arguments)
 {
@@ -412,13 +440,13 @@ static void test_undefined(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_places),           cmocka_unit_test(test_lanes),
-        cmocka_unit_test(test_some_lanes),       cmocka_unit_test(test_shared_memory),
-        cmocka_unit_test(test_atomics),          cmocka_unit_test(test_grid_barrier),
-        cmocka_unit_test(test_missing_barrier),  cmocka_unit_test(test_missing_second_barrier),
-        cmocka_unit_test(test_order_of_tickets), cmocka_unit_test(test_order_of_blocks),
-        cmocka_unit_test(test_lost_update),      cmocka_unit_test(test_uninitialised),
-        cmocka_unit_test(test_undefined),
+        cmocka_unit_test(test_places),          cmocka_unit_test(test_lanes),
+        cmocka_unit_test(test_some_lanes),      cmocka_unit_test(test_shared_memory),
+        cmocka_unit_test(test_atomics),         cmocka_unit_test(test_grid_barrier),
+        cmocka_unit_test(test_missing_barrier), cmocka_unit_test(test_missing_second_barrier),
+        cmocka_unit_test(test_warps_apart),     cmocka_unit_test(test_order_of_tickets),
+        cmocka_unit_test(test_order_of_blocks), cmocka_unit_test(test_lost_update),
+        cmocka_unit_test(test_uninitialised),   cmocka_unit_test(test_undefined),
     };
     return cmocka_run_group_tests_name("cuda emulator", tests, NULL, NULL);
 }

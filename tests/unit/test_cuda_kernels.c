@@ -197,6 +197,19 @@ static void test_pools_and_floors(void **state)
     }
 }
 
+/* Fewer entries than are wanted, all of them in the pool: the shortest way through select. */
+static void test_all_in_the_pool(void **state)
+{
+    (void)state;
+    enum { N = 30000, ENTRIES = 400 };
+    float *x = zeros(N * 4);
+    for (int i = 0; i < ENTRIES; i++)
+        x[random_below(&random_state, N)] = draw(KIND_EXPONENT);
+    for (int run = 0; run < 60; run++)
+        select_with(x, N, ENTRIES, N, 1);
+    free(x);
+}
+
 /* Far more ties than are wanted: the index decides, digit by digit. */
 static void test_ties(void **state)
 {
@@ -549,11 +562,17 @@ static void test_misaligned_message(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pools_and_floors),   cmocka_unit_test(test_ties),
-        cmocka_unit_test(test_misleading_sample),  cmocka_unit_test(test_arrays),
-        cmocka_unit_test(test_store_at_the_end),   cmocka_unit_test(test_sets_at_the_end),
-        cmocka_unit_test(test_every_bit),          cmocka_unit_test(test_many_spans),
-        cmocka_unit_test(test_many_deposits),      cmocka_unit_test(test_many_reducers),
+        cmocka_unit_test(test_pools_and_floors),
+        cmocka_unit_test(test_all_in_the_pool),
+        cmocka_unit_test(test_ties),
+        cmocka_unit_test(test_misleading_sample),
+        cmocka_unit_test(test_arrays),
+        cmocka_unit_test(test_store_at_the_end),
+        cmocka_unit_test(test_sets_at_the_end),
+        cmocka_unit_test(test_every_bit),
+        cmocka_unit_test(test_many_spans),
+        cmocka_unit_test(test_many_deposits),
+        cmocka_unit_test(test_many_reducers),
         cmocka_unit_test(test_misaligned_message),
     };
     return cmocka_run_group_tests_name("cuda kernels", tests, set_up, tear_down);
