@@ -5,7 +5,8 @@ machine's load meets both.
 
 Each is a source tree in which `make build build/benchmarks/step_bench` was run (step_bench.c can be copied into an older
 one). Each turn gives the median time of a step. Prints, for each case and build, the lowest of these medians, as other load
-only ever adds to it; their ratio new / old; and, to show the noise, the ratio of the medians over the turns. `wrapper` is `DistributedOptimizer` in Python: 200 parameters of 100 entries, two processes.
+only ever adds to it; their ratio new / old; and, to show the noise, the ratio of the medians over the turns. `wrapper` is
+`DistributedOptimizer` in Python: 200 parameters of 100 entries, two processes.
 """
 
 from __future__ import annotations

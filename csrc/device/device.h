@@ -199,7 +199,7 @@ typedef struct device_ops {
     /* ---- sets ---- */
 
     /* Writes a whole message: header (fields of `header`, with count, low width, index bytes and scale filled in, and
-     * flags from words: NONFINITE, JOINED), indices, values. No CRC. message has wire_message_capacity(dim,
+     * flags from words: NONFINITE, JOINED), indices, values. No CRC. message is aligned to 8 bytes and has wire_message_capacity(dim,
      * set->capacity, value type) bytes. decoded (not overlapping set, room for set->capacity) gets what a decoder will
      * see: entries that decode to zero are left out of it, and of the message. With words->nonfinite the message has
      * count 0. So it has without words->ok, and it is a last word (ABORT): what follows an error goes to nobody. */
