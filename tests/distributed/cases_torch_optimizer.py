@@ -479,6 +479,25 @@ def case_what_was_refused_on_one_rank_can_be_tried_again():
     assert (weight == 1.5 * (1 - gtopk.size())).all()
 
 
+def case_what_one_rank_cannot_set_up_is_an_error_on_all():
+    """At once, naming the rank; and all can go on."""
+    model = make()
+    optimizer = wrapped(model, density=0.1)
+    train(model, optimizer, 1, 0, gtopk.rank())
+    bad = gtopk.rank() == 1
+    more = nn.Parameter(torch.zeros(3, dtype=torch.complex64 if bad else torch.float32))
+    optimizer.add_param_group({"params": [more]})
+    loss_of(model, batch(1, gtopk.rank())).backward()
+    if bad:
+        raises(gtopk.UnsupportedError, optimizer.step, "complex")
+    else:
+        raises(gtopk.MismatchError, optimizer.step, "step() failed on rank 1", "complex")
+    optimizer.param_groups.pop()
+    optimizer.zero_grad()
+    train(model, optimizer, 1, 2, gtopk.rank())
+    assert_replicas(model)
+
+
 def case_gradients_that_share_memory():
     for options in ({}, {"algorithm": "dense"}, {"dense_1d": True}, {"dense_below": 100}):
         a, b, c = (nn.Parameter(torch.zeros(6)) for _ in range(3))

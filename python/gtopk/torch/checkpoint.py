@@ -43,7 +43,7 @@ def save(session: Session, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def consolidate(session: Session, parameters: Mapping[str, Tensor], to: int) -> dict[str, Any] | None:
     """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective."""
-    mine = _entries(session, parameters)
+    mine = session.comm.together("consolidate_state_dict()", lambda: (_entries(session, parameters), None))
     listed = session.comm.allgather_json([[name, entry.velocity is not None] for name, entry in mine.items()])
     velocities: dict[str, bool] = {}
     for names in listed:

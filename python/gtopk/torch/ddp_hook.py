@@ -197,10 +197,14 @@ class GTopKState:
 
     def _build(self) -> None:
         """Reducers for the parameters of all buckets. Collective."""
-        self._identify()
-        check_parameters(self._parameters, exchanged=True)
-        self._restore()
-        segments = [Segment(name, parameter) for name, parameter in self._parameters.items()]
+
+        def prepare() -> tuple[list[Segment], None]:
+            self._identify()
+            check_parameters(self._parameters, exchanged=True)
+            self._restore()
+            return [Segment(name, parameter) for name, parameter in self._parameters.items()], None
+
+        segments = self.session.comm.together("the exchange in backward()", prepare)
         self.session.build(segments, scaled=self._scaler_is_on())
         self._places = {id(parameter): place for place, parameter in enumerate(self._parameters.values())}
 

@@ -88,9 +88,13 @@ class Synchronizer:
         if active == self._active:
             return
         self._active = None  # if this fails, the next step tries again
-        parameters = self.names.of(optimizer)
-        check_parameters(parameters, exchanged=True)
-        chosen = {name: p for name, p in parameters.items() if p.requires_grad}
+
+        def choose() -> tuple[dict[str, Tensor], None]:
+            parameters = self.names.of(optimizer)
+            check_parameters(parameters, exchanged=True)
+            return {name: p for name, p in parameters.items() if p.requires_grad}, None
+
+        chosen = self.session.comm.together("step()", choose)
         self.session.build([Segment(name, p) for name, p in chosen.items()], scaled=scaled)
         self._active = active
         self._parameters = list(chosen.values())
