@@ -92,6 +92,7 @@ static void make_safe(input_t *input)
     input->network.callbacks = NULL;
     input->network.interrupt = NULL;
     input->network.interrupt_context = NULL;
+    input->network.node = input->network.size % 2 == 0 ? NULL : "a node";
     input->reducer.device = devices[input->device % (sizeof devices / sizeof *devices)];
     input->reducer.parallel_for = NULL;
     input->reducer.parallel_context = NULL;
