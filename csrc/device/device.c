@@ -28,6 +28,6 @@ gtopk_status_t device_open(const char *name, device_t **device)
     for (size_t i = 0; i < sizeof devices / sizeof devices[0]; i++)
         if (strcmp(wanted, devices[i].name) == 0)
             return devices[i].open(device);
-    return status_set(GTOPK_ERR_UNSUPPORTED, "no device \"%s\"%s; there are \"cpu\", \"cuda\" and \"reference\"", wanted,
-                      name ? "" : " (from GTOPK_DEVICE)");
+    return status_set(GTOPK_ERR_UNSUPPORTED, "no device \"%s\"%s; there are \"cpu\", \"cuda\" and \"reference\"",
+                      wanted, name ? "" : " (from GTOPK_DEVICE)");
 }
