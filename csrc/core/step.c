@@ -157,7 +157,8 @@ static gtopk_status_t explain(const link_t *link, const device_words_t *words, u
 {
     const wire_expect_t *expect = &words->expect;
     const int32_t from = (int32_t)expect->sender;
-    const size_t capacity = wire_message_capacity(expect->dim, expect->k, expect->value_type);
+    const size_t longest = wire_message_capacity(expect->dim, expect->k, expect->value_type);
+    const size_t capacity = expect->tail ? wire_tailed_capacity(longest) : longest;
     gtopk_status_t status = GTOPK_OK;
     char peer[96];
     switch (words->error) {
@@ -170,6 +171,13 @@ static gtopk_status_t explain(const link_t *link, const device_words_t *words, u
             "message of %s: its header is right, but its indices or values are no set; it was damaged, or "
             "written by another program",
             link_peer_name(link, from, peer, sizeof peer));
+        break;
+    case DEVICE_BAD_TAIL:
+        status = status_set(GTOPK_ERR_CORRUPT, "only a part of the message of %s was written: its end is of another one",
+                            link_peer_name(link, from, peer, sizeof peer));
+        break;
+    case DEVICE_HALTED:
+        status = status_set(GTOPK_ERR_TRANSPORT, "the exchange was given up while the device was at it");
         break;
     default: break;
     }

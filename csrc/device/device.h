@@ -36,7 +36,9 @@ typedef enum device_error {
     DEVICE_NO_ERROR = 0,
     DEVICE_BAD_HEADER,  /* not the awaited one: words->expect, words->header */
     DEVICE_BAD_PAYLOAD, /* of the message that words->expect and words->header name */
-    DEVICE_NO_ROOM      /* a set is larger than its bounds: a fault of ours */
+    DEVICE_NO_ROOM,     /* a set is larger than its bounds: a fault of ours */
+    DEVICE_BAD_TAIL,    /* the tail is not that of the header: only a part of the message was written */
+    DEVICE_HALTED       /* the device was halted: what messages hold is nothing to go by */
 } device_error_t;
 
 /* What a step learns on the device; one block a reducer, in device memory. Everything up to `error` is also what the
@@ -199,7 +201,7 @@ typedef struct device_ops {
     /* ---- sets ---- */
 
     /* Writes a whole message: header (fields of `header`, with count, low width, index bytes and scale filled in, and
-     * flags from words: NONFINITE, JOINED), indices, values. No CRC. message is aligned to 8 bytes and has wire_message_capacity(dim,
+     * flags from words: NONFINITE, JOINED), indices, values, and the tail if flags say TAIL. No CRC. message is aligned to 8 bytes and has wire_message_capacity(dim,
      * set->capacity, value type) bytes. decoded (not overlapping set, room for set->capacity) gets what a decoder will
      * see: entries that decode to zero are left out of it, and of the message. With words->nonfinite the message has
      * count 0. So it has without words->ok, and it is a last word (ABORT): what follows an error goes to nobody. */
@@ -212,7 +214,7 @@ typedef struct device_ops {
                               const device_words_t *words, void *stream);
 
     /* The set of a message in a buffer of `capacity` bytes. Its header must be what *expect says (wire_header_trust and
-     * wire_header_matches), its indices in order and range, its padding zero, its values finite and not zero; otherwise
+     * wire_header_matches), its tail that of the header where there is one, its indices in order and range, its padding zero, its values finite and not zero; otherwise
      * the set is empty, ok is cleared and the words say what came. Flags of a good header are taken into the words. */
     gtopk_status_t (*decode)(device_t *device, const uint8_t *message, size_t capacity, const wire_expect_t *expect,
                              device_set_t *out, device_words_t *words, void *stream);
@@ -234,10 +236,24 @@ typedef struct device_ops {
 
     /* Waits until the stream has passed. DEVICE when something that was queued there failed. */
     gtopk_status_t (*synchronize)(device_t *device, void *stream);
+
+    /* ---- for a transport that queues on the device's streams ---- */
+
+    /* Does not wait: *passed is 1 when the stream has passed. DEVICE as above. */
+    gtopk_status_t (*passed)(device_t *device, void *stream, int *passed);
+
+    /* In between the device is the one that other libraries find current on this thread. */
+    gtopk_status_t (*enter)(device_t *device);
+    void (*leave)(device_t *device);
+
+    /* From any thread, at any time, for good: whatever decode, merge or verdict meets from now on, it clears ok. Commit
+     * goes by ok alone, which the verdict has settled: a commit that looked again could end half done. */
+    void (*halt)(device_t *device);
 } device_ops_t;
 
 struct device {
     const device_ops_t *ops;
+    uint32_t halted; /* of host devices; atomic */
 };
 
 /* The name that device_open goes by: the one given, else GTOPK_DEVICE, else "cpu". */

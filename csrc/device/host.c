@@ -33,6 +33,38 @@ gtopk_status_t host_synchronize(device_t *device, void *stream)
     return GTOPK_OK;
 }
 
+gtopk_status_t host_passed(device_t *device, void *stream, int *passed)
+{
+    (void)device;
+    (void)stream;
+    *passed = 1;
+    return GTOPK_OK;
+}
+
+gtopk_status_t host_enter(device_t *device)
+{
+    (void)device;
+    return GTOPK_OK;
+}
+
+void host_leave(device_t *device)
+{
+    (void)device;
+}
+
+void host_halt(device_t *device)
+{
+    __atomic_store_n(&device->halted, 1u, __ATOMIC_SEQ_CST);
+}
+
+int host_is_halted(const device_t *device, device_words_t *words)
+{
+    if (!__atomic_load_n(&device->halted, __ATOMIC_SEQ_CST))
+        return 0;
+    host_words_fail(words, DEVICE_HALTED);
+    return 1;
+}
+
 /* ---- words ---- */
 
 void host_words_begin(device_words_t *words)
@@ -73,9 +105,9 @@ gtopk_status_t host_words_join(device_t *device, device_words_t *const *words, s
 gtopk_status_t host_verdict(device_t *device, const device_outcome_t *outcomes, size_t count, void *stream)
 {
     uint32_t ok = 1, nonfinite = 0;
-    (void)device;
     (void)stream;
     for (size_t i = 0; i < count; i++) {
+        (void)host_is_halted(device, outcomes[i].words);
         ok &= outcomes[i].words->ok;
         nonfinite |= outcomes[i].words->nonfinite;
     }
@@ -134,6 +166,10 @@ int host_judge(const uint8_t *message, size_t capacity, const wire_expect_t *exp
 {
     if (wire_header_trust(message, capacity, header) != GTOPK_OK || !wire_header_matches(header, expect)) {
         host_blame(message, capacity, expect, DEVICE_BAD_HEADER, words);
+        return 0;
+    }
+    if (expect->tail && !wire_tail_matches(message, header)) {
+        host_blame(message, capacity, expect, DEVICE_BAD_TAIL, words);
         return 0;
     }
     words->nonfinite |= (header->flags & WIRE_NONFINITE) != 0;

@@ -8,6 +8,13 @@ gtopk_status_t host_allocate(device_t *device, size_t bytes, const char *what, v
 void host_release(device_t *device, void *block);
 gtopk_status_t host_copy(device_t *device, void *to, const void *from, size_t bytes, void *stream);
 gtopk_status_t host_synchronize(device_t *device, void *stream);
+gtopk_status_t host_passed(device_t *device, void *stream, int *passed);
+gtopk_status_t host_enter(device_t *device);
+void host_leave(device_t *device);
+void host_halt(device_t *device);
+
+/* 1, and the words say so, when the device was halted. */
+int host_is_halted(const device_t *device, device_words_t *words);
 
 /* What step_begin makes of the words. */
 void host_words_begin(device_words_t *words);

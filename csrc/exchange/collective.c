@@ -227,9 +227,9 @@ static gtopk_status_t disseminate(link_t *link, uint8_t algorithm, size_t total)
     return status;
 }
 
-gtopk_status_t collective_sum(link_t *link, const places_t *places, float *buffer, size_t count, void *stream)
+gtopk_status_t collective_sum(link_t *link, transport_t *transport, const places_t *places, float *buffer, size_t count,
+                              void *stream)
 {
-    transport_t *transport = link->data;
     if (places->size == 1)
         return GTOPK_OK;
     if (transport->ops->allreduce && count > 0 && places->size == transport->size)

@@ -11,9 +11,10 @@ gtopk_status_t collective_broadcast(link_t *link, void *buffer, size_t bytes, in
 /* Ring: size - 1 rounds. */
 gtopk_status_t collective_allgather(link_t *link, const void *in, size_t bytes, void *out);
 
-/* Sum in place over some places, on the data transport and the memory that it takes; all known to give the same count:
+/* Sum in place over some places, on a transport of the link and the memory that it takes; all known to give the same count:
  * the transport's own where it has one, else a ring (reduce-scatter, then all-gather). */
-gtopk_status_t collective_sum(link_t *link, const places_t *places, float *buffer, size_t count, void *stream);
+gtopk_status_t collective_sum(link_t *link, transport_t *transport, const places_t *places, float *buffer, size_t count,
+                              void *stream);
 
 /* Sum in place over all ranks, of floats or doubles in host memory that is never left to a transport. */
 gtopk_status_t collective_allreduce(link_t *link, const places_t *all, void *buffer, size_t count, gtopk_dtype_t dtype);

@@ -66,7 +66,7 @@ static gtopk_status_t gather_create(exchange_t **out, const exchange_setup_t *se
     if (status != GTOPK_OK)
         return status;
     gather->max_count = set_at_most(config->dim, config->k * (uint64_t)setup->places.size);
-    gather->capacity = wire_message_capacity(config->dim, config->k, (int)config->value_type);
+    gather->capacity = message_capacity(setup, config->k);
     status = allocate(gather);
     if (status != GTOPK_OK) {
         gather_destroy(&gather->base);
@@ -110,7 +110,8 @@ static gtopk_status_t gather_by_messages(gather_t *gather, const exchange_step_t
 /* The transport's own all-gather is one of all its ranks. */
 static int transport_gathers(const exchange_setup_t *setup)
 {
-    return setup->link->data->ops->allgather && setup->places.size == setup->link->data->size;
+    const transport_t *transport = message_transport(setup);
+    return transport->ops->allgather && setup->places.size == transport->size;
 }
 
 /* One message of every place, in gather->gathered. */
@@ -121,12 +122,12 @@ static gtopk_status_t gather_messages(gather_t *gather, const exchange_step_t *s
         return gather_by_messages(gather, step);
     gtopk_status_t status = message_flush(setup, step);
     if (status == GTOPK_OK)
-        status = link_allgather(setup->link, gather->out, gather->capacity, gather->gathered, step->deadline,
+        status = link_allgather(setup->link, message_transport(setup), gather->out, gather->capacity, gather->gathered, step->deadline,
                                 step->stream);
     for (int32_t from = 0; from < setup->places.size && status == GTOPK_OK; from++) {
         const wire_expect_t expect = message_expect(setup, step, from, 0, (uint32_t)setup->config.k);
         if (from != setup->places.place)
-            status = link_check_gathered(setup->link, message_of(gather, from), gather->capacity, &expect);
+            status = link_check_gathered(setup->link, message_transport(setup), message_of(gather, from), gather->capacity, &expect);
     }
     return status;
 }

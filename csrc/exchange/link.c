@@ -239,10 +239,9 @@ static void fail_collective(link_t *link, transport_t *transport, gtopk_status_t
         link->buffers_lost = 1;
 }
 
-gtopk_status_t link_allgather(link_t *link, uint8_t *message, size_t capacity, uint8_t *gathered, double deadline,
-                              void *stream)
+gtopk_status_t link_allgather(link_t *link, transport_t *transport, uint8_t *message, size_t capacity,
+                              uint8_t *gathered, double deadline, void *stream)
 {
-    transport_t *transport = link->data;
     const double start = transport->ops->now(transport);
     if (!transport->ops->stream_ordered)
         wire_seal(message, wire_own_size(message) - WIRE_HEADER_SIZE);
@@ -255,9 +254,10 @@ gtopk_status_t link_allgather(link_t *link, uint8_t *message, size_t capacity, u
     return status;
 }
 
-gtopk_status_t link_check_gathered(link_t *link, const uint8_t *message, size_t capacity, const wire_expect_t *expect)
+gtopk_status_t link_check_gathered(link_t *link, const transport_t *transport, const uint8_t *message, size_t capacity,
+                                   const wire_expect_t *expect)
 {
-    if (link->data->ops->stream_ordered)
+    if (transport->ops->stream_ordered)
         return GTOPK_OK;
     return check_message(link, message, capacity, CHECK_PADDED, (int32_t)expect->sender, expect, NULL);
 }

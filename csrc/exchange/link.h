@@ -72,14 +72,14 @@ gtopk_status_t link_finish(link_t *link, double deadline);
 /* Gives up what is queued on a stream-ordered data transport, so that the stream passes. 0: it may not pass. */
 int link_give_up(link_t *link);
 
-/* The data transport's own collectives, where it has them, counted into the statistics. */
-gtopk_status_t link_allgather(link_t *link, uint8_t *message, size_t capacity, uint8_t *gathered, double deadline,
-                              void *stream);
+/* A transport's own collectives, where it has them, counted into the statistics. */
+gtopk_status_t link_allgather(link_t *link, transport_t *transport, uint8_t *message, size_t capacity,
+                              uint8_t *gathered, double deadline, void *stream);
 gtopk_status_t link_allreduce(link_t *link, transport_t *transport, float *buffer, size_t count, double deadline,
                               void *stream);
 
 /* Checks one message that link_allgather brought, where the host can. */
-gtopk_status_t link_check_gathered(link_t *link, const uint8_t *message, size_t capacity, const wire_expect_t *expect);
+gtopk_status_t link_check_gathered(link_t *link, const transport_t *transport, const uint8_t *message, size_t capacity, const wire_expect_t *expect);
 
 /* The first error breaks the link: its text is kept, the other ranks are told once. `status` and the thread's error
  * text are that error; returns it. Later calls change nothing. */

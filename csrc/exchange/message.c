@@ -1,11 +1,28 @@
 /* Messages on their way out. */
 #include "exchange/message.h"
 
+transport_t *message_transport(const exchange_setup_t *setup)
+{
+    transport_t *data = setup->link->data;
+    return data->device && data->device != (void *)setup->device ? setup->link->control : data;
+}
+
+static int has_tail(const exchange_setup_t *setup)
+{
+    return message_transport(setup)->ops->stream_ordered;
+}
+
+size_t message_capacity(const exchange_setup_t *setup, uint64_t k)
+{
+    const size_t capacity = wire_message_capacity(setup->config.dim, k, (int)setup->config.value_type);
+    return has_tail(setup) ? wire_tailed_capacity(capacity) : capacity;
+}
+
 gtopk_status_t message_allocate(const exchange_setup_t *setup, size_t bytes, const char *what, void *out)
 {
     const device_ops_t *ops = setup->device->ops;
     void *block = NULL;
-    const gtopk_status_t status = setup->link->data->ops->device_memory
+    const gtopk_status_t status = message_transport(setup)->ops->device_memory
                                       ? ops->allocate(setup->device, bytes, what, &block)
                                       : ops->allocate_pinned(setup->device, bytes, what, &block);
     *(void **)out = block;
@@ -17,7 +34,7 @@ void message_release(const exchange_setup_t *setup, void *block)
     const device_ops_t *ops = setup->device->ops;
     if (setup->link->buffers_lost)
         return;
-    if (setup->link->data->ops->device_memory)
+    if (message_transport(setup)->ops->device_memory)
         ops->release(setup->device, block);
     else
         ops->release_pinned(setup->device, block);
@@ -28,6 +45,7 @@ wire_header_t message_header(const exchange_setup_t *setup, const exchange_step_
     return (wire_header_t){
         .value_type = (uint8_t)setup->config.value_type,
         .algorithm = (uint8_t)setup->config.algorithm,
+        .flags = has_tail(setup) ? WIRE_TAIL : 0,
         .round = round,
         .sender = (uint32_t)setup->places.ranks[setup->places.place],
         .epoch = setup->link->epoch,
@@ -47,6 +65,7 @@ wire_expect_t message_expect(const exchange_setup_t *setup, const exchange_step_
         .algorithm = (uint8_t)setup->config.algorithm,
         .value_type = (uint8_t)setup->config.value_type,
         .round = round,
+        .tail = (uint32_t)has_tail(setup),
         .sender = (uint32_t)setup->places.ranks[from],
         .epoch = setup->link->epoch,
         .reducer = setup->config.reducer,
@@ -59,7 +78,7 @@ wire_expect_t message_expect(const exchange_setup_t *setup, const exchange_step_
 
 gtopk_status_t message_flush(const exchange_setup_t *setup, const exchange_step_t *step)
 {
-    if (setup->link->data->ops->stream_ordered)
+    if (message_transport(setup)->ops->stream_ordered)
         return GTOPK_OK;
     return setup->device->ops->synchronize(setup->device, step->stream);
 }
@@ -67,7 +86,7 @@ gtopk_status_t message_flush(const exchange_setup_t *setup, const exchange_step_
 gtopk_status_t message_carry(const exchange_setup_t *setup, const exchange_step_t *step, const message_route_t *route)
 {
     const int32_t *ranks = setup->places.ranks;
-    const size_t capacity = wire_message_capacity(setup->config.dim, route->k, (int)setup->config.value_type);
+    const size_t capacity = message_capacity(setup, route->k);
     link_message_t message = {
         .to = TRANSPORT_NONE, .from = TRANSPORT_NONE, .send_capacity = capacity, .receive_capacity = capacity};
     wire_expect_t expect = {.round = route->round};
@@ -83,5 +102,5 @@ gtopk_status_t message_carry(const exchange_setup_t *setup, const exchange_step_
     const gtopk_status_t status = message_flush(setup, step);
     if (status != GTOPK_OK)
         return status;
-    return link_exchange(setup->link, setup->link->data, &message, step->deadline, &expect, NULL, step->stream);
+    return link_exchange(setup->link, message_transport(setup), &message, step->deadline, &expect, NULL, step->stream);
 }

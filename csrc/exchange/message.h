@@ -8,6 +8,13 @@
 
 #include "exchange/exchange.h"
 
+/* The transport that moves this exchange's messages: the link's data transport, unless that one queues on the streams of
+ * another device. */
+transport_t *message_transport(const exchange_setup_t *setup);
+
+/* Bytes of a message of at most k entries, with its tail where that transport takes unsealed ones. */
+size_t message_capacity(const exchange_setup_t *setup, uint64_t k);
+
 /* Memory that the data transport takes, and the device reaches. */
 gtopk_status_t message_allocate(const exchange_setup_t *setup, size_t bytes, const char *what, void *out);
 

@@ -62,7 +62,7 @@ static gtopk_status_t allocate(rounds_t *rounds)
     const exchange_setup_t *setup = &rounds->base.setup;
     device_t *device = setup->device;
     const uint64_t last = last_k(rounds);
-    const size_t capacity = wire_message_capacity(setup->config.dim, last, (int)setup->config.value_type);
+    const size_t capacity = message_capacity(setup, last);
     gtopk_status_t status = set_allocate(device, &rounds->selected, setup->config.k);
     if (status == GTOPK_OK && setup->places.size == 1)
         return status;
@@ -184,7 +184,7 @@ static gtopk_status_t decode(rounds_t *rounds, const exchange_step_t *step, cons
     const exchange_setup_t *setup = &rounds->base.setup;
     const uint32_t k = rounds->level_k[round->level_in];
     const wire_expect_t expect = message_expect(setup, step, round->peer, round->number, k);
-    const size_t capacity = wire_message_capacity(setup->config.dim, k, (int)setup->config.value_type);
+    const size_t capacity = message_capacity(setup, k);
     return setup->device->ops->decode(setup->device, rounds->in, capacity, &expect, into, step->words, step->stream);
 }
 

@@ -9,7 +9,7 @@
 
 #include "util/status.h"
 
-#define TRANSPORT_ABI 3u
+#define TRANSPORT_ABI 4u
 #define TRANSPORT_NONE (-1)
 
 /* How often a wait asks the caller whether it is to go on. */
@@ -86,6 +86,7 @@ struct transport {
     char description[128];           /* "mpi (Open MPI 5.0.11)" */
     int (*interrupt)(void *context); /* the config's, NULL: nobody asks to stop */
     void *interrupt_context;
+    const void *device; /* the one on whose streams it queues; NULL: any */
 };
 
 /* Called by whoever waits, without a lock: nonzero when the caller asked to stop waiting. */

@@ -4,6 +4,7 @@
 
 #include "gtopk.h"
 #include "wire/bytes.h"
+#include "wire/tail.h"
 #include "wire/wire.h"
 
 enum {
@@ -73,11 +74,32 @@ void wire_seal(uint8_t *message, size_t payload_bytes)
     bytes_store32(message + AT_CRC, message_crc(message, payload_bytes));
 }
 
+static uint64_t tail_of(const uint8_t *message)
+{
+    return tail_mark(bytes_load64(message + AT_STEP), bytes_load32(message + AT_SENDER),
+                     bytes_load16(message + AT_ROUND));
+}
+
+void wire_write_tail(uint8_t *message)
+{
+    const size_t size = wire_own_size(message), place = (size_t)tail_place(size);
+    memset(message + size, 0, place - size);
+    bytes_store64(message + place, tail_of(message));
+}
+
+int wire_tail_matches(const uint8_t *message, const wire_header_t *header)
+{
+    const size_t size = wire_message_size(header->dim, header->count, header->value_type);
+    return bytes_load64(message + tail_place(size)) == tail_of(message);
+}
+
 void wire_readdress(uint8_t *message, uint32_t sender, uint16_t round, uint32_t k)
 {
     bytes_store16(message + AT_ROUND, round);
     bytes_store32(message + AT_SENDER, sender);
     bytes_store32(message + AT_K, k);
+    if (message[AT_FLAGS] & WIRE_TAIL)
+        wire_write_tail(message);
 }
 
 void wire_make_last_word(uint8_t *message, uint32_t attachment)
@@ -116,8 +138,8 @@ static void header_parse(const uint8_t *message, wire_header_t *header)
     memcpy(&header->scale, &scale, sizeof scale);
 }
 
-/* The fields that mean the same in every message. */
-static gtopk_status_t check_frame(const uint8_t *message, size_t received)
+/* The fields that mean the same in every message; `flags` that it may have. */
+static gtopk_status_t check_frame(const uint8_t *message, size_t received, int flags)
 {
     if (received < WIRE_HEADER_SIZE)
         return CORRUPT("message of %zu bytes is shorter than its header of %u bytes", received, WIRE_HEADER_SIZE);
@@ -128,7 +150,7 @@ static gtopk_status_t check_frame(const uint8_t *message, size_t received)
                        message[AT_VERSION], WIRE_FORMAT_VERSION);
     if (message[AT_ZERO] != 0)
         return CORRUPT("message has %u in its reserved byte, not 0", message[AT_ZERO]);
-    if (message[AT_FLAGS] & ~WIRE_FLAGS)
+    if (message[AT_FLAGS] & ~flags)
         return CORRUPT("message has unknown flags 0x%02x", message[AT_FLAGS]);
     return GTOPK_OK;
 }
@@ -171,9 +193,9 @@ static gtopk_status_t check_shape(const wire_header_t *header)
 }
 
 /* Everything that the header alone tells. */
-static gtopk_status_t header_check(const uint8_t *message, size_t received, wire_header_t *header)
+static gtopk_status_t header_check(const uint8_t *message, size_t received, int flags, wire_header_t *header)
 {
-    gtopk_status_t status = check_frame(message, received);
+    gtopk_status_t status = check_frame(message, received, flags);
     if (status != GTOPK_OK)
         return status;
     header_parse(message, header);
@@ -183,7 +205,7 @@ static gtopk_status_t header_check(const uint8_t *message, size_t received, wire
 
 gtopk_status_t wire_header_peek(const uint8_t *message, size_t held, wire_header_t *header)
 {
-    const gtopk_status_t status = header_check(message, held, header);
+    const gtopk_status_t status = header_check(message, held, WIRE_FLAGS, header);
     if (status != GTOPK_OK)
         return status;
     const size_t size = wire_message_size(header->dim, header->count, header->value_type);
@@ -192,7 +214,7 @@ gtopk_status_t wire_header_peek(const uint8_t *message, size_t held, wire_header
 
 gtopk_status_t wire_header_read(const uint8_t *message, size_t received, int padded, wire_header_t *header)
 {
-    const gtopk_status_t status = header_check(message, received, header);
+    const gtopk_status_t status = header_check(message, received, WIRE_FLAGS, header);
     if (status != GTOPK_OK)
         return status;
 
@@ -208,10 +230,12 @@ gtopk_status_t wire_header_read(const uint8_t *message, size_t received, int pad
 
 gtopk_status_t wire_header_trust(const uint8_t *message, size_t capacity, wire_header_t *header)
 {
-    const gtopk_status_t status = header_check(message, capacity, header);
+    const gtopk_status_t status = header_check(message, capacity, WIRE_FLAGS | WIRE_TAIL, header);
     if (status != GTOPK_OK)
         return status;
-    const size_t size = wire_message_size(header->dim, header->count, header->value_type);
+    size_t size = wire_message_size(header->dim, header->count, header->value_type);
+    if (header->flags & WIRE_TAIL)
+        size = wire_tailed_capacity(size);
     return size <= capacity ? GTOPK_OK : CORRUPT("message has room for %zu bytes, its header says %zu", capacity, size);
 }
 
@@ -221,5 +245,5 @@ int wire_header_matches(const wire_header_t *header, const wire_expect_t *expect
            header->value_type == expect->value_type && header->round == expect->round &&
            header->sender == expect->sender && header->epoch == expect->epoch && header->reducer == expect->reducer &&
            header->config_hash == expect->config_hash && header->dim == expect->dim && header->k == expect->k &&
-           header->step == expect->step;
+           header->step == expect->step && !(header->flags & WIRE_TAIL) == !expect->tail;
 }

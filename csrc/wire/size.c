@@ -1,5 +1,6 @@
 /* How long the parts of a message are. Pure arithmetic: counts and dims of 2^32 - 1 must not wrap. */
 #include "gtopk.h"
+#include "wire/tail.h"
 #include "wire/wire.h"
 
 _Static_assert(sizeof(size_t) >= 8, "a message may be longer than 4 GiB: gtopk needs a 64-bit machine");
@@ -52,4 +53,9 @@ size_t wire_message_capacity(uint64_t dim, uint64_t k, int value_type)
             capacity = size;
     }
     return capacity;
+}
+
+size_t wire_tailed_capacity(size_t capacity)
+{
+    return (size_t)tail_place(capacity) + WIRE_TAIL_SIZE;
 }

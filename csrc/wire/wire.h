@@ -29,6 +29,9 @@
 
 enum { WIRE_NONFINITE = 1, WIRE_ABORT = 2, WIRE_JOINED = 4, WIRE_FLAGS = 7 };
 
+/* A flag of messages that travel unsealed, on transports that queue on a device's stream: a tail follows (tail.h). */
+enum { WIRE_TAIL = 8 };
+
 /* `algorithm` of messages that carry no set: the collectives' (value type WIRE_VALUE_BYTES, count = payload bytes) and
  * a block's (gtopk_encode). Below these: gtopk_algorithm_t. */
 enum { WIRE_ALGORITHMS = 4 }; /* how many gtopk_algorithm_t has */
@@ -47,6 +50,7 @@ typedef struct wire_header {
 typedef struct wire_expect {
     uint8_t algorithm, value_type;
     uint16_t round;
+    uint32_t tail; /* 1: it has a tail */
     uint32_t sender, epoch, reducer, config_hash, dim, k;
     uint64_t step;
 } wire_expect_t;
@@ -66,13 +70,23 @@ size_t wire_index_bytes(uint64_t dim, uint64_t count);
 size_t wire_message_size(uint64_t dim, uint64_t count, int value_type);
 size_t wire_message_capacity(uint64_t dim, uint64_t k, int value_type);
 
+/* The same with a tail. */
+size_t wire_tailed_capacity(size_t capacity);
+
 /* Fills in low_width and index_bytes from dim and count and writes 64 bytes, the CRC field zero. */
 void wire_header_write(const wire_header_t *header, uint8_t *message);
 
 /* CRC over the message (header with its CRC field left out, and `payload` bytes after it), stored in the header. */
 void wire_seal(uint8_t *message, size_t payload_bytes);
 
-/* Another sender, round and k for a message that is relayed or sent again; seal it afterwards. */
+/* The tail of a message whose header is written, and zeros up to it. */
+void wire_write_tail(uint8_t *message);
+
+/* 1 when the tail is there and says what the header says: the message was not cut off in between. The header was checked
+ * and says that there is one. */
+int wire_tail_matches(const uint8_t *message, const wire_header_t *header);
+
+/* Another sender, round and k for a message that is relayed or sent again; seal it afterwards, unless it has a tail. */
 void wire_readdress(uint8_t *message, uint32_t sender, uint16_t round, uint32_t k);
 
 /* The same message as a rank's last word: ABORT, and the number of its error, made positive. */
@@ -98,7 +112,8 @@ gtopk_status_t wire_header_peek(const uint8_t *message, size_t held, wire_header
  * lengths and seal nothing. CORRUPT also when the message would not end within the buffer. */
 gtopk_status_t wire_header_trust(const uint8_t *message, size_t capacity, wire_header_t *header);
 
-/* 1 when a header that was checked is the awaited one: every field of *expect is there, and it is no last word. */
+/* 1 when a header that was checked is the awaited one: every field of *expect is there, and it is no last word. The tail is
+ * judged by itself. */
 int wire_header_matches(const wire_header_t *header, const wire_expect_t *expect);
 
 /* CRC-32C (Castagnoli), as in iSCSI; wire_crc(0, ...) starts. Uses the CPU's instruction where there is one. */

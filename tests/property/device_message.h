@@ -4,6 +4,7 @@
 
 #include "device_world.h"
 #include "wire/bytes.h"
+#include "wire/tail.h"
 
 static uint8_t message[SIDE_MESSAGE], whole[SIDE_MESSAGE];
 
@@ -41,7 +42,8 @@ static void damage_scale(random_state_t *random)
 static void damage_expect(random_state_t *random, wire_expect_t *expect)
 {
     const uint32_t bit = 1u << random_below(random, 8);
-    switch (random_below(random, 10)) {
+    switch (random_below(random, 11)) {
+    case 10: expect->tail ^= 1; break;
     case 0: expect->algorithm ^= (uint8_t)bit; break;
     case 1: expect->value_type ^= (uint8_t)bit; break;
     case 2: expect->round ^= (uint16_t)bit; break;
@@ -59,9 +61,13 @@ static void damage_expect(random_state_t *random, wire_expect_t *expect)
 static void damage(random_state_t *random, const wire_header_t *header, size_t size, awaited_t *awaited)
 {
     const size_t payload = size - WIRE_HEADER_SIZE;
+    if (header->flags & WIRE_TAIL && random_chance(random, 4)) {
+        message[tail_place(size) + random_below(random, WIRE_TAIL_SIZE)] ^= (uint8_t)(1u << random_below(random, 8));
+        return;
+    }
     switch (random_below(random, payload > 0 ? 8 : 5)) {
     case 0: message[random_below(random, WIRE_HEADER_SIZE)] ^= (uint8_t)(1u << random_below(random, 8)); break;
-    case 1: message[7] = (uint8_t)random_below(random, WIRE_FLAGS + 1); break;
+    case 1: message[7] = (uint8_t)random_below(random, (WIRE_FLAGS | WIRE_TAIL) + 1); break;
     case 2: damage_expect(random, &awaited->expect); break;
     case 3: awaited->capacity = (size_t)random_below(random, size); break;
     case 4: damage_scale(random); break;
@@ -106,12 +112,18 @@ static device_words_t decode_everywhere(world_t *w, const awaited_t *awaited, ui
     return after;
 }
 
+/* `size` bytes, and a tail where there is one. */
+static size_t whole_size(const wire_header_t *header, size_t size)
+{
+    return header->flags & WIRE_TAIL ? wire_tailed_capacity(size) : size;
+}
+
 static void decode_damaged(world_t *w, const wire_header_t *header, const awaited_t *awaited, size_t size)
 {
     awaited_t other = *awaited;
-    memcpy(message, whole, size);
+    memcpy(message, whole, whole_size(header, size));
     damage(&w->random, header, size, &other);
-    world_upload(w, message_of, message, size);
+    world_upload(w, message_of, message, whole_size(header, size));
     (void)decode_everywhere(w, &other, header->count, draw_words(&w->random));
 }
 
@@ -139,6 +151,7 @@ static awaited_t await(const wire_header_t *header, size_t capacity)
         .algorithm = header->algorithm,
         .value_type = header->value_type,
         .round = header->round,
+        .tail = (header->flags & WIRE_TAIL) != 0,
         .sender = header->sender,
         .epoch = header->epoch,
         .reducer = header->reducer,
@@ -161,6 +174,7 @@ static wire_header_t draw_header(world_t *w)
     header.reducer = (uint32_t)random_u64(random);
     header.config_hash = (uint32_t)random_u64(random);
     header.step = random_u64(random);
+    header.flags = random_chance(random, 2) ? WIRE_TAIL : 0;
     return header;
 }
 
@@ -185,7 +199,8 @@ static void encode_without_room(world_t *w, int which, const wire_header_t *head
 static void encode_everywhere(world_t *w, int which)
 {
     const wire_header_t header = draw_header(w);
-    const size_t capacity = wire_message_capacity(w->dim, w->sides[0].sets[which].capacity, header.value_type);
+    const size_t capacity = whole_size(
+        &header, wire_message_capacity(w->dim, w->sides[0].sets[which].capacity, header.value_type));
     memset(message, 0x5a, capacity + FAR_BEHIND);
     world_upload(w, message_of, message, capacity + FAR_BEHIND);
     const uint32_t entries = world_count(w, which);
@@ -203,8 +218,8 @@ static void encode_everywhere(world_t *w, int which)
 
     side_copy(w->sides, message, w->sides->message, capacity + FAR_BEHIND);
     const size_t size = wire_own_size(message);
-    assert_true(size <= capacity);
-    WORLD_COMPARE(w, message, size);
+    assert_true(whole_size(&header, size) <= capacity);
+    WORLD_COMPARE(w, message, whole_size(&header, size));
     for (side_t *side = w->sides; side < w->sides + w->side_count; side++) {
         uint8_t behind[FAR_BEHIND], expected[FAR_BEHIND];
         side_copy(side, behind, side->message + capacity, FAR_BEHIND);
@@ -214,10 +229,15 @@ static void encode_everywhere(world_t *w, int which)
 
     wire_header_t read;
     wire_seal(message, size - WIRE_HEADER_SIZE);
-    SIDE_OK(wire_header_read(message, size, 0, &read));
+    if (header.flags & WIRE_TAIL) { /* not for those who carry checksums */
+        assert_int_equal(wire_header_read(message, whole_size(&header, size), 1, &read), GTOPK_ERR_CORRUPT);
+        SIDE_OK(wire_header_trust(message, whole_size(&header, size), &read));
+    } else {
+        SIDE_OK(wire_header_read(message, size, 0, &read));
+    }
     awaited_t awaited = await(&read, capacity);
     if (random_chance(&w->random, 3))
-        address_everywhere(w, size, &awaited);
+        address_everywhere(w, whole_size(&header, size), &awaited);
     const device_words_t before = {.ok = 1, .joined = (uint32_t)random_below(&w->random, 2)};
     const device_words_t after = decode_everywhere(w, &awaited, read.count, before);
     if (!after.ok || after.error != DEVICE_NO_ERROR || after.nonfinite != ((read.flags & WIRE_NONFINITE) != 0) ||
@@ -226,7 +246,7 @@ static void encode_everywhere(world_t *w, int which)
                    read.flags, after.ok, after.nonfinite, after.joined, before.joined, after.error);
     if (read.count > 0 && random_chance(&w->random, 4))
         assert_int_equal(decode_everywhere(w, &awaited, read.count - 1, before).error, DEVICE_NO_ROOM);
-    side_copy(w->sides, whole, w->sides->message, size);
+    side_copy(w->sides, whole, w->sides->message, whole_size(&header, size));
     for (int i = 0; i < 3; i++)
         decode_damaged(w, &read, &awaited, size);
 }

@@ -144,6 +144,7 @@ static device_words_t words_plain(const device_words_t *words)
     plain.expect.algorithm = words->expect.algorithm;
     plain.expect.value_type = words->expect.value_type;
     plain.expect.round = words->expect.round;
+    plain.expect.tail = words->expect.tail;
     plain.expect.sender = words->expect.sender;
     plain.expect.epoch = words->expect.epoch;
     plain.expect.reducer = words->expect.reducer;

@@ -46,6 +46,7 @@ static void test_cuda_agrees(void **state)
         world_end(&world);
     }
     check_misses(&world);
+    halt_everywhere(&world);
     for (size_t s = 0; s < world.side_count; s++)
         side_close(&world.sides[s]);
     assert_int_equal(standin->live(), 0);

@@ -513,6 +513,51 @@ static void check_misses(const world_t *w)
     }
 }
 
+static void must_be_halted(world_t *w, const char *what)
+{
+    const device_words_t words = world_words(w);
+    if (words.ok || words.error != DEVICE_HALTED)
+        WORLD_FAIL(w, w->sides, "%s of a halted device leaves ok %u, error %u", what, words.ok, words.error);
+    world_set_words(w, (device_words_t){.ok = 1});
+}
+
+/* The devices' last step: halted in the middle of it, they commit nothing. */
+static void halt_everywhere(world_t *w)
+{
+    const device_words_t well = {.ok = 1};
+    const wire_expect_t expect = {.dim = 1};
+    world_begin(w, w->seed);
+    w->step = 0;
+    step(w);
+    world_compare_store(w);
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++)
+        side->device->ops->halt(side->device);
+    world_set_words(w, well);
+    world_prepare(w, SET_RECEIVED, 1);
+    WORLD_CALL_OK(w, ops->decode(side->device, side->message, WIRE_HEADER_SIZE, &expect, &side->sets[SET_RECEIVED],
+                                 side->words, NULL));
+    must_be_halted(w, "decode");
+    host_set_t *set = &world_set_expected;
+    set->count = 1;
+    set->index[0] = 0;
+    set->value[0] = 1.0f;
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++)
+        side_upload_set(side, SET_CURRENT, set);
+    world_prepare(w, SET_KEPT, 2);
+    world_prepare(w, SET_ALL, 2);
+    WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_CURRENT], 2,
+                                &side->sets[SET_KEPT], &side->sets[SET_ALL], side->words, NULL));
+    must_be_halted(w, "merge");
+    WORLD_CALL_OK(w, ops->verdict(side->device,
+                                  &(device_outcome_t){side->words, &side->sets[SET_CURRENT], side->told}, 1, NULL));
+    for (side_t *side = w->sides; side < w->sides + w->side_count; side++)
+        if (side->told->ok || side->told->error != DEVICE_HALTED)
+            WORLD_FAIL(w, side, "the verdict of a halted device is ok %u", side->told->ok);
+    must_be_halted(w, "verdict");
+    assert_int_equal(world_count(w, SET_RECEIVED) + world_count(w, SET_KEPT) + world_count(w, SET_ALL), 0);
+    world_end(w);
+}
+
 static void test_devices_agree(void **state)
 {
     (void)state;
@@ -526,6 +571,7 @@ static void test_devices_agree(void **state)
         world_end(&world);
     }
     check_misses(&world);
+    halt_everywhere(&world);
     for (size_t s = 0; s < world.side_count; s++)
         side_close(&world.sides[s]);
 }

@@ -25,6 +25,8 @@ typedef struct standin_control {
     long (*live)(void);
     /* Opens device memory to the test, or closes it again. Work that is queued is not done by that. */
     void (*peek)(int open);
+    /* Puts work of the host into a stream: it returns 1 when it is done, and 0 to be asked again. It may touch device memory. */
+    void (*enqueue)(void *stream, int (*host)(void *arg), void *arg);
 } standin_control_t;
 
 /* The symbol of a standin_control_t in the library. */

@@ -442,6 +442,32 @@ static gtopk_status_t guarded_synchronize(device_t *device, void *stream)
     return queue_and_wait(begin(device, stream, run_synchronize));
 }
 
+/* Runs what can be run at once. */
+static gtopk_status_t guarded_passed(device_t *device, void *stream, int *passed)
+{
+    const gtopk_status_t status = guarded_run(stream, 0.0, NULL);
+    (void)device;
+    *passed = status == GTOPK_OK;
+    return status == GTOPK_ERR_TIMEOUT ? GTOPK_OK : status;
+}
+
+static gtopk_status_t guarded_enter(device_t *device)
+{
+    (void)device;
+    return GTOPK_OK;
+}
+
+static void guarded_leave(device_t *device)
+{
+    (void)device;
+}
+
+static void guarded_halt(device_t *device)
+{
+    const guarded_t *self = (const guarded_t *)device;
+    self->inner->ops->halt(self->inner);
+}
+
 static const device_ops_t guarded_ops = {
     .name = "guarded",
     .host_memory = 0,
@@ -474,6 +500,10 @@ static const device_ops_t guarded_ops = {
     .copy = guarded_copy,
     .copy_set = guarded_copy_set,
     .synchronize = guarded_synchronize,
+    .passed = guarded_passed,
+    .enter = guarded_enter,
+    .leave = guarded_leave,
+    .halt = guarded_halt,
 };
 
 gtopk_status_t device_guarded_open(device_t **device)

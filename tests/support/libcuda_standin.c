@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "device/cuda/driver.h"
 #include "support/cuda_emulator.h"
@@ -30,7 +31,7 @@ typedef struct block {
 } block_t;
 
 typedef struct work {
-    enum { WORK_LAUNCH, WORK_COPY, WORK_SET, WORK_WAIT } kind;
+    enum { WORK_LAUNCH, WORK_COPY, WORK_SET, WORK_WAIT, WORK_HOST } kind;
     const cuda_emulated_t *kernel;
     unsigned grid;
     int cooperative;
@@ -42,6 +43,8 @@ typedef struct work {
     unsigned char value;
     struct stream *other; /* WORK_WAIT: until that one has done so much */
     uint64_t until;
+    int (*host)(void *arg); /* WORK_HOST: 1 when it is done, 0: not yet */
+    void *arg;
     struct work *next;
 } work_t;
 
@@ -182,10 +185,16 @@ static int block_free(const void *memory)
     return 0;
 }
 
-/* ---- streams: work is done when somebody waits for it ---- */
+/* ---- streams: work is done when somebody waits for it, or asks ---- */
 
+/* The stream without a name is one a thread, so that ranks can be threads. */
 static stream_t *stream_of(cu_stream_t name)
 {
+    static _Thread_local char own;
+    if (!name) {
+        void *mine = &own;
+        memcpy(&name, &mine, sizeof name);
+    }
     for (stream_t *s = gpu.streams; s; s = s->next)
         if (s->name == name)
             return s;
@@ -210,11 +219,13 @@ static work_t *queue(cu_stream_t name)
     return work;
 }
 
-static void stream_run(stream_t *stream, uint64_t until);
+static int stream_run(stream_t *stream, uint64_t until);
 
-static void work_do(const work_t *work)
+/* 1: done; 0: not yet. */
+static int work_do(const work_t *work)
 {
     switch (work->kind) {
+    case WORK_HOST: return work->host(work->arg);
     case WORK_LAUNCH: {
         const emulator_order_t order = (emulator_order_t)random_below(&gpu.random, EMULATOR_ORDERS);
         if (emulator_run(work->kernel->run, work->args, work->grid, 256, work->cooperative, order,
@@ -226,19 +237,21 @@ static void work_do(const work_t *work)
     }
     case WORK_COPY: memmove(work->to, work->kept ? work->kept : work->from, work->bytes); break;
     case WORK_SET: memset(work->to, work->value, work->bytes); break;
-    default: stream_run(work->other, work->until);
+    default: return stream_run(work->other, work->until);
     }
+    return 1;
 }
 
-static void stream_run(stream_t *stream, uint64_t until)
+/* As far as it goes: 1 when that is as far as was asked for. */
+static int stream_run(stream_t *stream, uint64_t until)
 {
     if (stream->done >= until)
-        return;
+        return 1;
     memory_open(1);
     while (stream->done < until && stream->first) {
         work_t *work = stream->first;
-        if (!gpu.lost)
-            work_do(work);
+        if (!gpu.lost && !work_do(work))
+            break;
         stream->first = work->next;
         if (!stream->first)
             stream->last = &stream->first;
@@ -247,12 +260,24 @@ static void stream_run(stream_t *stream, uint64_t until)
         free(work);
     }
     memory_open(0);
+    return stream->done >= until;
+}
+
+/* Waits for others where work does. The lock is given up in between. */
+static void stream_wait(stream_t *stream)
+{
+    const uint64_t until = stream->queued;
+    while (!stream_run(stream, until)) {
+        (void)pthread_mutex_unlock(&gpu.lock);
+        (void)usleep(100);
+        (void)pthread_mutex_lock(&gpu.lock);
+    }
 }
 
 static void run_all(void)
 {
     for (stream_t *s = gpu.streams; s; s = s->next)
-        stream_run(s, s->queued);
+        (void)stream_run(s, s->queued);
 }
 
 /* ---- every call ---- */
@@ -509,7 +534,7 @@ static cu_result_t standin_cuMemcpyAsync(cu_pointer_t to, cu_pointer_t from, siz
         memcpy(work->kept, work->from, bytes);
     }
     if (!block_of(work->to))
-        stream_run(stream_of(stream), stream_of(stream)->queued);
+        stream_wait(stream_of(stream));
     return end(gpu.lost);
 }
 
@@ -517,8 +542,15 @@ static cu_result_t standin_cuStreamSynchronize(cu_stream_t stream)
 {
     BEGIN_IN_CONTEXT(cuStreamSynchronize);
     gpu.waits++;
-    stream_run(stream_of(stream), stream_of(stream)->queued);
+    stream_wait(stream_of(stream));
     return end(gpu.lost);
+}
+
+static cu_result_t standin_cuStreamQuery(cu_stream_t stream)
+{
+    BEGIN_IN_CONTEXT(cuStreamQuery);
+    const int passed = stream_run(stream_of(stream), stream_of(stream)->queued);
+    return end(gpu.lost ? gpu.lost : passed ? CU_SUCCESS : CU_NOT_READY);
 }
 
 static cu_result_t standin_cuStreamWaitEvent(cu_stream_t stream, cu_event_t name, unsigned flags)
@@ -688,6 +720,18 @@ static long control_live(void)
     return gpu.live + gpu.contexts + (long)depth;
 }
 
+static void control_enqueue(void *stream, int (*host)(void *arg), void *arg)
+{
+    cu_stream_t name;
+    memcpy(&name, &stream, sizeof name);
+    (void)pthread_mutex_lock(&gpu.lock);
+    work_t *work = queue(name);
+    work->kind = WORK_HOST;
+    work->host = host;
+    work->arg = arg;
+    (void)pthread_mutex_unlock(&gpu.lock);
+}
+
 static void control_peek(int open)
 {
     (void)pthread_mutex_lock(&gpu.lock);
@@ -706,4 +750,5 @@ const standin_control_t cuda_standin = {
     .count = control_count,
     .live = control_live,
     .peek = control_peek,
+    .enqueue = control_enqueue,
 };

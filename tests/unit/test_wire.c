@@ -279,7 +279,7 @@ static const broken_field_t broken_fields[] = {
     {6, 1, 255, "unknown algorithm 255"},
     {6, 1, WIRE_BROADCAST, "value type 2"}, /* a set in a collective */
     {6, 1, WIRE_BARRIER, "value type 2"},
-    {7, 1, 8, "flags 0x08"},
+    {7, 1, 8, "flags 0x08"}, /* a tail, where a checksum is awaited */
     {7, 1, 0x84, "flags 0x84"},
     {10, 1, 0, "low width 0"},
     {10, 1, 2, "low width 2"},

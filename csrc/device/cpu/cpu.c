@@ -42,6 +42,10 @@ static const device_ops_t cpu_ops = {
     .copy = host_copy,
     .copy_set = sets_copy,
     .synchronize = host_synchronize,
+    .passed = host_passed,
+    .enter = host_enter,
+    .leave = host_leave,
+    .halt = host_halt,
 };
 
 gtopk_status_t device_cpu_open(device_t **out)

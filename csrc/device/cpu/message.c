@@ -78,6 +78,8 @@ static void encode_set(const kernels_t *kernels, const device_set_t *set, wire_h
     *decoded->count = head->count = (uint32_t)count;
     wire_indices_encode_fast(decoded->index, head->count, head->dim, payload);
     wire_header_write(head, message);
+    if (head->flags & WIRE_TAIL)
+        wire_write_tail(message);
 }
 
 gtopk_status_t message_encode(device_t *device, const device_set_t *set, const wire_header_t *header, uint8_t *message,
@@ -103,6 +105,8 @@ gtopk_status_t message_decode(device_t *device, const uint8_t *message, size_t c
     wire_header_t head;
     (void)stream;
     *out->count = 0;
+    if (host_is_halted(device, words))
+        return GTOPK_OK;
     if (!host_judge(message, capacity, expect, &head, words) || !host_has_room(out, head.count, words))
         return GTOPK_OK;
     const uint8_t *payload = message + WIRE_HEADER_SIZE, *codes = payload + head.index_bytes;

@@ -20,7 +20,8 @@ enum { CUDA_LEVELS = 6, CUDA_BINS = 4096 };
 /* One a device. Operations on one stream follow each other, so all can use it. Whoever uses a histogram, `largest`,
  * `faults` or `finished` leaves it zero. */
 typedef struct cuda_scratch {
-    uint32_t barrier;  /* where the blocks of a grid meet */
+    const uint32_t *halt; /* pinned: not zero when the device was halted. NULL: it never is */
+    uint32_t barrier;     /* where the blocks of a grid meet */
     uint32_t finished; /* blocks that have come to the end */
     uint32_t largest;
     uint32_t faults;

@@ -187,9 +187,39 @@ static gtopk_status_t op_copy(device_t *device, void *to, const void *from, size
     WITHIN(of(device), stream, cuda_copy(gpu, to, from, bytes, stream));
 }
 
+static gtopk_status_t op_enter(device_t *base)
+{
+    const device_cuda_t *device = of(base);
+    return cuda_check(device, device->driver->cuCtxPushCurrent(device->context), "entering the GPU's context");
+}
+
+static void op_leave(device_t *base)
+{
+    cuda_leave(of(base));
+}
+
 static gtopk_status_t op_synchronize(device_t *device, void *stream)
 {
     WITHIN(of(device), stream, cuda_wait(gpu, stream));
+}
+
+static gtopk_status_t op_passed(device_t *base, void *stream, int *passed)
+{
+    device_cuda_t *device = of(base);
+    *passed = 0;
+    const gtopk_status_t status = op_enter(base);
+    if (status != GTOPK_OK)
+        return status;
+    const cu_result_t result = device->driver->cuStreamQuery(stream);
+    cuda_leave(device);
+    *passed = result == CU_SUCCESS;
+    return result == CU_NOT_READY ? GTOPK_OK : cuda_check(device, result, "asking the GPU how far it is");
+}
+
+/* Without a wait: kernels that are running see it too. */
+static void op_halt(device_t *base)
+{
+    __atomic_store_n(of(base)->halt, 1u, __ATOMIC_SEQ_CST);
 }
 
 static gtopk_status_t op_step_begin(device_store_t *store, device_words_t *words, void *stream)
@@ -297,6 +327,8 @@ static void cuda_close(device_t *base)
     if (device->context && driver->cuCtxPushCurrent(device->context) == CU_SUCCESS) {
         if (device->number)
             (void)driver->cuMemFreeHost(device->number);
+        if (device->halt)
+            (void)driver->cuMemFreeHost(device->halt);
         cuda_release(device, device->queue.scratch);
         if (device->event)
             (void)driver->cuEventDestroy(device->event);
@@ -341,6 +373,10 @@ static const device_ops_t cuda_ops = {
     .copy = op_copy,
     .copy_set = op_copy_set,
     .synchronize = op_synchronize,
+    .passed = op_passed,
+    .enter = op_enter,
+    .leave = op_leave,
+    .halt = op_halt,
 };
 
 /* The GPU whose context is current in this thread (PyTorch's, after torch.cuda.set_device), else the first one. */
@@ -352,6 +388,22 @@ static gtopk_status_t choose_gpu(device_cuda_t *device)
     if (result == CU_SUCCESS)
         result = current ? driver->cuCtxGetDevice(&device->gpu) : driver->cuDeviceGet(&device->gpu, 0);
     return cuda_check(device, result, "choosing a GPU");
+}
+
+/* The word that op_halt sets; kernels find it through the scratch memory. */
+static gtopk_status_t prepare_halt(device_cuda_t *device)
+{
+    const cuda_driver_t *driver = device->driver;
+    void *halt = NULL;
+    gtopk_status_t status = cuda_check(
+        device, driver->cuMemHostAlloc(&halt, sizeof *device->halt, CU_HOST_PORTABLE | CU_HOST_DEVICE_MAP),
+        "pinned memory");
+    if (status != GTOPK_OK)
+        return status;
+    device->halt = halt;
+    *device->halt = 0;
+    status = cuda_copy(device, (void *)&device->queue.scratch->halt, &halt, sizeof halt, NULL);
+    return status == GTOPK_OK ? cuda_wait(device, NULL) : status;
 }
 
 static gtopk_status_t prepare(device_cuda_t *device)
@@ -368,7 +420,7 @@ static gtopk_status_t prepare(device_cuda_t *device)
             device, driver->cuMemHostAlloc(&number, sizeof *device->number, CU_HOST_PORTABLE | CU_HOST_DEVICE_MAP),
             "pinned memory");
     device->number = number;
-    return status;
+    return status == GTOPK_OK ? prepare_halt(device) : status;
 }
 
 gtopk_status_t device_cuda_open(device_t **out)

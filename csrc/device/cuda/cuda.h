@@ -17,6 +17,7 @@ typedef struct device_cuda {
     void *last_stream; /* the scratch memory is in use there */
     int has_run;
     double *number; /* pinned: a result on its way to the host */
+    uint32_t *halt; /* pinned: kernels look at it */
 } device_cuda_t;
 
 struct device_store {

@@ -48,7 +48,8 @@ KERNEL(decode, decode_args)
     if (threadIdx.x == 0)
         header_read(args.message, args.capacity, &args.expect, &header);
     __syncthreads();
-    const int room = header.good && header.count <= args.out.capacity;
+    const uint32_t halted = is_first_thread() && is_halted(scratch);
+    const int room = header.good && !header.torn && header.count <= args.out.capacity;
     const uint32_t count = room ? header.count : 0;
     const uint8_t *part = args.message + WIRE_HEADER_SIZE, *unary = part + low_bytes(header.dim, count);
     const uint64_t bytes = unary_bytes(header.dim, count);
@@ -91,9 +92,14 @@ KERNEL(decode, decode_args)
     device_words_t *words = args.words;
     const uint32_t faults = scratch->faults;
     scratch->faults = 0;
-    *args.out.count = faults ? 0 : count;
-    if (!header.good) {
-        message_blame(words, DEVICE_BAD_HEADER, args.message, args.capacity, &args.expect);
+    *args.out.count = faults || halted ? 0 : count;
+    if (halted) {
+        words_fail(words, DEVICE_HALTED);
+        return;
+    }
+    if (!header.good || header.torn) {
+        message_blame(words, header.good ? DEVICE_BAD_TAIL : DEVICE_BAD_HEADER, args.message, args.capacity,
+                      &args.expect);
         return;
     }
     words->nonfinite |= (header.flags & WIRE_NONFINITE) != 0;

@@ -23,6 +23,7 @@ enum {
     CU_NO_DEVICE = 100,
     CU_INVALID_CONTEXT = 201,
     CU_NO_BINARY_FOR_GPU = 209,
+    CU_NOT_READY = 600,
 };
 enum { CU_PROCESSORS = 16, CU_CAPABILITY_MAJOR = 75, CU_CAPABILITY_MINOR = 76, CU_COOPERATIVE_LAUNCH = 95 };
 enum { CU_HOST_PORTABLE = 1, CU_HOST_DEVICE_MAP = 2, CU_EVENT_NO_TIMING = 2 };
@@ -55,6 +56,7 @@ enum { CU_HOST_PORTABLE = 1, CU_HOST_DEVICE_MAP = 2, CU_EVENT_NO_TIMING = 2 };
     X(cuMemsetD8Async, 3020, (cu_pointer_t block, unsigned char value, size_t bytes, cu_stream_t stream))             \
     X(cuMemcpyAsync, 4000, (cu_pointer_t to, cu_pointer_t from, size_t bytes, cu_stream_t stream))                    \
     X(cuStreamSynchronize, 2000, (cu_stream_t stream))                                                                \
+    X(cuStreamQuery, 2000, (cu_stream_t stream))                                                                      \
     X(cuStreamWaitEvent, 3020, (cu_stream_t stream, cu_event_t event, unsigned flags))                                \
     X(cuEventCreate, 2000, (cu_event_t * event, unsigned flags))                                                      \
     X(cuEventRecord, 2000, (cu_event_t event, cu_stream_t stream))                                                    \

@@ -88,6 +88,8 @@ KERNEL(encode, encode_args)
     if (is_first_thread()) {
         header_write(&args.header, total, flags, failed ? WIRE_FAILED_STEP : args.header.attachment, scale,
                      args.message);
+        if (flags & WIRE_TAIL)
+            tail_write(args.message);
         *args.decoded.count = total;
         scratch->largest = 0;
         if (!room)
@@ -105,5 +107,7 @@ KERNEL(address, address_args)
             args.message[7] |= WIRE_ABORT;
             store32(args.message + 12, WIRE_FAILED_STEP);
         }
+        if (args.message[7] & WIRE_TAIL)
+            tail_write(args.message);
     }
 }

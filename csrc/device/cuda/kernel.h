@@ -74,6 +74,12 @@ static inline void words_fail(device_words_t *words, uint32_t error)
     words->ok = 0;
 }
 
+/* For the thread that writes the words. */
+static inline uint32_t is_halted(const cuda_scratch_t *scratch)
+{
+    return scratch->halt ? *(const volatile uint32_t *)scratch->halt : 0;
+}
+
 /* 1 when a step's end changes the residual. */
 static inline int words_commit(const device_words_t *words)
 {

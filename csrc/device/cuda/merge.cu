@@ -181,6 +181,7 @@ KERNEL(merge, merge_args)
     radix_t *radix = radix_begin(args.k);
     uint32_t *bins = radix_bins_begin(0);
     uint32_t stay = 0, bad = 0, at = 0, total = 0;
+    const uint32_t halted = is_first_thread() && is_halted(scratch);
     found_t found;
 
     /* Once to count, once to write; one loop, so that the code is there once. */
@@ -233,9 +234,11 @@ KERNEL(merge, merge_args)
         keep(&args, total, total > args.k ? all_bound(&args, radix, total) : 0);
     bins_clear(scratch->pool_bins[0], CUDA_LEVELS * CUDA_BINS);
     if (is_first_thread()) {
-        *args.all.count = room ? total : 0;
-        *args.kept.count = kept_room ? most : 0;
-        if (!kept_room)
+        *args.all.count = room && !halted ? total : 0;
+        *args.kept.count = kept_room && !halted ? most : 0;
+        if (halted)
+            words_fail(args.words, DEVICE_HALTED);
+        else if (!kept_room)
             words_fail(args.words, DEVICE_NO_ROOM);
     }
 }

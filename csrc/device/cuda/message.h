@@ -4,6 +4,7 @@
 #define GTOPK_DEVICE_CUDA_MESSAGE_H
 
 #include "device/cuda/kernel.h"
+#include "wire/tail.h"
 
 /* ---- sizes ---- */
 
@@ -78,6 +79,11 @@ static inline void store32(uint8_t *at, uint32_t value)
     store16(at + 2, value >> 16);
 }
 
+static inline uint64_t load64(const uint8_t *at)
+{
+    return load32(at) | (uint64_t)load32(at + 4) << 32;
+}
+
 /* ---- the header ---- */
 
 FUNCTION void header_write(const wire_header_t *header, uint32_t count, uint32_t flags, uint32_t attachment,
@@ -112,21 +118,44 @@ static inline int scale_is_valid(uint32_t type, uint32_t bits)
     return (bits & 0x807fffffu) == 0 && exponent >= -126 && exponent <= most;
 }
 
+FUNCTION uint64_t message_size(uint32_t dim, uint32_t count, uint32_t type)
+{
+    return WIRE_HEADER_SIZE + index_bytes(dim, count) + (uint64_t)count * value_size(type);
+}
+
+/* Of a message whose header is written: the mark that belongs behind it, and the place. */
+static inline uint64_t tail_of(const uint8_t *message)
+{
+    return tail_mark(load64(message + 24), load32(message + 16), load16(message + 8));
+}
+
+static inline void tail_write(uint8_t *message)
+{
+    const uint64_t mark = tail_of(message);
+    uint64_t at = message_size(load32(message + 36), load32(message + 40), message[5]);
+    ROLLED
+    for (; at % 8 != 0; at++)
+        message[at] = 0;
+    store32(message + at, (uint32_t)mark);
+    store32(message + at + 4, (uint32_t)(mark >> 32));
+}
+
 /* What a decoder needs of a header that it believes. */
 typedef struct header {
-    uint32_t good, flags, count, dim, type, width;
+    uint32_t good, torn, flags, count, dim, type, width;
     float scale;
 } header_t;
 
 /* good: what wire_header_trust and wire_header_matches say, for messages with a set. */
 FUNCTION void header_read(const uint8_t *message, uint64_t capacity, const wire_expect_t *expect, header_t *header)
 {
-    header->good = 0;
+    header->good = header->torn = 0;
     if (capacity < WIRE_HEADER_SIZE)
         return;
     const uint32_t k = load32(message + 32), bits = load32(message + 48), index = load32(message + 44);
-    const uint64_t step = load32(message + 24) | (uint64_t)load32(message + 28) << 32;
+    const uint64_t step = load64(message + 24);
     const uint32_t algorithm = message[6];
+    uint64_t tail = 0;
     header->flags = message[7];
     header->count = load32(message + 40);
     header->dim = load32(message + 36);
@@ -135,7 +164,7 @@ FUNCTION void header_read(const uint8_t *message, uint64_t capacity, const wire_
     header->scale = convert_float(bits);
 
     int good = load32(message) == 0x314b5447u && message[4] == WIRE_FORMAT_VERSION && message[11] == 0 &&
-               !(header->flags & ~(uint32_t)(WIRE_NONFINITE | WIRE_JOINED)) && /* no last word */
+               !(header->flags & ~(uint32_t)(WIRE_NONFINITE | WIRE_JOINED | WIRE_TAIL)) && /* no last word */
                (algorithm < WIRE_ALGORITHMS || algorithm == WIRE_BLOCK) && header->type <= GTOPK_VALUE_I8 &&
                load32(message + 12) == 0 && scale_is_valid(header->type, bits) && header->count <= k &&
                k <= header->dim;
@@ -144,14 +173,19 @@ FUNCTION void header_read(const uint8_t *message, uint64_t capacity, const wire_
     else if (good)
         good = header->width == low_width(header->dim, header->count) &&
                index == (uint32_t)index_bytes(header->dim, header->count);
-    if (good)
-        good = WIRE_HEADER_SIZE + (uint64_t)index + (uint64_t)header->count * value_size(header->type) <= capacity;
+    if (good) {
+        const uint64_t size = message_size(header->dim, header->count, header->type);
+        const int tailed = (header->flags & WIRE_TAIL) != 0;
+        tail = tail_place(size);
+        good = (tailed ? tail + WIRE_TAIL_SIZE : size) <= capacity && tailed == (expect->tail != 0);
+    }
 
     header->good = good && algorithm == expect->algorithm && header->type == expect->value_type &&
                    load16(message + 8) == expect->round && load32(message + 16) == expect->sender &&
                    load32(message + 20) == expect->epoch && load32(message + 56) == expect->reducer &&
                    load32(message + 52) == expect->config_hash && header->dim == expect->dim && k == expect->k &&
                    step == expect->step;
+    header->torn = header->good && expect->tail && load64(message + tail) != tail_of(message);
 }
 
 /* What was wrong with a message goes into the words, unless an earlier one was worse. */

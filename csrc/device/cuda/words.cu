@@ -26,6 +26,8 @@ KERNEL(verdict, verdict_args)
     if (i < args.count && args.phases & CUDA_GATHER) {
         if (args.words[i]->nonfinite)
             (void)atomicOr(&scratch->largest, 1u);
+        if (is_halted(scratch)) /* the last look before commit */
+            words_fail(args.words[i], DEVICE_HALTED);
         if (!args.words[i]->ok)
             (void)atomicOr(&scratch->faults, 1u);
     }

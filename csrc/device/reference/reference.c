@@ -41,6 +41,10 @@ static const device_ops_t reference_ops = {
     .copy = host_copy,
     .copy_set = reference_copy_set,
     .synchronize = host_synchronize,
+    .passed = host_passed,
+    .enter = host_enter,
+    .leave = host_leave,
+    .halt = host_halt,
 };
 
 gtopk_status_t device_reference_open(device_t **device)

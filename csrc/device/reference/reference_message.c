@@ -57,6 +57,8 @@ static void message_write(const device_set_t *set, const wire_header_t *header, 
 {
     const size_t size = wire_value_size(header->value_type);
     wire_header_write(header, message);
+    if (header->flags & WIRE_TAIL)
+        wire_write_tail(message);
     wire_indices_encode(set->index, *set->count, header->dim, message + WIRE_HEADER_SIZE);
     uint8_t *values = message + WIRE_HEADER_SIZE + wire_index_bytes(header->dim, *set->count);
     for (uint32_t i = 0; i < *set->count; i++) {
@@ -118,9 +120,10 @@ gtopk_status_t reference_decode(device_t *device, const uint8_t *message, size_t
                                 device_set_t *out, device_words_t *words, void *stream)
 {
     wire_header_t header;
-    (void)device;
     (void)stream;
     *out->count = 0;
+    if (host_is_halted(device, words))
+        return GTOPK_OK;
     if (!host_judge(message, capacity, expect, &header, words) || !host_has_room(out, header.count, words))
         return GTOPK_OK;
     const fpenv_t saved = fpenv_enter();

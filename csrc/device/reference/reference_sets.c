@@ -97,8 +97,10 @@ static gtopk_status_t set_keep_largest(const device_set_t *set, uint64_t k, devi
 gtopk_status_t reference_merge(device_t *device, const device_set_t *a, const device_set_t *b, uint64_t k,
                                device_set_t *kept, device_set_t *all, device_words_t *words, void *stream)
 {
-    (void)device;
     (void)stream;
+    *all->count = *kept->count = 0;
+    if (host_is_halted(device, words))
+        return GTOPK_OK;
     const fpenv_t saved = fpenv_enter();
     const size_t capacity = (size_t)*a->count + *b->count;
     uint32_t count = 0;
