@@ -158,6 +158,14 @@ gtopk_status_t gtopk_finalize_at_exit(void);
  *   "thread"    ranks are threads of this process: chapter 10
  *   "callback"  send and receive are functions of the caller: chapter 10
  *
+ * Between GPUs. With data = "nccl" the messages of reducers whose device is "cuda" travel by NCCL, from one GPU's memory to
+ * the other's on the caller's stream; the transport above goes on carrying all else. Each rank needs a GPU of its own, the
+ * one whose context is current in the thread that makes the communicator. libnccl.so.2 (2.18 or newer) is the file that
+ * GTOPK_NCCL_LIBRARY names, else the one that the process has loaded (PyTorch's), else data_library, else the system's.
+ * "auto" takes NCCL where all ranks have a GPU and it works, and says in the log (info) why not otherwise. Emulated only: no
+ * GPU has run this yet. A step is queued on one stream. When a step fails, the communicator of NCCL is aborted and the device
+ * commits nothing any more; where NCCL hangs in that, it is left behind, and the log says so.
+ *
  * Broken communicators. When an exchange fails on a rank (deadline, lost rank, interrupt, corrupt message), that rank
  * keeps the residual that it had after accumulate, bit for bit, tells the partners that it gave up, and returns the
  * error. From then on the communicator is broken: every call on it fails at once with the first error's text. The way
@@ -185,10 +193,12 @@ typedef struct gtopk_comm_config {
     const char
         *node; /* a name for the machine that this rank is on, the same for all ranks there; NULL: GTOPK_NODE, else
                          found by host name and boot id */
+    const char *data;         /* how messages of exchanges travel: NULL: as `transport`; "nccl"; "auto". The same on all ranks */
+    const char *data_library; /* nccl: a file to try before the system's libnccl.so.2; NULL: none */
 } gtopk_comm_config_t;
 
 #define GTOPK_COMM_CONFIG_INIT \
-    {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
+    {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
 
 /* Collective. Opens the transport and compares library and wire format versions of all ranks.
  * Errors: INVALID, NOT_FOUND (module or MPI; the text says what to install), MISMATCH, TIMEOUT, TRANSPORT, NOMEM,

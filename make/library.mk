@@ -15,7 +15,7 @@ endif
 VERSION     := $(shell sed -n 's/^.define GTOPK_VERSION_[A-Z]* //p' include/gtopk.h | paste -sd.)
 SOVERSION   := $(firstword $(subst ., ,$(VERSION)))
 MPI_SOURCE  := csrc/transport/mpi_module.c
-LIB_SOURCES := $(sort $(filter-out $(MPI_SOURCE),$(wildcard csrc/*/*.c csrc/device/*/*.c)))
+LIB_SOURCES := $(sort $(filter-out $(MPI_SOURCE),$(wildcard csrc/*/*.c csrc/device/*/*.c csrc/transport/*/*.c)))
 LIB_OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/cuda/images.o
 
 # Files named for an instruction set are compiled for it; they are entered only after the CPU was asked.

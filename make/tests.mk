@@ -7,7 +7,7 @@
 STANDIN_SOURCES := tests/support/libcuda_standin.c tests/support/cuda_kernels.c
 C_TESTS         := $(sort $(wildcard tests/unit/test_*.c tests/property/test_*.c tests/faults/test_*.c))
 C_TEST_BINS     := $(C_TESTS:%.c=$(BUILD)/%)
-SUPPORT_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/support/libcuda_standin.c,$(wildcard tests/support/*.c)))
+SUPPORT_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/support/lib%,$(wildcard tests/support/*.c)))
 CMOCKA          := $(CACHE)/cmocka$(addprefix -,$(CMOCKA_ARCH))
 PYTEST          := GTOPK_BUILD="$(BUILD)" $(VENV_PYTHON) -m pytest
 
@@ -42,6 +42,15 @@ $(BUILD)/tests/support/cuda_kernels.o: CFLAGS += -O2
 $(BUILD)/libcuda_standin.so: $(STANDIN_OBJECTS)
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -shared -o $@ $^ $(LDLIBS)
+
+# What stands in for NCCL, and one that lacks a function.
+$(BUILD)/libnccl_standin.so: $(BUILD)/tests/support/libnccl_standin.o
+	@$(if $(V),,echo "  link  $@")
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,libnccl_standin.so -o $@ $^ $(LDLIBS)
+
+$(BUILD)/libnccl_incomplete.so: tests/support/libnccl_standin.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) -DSTANDIN_LACKS_ABORT -shared -o $@ $< $(LDLIBS)
 
 STANDIN_TESTS := $(BUILD)/tests/property/test_cuda $(BUILD)/tests/unit/test_cuda_driver
 $(STANDIN_TESTS): CPPFLAGS += -Itests/property -DSTANDIN_FILE='"$(BUILD)/libcuda_standin.so"'

@@ -8,6 +8,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "core/data.h"
 #include "exchange/collective.h"
 #include "util/clock.h"
 #include "util/memory.h"
@@ -135,7 +136,15 @@ gtopk_status_t gtopk_comm_create(gtopk_comm_t **out, const gtopk_comm_config_t *
     gtopk_status_t status = check_config(config, &full);
     if (status == GTOPK_OK)
         status = transport_open(&full, &transport);
-    return status == GTOPK_OK ? comm_open(out, transport, NULL, &full) : status;
+    if (status == GTOPK_OK)
+        status = comm_open(out, transport, NULL, &full);
+    if (status == GTOPK_OK)
+        status = data_open(*out, &full);
+    if (status != GTOPK_OK && *out) {
+        comm_release(*out);
+        *out = NULL;
+    }
+    return status;
 }
 
 void gtopk_comm_destroy(gtopk_comm_t *comm)
@@ -184,6 +193,21 @@ gtopk_status_t comm_device(gtopk_comm_t *comm, const char *name, device_t **devi
         comm->devices[i].device = *device;
     }
     return status;
+}
+
+void comm_forget_device(gtopk_comm_t *comm, const device_t *device)
+{
+    size_t i = 0, last = 0;
+    while (i < COMM_DEVICES && comm->devices[i].device != device)
+        i++;
+    while (last + 1 < COMM_DEVICES && comm->devices[last + 1].device)
+        last++;
+    if (i == COMM_DEVICES)
+        return;
+    if (!comm->link.buffers_lost)
+        comm->devices[i].device->ops->close(comm->devices[i].device);
+    comm->devices[i] = comm->devices[last];
+    comm->devices[last].device = NULL;
 }
 
 gtopk_status_t comm_enter(gtopk_comm_t *comm)
@@ -258,5 +282,5 @@ int32_t gtopk_comm_local_rank(const gtopk_comm_t *comm)
 
 const char *gtopk_comm_describe(const gtopk_comm_t *comm)
 {
-    return comm ? comm->link.control->description : "";
+    return comm ? comm->link.data->description : "";
 }

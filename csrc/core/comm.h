@@ -57,6 +57,9 @@ void comm_release(gtopk_comm_t *comm);
 /* The device of a name (NULL: GTOPK_DEVICE, else "cpu"): one for all reducers that name it, closed with the communicator. */
 gtopk_status_t comm_device(gtopk_comm_t *comm, const char *name, device_t **device);
 
+/* Closes it, unless it may still be written to: whoever names it next gets another one. No reducer uses it. */
+void comm_forget_device(gtopk_comm_t *comm, const device_t *device);
+
 /* All ranks tell how a step of set-up went: OK only if it went well everywhere. Otherwise the rank's own status, or
  * MISMATCH that names the first rank that failed. Does not break the communicator unless the exchange itself fails. */
 gtopk_status_t comm_agree(gtopk_comm_t *comm, gtopk_status_t mine, const char *what);

@@ -77,6 +77,10 @@ gtopk_status_t exchange_allocate(void *out, size_t bytes, const exchange_ops_t *
 /* Selects k entries into a set; the time goes to the step. */
 gtopk_status_t exchange_select(const exchange_t *exchange, exchange_step_t *step, device_set_t *selected);
 
+/* Collective. Has a data transport that queues on the device's streams connect this rank with all those that any algorithm
+ * exchanges messages with, and sees that what they send arrives. On failure the transport is given up. */
+gtopk_status_t exchange_connect(device_t *device, link_t *link, double deadline);
+
 /* One file each. */
 extern const exchange_ops_t exchange_dense, exchange_topk, exchange_gtopk, exchange_gtopk_tree;
 

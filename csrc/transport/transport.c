@@ -38,6 +38,31 @@ gtopk_status_t transport_open(const gtopk_comm_config_t *config, transport_t **t
     return status_set(GTOPK_ERR_INVALID, "there is no transport '%s': use self, thread, callback or mpi", name);
 }
 
+static gtopk_status_t check_data(const transport_data_config_t *config)
+{
+    if (strcmp(config->name, "nccl") == 0 || strcmp(config->name, "auto") == 0)
+        return GTOPK_OK;
+    return status_set(GTOPK_ERR_INVALID, "there is no data transport '%s': use nccl, or auto, or none", config->name);
+}
+
+gtopk_status_t transport_data_prepare(const transport_data_config_t *config, uint8_t key[TRANSPORT_KEY])
+{
+    const gtopk_status_t status = check_data(config);
+    return status == GTOPK_OK ? transport_nccl_prepare(config, key) : status;
+}
+
+gtopk_status_t transport_data_open(const transport_data_config_t *config, const uint8_t key[TRANSPORT_KEY],
+                                   transport_t **transport)
+{
+    *transport = NULL;
+    const gtopk_status_t status = transport_nccl_open(config, key, transport);
+    if (status == GTOPK_OK) {
+        (*transport)->interrupt = config->control->interrupt;
+        (*transport)->interrupt_context = config->control->interrupt_context;
+    }
+    return status;
+}
+
 gtopk_status_t transport_finalize(void)
 {
     return transport_mpi_finalize();

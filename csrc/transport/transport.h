@@ -11,6 +11,7 @@
 
 #define TRANSPORT_ABI 4u
 #define TRANSPORT_NONE (-1)
+#define TRANSPORT_GREETING 64u
 
 /* How often a wait asks the caller whether it is to go on. */
 #define TRANSPORT_INTERRUPT_SECONDS 0.1
@@ -72,6 +73,11 @@ typedef struct transport_ops {
     /* Ends the group so that others notice. NULL: nothing to do. */
     void (*abort)(transport_t *transport);
 
+    /* Optional: for transports on which the first message to a rank takes long. Exchanges TRANSPORT_GREETING bytes with each
+     * of these ranks, all of which do the same; those of peers[i] are at i * TRANSPORT_GREETING. As post. */
+    gtopk_status_t (*connect)(transport_t *transport, const int32_t *peers, size_t count, const void *send,
+                              void *receive, double deadline, void *stream);
+
     /* Optional; asks transport_interrupted while it waits. in: `bytes` bytes; out: size * bytes. */
     gtopk_status_t (*allgather)(transport_t *transport, const void *in, size_t bytes, void *out, double deadline,
                                 void *stream);
@@ -103,6 +109,40 @@ gtopk_status_t transport_finalize(void);
 
 /* The same from exit(), which was given `status`; see gtopk_finalize_at_exit. */
 void transport_end_process(int status);
+
+/* ---- transports that queue on a device's streams, beside one that moves host memory ---- */
+
+#define TRANSPORT_KEY 128u
+
+/* What such a transport asks of the device. */
+typedef struct transport_device {
+    void *device;
+    gtopk_status_t (*passed)(void *device, void *stream, int *passed); /* does not wait */
+    gtopk_status_t (*enter)(void *device); /* between the two the device is the current one of this thread */
+    void (*leave)(void *device);
+    void (*halt)(void *device); /* from any thread: nothing that it computes is to be committed any more */
+} transport_device_t;
+
+typedef struct transport_data_config {
+    const char *name;     /* "nccl"; "auto": the best one */
+    const char *library;  /* a file, where the caller knows one better than the system's */
+    transport_t *control; /* rank, size, clock, last words */
+    transport_device_t device;
+    double deadline; /* for the others to come */
+} transport_data_config_t;
+
+/* In two parts. What one rank can fail in by itself; `key` is made on rank 0 and has to get to all. */
+gtopk_status_t transport_data_prepare(const transport_data_config_t *config, uint8_t key[TRANSPORT_KEY]);
+
+/* Collective. Closed before the control transport and the device. */
+gtopk_status_t transport_data_open(const transport_data_config_t *config, const uint8_t key[TRANSPORT_KEY],
+                                   transport_t **transport);
+
+gtopk_status_t transport_nccl_prepare(const transport_data_config_t *config, uint8_t key[TRANSPORT_KEY]);
+gtopk_status_t transport_nccl_open(const transport_data_config_t *config, const uint8_t key[TRANSPORT_KEY],
+                                   transport_t **transport);
+
+/* ---- one file each ---- */
 
 gtopk_status_t transport_self_open(const gtopk_comm_config_t *config, transport_t **transport);
 gtopk_status_t transport_thread_open(const gtopk_comm_config_t *config, transport_t **transport);

@@ -15,6 +15,11 @@ void *dynlib_open(const char *file, int global, char *error, size_t size)
     return library;
 }
 
+void *dynlib_loaded(const char *name)
+{
+    return dlopen(name, RTLD_NOW | RTLD_NOLOAD);
+}
+
 void *dynlib_symbol(void *library, const char *name)
 {
     return dlsym(library, name);

@@ -8,6 +8,9 @@
  * loaded later: plug-ins of an MPI need that. On failure `error` (room for `size` characters) says why. */
 void *dynlib_open(const char *file, int global, char *error, size_t size);
 
+/* A library that this process has loaded already, by its name; or NULL. */
+void *dynlib_loaded(const char *name);
+
 /* Address of a symbol, NULL when there is none. */
 void *dynlib_symbol(void *library, const char *name);
 

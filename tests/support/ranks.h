@@ -1,5 +1,5 @@
 /* Runs a function on P ranks, each a thread of this process with a communicator of its own, whose exchanges go over the
- * transport that GTOPK_TEST_TRANSPORT names: thread or ordered. For tests. */
+ * transport that GTOPK_TEST_TRANSPORT names: thread, ordered, or nccl, which is a stand-in. For tests. */
 #ifndef TESTS_SUPPORT_RANKS_H
 #define TESTS_SUPPORT_RANKS_H
 
@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "core/comm.h"
+#include "support/nccl.h"
 #include "support/ordered.h"
 
 #define RANKS_MAX 64
@@ -27,8 +28,11 @@ typedef struct ranks_thread {
 static gtopk_status_t ranks_open(gtopk_comm_t **comm, const gtopk_comm_config_t *config, ordered_group_t *group)
 {
     transport_t *thread, *ordered;
+    gtopk_comm_config_t with_data = *config;
+    if (nccl_wanted())
+        with_data.data = "nccl";
     if (!group)
-        return gtopk_comm_create(comm, config);
+        return gtopk_comm_create(comm, &with_data);
     gtopk_status_t status = transport_thread_open(config, &thread);
     if (status != GTOPK_OK)
         return status;
@@ -64,6 +68,8 @@ static inline void ranks_run_flags(int size, ranks_fn fn, void *context, double 
     ranks_thread_t threads[RANKS_MAX];
     gtopk_thread_group_t *group;
     ordered_group_t *ordered = ordered_wanted() ? ordered_group_create(size) : NULL;
+    if (nccl_wanted())
+        (void)nccl_standin_open();
     if (size > RANKS_MAX || gtopk_thread_group_create(&group, size, flags) != GTOPK_OK)
         abort();
     for (int r = 0; r < size; r++) {
