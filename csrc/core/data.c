@@ -7,8 +7,10 @@
 #include "exchange/exchange.h"
 #include "util/log.h"
 
-/* All ranks have just said that they are ready. */
+/* All ranks have just said that they are ready. One that fails waits for the others' answers meanwhile, so they give up
+ * before that one does. */
 #define OPEN_SECONDS 120.0
+#define OPEN_SHARE 0.5
 
 static gtopk_status_t device_passed(void *device, void *stream, int *passed)
 {
@@ -47,7 +49,7 @@ static gtopk_status_t open_and_connect(gtopk_comm_t *comm, transport_data_config
 {
     link_t *link = &comm->link;
     device_t *device = config->device.device;
-    config->deadline = link_deadline(link) + fmin(0.0, OPEN_SECONDS - link->timeout);
+    config->deadline = link_deadline(link) - link->timeout + fmin(OPEN_SECONDS, OPEN_SHARE * link->timeout);
     gtopk_status_t status = transport_data_open(config, key, &link->data);
     if (status != GTOPK_OK) {
         link->data = link->control;

@@ -390,8 +390,9 @@ FUNCTION(ncclCommInitRankConfig, (nccl_comm_t * out, int size, nccl_id_t id, int
 static int somebody_is_gone(const struct ncclComm *comm)
 {
     for (int r = 0; r < comm->size; r++)
-        if (r != comm->rank && !atomic_load(&comm->shared->left[r]) &&
-            (atomic_load(&comm->shared->aborted[r]) || lock_rank(comm->fd, r, F_OFD_GETLK, F_WRLCK) == F_UNLCK))
+        if (r != comm->rank &&
+            (atomic_load(&comm->shared->aborted[r]) || lock_rank(comm->fd, r, F_OFD_GETLK, F_WRLCK) == F_UNLCK) &&
+            !atomic_load(&comm->shared->left[r]))
             return 1;
     return 0;
 }
