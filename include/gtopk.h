@@ -193,7 +193,8 @@ typedef struct gtopk_comm_config {
     const char
         *node; /* a name for the machine that this rank is on, the same for all ranks there; NULL: GTOPK_NODE, else
                          found by host name and boot id */
-    const char *data;         /* how messages of exchanges travel: NULL: as `transport`; "nccl"; "auto". The same on all ranks */
+    const char
+        *data; /* how messages of exchanges travel: NULL: as `transport`; "nccl"; "auto". The same on all ranks */
     const char *data_library; /* nccl: a file to try before the system's libnccl.so.2; NULL: none */
 } gtopk_comm_config_t;
 

@@ -52,12 +52,13 @@ $(BUILD)/libnccl_incomplete.so: tests/support/libnccl_standin.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS) -Itests $(CFLAGS) $(LDFLAGS) -DSTANDIN_LACKS_ABORT -shared -o $@ $< $(LDLIBS)
 
-NCCL_TESTS := $(BUILD)/tests/faults/test_nccl
+NCCL_TESTS := $(BUILD)/tests/faults/test_nccl $(BUILD)/tests/faults/test_nccl_processes
 $(NCCL_TESTS): CPPFLAGS += -DNCCL_STANDIN_FILE='"$(BUILD)/libnccl_standin.so"' \
     -DNCCL_INCOMPLETE_FILE='"$(BUILD)/libnccl_incomplete.so"'
 $(NCCL_TESTS): | $(BUILD)/libnccl_standin.so $(BUILD)/libnccl_incomplete.so
 
-STANDIN_TESTS := $(BUILD)/tests/property/test_cuda $(BUILD)/tests/unit/test_cuda_driver
+STANDIN_TESTS := $(BUILD)/tests/property/test_cuda $(BUILD)/tests/unit/test_cuda_driver \
+    $(BUILD)/tests/faults/test_nccl_processes
 $(STANDIN_TESTS): CPPFLAGS += -Itests/property -DSTANDIN_FILE='"$(BUILD)/libcuda_standin.so"'
 $(STANDIN_TESTS): | $(BUILD)/libcuda_standin.so
 -include $(STANDIN_OBJECTS:.o=.d)

@@ -173,7 +173,8 @@ static gtopk_status_t explain(const link_t *link, const device_words_t *words, u
             link_peer_name(link, from, peer, sizeof peer));
         break;
     case DEVICE_BAD_TAIL:
-        status = status_set(GTOPK_ERR_CORRUPT, "only a part of the message of %s was written: its end is of another one",
+        status = status_set(GTOPK_ERR_CORRUPT,
+                            "only a part of the message of %s was written: its end is of another one",
                             link_peer_name(link, from, peer, sizeof peer));
         break;
     case DEVICE_HALTED:

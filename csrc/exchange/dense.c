@@ -53,7 +53,8 @@ static gtopk_status_t add_up(dense_t *dense, const exchange_step_t *step)
     if (status == GTOPK_OK)
         status = message_flush(setup, step);
     if (status == GTOPK_OK)
-        status = collective_sum(setup->link, message_transport(setup), &setup->places, dense->sum, (size_t)setup->config.dim, step->stream);
+        status = collective_sum(setup->link, message_transport(setup), &setup->places, dense->sum,
+                                (size_t)setup->config.dim, step->stream);
     if (status == GTOPK_OK)
         status = ops->dense_check(setup->store, dense->sum, step->words, step->stream);
     if (status != GTOPK_OK)

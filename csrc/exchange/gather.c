@@ -122,12 +122,13 @@ static gtopk_status_t gather_messages(gather_t *gather, const exchange_step_t *s
         return gather_by_messages(gather, step);
     gtopk_status_t status = message_flush(setup, step);
     if (status == GTOPK_OK)
-        status = link_allgather(setup->link, message_transport(setup), gather->out, gather->capacity, gather->gathered, step->deadline,
-                                step->stream);
+        status = link_allgather(setup->link, message_transport(setup), gather->out, gather->capacity, gather->gathered,
+                                step->deadline, step->stream);
     for (int32_t from = 0; from < setup->places.size && status == GTOPK_OK; from++) {
         const wire_expect_t expect = message_expect(setup, step, from, 0, (uint32_t)setup->config.k);
         if (from != setup->places.place)
-            status = link_check_gathered(setup->link, message_transport(setup), message_of(gather, from), gather->capacity, &expect);
+            status = link_check_gathered(setup->link, message_transport(setup), message_of(gather, from),
+                                         gather->capacity, &expect);
     }
     return status;
 }

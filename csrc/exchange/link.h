@@ -79,7 +79,8 @@ gtopk_status_t link_allreduce(link_t *link, transport_t *transport, float *buffe
                               void *stream);
 
 /* Checks one message that link_allgather brought, where the host can. */
-gtopk_status_t link_check_gathered(link_t *link, const transport_t *transport, const uint8_t *message, size_t capacity, const wire_expect_t *expect);
+gtopk_status_t link_check_gathered(link_t *link, const transport_t *transport, const uint8_t *message, size_t capacity,
+                                   const wire_expect_t *expect);
 
 /* The first error breaks the link: its text is kept, the other ranks are told once. `status` and the thread's error
  * text are that error; returns it. Later calls change nothing. */

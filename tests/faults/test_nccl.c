@@ -73,7 +73,10 @@ static void arm(const scenario_t *scenario, gtopk_comm_t *comm, int *asked)
         comm->link.data->interrupt_context = asked;
         standin->stall(scenario->at);
         break;
-    case FAULT_HANG: standin->hang(1); standin->stall(scenario->at); break;
+    case FAULT_HANG:
+        standin->hang(1);
+        standin->stall(scenario->at);
+        break;
     case FAULT_STALL:
     case FAULT_TOLD: standin->stall(scenario->at); break;
     default: break;
@@ -187,9 +190,8 @@ static int happened(const scenario_t *scenario, const scenario_t *well, int rank
 static void check_kind(const scenario_t *scenario)
 {
     static const gtopk_status_t own[] = {
-        [FAULT_CODE] = GTOPK_ERR_TRANSPORT,      [FAULT_STALL] = GTOPK_ERR_TIMEOUT,
-        [FAULT_TOLD] = GTOPK_ERR_TIMEOUT,        [FAULT_INSIDE] = GTOPK_ERR_TIMEOUT,
-        [FAULT_INTERRUPT] = GTOPK_ERR_INTERRUPTED, [FAULT_HANG] = GTOPK_ERR_TIMEOUT,
+        [FAULT_CODE] = GTOPK_ERR_TRANSPORT, [FAULT_STALL] = GTOPK_ERR_TIMEOUT,         [FAULT_TOLD] = GTOPK_ERR_TIMEOUT,
+        [FAULT_INSIDE] = GTOPK_ERR_TIMEOUT, [FAULT_INTERRUPT] = GTOPK_ERR_INTERRUPTED, [FAULT_HANG] = GTOPK_ERR_TIMEOUT,
     };
     const outcome_t *outcome = &scenario->outcomes[scenario->rank][FAULT_STEP];
     /* A rank that others have told of their deadline says so, as well as it can. */
@@ -459,8 +461,8 @@ static int prepare(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_library),      cmocka_unit_test(test_creation_fails), cmocka_unit_test(test_codes),
-        cmocka_unit_test(test_stalls),       cmocka_unit_test(test_stuck_inside),   cmocka_unit_test(test_interrupt),
+        cmocka_unit_test(test_library),     cmocka_unit_test(test_creation_fails), cmocka_unit_test(test_codes),
+        cmocka_unit_test(test_stalls),      cmocka_unit_test(test_stuck_inside),   cmocka_unit_test(test_interrupt),
         cmocka_unit_test(test_abort_hangs),
     };
     const int failed = cmocka_run_group_tests_name("nccl", tests, prepare, NULL);

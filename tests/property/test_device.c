@@ -548,8 +548,8 @@ static void halt_everywhere(world_t *w)
     WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_CURRENT], 2,
                                 &side->sets[SET_KEPT], &side->sets[SET_ALL], side->words, NULL));
     must_be_halted(w, "merge");
-    WORLD_CALL_OK(w, ops->verdict(side->device,
-                                  &(device_outcome_t){side->words, &side->sets[SET_CURRENT], side->told}, 1, NULL));
+    WORLD_CALL_OK(
+        w, ops->verdict(side->device, &(device_outcome_t){side->words, &side->sets[SET_CURRENT], side->told}, 1, NULL));
     for (side_t *side = w->sides; side < w->sides + w->side_count; side++)
         if (side->told->ok || side->told->error != DEVICE_HALTED)
             WORLD_FAIL(w, side, "the verdict of a halted device is ok %u", side->told->ok);

@@ -305,8 +305,8 @@ static void ask_for(struct ncclComm *comm, work_t *work)
 
 /* ---- the functions ---- */
 
-#define FUNCTION(name, parameters)              \
-    EXPORTED nccl_result_t name parameters;     \
+#define FUNCTION(name, parameters)          \
+    EXPORTED nccl_result_t name parameters; \
     nccl_result_t name parameters
 
 EXPORTED const char *ncclGetErrorString(nccl_result_t result);

@@ -10,7 +10,8 @@
 typedef struct nccl_standin_control {
     /* Where work is queued, and how its memory is reached. Default: the stand-in for the CUDA driver that GTOPK_CUDA_DRIVER
      * names, in place. */
-    void (*attach)(void (*enqueue)(void *stream, int (*host)(void *arg), void *arg), void *(*reach)(const void *address));
+    void (*attach)(void (*enqueue)(void *stream, int (*host)(void *arg), void *arg),
+                   void *(*reach)(const void *address));
 
     /* All of these are about the communicators that this thread makes. */
 

@@ -22,7 +22,7 @@ enum { CUDA_LEVELS = 6, CUDA_BINS = 4096 };
 typedef struct cuda_scratch {
     const uint32_t *halt; /* pinned: not zero when the device was halted. NULL: it never is */
     uint32_t barrier;     /* where the blocks of a grid meet */
-    uint32_t finished; /* blocks that have come to the end */
+    uint32_t finished;    /* blocks that have come to the end */
     uint32_t largest;
     uint32_t faults;
     uint64_t total;                 /* of entries, when arrays are written */

@@ -39,10 +39,11 @@ static gtopk_status_t open_library(const char *file, void **library)
         *library = dynlib_open(LIBRARY, 0, why, sizeof why);
     if (*library)
         return GTOPK_OK;
-    return status_set(GTOPK_ERR_NOT_FOUND,
-                      "no NCCL: %s does not load (%s). It comes with PyTorch for CUDA (pip install torch), or by itself "
-                      "(pip install nvidia-nccl-cu12); GTOPK_NCCL_LIBRARY=/path/to/" LIBRARY " names it",
-                      named && *named ? named : LIBRARY, why);
+    return status_set(
+        GTOPK_ERR_NOT_FOUND,
+        "no NCCL: %s does not load (%s). It comes with PyTorch for CUDA (pip install torch), or by itself "
+        "(pip install nvidia-nccl-cu12); GTOPK_NCCL_LIBRARY=/path/to/" LIBRARY " names it",
+        named && *named ? named : LIBRARY, why);
 }
 
 /* Versions in which ncclCommAbort is known to hang: NVIDIA/nccl issue 992, pytorch/pytorch issue 149153. */

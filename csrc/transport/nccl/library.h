@@ -36,19 +36,18 @@ typedef struct nccl_config {
 #define NCCL_CONFIG_MAGIC 0xcafebeefu
 #define NCCL_OLDEST 21800
 
-#define NCCL_FUNCTIONS(X)                                                                                         \
-    X(ncclGetUniqueId, (nccl_id_t * id))                                                                          \
-    X(ncclCommInitRankConfig, (nccl_comm_t * comm, int size, nccl_id_t id, int rank, nccl_config_t * config))     \
-    X(ncclCommGetAsyncError, (nccl_comm_t comm, nccl_result_t * result))                                          \
-    X(ncclCommDestroy, (nccl_comm_t comm))                                                                        \
-    X(ncclCommAbort, (nccl_comm_t comm))                                                                          \
-    X(ncclGroupStart, (void))                                                                                     \
-    X(ncclGroupEnd, (void))                                                                                       \
-    X(ncclSend, (const void *buffer, size_t count, int type, int peer, nccl_comm_t comm, void *stream))           \
-    X(ncclRecv, (void *buffer, size_t count, int type, int peer, nccl_comm_t comm, void *stream))                 \
-    X(ncclAllGather, (const void *in, void *out, size_t count, int type, nccl_comm_t comm, void *stream))         \
-    X(ncclAllReduce,                                                                                              \
-      (const void *in, void *out, size_t count, int type, int operation, nccl_comm_t comm, void *stream))
+#define NCCL_FUNCTIONS(X)                                                                                    \
+    X(ncclGetUniqueId, (nccl_id_t * id))                                                                     \
+    X(ncclCommInitRankConfig, (nccl_comm_t * comm, int size, nccl_id_t id, int rank, nccl_config_t *config)) \
+    X(ncclCommGetAsyncError, (nccl_comm_t comm, nccl_result_t * result))                                     \
+    X(ncclCommDestroy, (nccl_comm_t comm))                                                                   \
+    X(ncclCommAbort, (nccl_comm_t comm))                                                                     \
+    X(ncclGroupStart, (void))                                                                                \
+    X(ncclGroupEnd, (void))                                                                                  \
+    X(ncclSend, (const void *buffer, size_t count, int type, int peer, nccl_comm_t comm, void *stream))      \
+    X(ncclRecv, (void *buffer, size_t count, int type, int peer, nccl_comm_t comm, void *stream))            \
+    X(ncclAllGather, (const void *in, void *out, size_t count, int type, nccl_comm_t comm, void *stream))    \
+    X(ncclAllReduce, (const void *in, void *out, size_t count, int type, int operation, nccl_comm_t comm, void *stream))
 
 typedef struct nccl_library {
 /* NOLINTNEXTLINE(bugprone-macro-parentheses): a type takes none */

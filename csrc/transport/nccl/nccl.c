@@ -132,7 +132,8 @@ static gtopk_status_t queue_begin(nccl_transport_t *self, double deadline, void 
     if (self->status != GTOPK_OK)
         return failed_before(self);
     if (self->is_queued && self->stream != stream)
-        return fail(self, status_set(GTOPK_ERR_STATE, "a step is queued on one stream, and goes on in another: use one"));
+        return fail(self,
+                    status_set(GTOPK_ERR_STATE, "a step is queued on one stream, and goes on in another: use one"));
     const double left = deadline - nccl_now(&self->base);
     if (!watchdog_arm(self->watchdog, clock_now() + left + WATCHDOG_GRACE) || !watchdog_enter(self->watchdog))
         return fail(self, is_over());

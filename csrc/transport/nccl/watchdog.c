@@ -61,7 +61,8 @@ static void await_outside(watchdog_t *self)
     const double start = clock_now();
     while (pthread_mutex_trylock(&self->calls) != 0) {
         if (clock_now() - start > INSIDE_SECONDS) {
-            LOG(GTOPK_LOG_ERROR, "rank %d: the exchange is over, but a call of NCCL does not return, and cannot be ended",
+            LOG(GTOPK_LOG_ERROR,
+                "rank %d: the exchange is over, but a call of NCCL does not return, and cannot be ended",
                 (int)self->rank);
             (void)pthread_mutex_lock(&self->calls);
             break;
@@ -136,7 +137,8 @@ no_mutex:
     (void)pthread_mutex_destroy(&self->calls);
 no_calls:
     memory_free(self);
-    status = status_set(GTOPK_ERR_NOMEM, "transport nccl: the system gives no more threads; raise the limit (ulimit -u)");
+    status = status_set(GTOPK_ERR_NOMEM,
+                        "transport nccl: the system gives no more threads; raise the limit (ulimit -u)");
 no_memory:
     (void)nccl->ncclCommAbort(comm);
     return status;
