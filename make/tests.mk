@@ -140,7 +140,7 @@ c-tests: $(C_TEST_BINS)
 ONE_PROCESS_TESTS := tests/python/test_reducer.py tests/python/test_blocks.py tests/python/test_memory.py
 
 #: make py-tests         all tests in Python, with mpirun and torchrun (ARGS="-k words": some)
-py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(TEST_READY)
+py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(BUILD)/libcuda_standin.so $(BUILD)/libnccl_standin.so $(TEST_READY)
 	$(PYTEST) -q -m "not long" tests/python tests/distributed $(ARGS)
 	GTOPK_DEVICE=reference $(PYTEST) -q $(ONE_PROCESS_TESTS)
 	GTOPK_ISA=scalar $(PYTEST) -q $(ONE_PROCESS_TESTS)

@@ -72,6 +72,8 @@ class CommConfig(Structure):
         ("interrupt", InterruptFn),
         ("interrupt_context", c_void_p),
         ("node", c_char_p),
+        ("data", c_char_p),
+        ("data_library", c_char_p),
     )
 
 

@@ -8,7 +8,7 @@ import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import _c_api, _signals
+from . import _c_api, _launcher, _nccl, _signals
 from ._collectives import Collectives
 from ._end_of_process import end_of_process
 from .errors import InvalidError, StateError
@@ -25,8 +25,10 @@ class Comm(Collectives):
 
     Parameters
     ----------
-    transport : {"self", "mpi", "torch"}
-        One process alone; MPI; or torch.distributed, through a gloo group of its own.
+    transport : {"self", "mpi", "torch", "nccl", "auto"}
+        One process alone; MPI; or torch.distributed, through a gloo group of its own. "nccl": what reducers on GPUs
+        exchange travels by NCCL, on PyTorch's current stream, and the rest as the processes were started, by MPI or gloo;
+        each rank calls ``torch.cuda.set_device`` first. "auto": NCCL where all ranks have a GPU and it works.
     timeout : float, optional
         Seconds a whole exchange may wait. Default: the environment variable GTOPK_TIMEOUT, else 1800.
     warn_after : float, optional
@@ -68,7 +70,12 @@ class Comm(Collectives):
         self._handle: int | None = None
         self.pid = os.getpid()
         self._torch: Any = None
-        self.transport = transport
+        self.asked = transport
+        data = transport if transport in ("nccl", "auto") else None
+        if data is not None:
+            transport = _launcher.detect()
+        self.transport = transport  # what moves everything but messages between GPUs
+        library_file = _nccl.package_file() if data is not None else None
         self._interrupt = _c_api.InterruptFn(_signals.watch())  # kept as long as the library may call it
         library = _c_api.library()
         config = _c_api.CommConfig(
@@ -81,6 +88,8 @@ class Comm(Collectives):
             mpi_module=None if mpi_module is None else os.fsencode(mpi_module),
             mpi_comm=mpi_comm,
             interrupt=self._interrupt,
+            data=data and data.encode(),
+            data_library=library_file and os.fsencode(library_file),
         )
         if transport == "torch":
             from ._torch_distributed import TorchDistributed
@@ -91,7 +100,7 @@ class Comm(Collectives):
             config.callbacks = ctypes.pointer(self._torch.callbacks)
             config.node = self._torch.node and self._torch.node.encode()
         elif transport not in ("self", "mpi"):
-            raise InvalidError(f'transport is {transport!r}, but must be "self", "mpi" or "torch"')
+            raise InvalidError(f'transport is {transport!r}, but must be "self", "mpi", "torch", "nccl" or "auto"')
         handle = ctypes.c_void_p()
         try:
             _c_api.check(library.gtopk_comm_create(ctypes.byref(handle), ctypes.byref(config)))
@@ -118,10 +127,9 @@ class Comm(Collectives):
     @property
     def description(self) -> str:
         """The transport and the version of what is behind it."""
-        if self._torch is not None:
-            return str(self._torch.description)
-        text: bytes = _c_api.library().gtopk_comm_describe(self.handle)
-        return text.decode("utf-8", "replace")
+        encoded: bytes = _c_api.library().gtopk_comm_describe(self.handle)
+        text = encoded.decode("utf-8", "replace")
+        return text if self._torch is None else text.replace("callback", str(self._torch.description))
 
     def close(self) -> None:
         """Frees the communicator. Neither waits for other ranks nor talks; may be called twice. Close its reducers first."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import _c_api, _launcher, _lib, _mpi_module, comm
+from . import _nccl as _nccl_module
 from ._communicator import default_timeout
 from ._version import __version__
 from .errors import GtopkError
@@ -161,30 +162,18 @@ def _cuda() -> Finding:
 
 
 def _nccl() -> Finding:
-    for file in _nccl_files():
+    for file in _nccl_module.files():
         try:
             library = ctypes.CDLL(file)
             version = ctypes.c_int()
             if library.ncclGetVersion(ctypes.byref(version)) == 0:
-                number = version.value
-                return Finding(True, "NCCL", f"{number // 10000}.{number // 100 % 100}.{number % 100}, {file}")
+                usable, advice = _nccl_module.judge(version.value)
+                return Finding(usable, "NCCL", f"{_nccl_module.version_text(version.value)}, {file}", advice)
         except (OSError, AttributeError):
             continue
     return Finding(
-        False, "NCCL", "not found", "needed on machines with an NVIDIA GPU only; comes with PyTorch for CUDA"
+        False, "NCCL", "not found", 'needed for transport="nccl" between GPUs only; comes with PyTorch for CUDA'
     )
-
-
-def _nccl_files() -> list[str]:
-    """PyTorch's own first."""
-    files = []
-    try:
-        spec = importlib.util.find_spec("nvidia.nccl")
-    except ModuleNotFoundError:
-        spec = None
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        files.append(str(Path(folder) / "lib" / "libnccl.so.2"))
-    return [*files, "libnccl.so.2"]
 
 
 def _try() -> Iterator[Finding]:

@@ -56,9 +56,10 @@ def init(
 
     Parameters
     ----------
-    transport : {"self", "mpi", "torch"}, optional
-        Found out if not given: an initialised torch.distributed, torchrun, mpirun (or srun with a PMI), RANK and
-        WORLD_SIZE with MASTER_ADDR in the environment, the tasks of srun, else one process alone.
+    transport : {"self", "mpi", "torch", "nccl", "auto"}, optional
+        "nccl" and "auto" are for GPUs: see `Comm`. Found out if not given, without NCCL: an initialised
+        torch.distributed, torchrun, mpirun (or srun with a PMI), RANK and WORLD_SIZE with MASTER_ADDR in the environment,
+        the tasks of srun, else one process alone.
     timeout : float, optional
         Seconds a whole exchange may wait. Default: GTOPK_TIMEOUT, else 1800.
     warn_after, mpi_module, group
@@ -83,9 +84,9 @@ def init(
     if _Default.comm is not None and _Default.comm.pid != os.getpid():
         _Default.comm = None  # that of the process from which this one was forked
     if _Default.comm is not None:
-        if transport is not None and transport != _Default.comm.transport:
+        if transport is not None and transport not in (_Default.comm.transport, _Default.comm.asked):
             raise StateError(
-                f"gtopk is initialised with transport {_Default.comm.transport!r} already, and {transport!r} is asked "
+                f"gtopk is initialised with transport {_Default.comm.asked!r} already, and {transport!r} is asked "
                 "for: call gtopk.shutdown() first"
             )
         return
@@ -95,9 +96,9 @@ def init(
     chosen = _launcher.detect() if transport is None else transport
     _Default.comm = Comm(transport=chosen, timeout=timeout, warn_after=warn_after, mpi_module=mpi_module, group=group)
     _log.info("rank %d of %d, %s", _Default.comm.rank, _Default.comm.size, _Default.comm.description)
-    if chosen == "mpi":
+    if _Default.comm.transport == "mpi":
         _check_mpi(_Default.comm)
-    if chosen != "self":
+    if _Default.comm.transport != "self":
         _descendants.mark(_Default.comm.rank)
 
 
