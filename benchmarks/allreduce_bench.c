@@ -17,13 +17,14 @@
  *                   is the sum of |residual before + gradient|), or a rank's update has other bits than rank 0's
  *
  * --json writes {machine, command, rows: [{algorithm, ranks, n, k, bytes, min_ms, median_ms, max_ms, speedup, wrong}]}.
- * Ends with 1 when anything is wrong. Uses the public interface alone. */
+ * Ends with 1 when anything is wrong. Uses the public interface alone, but for memory on a GPU. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "gpu_memory.h"
 #include "gtopk.h"
 
 #define MAX_SIZES 16
@@ -73,9 +74,13 @@ typedef struct arena {
     uint64_t *lengths;
     float *gradient; /* what each step starts from */
     float *work;     /* the gradient that is given away and becomes the update */
+    float *given;    /* where it is when it is given away: work, or on the GPU */
     float *before;   /* the residual before the step that is checked */
     gtopk_tensor_t *tensors;
 } arena_t;
+
+/* Not NULL: gradients and updates lie on a GPU. */
+static const cuda_driver_t *driver;
 
 /* ---- errors and options ---- */
 
@@ -86,8 +91,8 @@ static const char USAGE[] = "mpirun -n RANKS allreduce_bench [options]\n"
                             "  --algorithms A,..   dense, topk, gtopk, gtopk-tree (all)\n"
                             "  --iterations I      steps that are measured (10)\n"
                             "  --warmup W          steps before them (2)\n"
-                            "  --device D          cpu or reference (GTOPK_DEVICE, else cpu)\n"
-                            "  --transport T       mpi or self (mpi)\n"
+                            "  --device D          cpu, cuda or reference (GTOPK_DEVICE, else cpu)\n"
+                            "  --transport T       mpi or self, or nccl, beside mpi (mpi)\n"
                             "  --json FILE         also write the table as JSON\n";
 
 static void fail(const char *what, const char *why)
@@ -232,10 +237,13 @@ static arena_t arena_create(uint64_t n, int32_t rank)
     a.gradient = allocate(n, sizeof *a.gradient);
     a.work = allocate(n, sizeof *a.work);
     a.before = allocate(n, sizeof *a.before);
+    a.given = driver ? gpu_allocate(driver, n * sizeof *a.given) : a.work;
+    if (!a.given)
+        fail("out of memory on the GPU", "give smaller --sizes");
     for (size_t s = 0; s < a.segments; s++) {
         const uint64_t begin = s * SEGMENT_LENGTH;
         a.lengths[s] = n - begin < SEGMENT_LENGTH ? n - begin : SEGMENT_LENGTH;
-        a.tensors[s] = (gtopk_tensor_t){a.work + begin, a.lengths[s], GTOPK_F32, 0};
+        a.tensors[s] = (gtopk_tensor_t){a.given + begin, a.lengths[s], GTOPK_F32, 0};
     }
     fill_gradient(a.gradient, n, rank);
     return a;
@@ -243,6 +251,8 @@ static arena_t arena_create(uint64_t n, int32_t rank)
 
 static void arena_destroy(arena_t *a)
 {
+    if (driver)
+        gpu_free(driver, a->given);
     free(a->lengths);
     free(a->tensors);
     free(a->gradient);
@@ -262,12 +272,16 @@ static double now(void)
 /* One step from a fresh gradient; the time starts when all ranks are ready. */
 static double run_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, arena_t *a, gtopk_stats_t *stats)
 {
-    memcpy(a->work, a->gradient, a->n * sizeof *a->work);
+    if (!driver)
+        memcpy(a->work, a->gradient, a->n * sizeof *a->work);
+    else if (!gpu_copy(driver, a->given, a->gradient, a->n * sizeof *a->work))
+        fail("the GPU", "a copy failed");
     stats->struct_size = sizeof *stats;
     check(gtopk_barrier(comm), "barrier");
     const double start = now();
     check(gtopk_reducer_accumulate(reducer, NULL, a->tensors, a->segments, 1.0, GTOPK_ZERO_INPUT, NULL), "accumulate");
     check(gtopk_reducer_reduce(reducer, a->tensors, a->segments, GTOPK_OUTPUT_IS_ZERO, NULL, stats), "reduce");
+    check(gtopk_reducer_wait(reducer, NULL), "wait");
     return now() - start;
 }
 
@@ -306,6 +320,8 @@ static uint64_t check_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, arena_t
     for (size_t s = 0; s < a->segments; s++)
         check(gtopk_reducer_residual(reducer, (uint32_t)s, a->before + s * SEGMENT_LENGTH, a->lengths[s]), "residual");
     (void)run_step(comm, reducer, a, &stats);
+    if (driver && !gpu_copy(driver, a->work, a->given, a->n * sizeof *a->work))
+        fail("the GPU", "a copy failed");
     for (size_t s = 0; s < a->segments; s++)
         wrong += check_segment(comm, reducer, a, s, after, first, sums);
     free(after);
@@ -486,7 +502,12 @@ int main(int argc, char **argv)
     row_t rows[MAX_SIZES * ALGORITHMS];
     size_t count = 0;
     uint64_t wrong = 0;
-    config.transport = o.transport;
+    const int over_nccl = strcmp(o.transport, "nccl") == 0;
+    const char *device = o.device ? o.device : getenv("GTOPK_DEVICE");
+    if (device && strcmp(device, "cuda") == 0 && !gpu_start(&driver))
+        fail("--device cuda", gtopk_last_error());
+    config.transport = over_nccl ? "mpi" : o.transport;
+    config.data = over_nccl ? "nccl" : NULL;
     check(gtopk_comm_create(&comm, &config), "creating the communicator");
     const int32_t rank = gtopk_comm_rank(comm), ranks = gtopk_comm_size(comm);
     if (rank == 0)

@@ -1,7 +1,8 @@
-/* A rank that takes steps until one fails, and says when and how: for tests that kill and stop ranks. Public API only.
+/* A rank that takes steps until one fails, and says when and how: for tests that kill and stop ranks. Public API only, but for memory on a GPU.
  *
- *   step_until_error SECONDS [stray]      under mpirun; the deadline of an exchange
+ *   step_until_error SECONDS [stray | nccl [ENTRIES]]      under mpirun; the deadline of an exchange
  *
+ * nccl: gradients lie on a GPU, and exchanges go over NCCL; fewer entries, for where that is emulated.
  * stray: in step 60 rank 1 calls a barrier in place of a step, and everybody must hear of it long before the deadline.
  * Messages are larger than what an MPI sends without asking the receiver.
  *
@@ -15,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../../benchmarks/gpu_memory.h"
 #include "gtopk.h"
 
 #define DIM 20000
@@ -45,39 +47,54 @@ static void fill(float *x, uint64_t seed)
 int main(int argc, char **argv)
 {
     static float x[DIM], before[DIM], after[DIM];
-    const uint64_t length = DIM;
+    if (argc > 3 && strtoull(argv[3], NULL, 10) > DIM)
+        return 2;
+    const uint64_t length = argc > 3 ? strtoull(argv[3], NULL, 10) : DIM;
     gtopk_comm_config_t net = GTOPK_COMM_CONFIG_INIT;
     gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
     gtopk_comm_t *comm;
     gtopk_reducer_t *reducer;
+    const int stray = argc > 2 && strcmp(argv[2], "stray") == 0, nccl = argc > 2 && strcmp(argv[2], "nccl") == 0;
+    const cuda_driver_t *driver = NULL;
+    float *given = x; /* what gtopk gets */
+    if (nccl) {
+        if (!gpu_start(&driver) || !(given = gpu_allocate(driver, sizeof x))) {
+            (void)fprintf(stderr, "no memory on a GPU: %s\n", gtopk_last_error());
+            return 2;
+        }
+        net.data = "nccl";
+        config.device = "cuda";
+    }
     net.transport = "mpi";
     net.timeout = argc > 1 ? atof(argv[1]) : 2.0;
     require(gtopk_comm_create(&comm, &net));
     config.density = 0.5;
     require(gtopk_reducer_create(&reducer, comm, &config, &length, 1));
-    const int stray = argc > 2 && strcmp(argv[2], "stray") == 0;
     const int rank = gtopk_comm_rank(comm);
     (void)printf("rank %d pid %ld\n", rank, (long)getpid());
     (void)fflush(stdout);
 
-    const gtopk_tensor_t tensor = {x, DIM, GTOPK_F32, 0};
+    const gtopk_tensor_t tensor = {given, length, GTOPK_F32, 0};
+    const uint64_t often = length < DIM ? 3 : 50;
     gtopk_status_t status = GTOPK_OK;
     for (uint64_t step = 0; status == GTOPK_OK; step++) {
         fill(x, step * 64 + (uint64_t)rank);
+        if (driver && !gpu_copy(driver, given, x, sizeof x))
+            return 2;
         require(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, 0, NULL));
-        require(gtopk_reducer_residual(reducer, 0, before, DIM));
+        require(gtopk_reducer_residual(reducer, 0, before, length));
         if (stray && rank == 1 && step == 60)
             status = gtopk_barrier(comm);
         else
             status = gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL);
-        if (step % 50 == 0) {
+        if (step % often == 0) {
             (void)printf("rank %d step %llu\n", rank, (unsigned long long)step);
             (void)fflush(stdout);
         }
     }
     const double when = wall_clock();
     (void)fprintf(stderr, "rank %d: %s\n", rank, gtopk_last_error());
-    require(gtopk_reducer_residual(reducer, 0, after, DIM));
+    require(gtopk_reducer_residual(reducer, 0, after, length));
     const gtopk_status_t later = gtopk_barrier(comm);
     (void)printf("rank %d failed %s at %.6f kept %d later %d\n", rank, gtopk_status_name(status), when,
                  memcmp(before, after, sizeof before) == 0, later == status && wall_clock() - when < 0.1);

@@ -36,6 +36,7 @@ OUTPUT = "csrc/device/cpu/output.c"
 POOL = "csrc/device/cpu/pool.c"
 GENERIC = "csrc/device/cpu/kernels_generic.h"
 HEADER = "csrc/wire/header.c"
+NCCL = "csrc/transport/nccl/"
 TORCH = "python/gtopk/torch/"
 
 MUTANTS = [
@@ -184,7 +185,61 @@ MUTANTS = [
         "    words->error = error;",
     ),
     Mutant("a set takes more than it has room for", HOST, "if (needed <= set->capacity)", "if (1)"),
-    Mutant("a device reads another step's message", HEADER, "header->step == expect->step;", "1;"),
+    Mutant("a device reads another step's message", HEADER, "header->step == expect->step &&", "1 &&"),
+    Mutant("a device awaits a tail that is not there", HEADER, " && !(header->flags & WIRE_TAIL) == !expect->tail", ""),
+    Mutant("the end of a message is not looked at", HOST, "expect->tail && !wire_tail_matches(message, header)", "0"),
+    Mutant("the tail is the same in every round", "csrc/wire/tail.h", "| (round + 1))", "| 1u)"),
+    Mutant(
+        "a relayed message keeps its old tail",
+        HEADER,
+        "    if (message[AT_FLAGS] & WIRE_TAIL)\n        wire_write_tail(message);\n",
+        "",
+    ),
+    Mutant("a halted device decodes", "csrc/device/cpu/message.c", "if (host_is_halted(device, words))", "if (0)"),
+    Mutant("a halted device's verdict is good", HOST, "(void)host_is_halted(device, outcomes[i].words);", ";"),
+    # NCCL
+    Mutant(
+        "work is queued while NCCL is still queueing",
+        NCCL + "nccl.c",
+        "        status = poll(self, what, deadline);\n    return status == GTOPK_OK ? status : fail",
+        "        status = GTOPK_OK;\n    return status == GTOPK_OK ? status : fail",
+    ),
+    Mutant(
+        "a communicator is ended while a thread is inside NCCL",
+        NCCL + "watchdog.c",
+        "    await_outside(self);\n    const int entered",
+        "    const int entered",
+    ),
+    Mutant(
+        "an abort without a halt",
+        NCCL + "watchdog.c",
+        "        self->device.halt(self->device.device); /*",
+        "        (void)0; /*",
+    ),
+    Mutant(
+        "buffers of an abort that hangs are released", NCCL + "nccl.c", "return !self->is_left_behind;", "return 1;"
+    ),
+    Mutant("a hung abort is waited for again and again", NCCL + "nccl.c", "self->is_left_behind ? 0.0 : ", ""),
+    Mutant(
+        "an error of NCCL is told at the deadline",
+        NCCL + "nccl.c",
+        "        if (status != GTOPK_OK && status != GTOPK_ERR_TIMEOUT)\n            return fail(self, status);\n        if (nccl_now",
+        "        if (nccl_now",
+    ),
+    Mutant("NCCL 2.17 is taken", NCCL + "library.h", "#define NCCL_OLDEST 21800", "#define NCCL_OLDEST 21700"),
+    Mutant("a blocking communicator", NCCL + "nccl.c", ".blocking = 0", ".blocking = 1"),
+    Mutant(
+        "auto goes on with a halted device",
+        "csrc/core/data.c",
+        "    comm_forget_device(comm, device);\n",
+        "    (void)comm, (void)device;\n",
+    ),
+    Mutant(
+        "messages of another device go over NCCL",
+        MESSAGE,
+        "data->device && data->device != (void *)setup->device ? setup->link->control : data",
+        "data",
+    ),
     Mutant("a device reads another reducer's message", HEADER, " && header->reducer == expect->reducer", ""),
     Mutant("a device reads another epoch's message", HEADER, " && header->epoch == expect->epoch", ""),
     Mutant("a device reads a last word", HEADER, "return !(header->flags & WIRE_ABORT) && ", "return "),

@@ -48,6 +48,8 @@ TESTS = [
     "faults/test_queue guarded ordered",
     "faults/test_faults guarded ordered",
 ]
+# For what is about NCCL: these notice first.
+NCCL_TESTS = ["unit/test_wire", "property/test_device", "faults/test_nccl", "faults/test_nccl_processes"]
 # The same for mutants of the Python package: arguments of pytest.
 PYTHON_TESTS = [
     "test_torch_session.py",
@@ -132,8 +134,12 @@ def is_python(mutant: Mutant) -> bool:
     return mutant.file.endswith(".py")
 
 
-def caught_by(tree: Path, cache: str, in_python: bool) -> tuple[str, str] | None:
-    for test in PYTHON_TESTS if in_python else TESTS:
+def is_of_nccl(mutant: Mutant) -> bool:
+    return "nccl" in mutant.file or "data.c" in mutant.file or "NCCL" in mutant.name
+
+
+def caught_by(tree: Path, cache: str, in_python: bool, of_nccl: bool = False) -> tuple[str, str] | None:
+    for test in PYTHON_TESTS if in_python else NCCL_TESTS if of_nccl else TESTS:
         said = (run_python if in_python else run_c)(tree, cache, test)
         if said is not None:
             return test, said
@@ -152,7 +158,7 @@ def main() -> int:
         tree = Path(folder)
         copy_tree(tree)
         for in_python in sorted({is_python(mutant) for mutant in chosen}):
-            whole = caught_by(tree, options.cache, in_python)
+            whole = caught_by(tree, options.cache, in_python, all(is_of_nccl(mutant) for mutant in chosen))
             if whole:
                 raise SystemExit(f"a test fails though nothing is broken: {whole}")
         for number, mutant in enumerate(chosen, 1):
@@ -163,7 +169,7 @@ def main() -> int:
                     f"'{mutant.name}' stands {text.count(mutant.old)} times in {mutant.file}: mend mutants.py"
                 )
             path.write_text(text.replace(mutant.old, mutant.new))
-            caught = caught_by(tree, options.cache, is_python(mutant))
+            caught = caught_by(tree, options.cache, is_python(mutant), is_of_nccl(mutant))
             path.write_text(text)
             os.utime(path)
             test, said = caught or ("", "SURVIVED")

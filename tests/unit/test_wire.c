@@ -405,6 +405,39 @@ static void every_flipped_bit_is_refused(void **state)
 
 /* ---- checksum ---- */
 
+/* docs/wire-format.md: a mark of step, sender and round, behind zeros. */
+static void a_tail_is_of_one_message(void **state)
+{
+    uint8_t message[256];
+    wire_header_t header = example_header, read;
+    (void)state;
+    header.flags |= WIRE_TAIL;
+    memset(message, 0x77, sizeof message);
+    wire_header_write(&header, message);
+    wire_write_tail(message);
+    const size_t size = wire_own_size(message), whole = wire_tailed_capacity(size);
+    assert_int_equal(whole, (size + 7) / 8 * 8 + 8);
+    for (size_t i = size; i < whole - 8; i++)
+        assert_int_equal(message[i], 0);
+    assert_int_equal(bytes_load64(message + whole - 8),
+                     (header.step + 1) * 0x9e3779b97f4a7c15u ^
+                         ((uint64_t)header.sender << 32 | (header.round + 1u)) * 0xbf58476d1ce4e5b9u);
+    assert_int_equal(message[whole], 0x77);
+    assert_int_equal(wire_header_trust(message, whole - 1, &read), GTOPK_ERR_CORRUPT);
+    assert_int_equal(wire_header_trust(message, whole, &read), GTOPK_OK);
+    assert_true(wire_tail_matches(message, &read));
+    static const size_t places[] = {8, 16, 24}; /* round, sender, step */
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        message[places[i]] ^= 1;
+        assert_false(wire_tail_matches(message, &read));
+        message[places[i]] ^= 1;
+    }
+    wire_readdress(message, 9, 4, read.k);
+    assert_true(wire_tail_matches(message, &read));
+    assert_int_equal(wire_header_read(message, whole, 1, &read),
+                     GTOPK_ERR_CORRUPT); /* not where a checksum is awaited */
+}
+
 static void crc_gives_the_published_values(void **state)
 {
     (void)state;
@@ -469,6 +502,7 @@ int main(void)
         cmocka_unit_test(scale_of_fp16_and_int8_is_checked),
         cmocka_unit_test(every_other_length_is_refused),
         cmocka_unit_test(every_flipped_bit_is_refused),
+        cmocka_unit_test(a_tail_is_of_one_message),
         cmocka_unit_test(crc_gives_the_published_values),
         cmocka_unit_test(crc_versions_agree_at_every_length),
     };
