@@ -259,7 +259,7 @@ class Reducer:
         Notes
         -----
         When an entry overflowed on any rank the step is non-finite on all: ``nonfinite`` is 1, outputs are NaN, and
-        the residual keeps what was accumulated.
+        the residual keeps what was accumulated, or with ``rollback=True`` is what it was before.
 
         After an error other than `InvalidError` and `StateError` the step did not happen on this rank, the residual is
         as it was after accumulate, and the communicator is broken.
