@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "transport/watch.h"
 #include "util/status.h"
 
 #define TRANSPORT_ABI 4u
@@ -154,6 +155,8 @@ gtopk_status_t transport_mpi_open(const gtopk_comm_config_t *config, transport_t
 typedef struct transport_host {
     gtopk_status_t (*status_set)(gtopk_status_t status, const char *format, ...);
     void (*log_write)(int level, const char *format, ...);
+    watch_t *(*watch_begin)(const char *what, double warn_after, double timeout);
+    void (*watch_end)(watch_t *watch);
 } transport_host_t;
 
 typedef struct transport_module {
