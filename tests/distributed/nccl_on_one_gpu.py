@@ -1,4 +1,4 @@
-"""Transport nccl with several ranks on one GPU: NCCL takes them for ranks of several machines, as each has a host id of its own.
+"""Transport nccl with several ranks on one GPU, which NCCL takes for ranks of several machines: each has its own host id.
 
     python3 tests/distributed/nccl_on_one_gpu.py [--build build] [--parts exchanges,kills,ddp] [--kills 20] [--standin]
 
