@@ -93,10 +93,10 @@ void cuda_store_destroy(device_store_t *store)
 {
     if (!store)
         return;
-    if (cuda_enter(store->device, store->device->last_stream) == GTOPK_OK) {
-        memory_release(store->device, &store->memory);
-        cuda_leave(store->device);
-    }
+    const cuda_memory_t *memory = &store->memory;
+    void *const blocks[] = {memory->residual, memory->velocity,  memory->pool.state,
+                            memory->buckets,  memory->pool.keys, memory->chosen};
+    cuda_release_all(store->device, blocks, sizeof blocks / sizeof blocks[0]);
     memory_free(store);
 }
 
