@@ -571,8 +571,9 @@ def reduce_together(
         tables = (ctypes.c_void_p * count)(*[reducer._outputs.address for reducer in reducers])
         counts = (ctypes.c_size_t * count)(*[len(tensors) for tensors in lists])
     places = (ctypes.c_void_p * count)(*[ctypes.addressof(reducer._stats) for reducer in reducers])
+    stream = reducers[0]._outputs.stream() if reducers else None
     status = _c_api.library().gtopk_reducers_reduce(
-        handles, tables, counts, count, _flags(outputs_are_zero, joined), reducers[0]._outputs.stream(), places
+        handles, tables, counts, count, _flags(outputs_are_zero, joined), stream, places
     )
     _c_api.check(status)
     return remember([reducer._keep_stats() for reducer in reducers])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from torch.utils._pytree import tree_map
 
 BUILD = Path(os.environ.get("GTOPK_BUILD", Path(__file__).resolve().parents[2] / "build")).resolve()
 REAL = torch.cuda.is_available()
+# Of torch.distributed, for DDP. "fake" does nothing: what DDP itself sends is the same on all ranks in these tests.
+BACKEND = "gloo" if REAL else "cpu:gloo,cuda:fake"
 STANDIN, TORCH_PART = BUILD / "libcuda_standin.so", BUILD / "libtorch_cuda_standin.so"
 
 
@@ -46,6 +49,7 @@ def available():
 
 
 _installed = None
+_undo = []
 
 
 def install():
@@ -54,20 +58,44 @@ def install():
     if REAL or _installed:
         return _installed
     import torch._dynamo  # looks at torch.cuda's functions
+    import torch.testing._internal.distributed.fake_pg
 
-    os.environ["GTOPK_CUDA_DRIVER"] = str(STANDIN)
     control = Control.in_dll(ctypes.CDLL(str(STANDIN)), "cuda_standin")
     control.driver(2, 12080, b"")
-    part = ctypes.CDLL(str(TORCH_PART))
+    part = _torch_part()
     part.torch_cuda_use(ctypes.byref(control))
-    part.torch_cuda_stream.restype = ctypes.c_int64
-    part.torch_cuda_set_stream.argtypes = (ctypes.c_int, ctypes.c_int64)
-    torch.set_num_threads(1)  # memory is opened to the thread that touches it
-    _Operators(control, part)
-    _patch(part)
-    _Memory(control, part)
+    _undo.append(lambda: part.torch_cuda_use(None))
+    before = os.environ.get("GTOPK_CUDA_DRIVER"), torch.get_num_threads()
+    _undo.append(lambda: _environment(*before))
+    _environment(str(STANDIN), 1)  # memory is opened to the thread that touches it
+    _patch(part, _Memory(control))
     _installed = control
     return control
+
+
+def uninstall():
+    """PyTorch as it was. Tensors on the stand-in may go on living."""
+    global _installed
+    while _undo:
+        _undo.pop()()
+    _installed = None
+
+
+def _environment(driver, threads):
+    os.environ.pop("GTOPK_CUDA_DRIVER", None)
+    if driver:
+        os.environ["GTOPK_CUDA_DRIVER"] = driver
+    torch.set_num_threads(threads)
+
+
+@functools.cache
+def _torch_part():
+    part = ctypes.CDLL(str(TORCH_PART))
+    part.torch_cuda_use.argtypes = (ctypes.c_void_p,)
+    part.torch_cuda_stream.restype = ctypes.c_int64
+    part.torch_cuda_set_stream.argtypes = (ctypes.c_int, ctypes.c_int64)
+    part.operators = _Operators(Control.in_dll(ctypes.CDLL(str(STANDIN)), "cuda_standin"), part)
+    return part
 
 
 # ---- operators ----
@@ -128,7 +156,7 @@ class _Arguments:
                 cuda.data = self.new(cpu, index)
 
     def back(self, out, index):
-        if not isinstance(out, torch.Tensor):
+        if not isinstance(out, torch.Tensor) or out.layout is not torch.strided:
             return out
         for cuda, cpu in self.mine:
             if out is cpu:
@@ -166,12 +194,12 @@ def _host(x):
 class _Memory:
     """PyTorch's pool, as far as gtopk asks for it; it counts."""
 
-    def __init__(self, control, part):
-        self.control, self.part = control, part
+    def __init__(self, control):
+        self.control = control
         self.sizes = {}
-        torch.cuda.caching_allocator_alloc = self.allocate
-        torch.cuda.caching_allocator_delete = self.release
-        torch.cuda.memory_allocated = lambda device=None: sum(self.sizes.values())
+
+    def allocated(self, device=None):
+        return sum(self.sizes.values())
 
     def allocate(self, size, device=None, stream=None):
         if _Faults.memory:
@@ -203,7 +231,7 @@ class _Stream:
         other.synchronize()
 
 
-def _patch(part):
+def _patch(part, memory):
     cuda = torch.cuda
 
     def index_of(device):
@@ -238,15 +266,42 @@ def _patch(part):
         return _Stream(index_of(device), 4096 * new_stream.count)
 
     new_stream.count = 0
-    cuda._lazy_init = cuda.init = lambda: None
-    cuda.is_available = cuda.is_initialized = lambda: True
-    cuda.device_count = lambda: 2
-    cuda.current_device = part.torch_cuda_device
-    cuda.set_device = lambda device: part.torch_cuda_set_device(index_of(device))
-    cuda.device, cuda.stream, cuda.Stream = device, stream, new_stream
-    cuda.current_stream = lambda device=None: _Stream(index_of(device), part.torch_cuda_stream(index_of(device)))
-    cuda.synchronize = lambda device=None: cuda.current_stream(device).synchronize()
-    cuda.is_current_stream_capturing = lambda: False
+
+    def current_stream(which=None):
+        return _Stream(index_of(which), part.torch_cuda_stream(index_of(which)))
+
+    for name, value in {
+        "_lazy_init": lambda: None,
+        "init": lambda: None,
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "is_bf16_supported": lambda including_emulation=True: True,
+        "is_current_stream_capturing": lambda: False,
+        "device_count": lambda: 2,
+        "current_device": part.torch_cuda_device,
+        "set_device": lambda which: part.torch_cuda_set_device(index_of(which)),
+        "device": device,
+        "stream": stream,
+        "Stream": new_stream,
+        "current_stream": current_stream,
+        "synchronize": lambda which=None: current_stream(which).synchronize(),
+        "caching_allocator_alloc": memory.allocate,
+        "caching_allocator_delete": memory.release,
+        "memory_allocated": memory.allocated,
+    }.items():
+        _replace(cuda, name, value)
+    _replace(torch.UntypedStorage, "clone", _clone)
+
+
+def _replace(where, name, value):
+    _undo.append(functools.partial(setattr, where, name, getattr(where, name)))
+    setattr(where, name, value)
+
+
+def _clone(storage):
+    """For deepcopy: this PyTorch makes no storage on GPUs by itself."""
+    mine = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (storage.nbytes(),), (1,))
+    return mine.clone().untyped_storage()
 
 
 @contextlib.contextmanager

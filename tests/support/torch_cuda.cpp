@@ -1,14 +1,18 @@
 // What a PyTorch that was built without CUDA lacks to have tensors on the stand-in for a GPU: a guard of devices and
 // streams, memory, and views. All other operators are run by tests/python/torch_cuda.py. For tests only.
 #include <cstdint>
+#include <cstring>
+#include <memory>
 #include <new>
 #include <optional>
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/set_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/csrc/distributed/c10d/reducer_timer.hpp>
 #include <torch/library.h>
 
 extern "C" {
@@ -73,6 +77,16 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 
 const Guard guard;
 const c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, &guard);
+
+// For the logs of DistributedDataParallel.
+struct Timer final : c10d::Timer {
+    std::optional<int64_t> measureDifference(Event, Event) override { return std::nullopt; }
+};
+
+std::unique_ptr<c10d::Timer> make_timer(c10::Device)
+{
+    return std::make_unique<Timer>();
+}
 
 void release(void *memory)
 {
@@ -142,15 +156,25 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library)
     library.impl("empty_strided", empty_strided);
     library.impl("as_strided", at::native::as_strided_tensorimpl);
     library.impl("view", at::native::view);
+    library.impl("set_.source_Storage_storage_offset", at::native::set_storage_cpu_);
 }
 
+// Begins and, with NULL, ends.
 extern "C" void torch_cuda_use(const standin_control_t *control)
 {
-    standin = control;
+    alignas(at::CUDAHooksInterface) static unsigned char kept[sizeof(at::CUDAHooksInterface)];
     // Importing torch has made PyTorch's hooks for a build without CUDA, and they are kept: these take their place.
     auto &hooks = const_cast<at::CUDAHooksInterface &>(at::detail::getCUDAHooks());
-    static_assert(sizeof(Hooks) == sizeof(at::CUDAHooksInterface));
-    new (&hooks) Hooks;
+    static_assert(sizeof(Hooks) == sizeof kept);
+    if (control) {
+        if (!standin)
+            c10d::TimerRegistry()->Register(c10::DeviceType::CUDA, make_timer);
+        standin = control;
+        std::memcpy(kept, &hooks, sizeof kept);
+        new (&hooks) Hooks;
+    } else {
+        std::memcpy(static_cast<void *>(&hooks), kept, sizeof kept);
+    }
 }
 
 extern "C" int torch_cuda_device(void)
