@@ -290,7 +290,12 @@ def _patch(part, memory):
         "memory_allocated": memory.allocated,
     }.items():
         _replace(cuda, name, value)
-    _replace(torch.UntypedStorage, "clone", _clone)
+    # For deepcopy and torch.save: this PyTorch makes no storage on GPUs by itself.
+    ours = torch.UntypedStorage
+    for name, value in {"clone": _bytes_of, "cpu": lambda storage: _bytes_of(storage, "cpu")}.items():
+        _replace(
+            ours, name, lambda storage, new=value, old=getattr(ours, name): (new if storage.is_cuda else old)(storage)
+        )
 
 
 def _replace(where, name, value):
@@ -298,10 +303,10 @@ def _replace(where, name, value):
     setattr(where, name, value)
 
 
-def _clone(storage):
-    """For deepcopy: this PyTorch makes no storage on GPUs by itself."""
+def _bytes_of(storage, device=None):
+    """A copy."""
     mine = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (storage.nbytes(),), (1,))
-    return mine.clone().untyped_storage()
+    return mine.to(device or storage.device, copy=True).untyped_storage()
 
 
 @contextlib.contextmanager
