@@ -35,6 +35,7 @@ gtopk_status_t device_resolve(const char *name, char full[DEVICE_NAME_SIZE])
 {
     const char *named = name ? name : getenv("GTOPK_DEVICE"), *wanted = named && *named ? named : "cpu";
     gtopk_status_t status = GTOPK_OK;
+    memset(full, 0, DEVICE_NAME_SIZE);
     if (strcmp(wanted, "cuda") == 0) {
         int current = 0;
         status = device_cuda_current(&current);

@@ -187,27 +187,38 @@ ILLEGAL_ADDRESS = 700
 
 def case_faults_are_errors_on_every_rank():
     """Of rank 1's GPU: a launch, a copy or a wait that fails, a lost context. Nobody takes the step, and nobody hangs."""
-    standin = torch_cuda.install()
-    if standin is None:
-        return
-    for fault in ("cuLaunchKernel", "cuLaunchCooperativeKernel", "cuStreamSynchronize", "lost"):
-        with gtopk.Comm(transport=gtopk.comm.current().transport, timeout=30) as comm:
-            bad = comm.rank == 1
-            reducer = gtopk.Reducer([1000], density=0.1, device=CUDA, comm=comm)
-            x = torch.randn(1000)
-            if bad and fault == "lost":
-                standin.lose(ILLEGAL_ADDRESS)
-            elif bad:
-                standin.inject(fault.encode(), 0, ILLEGAL_ADDRESS)
-            error = raises(gtopk.GtopkError, lambda: _step(reducer, x))
-            standin.inject(b"", 0, 0)
-            standin.lose(0)
-            wanted = gtopk.DeviceError if bad else (gtopk.AbortedError, gtopk.TransportError)
-            assert isinstance(error, wanted), (fault, error)
-            assert not bad or "start the process again" in str(error), error
-            raises(gtopk.GtopkError, lambda: _step(reducer, x))  # it is broken
-            reducer.close()
-        gtopk.barrier()
+    if torch_cuda.install() is not None:
+        for function in (
+            b"cuLaunchKernel",
+            b"cuLaunchCooperativeKernel",
+            b"cuMemcpyAsync",
+            b"cuStreamSynchronize",
+            b"",
+        ):
+            _fault(torch_cuda.install(), function)
+            gtopk.barrier()
+
+
+def _fault(standin, function):
+    """The next call of this function on rank 1; "": all calls."""
+    with gtopk.Comm(transport=gtopk.comm.current().transport, timeout=30) as comm:
+        bad = comm.rank == 1
+        reducer = gtopk.Reducer(
+            [1000], density=0.1, algorithm="dense" if b"Mem" in function else "gtopk", comm=comm, device=CUDA
+        )
+        x = torch.randn(1000)
+        if bad and function:
+            standin.inject(function, 0, ILLEGAL_ADDRESS)
+        elif bad:
+            standin.lose(ILLEGAL_ADDRESS)
+        error = raises(gtopk.GtopkError, lambda: _step(reducer, x))
+        standin.inject(b"", 0, 0)
+        standin.lose(0)
+        wanted = gtopk.DeviceError if bad else (gtopk.AbortedError, gtopk.TransportError)
+        assert isinstance(error, wanted), (function, error)
+        assert not bad or "start the process again" in str(error), error
+        raises(gtopk.GtopkError, lambda: _step(reducer, x))  # it is broken
+        reducer.close()
 
 
 def _step(reducer, x):

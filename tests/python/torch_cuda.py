@@ -292,10 +292,9 @@ def _patch(part, memory):
         _replace(cuda, name, value)
     # For deepcopy and torch.save: this PyTorch makes no storage on GPUs by itself.
     ours = torch.UntypedStorage
-    for name, value in {"clone": _bytes_of, "cpu": lambda storage: _bytes_of(storage, "cpu")}.items():
-        _replace(
-            ours, name, lambda storage, new=value, old=getattr(ours, name): (new if storage.is_cuda else old)(storage)
-        )
+    clone, cpu = ours.clone, ours.cpu
+    _replace(ours, "clone", lambda storage: (_bytes_of if storage.is_cuda else clone)(storage))
+    _replace(ours, "cpu", lambda storage: _bytes_of(storage, "cpu") if storage.is_cuda else cpu(storage))
 
 
 def _replace(where, name, value):

@@ -199,8 +199,8 @@ def device_text(what: str, device: torch.device) -> str:
 def moved_text(what: str, device: torch.device, expected: torch.device) -> str:
     """The error for a tensor on another device than its segment's."""
     return (
-        f"{what} is on {device}, but its reducer works on {expected}: give gradients on the device of their parameters, and move "
-        "a model before its optimizer is made"
+        f"{what} is on {device}, but its reducer works on {expected}: give gradients on the device of their parameters, and "
+        "move a model before its optimizer is made"
     )
 
 
