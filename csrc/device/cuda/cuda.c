@@ -121,15 +121,6 @@ void cuda_release(device_cuda_t *device, void *block)
         (void)device->driver->cuMemFree((cu_pointer_t)(uintptr_t)block);
 }
 
-void cuda_release_all(device_cuda_t *device, void *const *blocks, size_t count)
-{
-    const int entered = cuda_enter(device, device->last_stream) == GTOPK_OK;
-    for (size_t i = 0; i < count && (entered || device->allocator.release); i++) /* the pool has its own in any case */
-        cuda_release(device, blocks[i]);
-    if (entered)
-        cuda_leave(device);
-}
-
 static gtopk_status_t op_allocate(device_t *base, size_t bytes, const char *what, void **out)
 {
     device_cuda_t *device = of(base);
@@ -143,7 +134,12 @@ static gtopk_status_t op_allocate(device_t *base, size_t bytes, const char *what
 
 static void op_release(device_t *base, void *block)
 {
-    cuda_release_all(of(base), &block, 1);
+    device_cuda_t *device = of(base);
+    const int entered = block && cuda_enter(device, device->last_stream) == GTOPK_OK;
+    if (entered || device->allocator.release) /* the caller's pool gets its own back in any case */
+        cuda_release(device, block);
+    if (entered)
+        cuda_leave(device);
 }
 
 static gtopk_status_t op_allocate_pinned(device_t *base, size_t bytes, const char *what, void **out)
@@ -341,6 +337,7 @@ static const device_ops_t cuda_ops = {
     .store_resize = cuda_store_resize,
     .step_begin = op_step_begin,
     .accumulate = op_accumulate,
+    .swap = cuda_store_swap,
     .select = op_select,
     .array_select = cuda_array_select,
     .commit = op_commit,

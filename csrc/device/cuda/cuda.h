@@ -39,9 +39,6 @@ void cuda_leave(device_cuda_t *device);
 gtopk_status_t cuda_allocate(device_cuda_t *device, size_t bytes, const char *what, void *out);
 void cuda_release(device_cuda_t *device, void *block);
 
-/* Enters and leaves by itself. Blocks that are NULL are passed over. */
-void cuda_release_all(device_cuda_t *device, void *const *blocks, size_t count);
-
 gtopk_status_t cuda_copy(device_cuda_t *device, void *to, const void *from, size_t bytes, void *stream);
 gtopk_status_t cuda_wait(device_cuda_t *device, void *stream);
 
@@ -51,9 +48,10 @@ gtopk_status_t cuda_module_load(device_cuda_t *device);
 void cuda_module_release(device_cuda_t *device);
 
 /* store.c: operations of device.h. */
-gtopk_status_t cuda_store_create(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
+gtopk_status_t cuda_store_create(device_t *device, uint64_t dim, uint64_t k, int with,
                                  const device_parallel_t *parallel, device_store_t **store);
 void cuda_store_destroy(device_store_t *store);
+gtopk_status_t cuda_store_swap(device_store_t *store, void *stream);
 gtopk_status_t cuda_store_resize(device_store_t *store, uint64_t k);
 gtopk_status_t cuda_store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out,
                                void *stream);
