@@ -56,7 +56,8 @@
  * with its _INIT macro and set what differs. Handles are opaque and are freed by their _destroy, which accepts NULL.
  * A function that is "collective" must be called by all ranks of the communicator, in the same order. Unless stated
  * otherwise a pointer argument is only read or written during the call and stays the caller's. Memory is the host's
- * unless the reducer's device says otherwise. `stream` is a device's stream (CUstream) and NULL on the CPU. On a device with
+ * unless the reducer's device says otherwise: tensors and sets are then the device's; residuals, states and messages stay
+ * the host's. `stream` is a device's stream (CUstream) and NULL on the CPU. On a device with
  * streams accumulate and reduce queue their work there: gradients must be written by earlier work of that stream, and outputs
  * are read by later work of it, or after gtopk_reducer_wait.
  *
@@ -555,7 +556,7 @@ struct gtopk_callbacks {
  * For processes that have loaded PyTorch 2.10 or newer; NOT_FOUND in others. */
 
 /* Registers the operators torch.ops.gtopk.select(x, k) and torch.ops.gtopk.merge(a_indices, a_values, b_indices,
- * b_values, k) for CPU tensors: chapter 9 with int64 indices. Once a process; further calls do nothing. Call it under
+ * b_values, k) for CPU tensors: chapter 9 with int64 indices. (The Python package adds those for CUDA tensors.) Once a process; further calls do nothing. Call it under
  * Python's lock. */
 gtopk_status_t gtopk_torch_register(void);
 

@@ -12,35 +12,15 @@ import contextlib
 import ctypes
 import functools
 import os
-from pathlib import Path
 
 import torch
+from cuda_standin import BUILD, STANDIN, controls
 from torch.utils._pytree import tree_map
 
-BUILD = Path(os.environ.get("GTOPK_BUILD", Path(__file__).resolve().parents[2] / "build")).resolve()
 REAL = torch.cuda.is_available()
 # Of torch.distributed, for DDP. "fake" does nothing: what DDP itself sends is the same on all ranks in these tests.
 BACKEND = "gloo" if REAL else "cpu:gloo,cuda:fake"
-STANDIN, TORCH_PART = BUILD / "libcuda_standin.so", BUILD / "libtorch_cuda_standin.so"
-
-
-class Control(ctypes.Structure):
-    """standin_control_t"""
-
-    _fields_ = (
-        ("inject", ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int, ctypes.c_int)),
-        ("failed", ctypes.CFUNCTYPE(ctypes.c_int)),
-        ("lose", ctypes.CFUNCTYPE(None, ctypes.c_int)),
-        ("gpu", ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_int, ctypes.c_int)),
-        ("driver", ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_int, ctypes.c_char_p)),
-        ("seed", ctypes.CFUNCTYPE(None, ctypes.c_uint64)),
-        ("count", ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(ctypes.c_uint64))),
-        ("live", ctypes.CFUNCTYPE(ctypes.c_long)),
-        ("peek", ctypes.CFUNCTYPE(None, ctypes.c_int)),
-        ("allocate", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)),
-        ("release", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
-        ("pass_", ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)),
-    )
+TORCH_PART = BUILD / "libtorch_cuda_standin.so"
 
 
 def available():
@@ -60,7 +40,7 @@ def install():
     import torch._dynamo  # looks at torch.cuda's functions
     import torch.testing._internal.distributed.fake_pg
 
-    control = Control.in_dll(ctypes.CDLL(str(STANDIN)), "cuda_standin")
+    control = controls()
     control.driver(2, 12080, b"")
     part = _torch_part()
     part.torch_cuda_use(ctypes.byref(control))
@@ -94,7 +74,7 @@ def _torch_part():
     part.torch_cuda_use.argtypes = (ctypes.c_void_p,)
     part.torch_cuda_stream.restype = ctypes.c_int64
     part.torch_cuda_set_stream.argtypes = (ctypes.c_int, ctypes.c_int64)
-    part.operators = _Operators(Control.in_dll(ctypes.CDLL(str(STANDIN)), "cuda_standin"), part)
+    part.operators = _Operators(controls(), part)
     return part
 
 
@@ -116,14 +96,15 @@ class _Operators:
             self.libraries[1].impl(name, lambda *args, op=op, **options: self.run(op, *args, **options), "CUDA")
 
     def run(self, op, *args, **options):
-        found = _Arguments()
+        found = _Arguments(anywhere=op is torch.ops.aten.copy_.default)
         args, options = tree_map(found.host, args), tree_map(found.host, options)
         device = found.device
         if isinstance(options.get("device"), torch.device) and options["device"].type == "cuda":
             device = options["device"]
             options["device"] = torch.device("cpu")
         index = self.part.torch_cuda_device() if device is None or device.index is None else device.index
-        self.control.pass_(index, self.part.torch_cuda_stream(index))
+        for gpu in {index, *(cuda.get_device() for cuda, _ in found.mine)}:
+            self.control.pass_(gpu, self.part.torch_cuda_stream(gpu))
         self.control.peek(1)
         try:
             results = op(*args, **options)
@@ -136,16 +117,17 @@ class _Operators:
 class _Arguments:
     """The tensors of one call, as tensors of the CPU on the same memory, and back."""
 
-    def __init__(self):
+    def __init__(self, anywhere=False):
+        self.anywhere = anywhere  # they need not be on one GPU
         self.device = None
         self.mine = []  # pairs: of CUDA and of the CPU
 
     def host(self, x):
         if not isinstance(x, torch.Tensor) or not x.is_cuda:
             return x
-        if x.dim() > 0 and self.device is not None and self.device != x.device:
+        if x.dim() > 0 and self.device is not None and self.device != x.device and not self.anywhere:
             raise RuntimeError(f"tensors on {self.device} and on {x.device}")
-        self.device = x.device
+        self.device = self.device or x.device
         self.mine.append((x, _host(x)))
         return self.mine[-1][1]
 
@@ -284,6 +266,7 @@ def _patch(part, memory):
         "stream": stream,
         "Stream": new_stream,
         "current_stream": current_stream,
+        "default_stream": lambda which=None: _Stream(index_of(which), 0),
         "synchronize": lambda which=None: current_stream(which).synchronize(),
         "caching_allocator_alloc": memory.allocate,
         "caching_allocator_delete": memory.release,
