@@ -79,6 +79,8 @@ class GTopKState:
         Needed in mixed precision with a scaler: the residual is kept in unscaled units, as the scale changes. When a
         gradient overflows on one rank, all ranks get NaN, so all scalers skip the step and stay equal, and all
         residuals stay as they were. Buckets are then accumulated at the end of backward.
+    local_steps : int
+        1. Local steps need no DDP: they are an option of `gtopk.DistributedOptimizer`.
 
     Notes
     -----
@@ -118,7 +120,13 @@ class GTopKState:
         dense_below: int = 0,
         dense_1d: bool = False,
         grad_scaler: Any = None,
+        local_steps: int = 1,
     ) -> None:
+        if callable(local_steps) or local_steps != 1:
+            raise UnsupportedError(
+                "DDP exchanges gradients in every step: for local steps leave out DistributedDataParallel and wrap the "
+                "optimizer, gtopk.DistributedOptimizer(optimizer, model.named_parameters(), local_steps=...)"
+            )
         options = Options(algorithm, value_type, residual_policy, merge_growth, False, dense_below, bool(dense_1d))
         self._prepare(options, DensitySchedule(density, warmup), grad_scaler, Names(named_parameters))
         self._session = self._open(process_group)
