@@ -45,6 +45,7 @@ class LocalSteps(Synchronizer):
     ) -> None:
         super().__init__(comm, optimizer, named_parameters, options, schedule, grad_scaler)
         self.options = options
+        self.session.undoes = True
         self.done = 0  # steps, over checkpoints; after an exchange those of the rank that did the most
         self.since = 0  # of them since the latest exchange
         self.velocities: dict[
@@ -64,7 +65,7 @@ class LocalSteps(Synchronizer):
         gradients = [_values(p.grad) for p in _trained(optimizer) if p.grad is not None]
         self.nonfinite = scaled.found_inf or not (scaled.present or all_finite(gradients))
         if not scaled.present:
-            self._warning.note(self.nonfinite, self.session.comm.rank, self.done)
+            self._warning.note(self.nonfinite, self.session.comm.rank, self.done, kept_out=True)
         if scaled.scale != 1.0 and not self.nonfinite:
             torch._foreach_mul_(gradients, scaled.scale)
         self.batches += 1
@@ -89,7 +90,9 @@ class LocalSteps(Synchronizer):
         if self.session.solo or (self.since and trained == self._trained):
             return
         parameters = {name: p for name, p in self.names.of(optimizer).items() if p.requires_grad and not p.is_complex()}
-        if not self.since:  # what was frozen in the latest period took part in its exchange, and takes no part in the next
+        if (
+            not self.since
+        ):  # what was frozen in the latest period took part in its exchange, and takes no part in the next
             self._starts = {name: start for name, start in self._starts.items() if name in parameters}
         for name, parameter in parameters.items():
             start = self._starts.get(name)

@@ -39,6 +39,7 @@ def DistributedOptimizer(
     momentum_correction: bool = False,
     dense_below: int = 0,
     dense_1d: bool = False,
+    rollback: bool = False,
     local_steps: Period = 1,
     exchange: str | None = None,
     outer_lr: float = 1.0,
@@ -73,6 +74,9 @@ def DistributedOptimizer(
         Parameters with fewer entries than this are sent dense.
     dense_1d : bool
         Parameters with one dimension or none (biases, normalisation layers) are sent dense, whatever their size.
+    rollback : bool
+        A step that is skipped because a gradient was not finite on some rank leaves the residuals of all ranks as they were
+        before it, without a GradScaler too. Takes 4 more bytes a parameter (8 with momentum correction).
     local_steps : int, or callable of the step
         Each rank does so many steps by itself, with its own gradients, before the differences of weights are exchanged
         in place of gradients. A function is given the number of steps done. 1: gradients, in every step. Takes 4 bytes
@@ -113,8 +117,8 @@ def DistributedOptimizer(
     nothing is compressed and gradients stay as they are.
 
     When a gradient is not finite on some rank, the step is skipped on all: gradients become NaN, ``stats()["nonfinite"]``
-    is 1, and the wrapped optimizer is not called. With a GradScaler, what overflowed on one rank leaves the residuals of
-    all as they were.
+    is 1, and the wrapped optimizer is not called. With a GradScaler, or with ``rollback=True``, such a step leaves the
+    residuals of all ranks as they were.
 
     Examples
     --------
@@ -147,6 +151,7 @@ def DistributedOptimizer(
         "momentum_correction": bool(momentum_correction),
         "dense_below": dense_below,
         "dense_1d": bool(dense_1d),
+        "rollback": bool(rollback) and not weights,  # a skipped exchange of weights changes nothing anyway
     }
     schedule = DensitySchedule(density, warmup)
     ranks = _comm.current() if comm is None else comm

@@ -61,6 +61,7 @@ class Session:
         self.run: int | None = None  # random id of the training run, the same on all ranks and over checkpoints
         self.steps = 0  # exchanges done, over checkpoints
         self.scaled = False  # some rank has a GradScaler: flags are agreed on before a step
+        self.undoes = False  # the front end puts residuals back after a step that was skipped
         self.stats: dict[str, Any] = {}
         self._warning = NonfiniteWarning()
         self._sameness = SameGradients(comm.size)
@@ -184,7 +185,8 @@ class Session:
     def _end_step(self, stats: dict[str, Any]) -> None:
         self.stats = {**stats, "step": self.steps}
         self.steps += 1
-        self._warning.note(self.nonfinite, self.comm.rank, self.stats["step"])
+        kept_out = self.scaled or self.solo or self.undoes or self.exchange.options.rollback
+        self._warning.note(self.nonfinite, self.comm.rank, self.stats["step"], kept_out=kept_out)
 
     # ---- checkpoints ----
 
