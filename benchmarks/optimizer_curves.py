@@ -66,6 +66,7 @@ class Run:
     density: float = 0.01
     dense_steps: int = 0  # to begin with, at density 1
     density_warmup: bool = False
+    density_stages: tuple[tuple[int, float], ...] = ()  # (exchanges, density), before the run's own
     value_type: str = "bf16"
     dense_below: int = 0
     momentum_correction: bool = False
@@ -86,7 +87,7 @@ class Run:
 
     def stages(self) -> list[tuple[int, float]]:
         """What comes before the run's own density."""
-        stages = [(self.dense_steps, 1.0)]
+        stages = [(self.dense_steps, 1.0), *self.density_stages]
         if self.density_warmup:
             ratio = (self.density / 0.25) ** (1 / 4)
             stages += [(DENSITY_WARMUP_STEPS // 4, 0.25 * ratio**i) for i in range(4)]
@@ -135,6 +136,7 @@ RUNS = [
         density_warmup=True,
     ),
     local("Local 4, .08"),
+    local("Local 4, .16 then .045", density=0.045, density_stages=((75, 0.16),)),
     local("Local 4, .08, decay .9", residual_decay=0.9),
     local("Local 4, .08, lr .010", lr=1e-2),
     local("Local 3, .062", local_steps=3, density=0.062),
