@@ -424,7 +424,7 @@ def case_checkpoints():
             model = make()
             optimizer = wrapped(model, optim.AdamW, **{**LOCAL, **options})
             train(model, optimizer, done, 0, gtopk.rank())
-            state, weights = copy.deepcopy(optimizer.state_dict()), {k: v.clone() for k, v in model.state_dict().items()}
+            state, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model.state_dict())
             whole = copy.deepcopy(optimizer.consolidate_state_dict(to=gtopk.size() - 1))
             train(model, optimizer, 4, done, gtopk.rank())
 

@@ -54,7 +54,7 @@ class LocalSteps(Synchronizer):
         self._starts: dict[str, Start] = {}  # by name: of what was trained at some time in this period
         self._trained: list[int] = []  # ids of the parameters that are trained now
         self._built: list[str] | None = None  # names that the reducers were made for
-        self._warning = NonfiniteWarning("a gradient was Inf or NaN, so this rank has left out its local step")
+        self._warning = NonfiniteWarning("a gradient was Inf or NaN, so this rank has left out its local step ({}")
 
     # ---- one step ----
 
