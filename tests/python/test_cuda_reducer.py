@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,7 +283,7 @@ assert "torch" not in sys.modules
     ],
 )
 def test_the_doctor_says_why_a_gpu_cannot_be_used(kind, text):
-    assert text in doctor(STANDIN=kind, TESTS=os.path.dirname(torch_cuda.__file__))
+    assert text in doctor(STANDIN=kind, TESTS=str(Path(__file__).parent))
 
 
 @needs_standin
