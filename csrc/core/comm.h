@@ -13,14 +13,15 @@
 #define COMM_DEVICES 8
 
 typedef struct comm_device {
-    char name[32];
     device_t *device;
+    gtopk_allocator_t allocator;
 } comm_device_t;
 
 struct gtopk_comm {
     link_t link;
     places_map_t map;
     comm_device_t devices[COMM_DEVICES];
+    device_t *data_device; /* whose streams the data transport queues on; NULL: none */
     atomic_flag busy;
     fpenv_t environment;    /* the caller's, while in a call */
     pid_t owner;            /* the process that created it */
@@ -54,8 +55,12 @@ gtopk_status_t comm_settle(gtopk_comm_t *comm, gtopk_status_t status, uint64_t s
 void comm_retain(gtopk_comm_t *comm);
 void comm_release(gtopk_comm_t *comm);
 
-/* The device of a name (NULL: GTOPK_DEVICE, else "cpu"): one for all reducers that name it, closed with the communicator. */
-gtopk_status_t comm_device(gtopk_comm_t *comm, const char *name, device_t **device);
+/* The device of a name (NULL: GTOPK_DEVICE, else "cpu") and an allocator (NULL: none): one for all reducers that name them,
+ * closed with the communicator. */
+gtopk_status_t comm_device(gtopk_comm_t *comm, const char *name, const gtopk_allocator_t *allocator, device_t **device);
+
+/* Halts all devices of that full name, which differ in their allocators. From any thread. */
+void comm_halt(const gtopk_comm_t *comm, const char *name);
 
 /* Closes it, unless it may still be written to: whoever names it next gets another one. No reducer uses it. */
 void comm_forget_device(gtopk_comm_t *comm, const device_t *device);

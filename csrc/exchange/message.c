@@ -1,10 +1,12 @@
 /* Messages on their way out. */
 #include "exchange/message.h"
 
+#include <string.h>
+
 transport_t *message_transport(const exchange_setup_t *setup)
 {
     transport_t *data = setup->link->data;
-    return data->device && data->device != (void *)setup->device ? setup->link->control : data;
+    return data->device && strcmp(data->device, setup->device->name) != 0 ? setup->link->control : data;
 }
 
 static int has_tail(const exchange_setup_t *setup)

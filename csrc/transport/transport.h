@@ -93,7 +93,7 @@ struct transport {
     char description[128];           /* "mpi (Open MPI 5.0.11)" */
     int (*interrupt)(void *context); /* the config's, NULL: nobody asks to stop */
     void *interrupt_context;
-    const void *device; /* the one on whose streams it queues; NULL: any */
+    const char *device; /* the one on whose streams it queues, in full; NULL: any */
 };
 
 /* Called by whoever waits, without a lock: nonzero when the caller asked to stop waiting. */
@@ -118,6 +118,7 @@ void transport_end_process(int status);
 /* What such a transport asks of the device. */
 typedef struct transport_device {
     void *device;
+    const char *name;                                                  /* in full; it lives as long as the transport */
     gtopk_status_t (*passed)(void *device, void *stream, int *passed); /* does not wait */
     gtopk_status_t (*enter)(void *device); /* between the two the device is the current one of this thread */
     void (*leave)(void *device);

@@ -53,6 +53,7 @@ NCCL_TESTS = ["unit/test_wire", "property/test_device", "faults/test_nccl", "fau
 # The same for mutants of the Python package: arguments of pytest.
 PYTHON_TESTS = [
     "test_torch_session.py",
+    "test_torch_local.py",
     "test_torch_wrapping.py",
     "test_torch_optimizer.py",
     "test_torch_rebuild.py",

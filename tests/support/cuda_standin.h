@@ -4,6 +4,7 @@
 #ifndef TESTS_SUPPORT_CUDA_STANDIN_H
 #define TESTS_SUPPORT_CUDA_STANDIN_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 typedef struct standin_control {
@@ -27,6 +28,12 @@ typedef struct standin_control {
     void (*peek)(int open);
     /* Puts work of the host into a stream: it returns 1 when it is done, and 0 to be asked again. It may touch device memory. */
     void (*enqueue)(void *stream, int (*host)(void *arg), void *arg);
+    /* Memory of a GPU for others than gtopk: no call fails, and no context is needed. All that is queued is done before it
+     * is released. */
+    void *(*allocate)(int gpu, size_t bytes);
+    void (*release)(void *memory);
+    /* Does what is queued on a stream of a GPU. */
+    void (*pass)(int gpu, void *stream);
 } standin_control_t;
 
 /* The symbol of a standin_control_t in the library. */

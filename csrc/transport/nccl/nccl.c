@@ -395,7 +395,7 @@ gtopk_status_t transport_nccl_open(const transport_data_config_t *config, const 
         .ops = &NCCL_OPS,
         .rank = config->control->rank,
         .size = config->control->size,
-        .device = config->device.device,
+        .device = config->device.name,
         .interrupt = config->control->interrupt,
         .interrupt_context = config->control->interrupt_context,
     };
