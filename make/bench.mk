@@ -10,7 +10,7 @@ MPI_OPTIONS ?= --oversubscribe --bind-to none --mca mpi_yield_when_idle 1
 bench: bench-allreduce bench-select
 
 #: make bench-allreduce  the first of these (RANKS=4, ARGS="--help")
-bench-allreduce: lib module $(BUILD)/benchmarks/allreduce_bench
+bench-allreduce: lib module $(BUILD)/benchmarks/allreduce_bench $(BUILD)/benchmarks/baseline_mpi.so
 	$(MPI_AS_ROOT) GTOPK_MPI_MODULE="$(BUILD)/libgtopk_mpi.so" "$(MPIRUN)" -n $(RANKS) $(MPI_OPTIONS) \
 	    $(BUILD)/benchmarks/allreduce_bench $(ARGS)
 

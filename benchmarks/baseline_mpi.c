@@ -1,0 +1,51 @@
+/* What a user of MPI has without gtopk: all-reduces of floats and a bare exchange on MPI_COMM_WORLD, for the benchmarks to compare
+ * with. A library of its own, which a program opens after the MPI module has started MPI: the benchmarks are linked with
+ * no MPI. Blocking, without deadlines. Each function returns 0, or an MPI error code. */
+#include <mpi.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SHOW __attribute__((visibility("default")))
+
+SHOW int baseline_allreduce(float *values, float *scratch, uint64_t count);
+SHOW int baseline_ring(float *values, float *scratch, uint64_t count);
+SHOW int baseline_exchange(const void *out, void *in, uint64_t bytes, int distance);
+
+int baseline_allreduce(float *values, float *scratch, uint64_t count)
+{
+    (void)scratch;
+    return MPI_Allreduce(MPI_IN_PLACE, values, (int)count, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+}
+
+/* Each rank's share at once: reduce-scatter, then all-gather, as everybody writes it. scratch: as long as values. */
+int baseline_ring(float *values, float *scratch, uint64_t count)
+{
+    int rank, size, code = MPI_SUCCESS;
+    (void)MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    (void)MPI_Comm_size(MPI_COMM_WORLD, &size);
+    const int right = (rank + 1) % size, left = (rank + size - 1) % size;
+    for (int step = 0; step < 2 * (size - 1) && code == MPI_SUCCESS; step++) {
+        const uint64_t out = (uint64_t)((rank - step + 2 * size) % size),
+                       in = (uint64_t)((rank - step - 1 + 2 * size) % size), parts = (uint64_t)size;
+        const uint64_t out_at = count * out / parts, out_end = count * (out + 1) / parts;
+        const uint64_t in_at = count * in / parts, in_end = count * (in + 1) / parts;
+        float *into = step < size - 1 ? scratch : values + in_at;
+        code = MPI_Sendrecv(values + out_at, (int)(out_end - out_at), MPI_FLOAT, right, 0, into, (int)(in_end - in_at),
+                            MPI_FLOAT, left, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+        for (uint64_t i = in_at; into == scratch && i < in_end; i++)
+            values[i] += scratch[i - in_at];
+    }
+    return code;
+}
+
+/* `bytes` bytes to the rank whose number differs in the bit `distance` (a power of two) and from it, at once. */
+int baseline_exchange(const void *out, void *in, uint64_t bytes, int distance)
+{
+    int rank, size;
+    (void)MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    (void)MPI_Comm_size(MPI_COMM_WORLD, &size);
+    if ((rank ^ distance) >= size)
+        return MPI_SUCCESS;
+    return MPI_Sendrecv(out, (int)bytes, MPI_BYTE, rank ^ distance, 1, in, (int)bytes, MPI_BYTE, rank ^ distance, 1,
+                        MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+}
