@@ -13,7 +13,8 @@
  *   wire            bytes that a rank sends in a step, headers included; of the rank that sends most
  *   bare            log2 P bare MPI_Sendrecv of the bytes of gtopk's messages, nothing else (median)
  *   speed-up        median of the best dense / median. The best of: our dense, and (transport mpi, when baseline_mpi.so lies beside
- *                   this program) MPI_Allreduce of the whole gradient and a ring of MPI_Sendrecv, measured in the same turns
+ *                   this program) MPI_Allreduce of the whole gradient and a ring of MPI_Sendrecv, measured in the same turns; not "ring bf16", which
+ *                   rounds each sum to bf16
  *   wrong           indices that are wrong in a last step: the mass is off by more than 1e-5 of its size (the sum over
  *                   ranks of residual before + gradient - residual after is not P times the mean update; its size
  *                   is the sum of |residual before + gradient|), or a rank's update has other bits than rank 0's
@@ -35,7 +36,7 @@
 
 #define MAX_SIZES 16
 #define ALGORITHMS 4
-#define BASELINES 3
+#define BASELINES 4
 #define NOT_DENSE (-1) /* a baseline that adds nothing up */
 #define ROWS (ALGORITHMS + BASELINES)
 #define SEGMENT_LENGTH ((uint64_t)1 << 18) /* the check goes segment by segment */
@@ -67,7 +68,7 @@ typedef struct baselines {
     exchange_fn exchange;
 } baselines_t;
 
-static const char *const BASELINE_NAMES[BASELINES] = {"MPI_Allreduce", "MPI ring", "bare"};
+static const char *const BASELINE_NAMES[BASELINES] = {"MPI_Allreduce", "MPI ring", "ring bf16", "bare"};
 
 typedef struct options {
     uint64_t sizes[MAX_SIZES];
@@ -77,13 +78,15 @@ typedef struct options {
     name_t value_type;
     double density;
     int iterations, warmup;
-    const char *device, *transport, *json;
+    size_t checked; /* segments */
+    const char *device, *transport, *json, *interface;
 } options_t;
 
 /* What is known of one algorithm at one size. Times are of this rank while measuring, then of the slowest. */
 typedef struct row {
     name_t algorithm;
     uint64_t n, k, bytes, wrong;
+    double counted;          /* bytes that the interface sent, in all measured steps, barriers included; then in one */
     double *step, *exchange; /* [iterations], seconds */
     double min_ms, median_ms, max_ms, exchange_ms, speedup;
     const char *best_dense;
@@ -92,7 +95,7 @@ typedef struct row {
 /* The memory of one size, shared by its algorithms. */
 typedef struct arena {
     uint64_t n;
-    size_t segments;
+    size_t segments, checked; /* the first of them are checked */
     uint64_t *lengths;
     float *gradient; /* what each step starts from */
     float *work;     /* the gradient that is given away and becomes the update */
@@ -111,6 +114,8 @@ static const char USAGE[] = "mpirun -n RANKS allreduce_bench [options]\n"
                             "  --warmup W          steps before them (2)\n"
                             "  --device D          cpu or reference (GTOPK_DEVICE, else cpu)\n"
                             "  --transport T       mpi or self (mpi)\n"
+                            "  --check C           segments of 2^18 entries that are checked in the end (all)\n"
+                            "  --interface I       a network interface whose counter of sent bytes to read (none)\n"
                             "  --json FILE         also write the table as JSON\n";
 
 static void fail(const char *what, const char *why)
@@ -185,6 +190,7 @@ static options_t parse_options(int argc, char **argv)
                    .density = 0.001,
                    .iterations = 10,
                    .warmup = 2,
+                   .checked = SIZE_MAX,
                    .transport = "mpi"};
     memcpy(o.algorithms, ALGORITHM_NAMES, sizeof o.algorithms);
     for (int i = 1; i < argc; i += 2) {
@@ -211,6 +217,10 @@ static options_t parse_options(int argc, char **argv)
             o.device = value;
         else if (strcmp(option, "--transport") == 0)
             o.transport = value;
+        else if (strcmp(option, "--check") == 0)
+            o.checked = (size_t)parse_number(value, option, 0, UINT32_MAX);
+        else if (strcmp(option, "--interface") == 0)
+            o.interface = value;
         else if (strcmp(option, "--json") == 0)
             o.json = value;
         else
@@ -329,7 +339,7 @@ static uint64_t check_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, arena_t
     for (size_t s = 0; s < a->segments; s++)
         check(gtopk_reducer_residual(reducer, (uint32_t)s, a->before + s * SEGMENT_LENGTH, a->lengths[s]), "residual");
     (void)run_step(comm, reducer, a, &stats);
-    for (size_t s = 0; s < a->segments; s++)
+    for (size_t s = 0; s < a->checked; s++)
         wrong += check_segment(comm, reducer, a, s, after, first, sums);
     free(after);
     free(first);
@@ -367,6 +377,8 @@ static void summarise(gtopk_comm_t *comm, row_t *row, int iterations)
     take_extreme(comm, row->step, iterations, fmax);
     take_extreme(comm, row->exchange, iterations, fmin);
     take_extreme(comm, &bytes, 1, fmax);
+    row->counted /= iterations;
+    take_extreme(comm, &row->counted, 1, fmax);
     row->bytes = (uint64_t)bytes;
     row->min_ms = 1e3 * row->step[0];
     row->median_ms = 1e3 * median(row->step, iterations);
@@ -393,7 +405,8 @@ static baselines_t open_baselines(const gtopk_comm_t *comm)
     *(void **)&b.sums[0] = dlsym(library, "baseline_allreduce");
     *(void **)&b.sums[1] = dlsym(library, "baseline_ring");
     *(void **)&b.exchange = dlsym(library, "baseline_exchange");
-    if (b.sums[0] && b.sums[1] && b.exchange)
+    *(void **)&b.sums[2] = dlsym(library, "baseline_ring_bf16");
+    if (b.sums[0] && b.sums[1] && b.sums[2] && b.exchange)
         b.count = BASELINES;
     return b;
 }
@@ -423,7 +436,7 @@ static uint64_t check_baseline(gtopk_comm_t *comm, const baselines_t *b, int whi
     double *sums = allocate(SEGMENT_LENGTH, 2 * sizeof *sums);
     uint64_t wrong = 0;
     (void)run_baseline(comm, b, which, a, 0);
-    for (size_t s = 0; s < a->segments; s++) {
+    for (size_t s = 0; s < a->checked; s++) {
         const uint64_t begin = s * SEGMENT_LENGTH;
         for (uint64_t i = 0; i < a->lengths[s]; i++) {
             sums[2 * i] = a->gradient[begin + i];
@@ -451,6 +464,22 @@ static int is_dense(const row_t *row)
     return row->algorithm.value == GTOPK_ALGORITHM_DENSE;
 }
 
+/* Bytes that the interface has sent so far; 0: none is named. */
+static double sent_so_far(gtopk_comm_t *comm, const options_t *o)
+{
+    char path[256];
+    double bytes = 0.0;
+    if (!o->interface)
+        return bytes;
+    check(gtopk_barrier(comm), "barrier"); /* all ranks are through, so all of it has left */
+    (void)snprintf(path, sizeof path, "/sys/class/net/%s/statistics/tx_bytes", o->interface);
+    FILE *file = fopen(path, "r");
+    if (!file || fscanf(file, "%lf", &bytes) != 1)
+        fail(path, "cannot be read: is that an interface's name?");
+    (void)fclose(file);
+    return bytes;
+}
+
 static void compare_with_best(row_t *rows, size_t count)
 {
     const row_t *best = NULL;
@@ -468,6 +497,7 @@ static size_t measure_size(gtopk_comm_t *comm, const options_t *o, const baselin
 {
     gtopk_reducer_t *reducers[ALGORITHMS];
     arena_t a = arena_create(n, gtopk_comm_rank(comm));
+    a.checked = o->checked < a.segments ? o->checked : a.segments;
     const size_t algorithms = o->algorithm_count, count = algorithms + (n <= INT_MAX ? (size_t)b->count : 0);
     uint64_t sparse_bytes = 0; /* what gtopk, else the last algorithm, sends */
     for (size_t r = 0; r < algorithms; r++) {
@@ -481,19 +511,22 @@ static size_t measure_size(gtopk_comm_t *comm, const options_t *o, const baselin
     }
     for (size_t r = algorithms; r < count; r++)
         start_row(&rows[r], o,
-                  (name_t){BASELINE_NAMES[r - algorithms], r + 1 < count ? GTOPK_ALGORITHM_DENSE : NOT_DENSE}, n);
+                  (name_t){BASELINE_NAMES[r - algorithms], r + 2 < count ? GTOPK_ALGORITHM_DENSE : NOT_DENSE}, n);
     for (int i = -o->warmup; i < o->iterations; i++)
         for (size_t r = 0; r < count; r++) {
             gtopk_stats_t stats = {0};
             double seconds;
+            const double before = sent_so_far(comm, o);
             if (r < algorithms)
                 seconds = run_step(comm, reducers[r], &a, &stats);
             else
                 stats.exchange_s = seconds = run_baseline(comm, b, (int)(r - algorithms), &a, sparse_bytes);
-            if (!is_dense(&rows[r]) && (rows[r].algorithm.value == GTOPK_ALGORITHM_GTOPK || sparse_bytes == 0))
+            if (r < algorithms && !is_dense(&rows[r]) &&
+                (rows[r].algorithm.value == GTOPK_ALGORITHM_GTOPK || sparse_bytes == 0))
                 sparse_bytes = stats.bytes_sent;
             if (i < 0)
                 continue;
+            rows[r].counted += sent_so_far(comm, o) - before;
             rows[r].step[i] = seconds;
             rows[r].exchange[i] = stats.exchange_s;
             rows[r].bytes = stats.bytes_sent;
@@ -593,6 +626,8 @@ static void write_json(const char *path, int argc, char **argv, const row_t *row
             (void)fprintf(file, "\"speedup\": %.4f, \"best_dense\": \"%s\", ", row->speedup, row->best_dense);
         else
             (void)fprintf(file, "\"speedup\": null, ");
+        if (row->counted > 0.0)
+            (void)fprintf(file, "\"counted_bytes\": %.0f, ", row->counted);
         (void)fprintf(file, "\"wrong\": %llu}", (unsigned long long)row->wrong);
     }
     (void)fprintf(file, "\n ]}\n");

@@ -14,7 +14,11 @@ bench-allreduce: lib module $(BUILD)/benchmarks/allreduce_bench $(BUILD)/benchma
 	$(MPI_AS_ROOT) GTOPK_MPI_MODULE="$(BUILD)/libgtopk_mpi.so" "$(MPIRUN)" -n $(RANKS) $(MPI_OPTIONS) \
 	    $(BUILD)/benchmarks/allreduce_bench $(ARGS)
 
+#: make bench-network    methods side by side over emulated networks; needs root (ARGS="--help")
+bench-network: build $(RUN_READY) $(VENV)/.installed-network
+	$(VENV_PYTHON) benchmarks/network_bench.py --bench $(BUILD)/benchmarks/allreduce_bench $(ARGS)
+
 bench-select: $(BUILD)/benchmarks/select_bench
 	$(BUILD)/benchmarks/select_bench $(ARGS)
 
-.PHONY: bench bench-allreduce bench-select
+.PHONY: bench bench-allreduce bench-network bench-select

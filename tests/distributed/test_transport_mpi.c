@@ -170,7 +170,7 @@ static void test_collectives(transport_t *transport)
     enum { COUNT = 100003 };
     const int32_t size = transport->size;
     float *values = malloc(COUNT * sizeof *values), *all = malloc((size_t)size * COUNT * sizeof *all);
-    size_t wrong = 0, different = 0;
+    size_t wrong = 0;
     for (int i = 0; i < COUNT; i++)
         values[i] = (float)(i % 1000) * 0.1f + (float)transport->rank * 0.7f;
     NEED(transport->ops->allgather(transport, values, COUNT * sizeof *values, all, soon(transport, 60.0), NULL) ==
