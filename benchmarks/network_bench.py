@@ -4,9 +4,9 @@
 
 A case is RANKS:RATE:ENTRIES, one rank a host. In each round of a case three programs take turns, and in each of them its
 methods do: ``allreduce_bench`` (MPI), ``network_gloo.py`` (torchrun) and ``network_numpy.py`` (the published exchange).
-PowerSGD comes last, as it may not end. The time of a step is that of the slowest rank; that of the exchange alone is of the
-rank which came to it last, and waited for nobody. Medians over all rounds; ratios are taken within a case. The file also has
-the load of the machine, and what the links gave before and after.
+The time of a step is that of the slowest rank; that of the exchange alone is of the rank which came to it last, and waited
+for nobody. Medians over all rounds; ratios are taken within a case. The file also has the load of the machine, and what the
+links gave before and after.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))
 CLUSTER = HERE / "cluster" / "cluster.sh"
 CASES = ("4:100mbit:25000000", "2:1gbit:25000000", "4:100mbit:14700000", "4:1gbit:25000000", "8:100mbit:14700000")
-POWER = ("ddp power 1", "ddp power 2")
 DENSE = ("mpi dense", "mpi MPI_Allreduce", "mpi MPI ring", "gloo gloo")
 BITS = {"100mbit": 1e8, "1gbit": 1e9, "10gbit": 1e10}
 
@@ -74,28 +73,12 @@ class Case:
         for row in self.run("mpirun", published, ["--turns", str(max(3, turns))], limit):
             self.keep("mpi published", row["seconds"], row)
 
-    def power(self) -> None:
-        for method in POWER:
-            gloo = [str(HERE / "network_gloo.py"), "--entries", str(self.entries), "--methods", method]
-            try:
-                for row in self.run("torchrun", gloo, ["--turns", str(self.options.turns)], self.options.power_limit):
-                    self.keep(f"gloo {method}", row["seconds"], row)
-            except (RuntimeError, subprocess.TimeoutExpired) as error:
-                reason = f"did not end within {self.options.power_limit} s"
-                if isinstance(error, RuntimeError):
-                    reason = str(error).splitlines()[-1]
-                self.rows[f"gloo {method}"] = {"method": f"gloo {method}", "failed": reason}
-                self.call("down")
-                self.call("up", str(self.ranks), self.rate)
-
     def measure(self) -> dict[str, Any]:
         load = [os.getloadavg()[0]]
         links = [json.loads(self.call("up", str(self.ranks), self.rate).splitlines()[0])]
         for _ in range(self.options.rounds):
             self.round()
             load.append(os.getloadavg()[0])
-        if self.options.power_limit:
-            self.power()
         links.append(json.loads(self.call("probe").splitlines()[0]))
         return {
             "ranks": self.ranks,
@@ -116,8 +99,7 @@ def summary(rows: dict[str, dict[str, Any]], ranks: int, rate: str) -> dict[str,
                 row[f"min_{key}"] = min(row[key])
     best = min((name for name in DENSE if name in rows), key=lambda name: float(rows[name]["median_ms"]))
     for row in rows.values():
-        if "median_ms" in row:
-            row["speedup"] = round(rows[best]["median_ms"] / row["median_ms"], 3)
+        row["speedup"] = round(rows[best]["median_ms"] / row["median_ms"], 3)
     own = {name: float(row["median_exchange_ms"]) for name, row in rows.items() if row.get("median_exchange_ms")}
     bytes_of_gtopk = rows["mpi gtopk"]["bytes"]
     ratios = {
@@ -143,9 +125,6 @@ def print_case(case: dict[str, Any]) -> None:
         f"\n{case['ranks']} ranks, {case['rate']}, {case['entries']} entries, load {case['load']}, best {case['best_dense']}"
     )
     for row in case["rows"]:
-        if "failed" in row:
-            print(f"  {row['method']:22} {row['failed']}")
-            continue
         own = row.get("median_exchange_ms", "")
         print(
             f"  {row['method']:22} {row['median_ms']:11} {own:11} {row.get('counted_bytes', 0):12} {row['speedup']:8}"
@@ -163,7 +142,7 @@ def draw(cases: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(cases), figsize=(4.6 * len(cases), 5.2), squeeze=False, layout="constrained")
     for axis, case in zip(axes[0], cases, strict=True):
-        rows = [row for row in reversed(case["rows"]) if "median_ms" in row]
+        rows = list(reversed(case["rows"]))
         colours = ["tab:blue" if "gtopk" in row["method"] else "tab:gray" for row in rows]
         axis.barh([row["method"] for row in rows], [row["median_ms"] for row in rows], color=colours)
         axis.set_xscale("log")

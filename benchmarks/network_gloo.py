@@ -4,8 +4,8 @@
 
 A row a method: seconds of each turn on the slowest rank, those of the exchange alone on the rank that came last, and the bytes
 that the interface counted (--interface), as ``allreduce_bench`` does. A turn of an algorithm is accumulate and reduce; one of
-DDP is forward and backward of a model of n parameters in matrices of 1000 columns that computes next to nothing. PowerSGD
-is asked for by name (--methods), as it may not end.
+DDP is forward and backward of a model of n parameters in matrices of 1000 columns that computes next to nothing.
+"ddp power R" is PowerSGD of rank R.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import gtopk
 from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
 
 COLUMNS = 1000
-METHODS = ("gloo", "dense", "topk", "gtopk", "gtopk-tree", "ddp", "ddp fp16", "ddp gtopk")
+METHODS = ("gloo", "dense", "topk", "gtopk", "gtopk-tree", "ddp", "ddp fp16", "ddp power 1", "ddp power 2", "ddp gtopk")
 
 
 class Matrices(nn.Module):
@@ -49,7 +49,10 @@ class Matrices(nn.Module):
 
 
 def of_ddp(method: str, n: int, density: float, gradient: torch.Tensor) -> Callable[[], Any]:
-    ddp = nn.parallel.DistributedDataParallel(Matrices(n))
+    # PowerSGD waits for a second all-reduce in the callback of its first one, which runs on one of gloo's two threads: with
+    # two buckets under way nobody is left to do it. So it gets all parameters in one.
+    megabytes = 4 * n / 2**20 + 1 if method.startswith("ddp power") else None
+    ddp = nn.parallel.DistributedDataParallel(Matrices(n), bucket_cap_mb=megabytes, gradient_as_bucket_view=True)
     if method == "ddp fp16":
         ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
     elif method == "ddp gtopk":
