@@ -225,7 +225,7 @@ static void each_algorithm_has_its_value_types(void **state)
     wire_header_t sent = {.scale = 1.0f}, header;
     for (int algorithm = 0; algorithm < 256; algorithm++)
         for (int type = 0; type < 256; type++) {
-            const int is_set = algorithm <= GTOPK_ALGORITHM_GTOPK_TREE || algorithm == WIRE_BLOCK;
+            const int is_set = algorithm < WIRE_ALGORITHMS || algorithm == WIRE_BLOCK;
             const int is_collective = algorithm >= WIRE_BROADCAST && algorithm <= WIRE_BARRIER;
             const int good = (is_set && type <= GTOPK_VALUE_I8) || (is_collective && type == WIRE_VALUE_BYTES);
             sent.algorithm = (uint8_t)algorithm;

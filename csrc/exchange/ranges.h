@@ -1,0 +1,27 @@
+/* Who owns which entries in gtopk-split, and how many of them are kept. Pure: sizes and a place give numbers.
+ *
+ * Chunk c of the vector, RANGES_CHUNK entries, belongs to owner c mod 2^levels: the owner's number is in the low bits of the
+ * chunk's. After `level` halvings a place stands for all owners that have its low `level` bits, and the entries of these
+ * owners are a range (device/range.h), in which the next bit halves again. */
+#ifndef GTOPK_EXCHANGE_RANGES_H
+#define GTOPK_EXCHANGE_RANGES_H
+
+#include "device/range.h"
+#include "util/status.h"
+
+/* Small, so that a layer of large gradients has many owners. See docs/architecture.md for what larger ones cost. */
+#define RANGES_CHUNK_BITS 6u
+
+/* The entries of the owners whose low `level` bits are those of `owner`. */
+device_range_t ranges_at(uint32_t level, uint32_t owner);
+
+/* Half of a range of that level, as a range of its places: those whose owners have this bit after the low `level` ones. */
+device_range_t ranges_half(uint32_t level, uint32_t owner);
+
+/* Entries that may be kept of `part` entries of `dim`, when k are kept of all: their share of k, rounded up. */
+uint32_t ranges_budget(uint64_t dim, uint64_t k, uint64_t part);
+
+/* Entries that all owners in a range of that level keep together, when k are kept of all. */
+uint64_t ranges_kept(uint64_t dim, uint64_t k, uint32_t levels, uint32_t level, uint32_t owner);
+
+#endif
