@@ -3,12 +3,12 @@
 
 device_range_t ranges_at(uint32_t level, uint32_t owner)
 {
-    return (device_range_t){RANGES_CHUNK_BITS, level, owner & (uint32_t)(((uint64_t)1 << level) - 1)};
+    return (device_range_t){level, owner & ((1u << level) - 1)};
 }
 
 device_range_t ranges_half(uint32_t level, uint32_t owner)
 {
-    return (device_range_t){RANGES_CHUNK_BITS, 1, owner >> level & 1};
+    return (device_range_t){1, owner >> level & 1};
 }
 
 uint32_t ranges_budget(uint64_t dim, uint64_t k, uint64_t part)

@@ -1,16 +1,12 @@
 /* Who owns which entries in gtopk-split, and how many of them are kept. Pure: sizes and a place give numbers.
  *
- * Chunk c of the vector, RANGES_CHUNK entries, belongs to owner c mod 2^levels: the owner's number is in the low bits of the
- * chunk's. After `level` halvings a place stands for all owners that have its low `level` bits, and the entries of these
- * owners are a range (device/range.h), in which the next bit halves again. */
+ * Owner o of 2^levels has the range (device/range.h) of that number. After `level` halvings a place stands for all owners
+ * that have its low `level` bits; their entries together are a range, too, in which the next bit halves again. */
 #ifndef GTOPK_EXCHANGE_RANGES_H
 #define GTOPK_EXCHANGE_RANGES_H
 
 #include "device/range.h"
 #include "util/status.h"
-
-/* Small, so that a layer of large gradients has many owners. See docs/architecture.md for what larger ones cost. */
-#define RANGES_CHUNK_BITS 6u
 
 /* The entries of the owners whose low `level` bits are those of `owner`. */
 device_range_t ranges_at(uint32_t level, uint32_t owner);

@@ -144,8 +144,8 @@ static void merge_without_room(world_t *w, uint64_t k, uint64_t room)
 static void cut_range(world_t *w)
 {
     random_state_t *random = &w->random;
-    const uint32_t bits = (uint32_t)random_below(random, 4), at = (uint32_t)random_below(random, 14);
-    const device_range_t range = {at, bits, (uint32_t)random_below(random, 1u << bits)};
+    const uint32_t bits = (uint32_t)random_below(random, 12);
+    const device_range_t range = {bits, (uint32_t)random_below(random, 1u << bits)};
     world_prepare(w, SET_PEER, world_count(w, SET_ALL));
     WORLD_CALL_OK(w, ops->cut(side->device, &side->sets[SET_ALL], range, &side->sets[SET_PEER], side->words, NULL));
     world_compare_set(w, SET_PEER, "cut entries");

@@ -273,7 +273,7 @@ static const broken_field_t broken_fields[] = {
     {5, 1, WIRE_VALUE_BYTES, "value type 255"},
     {5, 1, GTOPK_VALUE_F32, "86 bytes arrived, its header says 92"}, /* another size */
     {5, 1, GTOPK_VALUE_I8, "86 bytes arrived, its header says 83"},
-    {6, 1, 4, "unknown algorithm 4"},
+    {6, 1, 5, "unknown algorithm 5"},
     {6, 1, 31, "unknown algorithm 31"},
     {6, 1, WIRE_BARRIER + 1, "unknown algorithm 37"},
     {6, 1, 255, "unknown algorithm 255"},
