@@ -347,6 +347,12 @@ MUTANTS = [
         "    reducer->environment = fpenv_enter();\n",
         "    reducer->environment = fpenv_enter();\n    fpenv_leave(reducer->environment);\n",
     ),
+    Mutant(
+        "the rank in a sample is counted in strides",
+        "csrc/device/cpu/rank.c",
+        "rank = k * SAMPLE / count;",
+        "rank = k / stride;",
+    ),
     # wire
     Mutant("no CRC", HEADER, "if (crc != sent)", "if (0)"),
     Mutant("count beyond k", HEADER, "header->count > header->k || header->k > header->dim", "header->k > header->dim"),
