@@ -96,9 +96,9 @@ def simulate(options: argparse.Namespace, network: Network, ranks: int, job: str
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_platform(network, folder)
-        command = [options.smpirun, "-np", str(ranks), "-platform", f"{folder}/platform.xml"]
+        command = [str(options.smpirun.resolve()), "-np", str(ranks), "-platform", f"{folder}/platform.xml"]
         command += ["-hostfile", f"{folder}/hosts", *(f"--cfg={option}" for option in OPTIONS)]
-        command += ["--log=root.thres:warning", options.program, str(n), str(density), algorithm]
+        command += ["--log=root.thres:warning", str(options.program.resolve()), str(n), str(density), algorithm]
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=options.limit)
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     if run.returncode != 0 or len(lines) != 2:
@@ -155,8 +155,8 @@ def way(network: Network, ranks: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--program", required=True, help="scale.so, as make bench-scale builds it")
-    parser.add_argument("--smpirun", required=True)
+    parser.add_argument("--program", required=True, type=Path, help="scale.so, as make bench-scale builds it")
+    parser.add_argument("--smpirun", required=True, type=Path)
     parser.add_argument("--ranks", default="2,4,8,16,32,64,128,256,512,1024")
     parser.add_argument("--networks", default="1,10,100", help="Gb/s")
     parser.add_argument("--jobs", default=",".join(JOBS), help="entries")

@@ -28,6 +28,7 @@ CHECK = "csrc/exchange/check.c"
 MESSAGE = "csrc/exchange/message.c"
 COLLECTIVE = "csrc/exchange/collective.c"
 STEP = "csrc/core/step.c"
+ACCUMULATE = "csrc/core/accumulate.c"
 STATE = "csrc/core/state.c"
 CONFIG = "csrc/core/config.c"
 REDUCER = "csrc/core/reducer.c"
@@ -256,14 +257,57 @@ MUTANTS = [
     Mutant(
         "a failed step does not break",
         STEP,
-        "    status = comm_settle(comm, status, group->reducers[0]->step);\n    if",
-        "    if",
+        "    status = comm_settle(comm, status, group->reducers[0]->step);\n    group_end",
+        "    group_end",
     ),
     Mutant(
         "segments left out are not scanned",
+        ACCUMULATE,
+        "    if (rollback || reducer_selects(reducer))\n",
+        "    if (0)\n",
+    ),
+    # rollback
+    Mutant(
+        "rollback: segments left out of a dense step are not carried over",
+        ACCUMULATE,
+        "    if (rollback || reducer_selects(reducer))\n",
+        "    if (reducer_selects(reducer))\n",
+    ),
+    Mutant(
+        "rollback: what overflowed is not carried over",
+        ACCUMULATE,
+        "params.found_inf && reducer->record.rollback",
+        "0",
+    ),
+    Mutant(
+        "rollback: a non-finite step is not undone",
         STEP,
-        "status = step_accumulate_missing(reducer, step->stream);",
-        "status = GTOPK_OK;",
+        "if (status == GTOPK_OK && reducer->verdict->nonfinite)\n        status = step_undo",
+        "if (0)\n        status = step_undo",
+    ),
+    Mutant(
+        "rollback: a cancelled step is forgotten",
+        ACCUMULATE,
+        "if (reducer->in_step && reducer->record.rollback) {",
+        "if (0) {",
+    ),
+    Mutant(
+        "rollback: a residual is read where it was",
+        "csrc/core/residual.c",
+        "reducer->record.rollback && reducer->in_step && reducer->segments.seen[segment]",
+        "0",
+    ),
+    Mutant(
+        "rollback: a velocity without a gradient is not carried over",
+        "csrc/device/cpu/accumulate.c",
+        "    if (store->second_velocity)\n",
+        "    if (0)\n",
+    ),
+    Mutant(
+        "rollback: a head that is not aligned is taken twice",
+        "csrc/device/cpu/accumulate.c",
+        "block > 0 && head > 0 ? head + (block - 1) * KERNEL_BLOCK",
+        "block > 0 && head > 0 ? (block - 1) * KERNEL_BLOCK",
     ),
     Mutant("a segment twice", "csrc/core/segments.c", "else if (segments->seen[s])", "else if (0)"),
     Mutant(
@@ -614,6 +658,96 @@ MUTANTS = [
         TORCH + "checkpoint.py",
         'torch.zeros(shape, dtype=torch.float32, device="cpu")',
         "torch.zeros(shape)",
+    ),
+    Mutant(
+        "local steps: the residual after a failed exchange has the differences in it",
+        TORCH + "local_steps.py",
+        "            if not taken:\n                exchange.set_residuals(kept)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "local steps: only the rank with Inf skips the exchange",
+        TORCH + "local_steps.py",
+        "if all(row[2] for row in rows) else None",
+        "if finite else None",
+    ),
+    Mutant(
+        "local steps: nobody goes back",
+        TORCH + "local_steps.py",
+        "                if not finite:\n                    self._go_back(optimizer, parameters)\n",
+        "",
+    ),
+    Mutant(
+        "local steps: a gradient that is not finite is applied",
+        TORCH + "local_steps.py",
+        "self.nonfinite = scaled.found_inf or not (scaled.present or all_finite(gradients))",
+        "self.nonfinite = scaled.found_inf",
+    ),
+    Mutant(
+        "local steps: gradients stay scaled",
+        TORCH + "local_steps.py",
+        "            torch._foreach_mul_(gradients, scaled.scale)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "local steps: what was frozen is exchanged for ever",
+        TORCH + "local_steps.py",
+        "            self._starts = {name: start for name, start in self._starts.items() if name in parameters}\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "local steps: weights that were loaded count as learned",
+        TORCH + "local_steps.py",
+        "            elif not self.since and not start.is_at(parameter):\n",
+        "            elif False:\n",
+    ),
+    Mutant(
+        "local steps: a rank that has joined does not take the update",
+        TORCH + "local_steps.py",
+        "all_joined = self.session.step_joined(updates=updates)",
+        "all_joined = self.session.step_joined()",
+    ),
+    Mutant(
+        "local steps: what a rank had done when it joined is lost",
+        TORCH + "local_steps.py",
+        "        while self.since:\n            self.exchange(optimizer)\n",
+        "",
+    ),
+    Mutant(
+        "local steps: ranks may start from different weights",
+        TORCH + "local_steps.py",
+        "        check_same(self.session.comm, chosen, self._starts, self.velocities)\n",
+        "",
+    ),
+    Mutant(
+        "local steps: a consolidated state leaves out what was done since the exchange",
+        TORCH + "local_steps.py",
+        "                    mine = difference.cpu().contiguous()\n",
+        "                    pass\n",
+    ),
+    Mutant(
+        "local steps: another rank's state leaves the weights as they are",
+        TORCH + "local_steps.py",
+        "                if not own:\n",
+        "                if False:\n",
+    ),
+    Mutant(
+        "local steps: 16-bit weights start from 16 bits",
+        TORCH + "start.py",
+        "        flat(self.weights).sub_(",
+        "        flat(self.weights.copy_(self.weights.bfloat16())).sub_(",
+    ),
+    Mutant(
+        "local steps: the outer momentum is not Nesterov's",
+        TORCH + "local_steps.py",
+        "return update.add_(velocity * factor)",
+        "return update.copy_(velocity)",
+    ),
+    Mutant(
+        "local steps: the residual of gradients is taken for one of weights",
+        TORCH + "local_steps.py",
+        'if "start" not in saved and saved["residual"]:',
+        "if False:",
     ),
     Mutant("DDP: a loaded state is not looked at", TORCH + "ddp_hook.py", "    check_form(state)\n", ""),
 ]

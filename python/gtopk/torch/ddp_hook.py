@@ -73,12 +73,14 @@ class GTopKState:
     named_parameters : iterable of (str, Tensor), optional
         The names for checkpoints and errors: ``model.named_parameters()`` of the model inside DDP. Default: numbers, in
         the order in which DDP hands parameters over in its first iteration.
-    density, algorithm, value_type, residual_policy, merge_growth, warmup, dense_below, dense_1d
+    density, algorithm, value_type, residual_policy, merge_growth, warmup, dense_below, dense_1d, rollback
         See `gtopk.DistributedOptimizer`.
     grad_scaler : torch.amp.GradScaler, optional
         Needed in mixed precision with a scaler: the residual is kept in unscaled units, as the scale changes. When a
         gradient overflows on one rank, all ranks get NaN, so all scalers skip the step and stay equal, and all
         residuals stay as they were. Buckets are then accumulated at the end of backward.
+    local_steps : int
+        1. Local steps need no DDP: they are an option of `gtopk.DistributedOptimizer`.
 
     Notes
     -----
@@ -117,9 +119,24 @@ class GTopKState:
         warmup: Warmup | None = None,
         dense_below: int = 0,
         dense_1d: bool = False,
+        rollback: bool = False,
         grad_scaler: Any = None,
+        local_steps: int = 1,
     ) -> None:
-        options = Options(algorithm, value_type, residual_policy, merge_growth, False, dense_below, bool(dense_1d))
+        if callable(local_steps) or local_steps != 1:
+            raise UnsupportedError(
+                "DDP exchanges gradients in every step: for local steps leave out DistributedDataParallel and wrap the "
+                "optimizer, gtopk.DistributedOptimizer(optimizer, model.named_parameters(), local_steps=...)"
+            )
+        options = Options(
+            algorithm=algorithm,
+            value_type=value_type,
+            residual_policy=residual_policy,
+            merge_growth=merge_growth,
+            dense_below=dense_below,
+            dense_1d=bool(dense_1d),
+            rollback=bool(rollback),
+        )
         self._prepare(options, DensitySchedule(density, warmup), grad_scaler, Names(named_parameters))
         self._session = self._open(process_group)
 
