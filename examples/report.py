@@ -21,8 +21,20 @@ __all__ = ["Network", "Prediction", "cores", "exchange_seconds", "machine", "plo
 Run = dict[str, Any]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = {"dense": "#555555", "topk": "#E69F00", "gtopk": "#0072B2", "gtopk-tree": "#009E73", "gtopk-split": "#CC79A7"}
-_NAMES = {"dense": "dense", "topk": "Top-k", "gtopk": "gTop-k", "gtopk-tree": "gTop-k (tree)", "gtopk-split": "gTop-k (split)"}
+_COLOURS = {
+    "dense": "#555555",
+    "topk": "#E69F00",
+    "gtopk": "#0072B2",
+    "gtopk-tree": "#009E73",
+    "gtopk-split": "#CC79A7",
+}
+_NAMES = {
+    "dense": "dense",
+    "topk": "Top-k",
+    "gtopk": "gTop-k",
+    "gtopk-tree": "gTop-k (tree)",
+    "gtopk-split": "gTop-k (split)",
+}
 
 
 def cores() -> int:

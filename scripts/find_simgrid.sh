@@ -12,7 +12,7 @@ mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 
 if command -v smpirun >/dev/null && [ -r /usr/include/smpi/smpi.h ]; then
-    root= libraries=
+    root='' libraries=''
     cp "$(command -v smpirun)" "$folder/smpirun"
 else
     root=$folder/root
@@ -34,5 +34,9 @@ else
         exit 1
     }
 fi
-printf -- '-isystem %s/usr/include -isystem %s/usr/include/smpi -include %s/usr/include/smpi/smpi_helpers.h\n' "$root" "$root" "$root" >"$folder/cflags"
+if [ -n "$root" ]; then
+    printf -- '-isystem %s/usr/include -isystem %s/usr/include/smpi -include %s/usr/include/smpi/smpi_helpers.h\n' "$root" "$root" "$root"
+else
+    printf -- '-isystem /usr/include/smpi -include /usr/include/smpi/smpi_helpers.h\n'
+fi >"$folder/cflags"
 printf -- '%s -lsimgrid -lm\n' "${libraries:+-L$libraries -Wl,-rpath,$libraries -Wl,-rpath-link,$libraries}" >"$folder/libs"

@@ -5,7 +5,7 @@
 #ifndef GTOPK_EXCHANGE_RANGES_H
 #define GTOPK_EXCHANGE_RANGES_H
 
-#include "device/range.h"
+#include "device/device.h"
 #include "util/status.h"
 
 /* The entries of the owners whose low `level` bits are those of `owner`. */
