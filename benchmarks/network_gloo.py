@@ -27,7 +27,8 @@ import gtopk
 from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
 
 COLUMNS = 1000
-METHODS = ("gloo", "dense", "topk", "gtopk", "gtopk-tree", "ddp", "ddp fp16", "ddp power 1", "ddp power 2", "ddp gtopk")
+ALGORITHMS = ("dense", "topk", "gtopk", "gtopk-tree", "gtopk-split")
+METHODS = ("gloo", *ALGORITHMS, "ddp", "ddp fp16", "ddp power 1", "ddp power 2", "ddp gtopk")
 
 
 class Matrices(nn.Module):
