@@ -244,3 +244,18 @@ def case_memory_that_is_not_there_is_an_error_on_every_rank():
     with make() as reducer:
         _step(reducer, torch.ones(1000))
     assert torch.cuda.memory_allocated() == before
+
+
+def case_a_model_that_moves_during_training():
+    """On all ranks alike: reducers are made anew where it is, and residuals go along."""
+    model, optimizer = trained("cpu")
+    norm = optimizer.stats(residual_norm=True)["residual_norm"]
+    for device in (CUDA, torch.device("cpu"), CUDA):
+        model.to(device)
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        assert all(p.grad.device == device for p in model.parameters())
+        assert 0 < optimizer.stats(residual_norm=True)["residual_norm"] < norm
+        norm = optimizer.stats(residual_norm=True)["residual_norm"]
+        assert_same_on_all_ranks(model.weight.detach().cpu().numpy())
