@@ -45,7 +45,10 @@ def three_steps(device, momentum=False, **options):
 
 
 def case_the_bits_of_the_cpu():
-    algorithms, types = ("gtopk", "gtopk-tree", "topk", "dense"), ("bf16", "int8", "fp16", "fp32")
+    algorithms, types = (
+        ("gtopk", "gtopk-tree", "gtopk-split", "topk", "dense"),
+        ("bf16", "int8", "bf16", "fp16", "fp32"),
+    )
     settings = [{"algorithm": a, "value_type": t} for a, t in zip(algorithms, types, strict=True)]
     settings += [{"momentum": True}, {"merge_growth": 2.0, "residual_policy": "paper"}, {"density": 1.0}]
     for options in settings:
