@@ -266,6 +266,20 @@ typedef enum gtopk_residual_policy {
                                  value of an entry that is pruned in one branch and survives in another */
 } gtopk_residual_policy_t;
 
+/* Where several ranks share a node (a machine, see gtopk_comm_config_t.node): what goes over the network.
+ *
+ * NODE: the L ranks of a node add up their gradients first, each of them a share of 1/L of the entries, dense and in float.
+ * The algorithm then runs among the ranks of all nodes that have the same share, all shares at once, and its update goes
+ * to the other ranks of the node. A node sends what one rank would send alone; a residual takes 4 bytes * n / L, and as
+ * much again for the sum. Every node must have equally many ranks (UNSUPPORTED otherwise, on every rank). It changes
+ * nothing for the algorithm dense, nor where each node has one rank. */
+typedef enum gtopk_hierarchy {
+    GTOPK_HIERARCHY_OFF = 0,  /* every rank takes part by itself */
+    GTOPK_HIERARCHY_NODE = 1, /* as above */
+    GTOPK_HIERARCHY_AUTO = 2  /* both are tried when the reducer is created, and the faster one is kept: see
+                                 gtopk_reducer_hierarchy. Takes a gradient's memory meanwhile */
+} gtopk_hierarchy_t;
+
 /* Runs body(begin, end, arg) over parts of [begin, end), each of about `grain` items, on threads of the caller, and
  * returns when all are done. */
 typedef void (*gtopk_parallel_body_fn)(int64_t begin, int64_t end, void *arg);
@@ -284,6 +298,8 @@ typedef struct gtopk_reducer_config {
     double merge_growth;         /* w >= 1: round r keeps min(n, 4k, ceil(k_(r-1) * w)) entries; 1: the paper */
     gtopk_parallel_for_fn parallel_for; /* NULL: one thread */
     void *parallel_context;
+    int32_t hierarchy; /* gtopk_hierarchy_t */
+    int32_t reserved;  /* 0 */
 } gtopk_reducer_config_t;
 
 #define GTOPK_REDUCER_CONFIG_INIT    \
@@ -296,7 +312,9 @@ typedef struct gtopk_reducer_config {
      0,                              \
      1.0,                            \
      NULL,                           \
-     NULL}
+     NULL,                           \
+     GTOPK_HIERARCHY_OFF,            \
+     0}
 
 /* Collective. A reducer for `count` segments of lengths[i] entries each (0 is allowed). The residual starts at zero.
  * Memory: 4 bytes an entry and O(k log P). All ranks must give the same lengths and the same config but for device and
@@ -312,6 +330,10 @@ enum {
     GTOPK_ZERO_INPUT = 1,     /* accumulate: set the gradient to zero while reading it */
     GTOPK_FOUND_INF = 2,      /* accumulate: touch neither residual nor gradient, make this a non-finite step */
     GTOPK_OUTPUT_IS_ZERO = 4, /* reduce: outputs hold zeros already, so writing the update costs O(k) */
+    GTOPK_INPUT_STAYS = 16,   /* accumulate: until the step's reduce has returned, the tensors stay where they are and
+                                 nobody writes to them. For a hierarchy of nodes, which then reads them there, and with
+                                 GTOPK_ZERO_INPUT clears them, in reduce; otherwise it adds them up in a copy, of 4 bytes an
+                                 entry. Nothing else changes */
     GTOPK_JOINED = 8          /* reduce: this rank has no more data. When all ranks say so, nobody takes an update:
                                  outputs are zero and the residual stays; see gtopk_stats_t.all_joined */
 };
@@ -341,6 +363,7 @@ typedef struct gtopk_stats {
     int32_t slowest_peer; /* the rank waited for longest, -1: none */
     double accumulate_s, select_s, exchange_s, commit_s; /* exchange_s includes wait_s */
     double wait_s;                                       /* time spent waiting for peers */
+    uint64_t network_bytes_sent;                         /* of bytes_sent, those to ranks on other nodes */
 } gtopk_stats_t;
 
 /* Collective. Selects, exchanges and commits: outputs[i] (i < count = number of segments, in order; float, fp16 or

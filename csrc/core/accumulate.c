@@ -22,6 +22,8 @@ gtopk_status_t step_begin(gtopk_reducer_t *reducer, void *stream)
 void step_end(gtopk_reducer_t *reducer)
 {
     reducer->in_step = 0;
+    if (reducer->shares)
+        shares_end(reducer);
     segments_forget(&reducer->segments);
 }
 
@@ -32,12 +34,13 @@ static gtopk_status_t check_call(const gtopk_reducer_t *reducer, double scale, u
         status = reducer_check_device(reducer);
     if (status == GTOPK_OK && !(isfinite(scale) && isfinite((float)scale)))
         status = status_set(GTOPK_ERR_INVALID, "scale %g is not a finite float", scale);
-    if (status == GTOPK_OK && (flags & ~(uint32_t)(GTOPK_ZERO_INPUT | GTOPK_FOUND_INF)))
+    if (status == GTOPK_OK && (flags & ~(uint32_t)(GTOPK_ZERO_INPUT | GTOPK_FOUND_INF | GTOPK_INPUT_STAYS)))
         status = status_set(GTOPK_ERR_INVALID, "accumulate does not know flags %#x", flags);
     return status;
 }
 
-static gtopk_status_t accumulate(gtopk_reducer_t *reducer, size_t count, double scale, uint32_t flags, void *stream)
+static gtopk_status_t accumulate(gtopk_reducer_t *reducer, const uint32_t *segments, size_t count, double scale,
+                                 uint32_t flags, void *stream)
 {
     const device_accumulate_t params = {
         .scale = (float)scale,
@@ -50,6 +53,8 @@ static gtopk_status_t accumulate(gtopk_reducer_t *reducer, size_t count, double 
     const gtopk_status_t status = step_begin(reducer, stream);
     if (status != GTOPK_OK)
         return status;
+    if (reducer->shares)
+        return shares_give(reducer, segments, count, &params, (flags & GTOPK_INPUT_STAYS) != 0, stream);
     return reducer->device->ops->accumulate(reducer->store, reducer->segments.spans, count, &params, reducer->words,
                                             stream);
 }
@@ -66,7 +71,7 @@ gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t
     if (status == GTOPK_OK)
         status = segments_claim(&reducer->segments, segments, tensors, count, reducer->step);
     if (status == GTOPK_OK) {
-        status = accumulate(reducer, count, scale, flags, stream);
+        status = accumulate(reducer, segments, count, scale, flags, stream);
         if (status != GTOPK_OK)
             status = reducer_lose(reducer, status);
     }

@@ -12,6 +12,8 @@ typedef struct config_record {
     uint64_t run;     /* random id of rank 0's, kept in checkpoints */
     uint32_t reducer; /* id within the communicator */
     int32_t status;   /* of this rank's own checks and allocations */
+    int32_t hierarchy;
+    int32_t each_node; /* ranks of a node that have a share each; 1: there are no shares */
 } config_record_t;
 
 /* The caller's config in full, defaults where its struct ends earlier. INVALID for any value out of range. */

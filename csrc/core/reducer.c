@@ -3,33 +3,43 @@
 
 #include <unistd.h>
 
+#include "exchange/node.h"
 #include "util/log.h"
 #include "util/memory.h"
 
 /* ---- life ---- */
 
-/* An exchange for k entries of this reducer. */
-static gtopk_status_t create_exchange(const gtopk_reducer_t *reducer, uint64_t k, exchange_t **exchange)
+/* What an exchange for k entries of this reducer works on. In shares: one between the ranks that have the same. */
+static exchange_setup_t setup_for(const gtopk_reducer_t *reducer, uint64_t k)
 {
     const config_record_t *record = &reducer->record;
+    const shares_t *shares = reducer->shares;
     gtopk_comm_t *comm = reducer->comm;
-    const exchange_setup_t setup = {
+    return (exchange_setup_t){
         .device = reducer->device,
         .store = reducer->store,
         .link = &comm->link,
-        .places = places_of_all(&comm->map, comm_rank(comm)),
+        .places = shares ? shares->peers : places_of_all(&comm->map, comm_rank(comm)),
         .config =
             {
                 .algorithm = record->algorithm,
                 .value_type = record->value_type,
                 .policy = record->residual_policy,
                 .growth = record->merge_growth,
-                .dim = record->dim,
+                .dim = reducer_store_dim(reducer),
                 .k = k,
                 .reducer = record->reducer,
             },
     };
-    return exchange_find(record->algorithm)->create(exchange, &setup);
+}
+
+static gtopk_status_t create_exchange(const gtopk_reducer_t *reducer, uint64_t k, exchange_t **exchange)
+{
+    const exchange_setup_t setup = setup_for(reducer, k);
+    if (!reducer->shares)
+        return exchange_find(setup.config.algorithm)->create(exchange, &setup);
+    const node_setup_t node = {setup, reducer->shares->node, reducer->record.dim, reducer->segments.count};
+    return node_create(exchange, &node);
 }
 
 static void destroy_exchange(exchange_t *exchange)
@@ -38,25 +48,75 @@ static void destroy_exchange(exchange_t *exchange)
         exchange->ops->destroy(exchange);
 }
 
+/* What adds up the gradients of a node. */
+static gtopk_status_t create_scatter(gtopk_reducer_t *reducer)
+{
+    exchange_setup_t setup = setup_for(reducer, reducer->k);
+    setup.places = reducer->shares->node;
+    return scatter_create(&reducer->shares->scatter, &setup, reducer->record.dim);
+}
+
+/* Ranks on a node. */
+static int32_t count_node(const places_map_t *map, int32_t node)
+{
+    int32_t count = 0;
+    for (int32_t r = 0; r < map->size; r++)
+        count += map->node[r] == node;
+    return count;
+}
+
+static gtopk_status_t check_hierarchy(const gtopk_reducer_t *reducer)
+{
+    const places_map_t *map = &reducer->comm->map;
+    const int32_t first = count_node(map, 0);
+    if (reducer->record.hierarchy == GTOPK_HIERARCHY_OFF || places_each_node(map) > 0)
+        return GTOPK_OK;
+    int32_t other = 0; /* a rank of a node that has another number of them */
+    while (count_node(map, map->node[other]) == first)
+        other++;
+    return status_set(GTOPK_ERR_UNSUPPORTED,
+                      "hierarchy \"node\" needs equally many ranks on every node: that of rank 0 (%s) has %d, that of "
+                      "rank %d (%s) has %d; start as many everywhere, or use hierarchy \"off\" or \"auto\"",
+                      map->names[0], (int)first, (int)other, map->names[other], (int)count_node(map, map->node[other]));
+}
+
+/* Each rank of a node is to have a share of the entries. */
+static gtopk_status_t create_shares(gtopk_reducer_t *reducer)
+{
+    const config_record_t *record = &reducer->record;
+    gtopk_comm_t *comm = reducer->comm;
+    if (record->each_node == 1)
+        return GTOPK_OK;
+    if (!reducer->device->ops->stage)
+        return status_set(GTOPK_ERR_UNSUPPORTED, "device \"%s\" does not know hierarchy \"node\": use \"off\"",
+                          reducer->device->ops->name);
+    return shares_create(&reducer->shares, &comm->map, comm_rank(comm), record->dim, reducer->segments.count);
+}
+
 /* The store of an exchange that selects nothing is made for one entry. */
 static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config)
 {
     const config_record_t *record = &reducer->record;
     const device_parallel_t parallel = {config->parallel_for, config->parallel_context};
-    const uint64_t k = exchange_find(record->algorithm)->selects ? reducer->k : 1;
+    const int selects = exchange_find(record->algorithm)->selects;
     void *words = NULL, *verdict = NULL;
     gtopk_status_t status = comm_device(reducer->comm, config->device, &reducer->device);
+    if (status == GTOPK_OK)
+        status = create_shares(reducer);
     if (status != GTOPK_OK)
         return status;
     const device_ops_t *ops = reducer->device->ops;
-    status = ops->store_create(reducer->device, record->dim, k, record->momentum_correction, &parallel,
-                               &reducer->store);
+    reducer->k = config_k(reducer_store_dim(reducer), record->density);
+    status = ops->store_create(reducer->device, reducer_store_dim(reducer), selects ? reducer->k : 1,
+                               record->momentum_correction, &parallel, &reducer->store);
     if (status == GTOPK_OK)
         status = ops->allocate(reducer->device, sizeof *reducer->words, "the words of a step", &words);
     reducer->words = words;
     if (status == GTOPK_OK)
         status = ops->allocate_pinned(reducer->device, sizeof *reducer->verdict, "the verdict of a step", &verdict);
     reducer->verdict = verdict;
+    if (status == GTOPK_OK && reducer->shares)
+        status = create_scatter(reducer);
     return status == GTOPK_OK ? create_exchange(reducer, reducer->k, &reducer->exchange) : status;
 }
 
@@ -80,7 +140,12 @@ static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer
     record->density = full.density;
     record->merge_growth = full.merge_growth;
     record->run = comm_random();
-    reducer->k = config_k(record->dim, full.density);
+    record->hierarchy = full.hierarchy;
+    status = check_hierarchy(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    const int whole = full.hierarchy == GTOPK_HIERARCHY_OFF || !exchange_find(full.algorithm)->selects;
+    record->each_node = whole ? 1 : places_each_node(&reducer->comm->map);
 
     status = segments_create(&reducer->segments, lengths, count);
     return status == GTOPK_OK ? create_on_device(reducer, &full) : status;
@@ -136,6 +201,7 @@ void gtopk_reducer_destroy(gtopk_reducer_t *reducer)
         ops->release_pinned(reducer->device, reducer->verdict);
         if (reducer->store)
             ops->store_destroy(reducer->store);
+        shares_destroy(reducer->shares, reducer->device, reducer->comm->link.buffers_lost);
     }
     segments_destroy(&reducer->segments);
     comm_release(reducer->comm);
@@ -232,7 +298,7 @@ static gtopk_status_t prepare_density(gtopk_reducer_t *reducer, double density, 
         status = config_check_density(density);
     if (status != GTOPK_OK)
         return status;
-    const uint64_t k = config_k(reducer->record.dim, density);
+    const uint64_t k = config_k(reducer_store_dim(reducer), density);
     /* The commit before it may be queued. */
     status = reducer->device->ops->synchronize(reducer->device, reducer->stream);
     if (status == GTOPK_OK)
@@ -269,7 +335,7 @@ gtopk_status_t gtopk_reducer_set_density(gtopk_reducer_t *reducer, double densit
         reducer->exchange = fresh;
         reducer->record = record;
         reducer->hash = config_hash(&record);
-        reducer->k = config_k(record.dim, density);
+        reducer->k = config_k(reducer_store_dim(reducer), density);
     } else if (ready) {
         destroy_exchange(fresh);
         if (reducer_selects(reducer) && reducer->device->ops->store_resize(reducer->store, reducer->k) != GTOPK_OK)

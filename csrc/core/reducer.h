@@ -4,6 +4,7 @@
 
 #include "core/config.h"
 #include "core/segments.h"
+#include "core/shares.h"
 #include "device/device.h"
 #include "exchange/exchange.h"
 #include "util/fpenv.h"
@@ -15,6 +16,7 @@ struct gtopk_reducer {
     device_words_t *words;   /* device memory */
     device_words_t *verdict; /* pinned memory: the words as the host learnt them */
     exchange_t *exchange;
+    shares_t *shares; /* NULL: the residual is of all entries */
     config_record_t record;
     uint32_t hash; /* of the record */
     uint64_t k;
@@ -36,6 +38,16 @@ static inline int reducer_selects(const gtopk_reducer_t *reducer)
 {
     return reducer->exchange->ops->selects;
 }
+
+/* Entries of the store: all of them, or those of a share. */
+static inline uint64_t reducer_store_dim(const gtopk_reducer_t *reducer)
+{
+    return reducer->shares ? reducer->shares->length : reducer->record.dim;
+}
+
+/* Parts of the residual (or velocity) by the indices of all entries. reducer_write: see shares_write. */
+gtopk_status_t reducer_read(gtopk_reducer_t *reducer, int which, uint64_t at, uint64_t length, float *out);
+gtopk_status_t reducer_write(gtopk_reducer_t *reducer, int which, uint64_t at, uint64_t length, const float *in);
 
 /* Takes the reducer for one call: INVALID, or STATE in a forked child or when another thread is in it. Until
  * reducer_leave the call computes in the exact floating-point environment: means, conversions and sums of the core too. */

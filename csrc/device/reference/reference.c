@@ -40,6 +40,10 @@ static const device_ops_t reference_ops = {
     .deposit = reference_deposit,
     .copy = host_copy,
     .copy_set = reference_copy_set,
+    .stage = host_stage,
+    .add_up = host_add_up,
+    .append = host_append,
+    .write = reference_write,
     .synchronize = host_synchronize,
 };
 

@@ -1,0 +1,253 @@
+/* Residuals in shares. */
+#include "core/shares.h"
+
+#include <string.h>
+
+#include "core/reducer.h"
+#include "util/memory.h"
+
+/* Floats that are brought to the host, or from it, at a time. */
+#define PART ((uint64_t)1 << 18)
+
+/* ---- life ---- */
+
+gtopk_status_t shares_create(shares_t **out, const places_map_t *map, int32_t rank, uint64_t dim, size_t segments)
+{
+    shares_t *shares;
+    gtopk_status_t status = memory_alloc(&shares, 1, sizeof *shares, "the shares of a node");
+    if (status != GTOPK_OK)
+        return status;
+    status = memory_alloc(&shares->ranks, 2 * (size_t)map->size, sizeof *shares->ranks, "the places of shares");
+    if (status == GTOPK_OK)
+        status = memory_alloc(&shares->parts, segments, sizeof *shares->parts, "the parts of a step");
+    if (status != GTOPK_OK) {
+        shares_destroy(shares, NULL, 0);
+        return status;
+    }
+    shares->node = places_of_node(map, rank, shares->ranks);
+    shares->peers = places_of_peers(map, rank, shares->ranks + map->size);
+    const uint64_t size = (uint64_t)shares->node.size, place = (uint64_t)shares->node.place;
+    shares->dim = dim;
+    shares->length = (dim + size - 1) / size;
+    shares->begin = place * shares->length < dim ? place * shares->length : dim;
+    shares->end = dim - shares->begin < shares->length ? dim : shares->begin + shares->length;
+    shares->segments = segments;
+    *out = shares;
+    return GTOPK_OK;
+}
+
+void shares_destroy(shares_t *shares, device_t *device, int buffers_lost)
+{
+    if (!shares)
+        return;
+    scatter_destroy(shares->scatter);
+    if (shares->pending && !buffers_lost)
+        device->ops->release(device, shares->pending);
+    memory_free(shares->parts);
+    memory_free(shares->ranks);
+    memory_free(shares);
+}
+
+/* ---- what is pending ---- */
+
+static gtopk_status_t pending_open(gtopk_reducer_t *reducer)
+{
+    shares_t *shares = reducer->shares;
+    void *block = NULL;
+    if (shares->pending)
+        return GTOPK_OK;
+    const gtopk_status_t status = reducer->device->ops->allocate(
+        reducer->device, shares->dim * sizeof *shares->pending, "what was accumulated for other ranks' shares", &block);
+    shares->pending = block;
+    return status;
+}
+
+static gtopk_status_t pending_add(gtopk_reducer_t *reducer, const device_span_t *spans, size_t count, float scale,
+                                  int zero_input, void *stream)
+{
+    const device_stage_t params = {.scale = scale, .zero_input = zero_input, .add = 1};
+    const gtopk_status_t status = pending_open(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    reducer->shares->pending_holds = 1;
+    return reducer->device->ops->stage(reducer->device, spans, count, &params, reducer->shares->pending, stream);
+}
+
+static gtopk_status_t pending_clear(gtopk_reducer_t *reducer, void *stream)
+{
+    shares_t *shares = reducer->shares;
+    const device_span_t all = {.length = shares->dim};
+    const device_stage_t params = {.scale = 1.0f};
+    if (!shares->pending_holds)
+        return GTOPK_OK;
+    shares->pending_holds = 0;
+    return reducer->device->ops->stage(reducer->device, &all, 1, &params, shares->pending, stream);
+}
+
+/* ---- one step ---- */
+
+gtopk_status_t shares_give(gtopk_reducer_t *reducer, const uint32_t *which, size_t count,
+                           const device_accumulate_t *params, int stays, void *stream)
+{
+    shares_t *shares = reducer->shares;
+    const device_span_t *spans = reducer->segments.spans;
+    if (params->found_inf)
+        return reducer->device->ops->accumulate(reducer->store, NULL, 0, params, reducer->words, stream);
+    for (size_t i = 0; i < count && stays; i++)
+        shares->parts[which ? which[i] : i] = (scatter_part_t){spans[i], params->scale, params->zero_input};
+    if (stays || count == 0)
+        return GTOPK_OK;
+    shares->copied = 1;
+    return pending_add(reducer, spans, count, params->scale, params->zero_input, stream);
+}
+
+static gtopk_status_t keep_parts(gtopk_reducer_t *reducer, void *stream)
+{
+    shares_t *shares = reducer->shares;
+    gtopk_status_t status = GTOPK_OK;
+    for (size_t s = 0; s < shares->segments && status == GTOPK_OK; s++) {
+        const scatter_part_t *part = &shares->parts[s];
+        if (part->span.data)
+            status = pending_add(reducer, &part->span, 1, part->scale, part->zero_input, stream);
+        shares->parts[s] = (scatter_part_t){.scale = 0.0f};
+    }
+    return status;
+}
+
+/* Parts of segments that nothing came for have their place, too: the list is in order. */
+static void place_parts(gtopk_reducer_t *reducer)
+{
+    for (size_t s = 0; s < reducer->shares->segments; s++)
+        if (!reducer->shares->parts[s].span.data)
+            reducer->shares->parts[s].span = (device_span_t){.offset = reducer->segments.offsets[s],
+                                                             .length = reducer->segments.lengths[s]};
+}
+
+gtopk_status_t shares_sum(gtopk_reducer_t *reducer, const exchange_step_t *step, float **sum)
+{
+    shares_t *shares = reducer->shares;
+    if (!shares->pending_holds) {
+        place_parts(reducer);
+        return scatter_run(shares->scatter, step, shares->parts, shares->segments, sum);
+    }
+    const gtopk_status_t status = keep_parts(reducer, step->stream);
+    const scatter_part_t all = {.span = {.length = shares->dim, .data = shares->pending}, .scale = 1.0f};
+    return status == GTOPK_OK ? scatter_run(shares->scatter, step, &all, 1, sum) : status;
+}
+
+gtopk_status_t shares_take(gtopk_reducer_t *reducer, const exchange_step_t *step, float *sum)
+{
+    const device_span_t share = {.length = reducer->shares->length, .data = sum};
+    const device_accumulate_t params = {
+        .scale = 1.0f,
+        .momentum = reducer->momentum,
+        .nesterov = reducer->nesterov,
+    };
+    const gtopk_status_t status = reducer->device->ops->accumulate(reducer->store, &share, 1, &params, reducer->words,
+                                                                   step->stream);
+    return status == GTOPK_OK ? pending_clear(reducer, step->stream) : status;
+}
+
+gtopk_status_t shares_keep(gtopk_reducer_t *reducer)
+{
+    return keep_parts(reducer, reducer->stream);
+}
+
+void shares_end(gtopk_reducer_t *reducer)
+{
+    shares_t *shares = reducer->shares;
+    memset(shares->parts, 0, shares->segments * sizeof *shares->parts);
+    /* Tensors that stay take no memory but now and then. The verdict has come since it was cleared. */
+    if (shares->pending && !shares->pending_holds && !shares->copied && !reducer->comm->link.buffers_lost) {
+        reducer->device->ops->release(reducer->device, shares->pending);
+        shares->pending = NULL;
+    }
+    shares->copied = 0;
+}
+
+/* ---- arrays ---- */
+
+typedef struct range {
+    uint64_t begin, end;
+} range_t;
+
+/* What of [at, at + length) is in this rank's share. */
+static range_t own_range(const shares_t *shares, uint64_t at, uint64_t length)
+{
+    const uint64_t begin = at > shares->begin ? at : shares->begin;
+    const uint64_t end = at + length < shares->end ? at + length : shares->end;
+    return (range_t){begin, end > begin ? end : begin};
+}
+
+/* Copies between a part of what is pending and the host. */
+static gtopk_status_t pending_move(gtopk_reducer_t *reducer, uint64_t at, uint64_t length, float *out, const float *in)
+{
+    const device_ops_t *ops = reducer->device->ops;
+    const uint64_t most = length < PART ? length : PART;
+    void *block = NULL;
+    gtopk_status_t status = ops->allocate_pinned(reducer->device, most * sizeof(float), "a part of a residual", &block);
+    for (uint64_t done = 0; done < length && status == GTOPK_OK; done += most) {
+        const size_t bytes = (size_t)(length - done < most ? length - done : most) * sizeof(float);
+        float *there = reducer->shares->pending + at + done;
+        if (in)
+            memcpy(block, in + done, bytes);
+        status = ops->copy(reducer->device, in ? (void *)there : block, in ? block : (void *)there, bytes,
+                           reducer->stream);
+        if (status == GTOPK_OK)
+            status = ops->synchronize(reducer->device, reducer->stream);
+        for (size_t i = 0; i < bytes / sizeof(float) && out && status == GTOPK_OK; i++)
+            out[done + i] += ((const float *)block)[i];
+    }
+    ops->release_pinned(reducer->device, block);
+    return status;
+}
+
+gtopk_status_t shares_read(gtopk_reducer_t *reducer, int which, uint64_t at, uint64_t length, float *out)
+{
+    const shares_t *shares = reducer->shares;
+    const range_t own = own_range(shares, at, length);
+    gtopk_status_t status = GTOPK_OK;
+    if (length > 0)
+        memset(out, 0, (size_t)length * sizeof *out);
+    if (own.end > own.begin)
+        status = reducer->device->ops->store_read(reducer->store, which, own.begin - shares->begin, own.end - own.begin,
+                                                  out + (own.begin - at), reducer->stream);
+    if (status == GTOPK_OK && which == DEVICE_RESIDUAL && shares->pending_holds && length > 0)
+        status = pending_move(reducer, at, length, out, NULL);
+    return status;
+}
+
+/* What lies outside of the share becomes pending, in place of what was. */
+static gtopk_status_t write_foreign(gtopk_reducer_t *reducer, uint64_t at, uint64_t length, const float *in,
+                                    range_t own)
+{
+    float *foreign;
+    int holds = 0;
+    gtopk_status_t status = memory_alloc(&foreign, (size_t)length, sizeof *foreign, "a part of a residual");
+    for (uint64_t i = 0; i < length && status == GTOPK_OK; i++)
+        if (at + i < own.begin || at + i >= own.end) {
+            foreign[i] = in[i];
+            holds |= in[i] != 0.0f;
+        }
+    if (status == GTOPK_OK && (holds || reducer->shares->pending_holds)) {
+        status = pending_open(reducer);
+        reducer->shares->pending_holds |= status == GTOPK_OK;
+        if (status == GTOPK_OK)
+            status = pending_move(reducer, at, length, NULL, foreign);
+    }
+    memory_free(foreign);
+    return status;
+}
+
+gtopk_status_t shares_write(gtopk_reducer_t *reducer, int which, uint64_t at, uint64_t length, const float *in)
+{
+    const shares_t *shares = reducer->shares;
+    const range_t own = own_range(shares, at, length);
+    gtopk_status_t status = GTOPK_OK;
+    if (which == DEVICE_RESIDUAL && length > 0)
+        status = write_foreign(reducer, at, length, in, own);
+    if (status == GTOPK_OK && own.end > own.begin)
+        status = reducer->device->ops->store_write(reducer->store, which, own.begin - shares->begin,
+                                                   own.end - own.begin, in + (own.begin - at), reducer->stream);
+    return status;
+}
