@@ -109,6 +109,8 @@ static gtopk_status_t gather(node_t *node, const exchange_step_t *step, const de
         };
         status = message_carry(setup, step, &route);
     }
+    if (status != GTOPK_OK)
+        status = status_prefix(status, "step %llu, update of the node", (unsigned long long)step->number);
     return status;
 }
 
@@ -145,8 +147,6 @@ static gtopk_status_t node_run(exchange_t *exchange, exchange_step_t *step)
         status = gather(node, step, update);
     if (status == GTOPK_OK)
         status = join(node, step, update);
-    if (status != GTOPK_OK)
-        status = status_prefix(status, "step %llu, update of the node", (unsigned long long)step->number);
     step->final = &node->all;
     step->exchange_s += clock_now() - start;
     return status;

@@ -167,7 +167,7 @@ static void run_partly(gtopk_comm_t *comm, int rank, int size, void *context)
         x[i] = 1.0f;
     /* Cancelled: what was accumulated is there for the next step, from where it lay. */
     REQUIRE(gtopk_reducer_accumulate(reducer, NULL, given, 1, 2.0, GTOPK_INPUT_STAYS, NULL) == GTOPK_OK);
-    REQUIRE(gtopk_reducer_cancel(reducer) == GTOPK_OK);
+    REQUIRE(gtopk_reducer_cancel(reducer) == GTOPK_OK && gtopk_reducer_wait(reducer, NULL) == GTOPK_OK);
     for (int i = 0; i < DIM; i++)
         x[i] = 4.0f;
     read_residual(reducer, residual);
