@@ -415,6 +415,17 @@ uint64_t gtopk_reducer_max_count(const gtopk_reducer_t *reducer);
 
 uint64_t gtopk_reducer_dim(const gtopk_reducer_t *reducer);
 
+/* Which hierarchy a reducer has, and what this rank's share is. */
+typedef struct gtopk_hierarchy_info {
+    size_t struct_size;   /* set by the caller */
+    int32_t hierarchy;    /* GTOPK_HIERARCHY_OFF or _NODE */
+    int32_t nodes;        /* that the ranks are on */
+    uint64_t begin, end;  /* entries of which this rank has a residual */
+    double off_s, node_s; /* what GTOPK_HIERARCHY_AUTO found: seconds of a step, the same on all ranks; 0: not tried */
+} gtopk_hierarchy_info_t;
+
+gtopk_status_t gtopk_reducer_hierarchy(const gtopk_reducer_t *reducer, gtopk_hierarchy_info_t *info);
+
 /* Collective, between steps. All ranks give the same density (0, 1]; otherwise MISMATCH on every rank and no change. */
 gtopk_status_t gtopk_reducer_set_density(gtopk_reducer_t *reducer, double density);
 

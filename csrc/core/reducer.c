@@ -1,8 +1,10 @@
 /* The reducer: its life and its settings. */
 #include "core/reducer.h"
 
+#include <string.h>
 #include <unistd.h>
 
+#include "core/trial.h"
 #include "exchange/node.h"
 #include "util/log.h"
 #include "util/memory.h"
@@ -69,7 +71,7 @@ static gtopk_status_t check_hierarchy(const gtopk_reducer_t *reducer)
 {
     const places_map_t *map = &reducer->comm->map;
     const int32_t first = count_node(map, 0);
-    if (reducer->record.hierarchy == GTOPK_HIERARCHY_OFF || places_each_node(map) > 0)
+    if (reducer->record.hierarchy != GTOPK_HIERARCHY_NODE || places_each_node(map) > 0)
         return GTOPK_OK;
     int32_t other = 0; /* a rank of a node that has another number of them */
     while (count_node(map, map->node[other]) == first)
@@ -120,9 +122,9 @@ static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_red
     return status == GTOPK_OK ? create_exchange(reducer, reducer->k, &reducer->exchange) : status;
 }
 
-/* Everything that can fail on one rank alone. */
+/* Everything that can fail on one rank alone. `nodes`: in shares, where the config leaves that open. */
 static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config,
-                                   const uint64_t *lengths, size_t count)
+                                   const uint64_t *lengths, size_t count, int nodes)
 {
     gtopk_reducer_config_t full;
     config_record_t *record = &reducer->record;
@@ -144,18 +146,16 @@ static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer
     status = check_hierarchy(reducer);
     if (status != GTOPK_OK)
         return status;
-    const int whole = full.hierarchy == GTOPK_HIERARCHY_OFF || !exchange_find(full.algorithm)->selects;
-    record->each_node = whole ? 1 : places_each_node(&reducer->comm->map);
+    nodes |= full.hierarchy == GTOPK_HIERARCHY_NODE;
+    record->each_node = nodes && exchange_find(full.algorithm)->selects ? places_each_node(&reducer->comm->map) : 1;
 
     status = segments_create(&reducer->segments, lengths, count);
     return status == GTOPK_OK ? create_on_device(reducer, &full) : status;
 }
 
-gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,
-                                    const uint64_t *lengths, size_t count)
+static gtopk_status_t create(gtopk_reducer_t **out, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,
+                             const uint64_t *lengths, size_t count, int nodes)
 {
-    if (!out)
-        return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_create needs a place for the handle");
     *out = NULL;
     gtopk_status_t status = comm_enter(comm);
     if (status != GTOPK_OK)
@@ -173,7 +173,7 @@ gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, c
     reducer->comm = comm;
     reducer->record.reducer = comm->reducers_made++;
     reducer->stats = (gtopk_stats_t){.struct_size = sizeof reducer->stats, .slowest_peer = -1};
-    reducer->record.status = create_local(reducer, config, lengths, count);
+    reducer->record.status = create_local(reducer, config, lengths, count, nodes);
     status = config_agree(comm, &reducer->record);
     comm_leave(comm);
     if (status != GTOPK_OK) {
@@ -185,6 +185,89 @@ gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, c
         reducer->record.reducer, (unsigned long long)reducer->record.dim, count, (unsigned long long)reducer->k,
         reducer->device->ops->name);
     *out = reducer;
+    return GTOPK_OK;
+}
+
+/* One of both, which all ranks take alike. */
+typedef struct choice {
+    double off_s, node_s;
+    int nodes;
+} choice_t;
+
+static gtopk_status_t try_one(gtopk_comm_t *comm, const gtopk_reducer_config_t *config, const uint64_t *lengths,
+                              size_t count, int nodes, double *seconds)
+{
+    gtopk_reducer_t *reducer;
+    gtopk_status_t status = create(&reducer, comm, config, lengths, count, nodes);
+    if (status == GTOPK_OK && (nodes || reducer_selects(reducer)))
+        status = trial_time(reducer, seconds);
+    gtopk_reducer_destroy(reducer);
+    return status;
+}
+
+/* Of two that could not both be tried, it is the one without nodes. */
+static gtopk_status_t choose(gtopk_comm_t *comm, const gtopk_reducer_config_t *config, const uint64_t *lengths,
+                             size_t count, choice_t *choice)
+{
+    gtopk_status_t status = try_one(comm, config, lengths, count, 0, &choice->off_s);
+    if (status != GTOPK_OK || choice->off_s == 0.0)
+        return status;
+    status = try_one(comm, config, lengths, count, 1, &choice->node_s);
+    if (status != GTOPK_OK) {
+        choice->node_s = 0.0;
+        LOG(GTOPK_LOG_INFO, "rank %d: hierarchy auto: node cannot be used (%s)", (int)comm_rank(comm),
+            gtopk_last_error());
+        return link_check_alive(&comm->link);
+    }
+    choice->nodes = choice->node_s < choice->off_s;
+    LOG(GTOPK_LOG_INFO, "rank %d: hierarchy auto: a step takes %.3f ms with off, %.3f ms with node: %s is kept",
+        (int)comm_rank(comm), 1e3 * choice->off_s, 1e3 * choice->node_s, choice->nodes ? "node" : "off");
+    return GTOPK_OK;
+}
+
+/* A config that is no good is for create to find. */
+static int is_open(const gtopk_comm_t *comm, const gtopk_reducer_config_t *config)
+{
+    gtopk_reducer_config_t full;
+    return comm && config_check(config, &full) == GTOPK_OK && full.hierarchy == GTOPK_HIERARCHY_AUTO &&
+           places_each_node(&comm->map) > 1;
+}
+
+gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,
+                                    const uint64_t *lengths, size_t count)
+{
+    choice_t choice = {.nodes = 0};
+    gtopk_status_t status = GTOPK_OK;
+    if (!out)
+        return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_create needs a place for the handle");
+    *out = NULL;
+    if (is_open(comm, config))
+        status = choose(comm, config, lengths, count, &choice);
+    if (status == GTOPK_OK)
+        status = create(out, comm, config, lengths, count, choice.nodes);
+    if (status == GTOPK_OK) {
+        (*out)->off_s = choice.off_s;
+        (*out)->node_s = choice.node_s;
+    }
+    return status;
+}
+
+gtopk_status_t gtopk_reducer_hierarchy(const gtopk_reducer_t *reducer, gtopk_hierarchy_info_t *info)
+{
+    if (!reducer || !info || info->struct_size < sizeof(size_t))
+        return status_set(GTOPK_ERR_INVALID,
+                          "gtopk_reducer_hierarchy needs a reducer and an info with its struct_size set");
+    const shares_t *shares = reducer->shares;
+    const gtopk_hierarchy_info_t found = {
+        .struct_size = info->struct_size,
+        .hierarchy = shares ? GTOPK_HIERARCHY_NODE : GTOPK_HIERARCHY_OFF,
+        .nodes = reducer->comm->map.nodes,
+        .begin = shares ? shares->begin : 0,
+        .end = shares ? shares->end : reducer->record.dim,
+        .off_s = reducer->off_s,
+        .node_s = reducer->node_s,
+    };
+    memcpy(info, &found, info->struct_size < sizeof found ? info->struct_size : sizeof found);
     return GTOPK_OK;
 }
 

@@ -30,7 +30,8 @@ struct gtopk_reducer {
     char lost_text[STATUS_TEXT_SIZE];
     gtopk_stats_t stats; /* of the step under way, then of the latest */
     atomic_flag busy;
-    fpenv_t environment; /* the caller's, while in a call */
+    fpenv_t environment;  /* the caller's, while in a call */
+    double off_s, node_s; /* a step of either hierarchy, as it was tried; 0: it was not */
 };
 
 /* Whether updates are made of entries that ranks select. */

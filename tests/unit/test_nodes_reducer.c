@@ -466,6 +466,64 @@ static void test_velocity_of_another_hierarchy_is_refused(void **state)
     ranks_run_nodes(4, 2, run_foreign_velocity, states);
 }
 
+/* ---- auto ---- */
+
+/* All ranks keep the same one, and begin with nothing in the residual; the table says why. */
+static void run_auto(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    const int each = *(const int *)context;
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_reducer_t *reducer;
+    gtopk_hierarchy_info_t info = {.struct_size = sizeof info}, all[RANKS];
+    float x[DIM], residual[DIM];
+    gtopk_tensor_t tensors[3];
+    tensors_of(x, tensors);
+    config.density = 1.0;
+    config.hierarchy = GTOPK_HIERARCHY_AUTO;
+    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, lengths, 3) == GTOPK_OK);
+    REQUIRE(gtopk_reducer_hierarchy(reducer, &info) == GTOPK_OK);
+    REQUIRE(gtopk_allgather(comm, &info, sizeof info, all) == GTOPK_OK);
+    const int tried = each > 1 && size % each == 0;
+    for (int r = 0; r < size; r++) {
+        REQUIRE(all[r].hierarchy == info.hierarchy && all[r].off_s == info.off_s && all[r].node_s == info.node_s);
+        REQUIRE((all[r].off_s > 0.0) == tried && (all[r].node_s > 0.0) == tried);
+        REQUIRE(info.hierarchy == (tried && info.node_s < info.off_s));
+    }
+    REQUIRE(info.end - info.begin == (info.hierarchy ? (DIM + (uint64_t)each - 1) / (uint64_t)each : DIM) ||
+            info.end == DIM);
+    read_residual(reducer, residual);
+    for (int i = 0; i < DIM; i++) {
+        REQUIRE(residual[i] == 0.0f);
+        x[i] = (float)(i + rank);
+    }
+    REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 3, 1.0, 0, NULL) == GTOPK_OK);
+    REQUIRE(step_reduce(reducer, tensors, 3, 0, NULL) == GTOPK_OK);
+    REQUIRE(fabsf(x[DIM - 1] - (float)(DIM - 1) - 0.5f * (float)(size - 1)) < 0.5f);
+    gtopk_reducer_destroy(reducer);
+
+    /* Ranks that disagree are told, before anything is tried. */
+    config.hierarchy = rank == 0 ? GTOPK_HIERARCHY_OFF : GTOPK_HIERARCHY_AUTO;
+    const gtopk_status_t status = gtopk_reducer_create(&reducer, comm, &config, lengths, 3);
+    REQUIRE(status == GTOPK_ERR_MISMATCH && strstr(gtopk_last_error(), "hierarchy is"));
+    config.hierarchy = GTOPK_HIERARCHY_AUTO;
+    config.algorithm = GTOPK_ALGORITHM_DENSE;
+    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, lengths, 3) == GTOPK_OK);
+    REQUIRE(gtopk_reducer_hierarchy(reducer, &info) == GTOPK_OK && info.hierarchy == 0 && info.off_s == 0.0);
+    gtopk_reducer_destroy(reducer);
+}
+
+static void test_auto(void **state)
+{
+    const struct {
+        int size, each;
+    } tried[] = {{4, 2}, {6, 3}, {5, 2}, {3, 1}};
+    (void)state;
+    for (size_t i = 0; i < sizeof tried / sizeof *tried; i++) {
+        int each = tried[i].each;
+        ranks_run_nodes(tried[i].size, each, run_auto, &each);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -478,6 +536,7 @@ int main(void)
         cmocka_unit_test(test_any_arrangement_takes_over),
         cmocka_unit_test(test_own_states_of_another_hierarchy),
         cmocka_unit_test(test_velocity_of_another_hierarchy_is_refused),
+        cmocka_unit_test(test_auto),
     };
     return cmocka_run_group_tests_name("nodes_reducer", tests, NULL, NULL);
 }
