@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from cases_torch_optimizer import assert_replicas, flat
-from harness import Warnings, raises
+from harness import HIERARCHY, Warnings, raises
 from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel
 from torch_support import batch, loss_of, make
@@ -30,7 +30,7 @@ def hooked(model, state, **options):
 
 
 def named_state(model, **options):
-    return GTopKState(named_parameters=model.named_parameters(), **options)
+    return GTopKState(named_parameters=model.named_parameters(), **{**HIERARCHY, **options})
 
 
 def assert_same_as_ddp(steps=4, accumulate=1, **options):

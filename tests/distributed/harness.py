@@ -19,6 +19,9 @@ import numpy as np
 import gtopk
 
 KIND = os.environ.get("GTOPK_TEST_KIND", "numpy")
+# With GTOPK_TEST_EACH_NODE=2 every two ranks share a node, by its name, and reducers use hierarchy "node".
+EACH_NODE = int(os.environ.get("GTOPK_TEST_EACH_NODE", "0"))
+HIERARCHY = {"hierarchy": "node"} if EACH_NODE else {}
 
 
 def given(x):
@@ -73,7 +76,14 @@ class Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
 
+def name_node():
+    rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["RANK"]
+    os.environ["GTOPK_NODE"] = f"node-{int(rank) // EACH_NODE}"
+
+
 def main(modules):
+    if EACH_NODE:
+        name_node()
     gtopk.init()
     count = 0
     for module in map(importlib.import_module, modules):

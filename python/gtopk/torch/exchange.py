@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._tensors import TensorTable
-from ..comm import Comm
+from ..comm import Comm, Sum
 from ..errors import StateError
 from ..reducer import Reducer, reduce_together
 from ..step_stats import NOTHING, merged, remember
@@ -33,6 +33,7 @@ class Options:
     momentum_correction: bool = False
     dense_below: int = 0
     dense_1d: bool = False
+    hierarchy: str = "off"
 
     def is_dense(self, segment: Segment) -> bool:
         """Whether a segment is sent dense."""
@@ -125,8 +126,10 @@ class Exchange:
         self._where = [places_of[i] for i in range(len(segments))]
         self._plain = all(segment.plain for segment in segments)
         self._density, self._momentum = density, (0.0, False)
-        for place, segment in enumerate(segments):
-            self._unpark(place, self.waiting.pop(segment.name, None))
+        found = [self.waiting.pop(segment.name, None) for segment in segments]
+        for place, entry in enumerate(found):
+            self._unpark(place, entry)
+        self._share_velocity(found)
 
     def _check_shapes(self, segments: Sequence[Segment]) -> None:
         shapes = {segment.name: segment.shape for segment in self.segments}
@@ -201,21 +204,23 @@ class Exchange:
         # One C call accumulates a part, and zeroes its blocks on the way, so that writing the update takes time for the
         # sent entries only.
         for part, table in zip(self.parts, step.tables, strict=True):
-            part.reducer.accumulate_many(None, table, scale, zero_input=not found_inf, found_inf=found_inf)
+            part.reducer.accumulate_many(
+                None, table, scale, zero_input=not found_inf, found_inf=found_inf, input_stays=True
+            )
 
     def accumulate_some(self, places: Sequence[int], tensors: Sequence[Tensor], scale: float = 1.0) -> None:
         """Both at once for some of the segments, each at most once a step."""
         step = self._step = self._step or _Step(len(self.segments))
         blocks = self._blocks(step, places, tensors)
         if len(self.parts) == 1:  # then places are segments
-            self.parts[0].reducer.accumulate_many(places, blocks, scale, zero_input=True)
+            self.parts[0].reducer.accumulate_many(places, blocks, scale, zero_input=True, input_stays=True)
         else:
             where = [self._where[i] for i in places]
             for p, part in enumerate(self.parts):
                 chosen = [(s, block) for (q, s), block in zip(where, blocks, strict=True) if q == p]
                 if chosen:
                     segments, mine = zip(*chosen, strict=True)
-                    part.reducer.accumulate_many(segments, mine, scale, zero_input=True)
+                    part.reducer.accumulate_many(segments, mine, scale, zero_input=True, input_stays=True)
         for place, tensor, block in zip(places, tensors, blocks, strict=True):
             step.tensors[place], step.blocks[place] = tensor, block
 
@@ -328,6 +333,7 @@ class Exchange:
             residual_policy=options.residual_policy,
             merge_growth=1.0 if dense else options.merge_growth,
             momentum_correction=options.momentum_correction and not dense,
+            hierarchy="off" if dense else options.hierarchy,
             comm=self.comm,
         )
 
@@ -351,6 +357,24 @@ class Exchange:
         part.reducer.set_residual(s, segment.flattened(entry.residual))
         if entry.velocity is not None and self._has_velocity(part):
             part.reducer.set_velocity(s, segment.flattened(entry.velocity))
+
+
+    def _share_velocity(self, found: Sequence[Waiting | None]) -> None:
+        """With shares, a velocity that lies with another rank than before is what all ranks together had. Collective."""
+        for part in self.parts:
+            if not self._has_velocity(part) or part.reducer.hierarchy == "off":
+                continue
+            given = [entry.velocity if entry else None for entry in (found[place] for place in part.places)]
+            lost = any(
+                velocity is not None and not torch.equal(_torch(part.reducer.velocity(s)), segment.flattened(velocity))
+                for s, (segment, velocity) in enumerate(zip(part.segments, given, strict=True))
+            )
+            if not any_of(self.comm, lost):
+                continue
+            for s, (segment, velocity) in enumerate(zip(part.segments, given, strict=True)):
+                mine = torch.zeros(segment.numel, device="cpu") if velocity is None else segment.flattened(velocity)
+                total: Tensor = self.comm.allreduce(mine, Sum)
+                part.reducer.set_velocity(s, total.div_(part.reducer.nodes))
 
 
 def _copied(entry: Waiting) -> Waiting:
