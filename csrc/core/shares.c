@@ -4,12 +4,23 @@
 #include <string.h>
 
 #include "core/reducer.h"
+#include "exchange/collective.h"
 #include "util/memory.h"
 
 /* Floats that are brought to the host, or from it, at a time. */
 #define PART ((uint64_t)1 << 18)
 
 /* ---- life ---- */
+
+static size_t bits_bytes(size_t count)
+{
+    return (count + 7) / 8;
+}
+
+static int bit_is_set(const uint8_t *bits, size_t i)
+{
+    return bits[i / 8] >> (i % 8) & 1;
+}
 
 gtopk_status_t shares_create(shares_t **out, const places_map_t *map, int32_t rank, uint64_t dim, size_t segments)
 {
@@ -20,6 +31,10 @@ gtopk_status_t shares_create(shares_t **out, const places_map_t *map, int32_t ra
     status = memory_alloc(&shares->ranks, 2 * (size_t)map->size, sizeof *shares->ranks, "the places of shares");
     if (status == GTOPK_OK)
         status = memory_alloc(&shares->parts, segments, sizeof *shares->parts, "the parts of a step");
+    if (status == GTOPK_OK)
+        status = memory_alloc(&shares->given, bits_bytes(segments), 1, "the segments of a step");
+    if (status == GTOPK_OK)
+        status = memory_alloc(&shares->anywhere, bits_bytes(segments), 1, "the segments of a step");
     if (status != GTOPK_OK) {
         shares_destroy(shares, NULL, 0);
         return status;
@@ -44,8 +59,24 @@ void shares_destroy(shares_t *shares, device_t *device, int buffers_lost)
     if (shares->pending && !buffers_lost)
         device->ops->release(device, shares->pending);
     memory_free(shares->parts);
+    memory_free(shares->given);
+    memory_free(shares->anywhere);
     memory_free(shares->ranks);
     memory_free(shares);
+}
+
+/* ---- ranges of entries ---- */
+
+typedef struct range {
+    uint64_t begin, end;
+} range_t;
+
+/* What of [at, at + length) is in this rank's share. */
+static range_t own_range(const shares_t *shares, uint64_t at, uint64_t length)
+{
+    const uint64_t begin = at > shares->begin ? at : shares->begin;
+    const uint64_t end = at + length < shares->end ? at + length : shares->end;
+    return (range_t){begin, end > begin ? end : begin};
 }
 
 /* ---- what is pending ---- */
@@ -93,8 +124,12 @@ gtopk_status_t shares_give(gtopk_reducer_t *reducer, const uint32_t *which, size
     const device_span_t *spans = reducer->segments.spans;
     if (params->found_inf)
         return reducer->device->ops->accumulate(reducer->store, NULL, 0, params, reducer->words, stream);
-    for (size_t i = 0; i < count && stays; i++)
-        shares->parts[which ? which[i] : i] = (scatter_part_t){spans[i], params->scale, params->zero_input};
+    for (size_t i = 0; i < count; i++) {
+        const size_t s = which ? which[i] : i;
+        shares->given[s / 8] |= (uint8_t)(1u << (s % 8));
+        if (stays)
+            shares->parts[s] = (scatter_part_t){spans[i], params->scale, params->zero_input};
+    }
     if (stays || count == 0)
         return GTOPK_OK;
     shares->copied = 1;
@@ -126,25 +161,52 @@ static void place_parts(gtopk_reducer_t *reducer)
 gtopk_status_t shares_sum(gtopk_reducer_t *reducer, const exchange_step_t *step, float **sum)
 {
     shares_t *shares = reducer->shares;
-    if (!shares->pending_holds) {
+    gtopk_status_t status = GTOPK_OK;
+    if (reducer->record.momentum_correction) {
+        memcpy(shares->anywhere, shares->given, bits_bytes(shares->segments));
+        status = collective_union(&reducer->comm->link, &shares->node, shares->anywhere, bits_bytes(shares->segments));
+    }
+    if (status == GTOPK_OK && !shares->pending_holds) {
         place_parts(reducer);
         return scatter_run(shares->scatter, step, shares->parts, shares->segments, sum);
     }
-    const gtopk_status_t status = keep_parts(reducer, step->stream);
+    if (status == GTOPK_OK)
+        status = keep_parts(reducer, step->stream);
     const scatter_part_t all = {.span = {.length = shares->dim, .data = shares->pending}, .scale = 1.0f};
     return status == GTOPK_OK ? scatter_run(shares->scatter, step, &all, 1, sum) : status;
+}
+
+/* Spans of the share, one a segment: without data where no rank gave any, so that its velocity stays. */
+static size_t spans_by_segment(gtopk_reducer_t *reducer, float *sum)
+{
+    const shares_t *shares = reducer->shares;
+    const segments_t *segments = &reducer->segments;
+    size_t count = 0;
+    for (size_t s = 0; s < segments->count; s++) {
+        const range_t range = own_range(shares, segments->offsets[s], segments->lengths[s]);
+        const uint64_t at = range.begin - shares->begin;
+        if (range.end > range.begin)
+            segments->spans[count++] = (device_span_t){
+                .offset = at,
+                .length = range.end - range.begin,
+                .data = bit_is_set(shares->anywhere, s) ? sum + at : NULL,
+            };
+    }
+    return count;
 }
 
 gtopk_status_t shares_take(gtopk_reducer_t *reducer, const exchange_step_t *step, float *sum)
 {
     const device_span_t share = {.length = reducer->shares->length, .data = sum};
+    const int by_segment = reducer->record.momentum_correction;
+    const size_t count = by_segment ? spans_by_segment(reducer, sum) : 1;
     const device_accumulate_t params = {
         .scale = 1.0f,
         .momentum = reducer->momentum,
         .nesterov = reducer->nesterov,
     };
-    const gtopk_status_t status = reducer->device->ops->accumulate(reducer->store, &share, 1, &params, reducer->words,
-                                                                   step->stream);
+    const gtopk_status_t status = reducer->device->ops->accumulate(
+        reducer->store, by_segment ? reducer->segments.spans : &share, count, &params, reducer->words, step->stream);
     return status == GTOPK_OK ? pending_clear(reducer, step->stream) : status;
 }
 
@@ -163,21 +225,11 @@ void shares_end(gtopk_reducer_t *reducer)
         shares->pending = NULL;
     }
     shares->copied = 0;
+    if (!shares->pending_holds)
+        memset(shares->given, 0, bits_bytes(shares->segments));
 }
 
 /* ---- arrays ---- */
-
-typedef struct range {
-    uint64_t begin, end;
-} range_t;
-
-/* What of [at, at + length) is in this rank's share. */
-static range_t own_range(const shares_t *shares, uint64_t at, uint64_t length)
-{
-    const uint64_t begin = at > shares->begin ? at : shares->begin;
-    const uint64_t end = at + length < shares->end ? at + length : shares->end;
-    return (range_t){begin, end > begin ? end : begin};
-}
 
 /* Copies between a part of what is pending and the host. */
 static gtopk_status_t pending_move(gtopk_reducer_t *reducer, uint64_t at, uint64_t length, float *out, const float *in)
@@ -244,7 +296,7 @@ gtopk_status_t shares_write(gtopk_reducer_t *reducer, int which, uint64_t at, ui
     const shares_t *shares = reducer->shares;
     const range_t own = own_range(shares, at, length);
     gtopk_status_t status = GTOPK_OK;
-    if (which == DEVICE_RESIDUAL && length > 0)
+    if (!reducer->record.momentum_correction && length > 0)
         status = write_foreign(reducer, at, length, in, own);
     if (status == GTOPK_OK && own.end > own.begin)
         status = reducer->device->ops->store_write(reducer->store, which, own.begin - shares->begin,

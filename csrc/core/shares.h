@@ -17,6 +17,8 @@ typedef struct shares {
     scatter_t *scatter;
     size_t segments;
     scatter_part_t *parts; /* one a segment: tensors of this step that stay as they are */
+    uint8_t *given;        /* one bit a segment: this rank gave something for it. Momentum has to know */
+    uint8_t *anywhere;     /* the same of all ranks of the node, in the step under way */
     float *pending;        /* dim floats of the device; NULL: none */
     int pending_holds;     /* something that was not sent */
     int copied;            /* in this step, what was accumulated was added up there */
@@ -51,8 +53,8 @@ void shares_end(gtopk_reducer_t *reducer);
 
 gtopk_status_t shares_read(gtopk_reducer_t *reducer, int which, uint64_t at, uint64_t length, float *out);
 
-/* Of the residual, what is in another rank's share is pending then, and comes to it with the next step. Of the velocity it
- * is left out. */
+/* What is in another rank's share is pending then, and comes to it with the next step; with momentum correction it is left
+ * out, as it would be taken for a gradient. */
 gtopk_status_t shares_write(gtopk_reducer_t *reducer, int which, uint64_t at, uint64_t length, const float *in);
 
 #endif

@@ -327,18 +327,18 @@ static gtopk_status_t load_array(gtopk_reducer_t *reducer, int which, float *par
     return status;
 }
 
-/* A velocity has its place in this rank's share, or none. */
-static gtopk_status_t check_velocity(const gtopk_reducer_t *reducer, const uint8_t *state)
+/* With momentum correction everything has its place in this rank's share, or none. */
+static gtopk_status_t check_share(const gtopk_reducer_t *reducer, const uint8_t *state)
 {
-    const uint8_t *values = state + array_at(&reducer->record, DEVICE_VELOCITY);
-    for (uint64_t i = 0; reducer->record.momentum_correction && i < reducer->record.dim; i++) {
+    const uint64_t count = reducer->record.momentum_correction ? 2 * reducer->record.dim : 0;
+    for (uint64_t i = 0; i < count; i++) {
         float value;
-        memcpy(&value, values + i * sizeof value, sizeof value);
-        if (value != 0.0f && !is_ours(reducer, i))
+        memcpy(&value, state + array_at(&reducer->record, DEVICE_RESIDUAL) + i * sizeof value, sizeof value);
+        if (value != 0.0f && !is_ours(reducer, i % reducer->record.dim))
             return status_set(
                 GTOPK_ERR_MISMATCH,
-                "the state holds the velocity of another rank's share: it was saved with another hierarchy, "
-                "or with other ranks on a node; load a consolidated one (gtopk_reducer_state_consolidate)");
+                "the state holds something of another rank's share: it was saved with another hierarchy, or with other "
+                "ranks on a node; load a consolidated one (gtopk_reducer_state_consolidate)");
     }
     return GTOPK_OK;
 }
@@ -363,7 +363,7 @@ static gtopk_status_t load(gtopk_reducer_t *reducer, const void *buffer, size_t 
                             "consolidated one (gtopk_reducer_state_consolidate)",
                             (int)info.rank, (int)info.size, (int)rank, (int)size);
     if (status == GTOPK_OK && !adopt && info.rank != CONSOLIDATED)
-        status = check_velocity(reducer, buffer);
+        status = check_share(reducer, buffer);
     const int32_t among = reducer->shares ? reducer->shares->peers.size : size;
     const int32_t ranks = adopt ? 0 : info.rank == CONSOLIDATED ? among : OWN;
     float *part = NULL;

@@ -113,7 +113,7 @@ def case_indices_are_places_in_memory():
     model = make(channels_last=True)
     del model.unused
     plain = copy.deepcopy(model)
-    state = named_state(model, density=0.02, value_type="fp32")
+    state = named_state(model, density=0.02, value_type="fp32", hierarchy="off")  # shares go by the order of parameters
     net = hooked(model, state)
     optimizer = gtopk.DistributedOptimizer(
         optim.SGD(plain.parameters(), lr=0.0), plain.named_parameters(), density=0.02, value_type="fp32"

@@ -284,7 +284,17 @@ static void run_momentum(gtopk_comm_t *comm, int rank, int size, void *context)
         tensors_of(x, tensors);
         for (int i = 0; i < DIM; i++)
             x[i] = (float)((i * 5 + node * 3 + step * 7) % 13 - 6) * (run->each == 1 ? 3.0f : (float)(local + 1));
-        REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 3, 1.0, 0, NULL) == GTOPK_OK);
+        /* The last segment is left out by all ranks of node 0 now and then, and by some. */
+        const size_t count = step % 3 == 1 && node == 0 ? 1 : 3;
+        const uint32_t stays = step % 2 ? GTOPK_INPUT_STAYS : 0;
+        if (step % 3 == 2 && node == 0 && local == 0 && run->each > 1) {
+            REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, 1, 1.0, stays, NULL) == GTOPK_OK);
+        } else {
+            if (step % 3 == 2 && node == 0 && run->each == 1)
+                for (int i = 40; i < DIM; i++) /* what the second of two ranks gives */
+                    x[i] = x[i] / 3.0f * 2.0f;
+            REQUIRE(gtopk_reducer_accumulate(reducer, NULL, tensors, count, 1.0, stays, NULL) == GTOPK_OK);
+        }
         REQUIRE(step_reduce(reducer, tensors, 3, 0, NULL) == GTOPK_OK);
         if (rank == 0)
             memcpy(run->updates[step], x, sizeof x);
@@ -448,7 +458,7 @@ static void run_foreign_velocity(gtopk_comm_t *comm, int rank, int size, void *c
     float residual[DIM];
     (void)size;
     REQUIRE(gtopk_reducer_state_load(reducer, states + (size_t)rank * bytes, bytes) == GTOPK_ERR_MISMATCH);
-    REQUIRE(strstr(gtopk_last_error(), "velocity of another rank's share"));
+    REQUIRE(strstr(gtopk_last_error(), "of another rank's share"));
     read_residual(reducer, residual);
     for (int i = 0; i < DIM; i++)
         REQUIRE(residual[i] == 0.0f);

@@ -129,7 +129,7 @@ class Exchange:
         found = [self.waiting.pop(segment.name, None) for segment in segments]
         for place, entry in enumerate(found):
             self._unpark(place, entry)
-        self._share_velocity(found)
+        self._share_again(found)
 
     def _check_shapes(self, segments: Sequence[Segment]) -> None:
         shapes = {segment.name: segment.shape for segment in self.segments}
@@ -359,22 +359,34 @@ class Exchange:
             part.reducer.set_velocity(s, segment.flattened(entry.velocity))
 
 
-    def _share_velocity(self, found: Sequence[Waiting | None]) -> None:
-        """With shares, a velocity that lies with another rank than before is what all ranks together had. Collective."""
+    def _share_again(self, found: Sequence[Waiting | None]) -> None:
+        """Residual and velocity of shares that lie with another rank than before, from what all ranks have. Collective.
+
+        Without momentum correction a residual finds its share by itself, with the next step.
+        """
         for part in self.parts:
             if not self._has_velocity(part) or part.reducer.hierarchy == "off":
                 continue
-            given = [entry.velocity if entry else None for entry in (found[place] for place in part.places)]
+            given = [_flat(segment, found[place]) for segment, place in zip(part.segments, part.places, strict=True)]
+            taken = [(part.reducer.residual(s), part.reducer.velocity(s)) for s in range(len(given))]
             lost = any(
-                velocity is not None and not torch.equal(_torch(part.reducer.velocity(s)), segment.flattened(velocity))
-                for s, (segment, velocity) in enumerate(zip(part.segments, given, strict=True))
+                not torch.equal(_torch(mine), values)
+                for pair, entry in zip(taken, given, strict=True)
+                for mine, values in zip(pair, entry, strict=True)
             )
             if not any_of(self.comm, lost):
                 continue
-            for s, (segment, velocity) in enumerate(zip(part.segments, given, strict=True)):
-                mine = torch.zeros(segment.numel, device="cpu") if velocity is None else segment.flattened(velocity)
-                total: Tensor = self.comm.allreduce(mine, Sum)
-                part.reducer.set_velocity(s, total.div_(part.reducer.nodes))
+            for s, (residual, velocity) in enumerate(given):
+                part.reducer.set_residual(s, self.comm.allreduce(residual, Sum).div_(part.reducer.nodes))
+                part.reducer.set_velocity(s, self.comm.allreduce(velocity, Sum).div_(part.reducer.nodes))
+
+
+def _flat(segment: Segment, entry: Waiting | None) -> tuple[Tensor, Tensor]:
+    """Residual and velocity as memory in order; zeros where there is none."""
+    nothing = torch.zeros(segment.numel, dtype=torch.float32, device="cpu")
+    residual = nothing if entry is None else segment.flattened(entry.residual)
+    velocity = nothing if entry is None or entry.velocity is None else segment.flattened(entry.velocity)
+    return residual, velocity
 
 
 def _copied(entry: Waiting) -> Waiting:
