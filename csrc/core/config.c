@@ -48,6 +48,8 @@ gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_
         status = check_choice("momentum correction", full->momentum_correction, 2);
     if (status == GTOPK_OK)
         status = check_choice("hierarchy", full->hierarchy, GTOPK_HIERARCHY_AUTO + 1);
+    if (status == GTOPK_OK)
+        status = check_choice("rollback", full->rollback, 2);
     if (status == GTOPK_OK && !(full->merge_growth >= 1.0 && isfinite(full->merge_growth)))
         status = status_set(GTOPK_ERR_INVALID,
                             "merge_growth %g is out of range: at least 1 (default; each round keeps k entries)",
@@ -126,6 +128,7 @@ static gtopk_status_t compare_records(int32_t rank, const config_record_t *mine,
         {"merge_growth", mine->merge_growth, theirs->merge_growth},
         {"momentum correction", mine->momentum_correction, theirs->momentum_correction},
         {"hierarchy", mine->hierarchy, theirs->hierarchy},
+        {"rollback", mine->rollback, theirs->rollback},
     };
     if (theirs->status != GTOPK_OK)
         return status_set(GTOPK_ERR_MISMATCH, "rank %d could not create its reducer (%s): its own error says why",

@@ -104,15 +104,20 @@ static gtopk_status_t pending_add(gtopk_reducer_t *reducer, const device_span_t 
     return reducer->device->ops->stage(reducer->device, spans, count, &params, reducer->shares->pending, stream);
 }
 
+/* With zeros. */
+static gtopk_status_t pending_fill(gtopk_reducer_t *reducer, uint64_t at, uint64_t length, void *stream)
+{
+    const device_span_t nothing = {.offset = at, .length = length};
+    const device_stage_t params = {.scale = 1.0f};
+    return reducer->device->ops->stage(reducer->device, &nothing, 1, &params, reducer->shares->pending, stream);
+}
+
 static gtopk_status_t pending_clear(gtopk_reducer_t *reducer, void *stream)
 {
-    shares_t *shares = reducer->shares;
-    const device_span_t all = {.length = shares->dim};
-    const device_stage_t params = {.scale = 1.0f};
-    if (!shares->pending_holds)
+    if (!reducer->shares->pending_holds)
         return GTOPK_OK;
-    shares->pending_holds = 0;
-    return reducer->device->ops->stage(reducer->device, &all, 1, &params, shares->pending, stream);
+    reducer->shares->pending_holds = 0;
+    return pending_fill(reducer, 0, reducer->shares->dim, stream);
 }
 
 /* ---- one step ---- */
@@ -205,14 +210,20 @@ gtopk_status_t shares_take(gtopk_reducer_t *reducer, const exchange_step_t *step
         .momentum = reducer->momentum,
         .nesterov = reducer->nesterov,
     };
-    const gtopk_status_t status = reducer->device->ops->accumulate(
+    gtopk_status_t status = reducer->device->ops->accumulate(
         reducer->store, by_segment ? reducer->segments.spans : &share, count, &params, reducer->words, step->stream);
+    if (status == GTOPK_OK && reducer->record.rollback)
+        status = reducer->device->ops->swap(reducer->store, step->stream);
+    reducer->settled = status == GTOPK_OK;
     return status == GTOPK_OK ? pending_clear(reducer, step->stream) : status;
 }
 
 gtopk_status_t shares_keep(gtopk_reducer_t *reducer)
 {
-    return keep_parts(reducer, reducer->stream);
+    if (!reducer->record.rollback)
+        return keep_parts(reducer, reducer->stream);
+    memset(reducer->shares->parts, 0, reducer->shares->segments * sizeof *reducer->shares->parts);
+    return pending_clear(reducer, reducer->stream);
 }
 
 void shares_end(gtopk_reducer_t *reducer)
@@ -231,8 +242,8 @@ void shares_end(gtopk_reducer_t *reducer)
 
 /* ---- arrays ---- */
 
-/* Copies between a part of what is pending and the host. */
-static gtopk_status_t pending_move(gtopk_reducer_t *reducer, uint64_t at, uint64_t length, float *out, const float *in)
+/* Adds what is pending to values on the host. */
+static gtopk_status_t pending_read(gtopk_reducer_t *reducer, uint64_t at, uint64_t length, float *out)
 {
     const device_ops_t *ops = reducer->device->ops;
     const uint64_t most = length < PART ? length : PART;
@@ -240,14 +251,10 @@ static gtopk_status_t pending_move(gtopk_reducer_t *reducer, uint64_t at, uint64
     gtopk_status_t status = ops->allocate_pinned(reducer->device, most * sizeof(float), "a part of a residual", &block);
     for (uint64_t done = 0; done < length && status == GTOPK_OK; done += most) {
         const size_t bytes = (size_t)(length - done < most ? length - done : most) * sizeof(float);
-        float *there = reducer->shares->pending + at + done;
-        if (in)
-            memcpy(block, in + done, bytes);
-        status = ops->copy(reducer->device, in ? (void *)there : block, in ? block : (void *)there, bytes,
-                           reducer->stream);
+        status = ops->copy(reducer->device, block, reducer->shares->pending + at + done, bytes, reducer->stream);
         if (status == GTOPK_OK)
             status = ops->synchronize(reducer->device, reducer->stream);
-        for (size_t i = 0; i < bytes / sizeof(float) && out && status == GTOPK_OK; i++)
+        for (size_t i = 0; i < bytes / sizeof(float) && status == GTOPK_OK; i++)
             out[done + i] += ((const float *)block)[i];
     }
     ops->release_pinned(reducer->device, block);
@@ -265,29 +272,7 @@ gtopk_status_t shares_read(gtopk_reducer_t *reducer, int which, uint64_t at, uin
         status = reducer->device->ops->store_read(reducer->store, which, own.begin - shares->begin, own.end - own.begin,
                                                   out + (own.begin - at), reducer->stream);
     if (status == GTOPK_OK && which == DEVICE_RESIDUAL && shares->pending_holds && length > 0)
-        status = pending_move(reducer, at, length, out, NULL);
-    return status;
-}
-
-/* What lies outside of the share becomes pending, in place of what was. */
-static gtopk_status_t write_foreign(gtopk_reducer_t *reducer, uint64_t at, uint64_t length, const float *in,
-                                    range_t own)
-{
-    float *foreign;
-    int holds = 0;
-    gtopk_status_t status = memory_alloc(&foreign, (size_t)length, sizeof *foreign, "a part of a residual");
-    for (uint64_t i = 0; i < length && status == GTOPK_OK; i++)
-        if (at + i < own.begin || at + i >= own.end) {
-            foreign[i] = in[i];
-            holds |= in[i] != 0.0f;
-        }
-    if (status == GTOPK_OK && (holds || reducer->shares->pending_holds)) {
-        status = pending_open(reducer);
-        reducer->shares->pending_holds |= status == GTOPK_OK;
-        if (status == GTOPK_OK)
-            status = pending_move(reducer, at, length, NULL, foreign);
-    }
-    memory_free(foreign);
+        status = pending_read(reducer, at, length, out);
     return status;
 }
 
@@ -296,8 +281,8 @@ gtopk_status_t shares_write(gtopk_reducer_t *reducer, int which, uint64_t at, ui
     const shares_t *shares = reducer->shares;
     const range_t own = own_range(shares, at, length);
     gtopk_status_t status = GTOPK_OK;
-    if (!reducer->record.momentum_correction && length > 0)
-        status = write_foreign(reducer, at, length, in, own);
+    if (which == DEVICE_RESIDUAL && shares->pending_holds && length > 0)
+        status = pending_fill(reducer, at, length, reducer->stream);
     if (status == GTOPK_OK && own.end > own.begin)
         status = reducer->device->ops->store_write(reducer->store, which, own.begin - shares->begin,
                                                    own.end - own.begin, in + (own.begin - at), reducer->stream);

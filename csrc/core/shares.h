@@ -43,7 +43,7 @@ gtopk_status_t shares_sum(gtopk_reducer_t *reducer, const exchange_step_t *step,
 /* Adds the sum to the residual: nothing is pending then. */
 gtopk_status_t shares_take(gtopk_reducer_t *reducer, const exchange_step_t *step, float *sum);
 
-/* What was given goes to what is pending: there will be no reduce. */
+/* What was given goes to what is pending: there will be no reduce. With rollback it is dropped. */
 gtopk_status_t shares_keep(gtopk_reducer_t *reducer);
 
 /* The step is over. */
@@ -53,8 +53,7 @@ void shares_end(gtopk_reducer_t *reducer);
 
 gtopk_status_t shares_read(gtopk_reducer_t *reducer, int which, uint64_t at, uint64_t length, float *out);
 
-/* What is in another rank's share is pending then, and comes to it with the next step; with momentum correction it is left
- * out, as it would be taken for a gradient. */
+/* What is in another rank's share is left out. */
 gtopk_status_t shares_write(gtopk_reducer_t *reducer, int which, uint64_t at, uint64_t length, const float *in);
 
 #endif

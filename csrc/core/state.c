@@ -327,10 +327,11 @@ static gtopk_status_t load_array(gtopk_reducer_t *reducer, int which, float *par
     return status;
 }
 
-/* With momentum correction everything has its place in this rank's share, or none. */
+/* In shares everything has its place in this rank's one, or none. */
 static gtopk_status_t check_share(const gtopk_reducer_t *reducer, const uint8_t *state)
 {
-    const uint64_t count = reducer->record.momentum_correction ? 2 * reducer->record.dim : 0;
+    const uint64_t arrays = reducer->record.momentum_correction ? 2 : 1;
+    const uint64_t count = reducer->shares ? arrays * reducer->record.dim : 0;
     for (uint64_t i = 0; i < count; i++) {
         float value;
         memcpy(&value, state + array_at(&reducer->record, DEVICE_RESIDUAL) + i * sizeof value, sizeof value);

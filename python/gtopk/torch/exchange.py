@@ -33,6 +33,7 @@ class Options:
     momentum_correction: bool = False
     dense_below: int = 0
     dense_1d: bool = False
+    rollback: bool = False
     hierarchy: str = "off"
 
     def is_dense(self, segment: Segment) -> bool:
@@ -321,7 +322,8 @@ class Exchange:
         """
         part, segment = self._where[place]
         reducer = self.parts[part].reducer
-        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update))
+        ranks = 1 if reducer.hierarchy == "off" else self.comm.size // reducer.nodes  # whose values lie here
+        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update, alpha=ranks))
 
     def _reducer(self, segments: Sequence[Segment], density: float, dense: bool) -> Reducer:
         options = self.options
@@ -334,6 +336,7 @@ class Exchange:
             merge_growth=1.0 if dense else options.merge_growth,
             momentum_correction=options.momentum_correction and not dense,
             hierarchy="off" if dense else options.hierarchy,
+            rollback=options.rollback,
             comm=self.comm,
         )
 
@@ -360,15 +363,19 @@ class Exchange:
 
 
     def _share_again(self, found: Sequence[Waiting | None]) -> None:
-        """Residual and velocity of shares that lie with another rank than before, from what all ranks have. Collective.
-
-        Without momentum correction a residual finds its share by itself, with the next step.
-        """
+        """Residual and velocity of shares that lie with another rank than before, from what all ranks have. Collective."""
         for part in self.parts:
-            if not self._has_velocity(part) or part.reducer.hierarchy == "off":
+            if part.reducer.hierarchy == "off":
                 continue
-            given = [_flat(segment, found[place]) for segment, place in zip(part.segments, part.places, strict=True)]
-            taken = [(part.reducer.residual(s), part.reducer.velocity(s)) for s in range(len(given))]
+            has_velocity = self._has_velocity(part)
+            given = [
+                _flat(segment, found[place], has_velocity)
+                for segment, place in zip(part.segments, part.places, strict=True)
+            ]
+            taken = [
+                [part.reducer.residual(s), *([part.reducer.velocity(s)] if has_velocity else [])]
+                for s in range(len(given))
+            ]
             lost = any(
                 not torch.equal(_torch(mine), values)
                 for pair, entry in zip(taken, given, strict=True)
@@ -376,17 +383,21 @@ class Exchange:
             )
             if not any_of(self.comm, lost):
                 continue
-            for s, (residual, velocity) in enumerate(given):
-                part.reducer.set_residual(s, self.comm.allreduce(residual, Sum).div_(part.reducer.nodes))
-                part.reducer.set_velocity(s, self.comm.allreduce(velocity, Sum).div_(part.reducer.nodes))
+            for s, entry in enumerate(given):
+                part.reducer.set_residual(s, self.comm.allreduce(entry[0], Sum).div_(part.reducer.nodes))
+                if has_velocity:
+                    part.reducer.set_velocity(s, self.comm.allreduce(entry[1], Sum).div_(part.reducer.nodes))
 
 
-def _flat(segment: Segment, entry: Waiting | None) -> tuple[Tensor, Tensor]:
-    """Residual and velocity as memory in order; zeros where there is none."""
-    nothing = torch.zeros(segment.numel, dtype=torch.float32, device="cpu")
-    residual = nothing if entry is None else segment.flattened(entry.residual)
-    velocity = nothing if entry is None or entry.velocity is None else segment.flattened(entry.velocity)
-    return residual, velocity
+def _flat(segment: Segment, entry: Waiting | None, with_velocity: bool) -> list[Tensor]:
+    """Residual, and velocity, as memory in order; zeros where there is none."""
+    values = [None if entry is None else entry.residual]
+    if with_velocity:
+        values.append(None if entry is None else entry.velocity)
+    return [
+        torch.zeros(segment.numel, dtype=torch.float32, device="cpu") if one is None else segment.flattened(one)
+        for one in values
+    ]
 
 
 def _copied(entry: Waiting) -> Waiting:
