@@ -92,6 +92,8 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm
     if (!(full->timeout >= 0.0) || !(full->warn_after >= 0.0) || isinf(full->timeout) || isinf(full->warn_after))
         return status_set(GTOPK_ERR_INVALID, "timeout %g s and warn_after %g s must be finite and not negative",
                           full->timeout, full->warn_after);
+    if (full->warn_after == 0.0)
+        full->warn_after = DEFAULT_WARN_AFTER;
     return full->timeout > 0.0 ? GTOPK_OK : default_timeout(&full->timeout);
 }
 

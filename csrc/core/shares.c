@@ -230,8 +230,8 @@ void shares_end(gtopk_reducer_t *reducer)
 {
     shares_t *shares = reducer->shares;
     memset(shares->parts, 0, shares->segments * sizeof *shares->parts);
-    /* Tensors that stay take no memory but now and then. The verdict has come since it was cleared. */
-    if (shares->pending && !shares->pending_holds && !shares->copied && !reducer->comm->link.buffers_lost) {
+    /* Tensors that stay take no memory but now and then. The verdict has come since it was cleared, if all went well. */
+    if (shares->pending && !shares->pending_holds && !shares->copied && reducer->comm->link.broken == GTOPK_OK) {
         reducer->device->ops->release(reducer->device, shares->pending);
         shares->pending = NULL;
     }

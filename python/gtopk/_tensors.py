@@ -171,12 +171,13 @@ class TensorTable:
         self._words = array("Q", bytes(8 * _WORDS * max(capacity, 1)))
         self.address = self._words.buffer_info()[0]
         self.starts: list[int] = []  # each tensor's address
+        self._count = 0
         self._lengths: Sequence[int] = []
         self._dtypes: list[Any] = []
         self._sizes: list[int] | None = None
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return self._count
 
     @property
     def sizes(self) -> list[int]:
@@ -225,6 +226,17 @@ class TensorTable:
         self._dtypes = dtypes
         return True
 
+    def copy_rows(self, other: TensorTable, rows: Sequence[int]) -> None:
+        """Row ``rows[i]`` becomes row i of the other one. `starts` and `sizes` do not know of it."""
+        mine, theirs = self._words, other._words
+        at = 0
+        for row in rows:
+            to = row * _WORDS
+            mine[to : to + _WORDS] = theirs[at : at + _WORDS]
+            at += _WORDS
+        self._count = max(self._count, 1 + max(rows, default=-1))
+        self._dtypes = []
+
     def _fill_any(
         self, tensors: Sequence[TensorLike], lengths: Sequence[int], name: Callable[[int], str], write: bool
     ) -> None:
@@ -243,4 +255,4 @@ class TensorTable:
             self._sizes = None
         if codes is not None:
             self._words[2:end:_WORDS] = array("Q", [code << _DTYPE_SHIFT for code in codes])
-        self.starts, self._lengths = addresses, lengths
+        self.starts, self._lengths, self._count = addresses, lengths, len(addresses)

@@ -205,7 +205,7 @@ class Reducer:
                 f"{len(grads)} gradients for {len(lengths)} segments: give one tensor for each segment, or name the segments"
             )
         if isinstance(grads, _tensors.TensorTable):
-            table = self._own(grads)
+            table = self._own(grads) if segments is None else self._inputs
         else:
             table = self._inputs
             table.fill(grads, lengths, _name("gradient", segments), write=zero_input)
@@ -227,6 +227,22 @@ class Reducer:
         if len(tensors) != len(self.segment_lengths) or not self._outputs.fill_torch(tensors, self.segment_lengths):
             return None
         self._kind = "torch"
+        return self._outputs
+
+    def describe_some(self, segments: Sequence[int], tensors: Sequence[Tensor]) -> _tensors.TensorTable | None:
+        """The same for some of the segments: for `accumulate_many` of these, and nothing else before it.
+
+        When all segments were described so in a step, `described` is what its `reduce` takes.
+        """
+        if not self._inputs.fill_torch(tensors, self._choose(segments)):
+            return None
+        self._outputs.copy_rows(self._inputs, segments)
+        self._kind = "torch"
+        return self._inputs
+
+    @property
+    def described(self) -> _tensors.TensorTable:
+        """The tensors that `describe` or `describe_some` has seen."""
         return self._outputs
 
     def reduce(
@@ -256,7 +272,7 @@ class Reducer:
         Notes
         -----
         When an entry overflowed on any rank the step is non-finite on all: ``nonfinite`` is 1, outputs are NaN, and
-        the residual keeps what was accumulated.
+        the residual keeps what was accumulated, or with ``rollback=True`` is what it was before.
 
         After an error other than `InvalidError` and `StateError` the step did not happen on this rank, the residual is
         as it was after accumulate, and the communicator is broken.

@@ -73,6 +73,7 @@ class _Step:
         self.tensors: list[Tensor | None] = [None] * count
         self.blocks: list[Tensor | None] = [None] * count
         self.tables: list[TensorTable] | None = None  # of all blocks, where they were described already
+        self.described = 0  # tensors, by `accumulate_some`
         self.copied: list[int] = []
         self.fixed: set[int] = set()  # copied, and not to be written: they share memory
         self.found_inf = False
@@ -212,16 +213,15 @@ class Exchange:
     def accumulate_some(self, places: Sequence[int], tensors: Sequence[Tensor], scale: float = 1.0) -> None:
         """Both at once for some of the segments, each at most once a step."""
         step = self._step = self._step or _Step(len(self.segments))
-        blocks = self._blocks(step, places, tensors)
-        if len(self.parts) == 1:  # then places are segments
-            self.parts[0].reducer.accumulate_many(places, blocks, scale, zero_input=True, input_stays=True)
+        blocks: Sequence[Tensor] = tensors
+        given: Sequence[Sequence[Tensor] | TensorTable] | None = self._describe_some(places, tensors)
+        if given is None:
+            blocks = self._blocks(step, places, tensors)
+            given = [mine for _, _, mine in self._by_part(places, blocks)]
         else:
-            where = [self._where[i] for i in places]
-            for p, part in enumerate(self.parts):
-                chosen = [(s, block) for (q, s), block in zip(where, blocks, strict=True) if q == p]
-                if chosen:
-                    segments, mine = zip(*chosen, strict=True)
-                    part.reducer.accumulate_many(segments, mine, scale, zero_input=True, input_stays=True)
+            step.described += len(places)
+        for (reducer, segments, _), mine in zip(self._by_part(places, blocks), given, strict=True):
+            reducer.accumulate_many(segments, mine, scale, zero_input=True, input_stays=True)
         for place, tensor, block in zip(places, tensors, blocks, strict=True):
             step.tensors[place], step.blocks[place] = tensor, block
 
@@ -234,6 +234,8 @@ class Exchange:
         step = self._step
         assert step is not None
         outputs: Sequence[Any] | None = step.tables
+        if step.described == len(self.segments):
+            outputs = [part.reducer.described for part in self.parts]
         if outputs is None:
             for place, segment in enumerate(self.segments):
                 if step.blocks[place] is None:  # it was left out
@@ -274,6 +276,33 @@ class Exchange:
                 return None
             tables.append(table)
         return tables
+
+    def _by_part(
+        self, places: Sequence[int], tensors: Sequence[Tensor]
+    ) -> list[tuple[Reducer, Sequence[int], Sequence[Tensor]]]:
+        """For each part that has some of the places: its reducer, their segments in it, and their tensors."""
+        if len(self.parts) == 1:  # then places are segments
+            return [(self.parts[0].reducer, places, tensors)]
+        found: list[tuple[Reducer, Sequence[int], Sequence[Tensor]]] = []
+        for p, part in enumerate(self.parts):
+            chosen = [i for i, place in enumerate(places) if self._where[place][0] == p]
+            if chosen:
+                segments = [self._where[places[i]][1] for i in chosen]
+                found.append((part.reducer, segments, [tensors[i] for i in chosen]))
+        return found
+
+    def _describe_some(self, places: Sequence[int], tensors: Sequence[Tensor]) -> list[TensorTable] | None:
+        """As `_describe`, of some tensors; None where they share memory, too."""
+        if not self._plain and any(x.dim() != 1 for x in tensors):
+            return None
+        tables = []
+        for reducer, segments, mine in self._by_part(places, tensors):
+            table = reducer.describe_some(segments, mine)
+            if table is None:
+                return None
+            tables.append(table)
+        starts = [start for table in tables for start in table.starts]
+        return tables if disjoint(starts, chain(*(table.sizes for table in tables))) else None
 
     def _blocks(self, step: _Step, places: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
         """Each tensor's memory in the order of its segment; a copy where it lies otherwise, or shares it with another."""

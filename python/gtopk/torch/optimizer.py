@@ -156,7 +156,13 @@ def distributed_class(
         return [cls, *mixins, DistributedMixin, *base.__mro__]
 
     meta: Any = type(type(base).__name__, (type(base),), {"mro": mro})
-    made: type[torch.optim.Optimizer] = meta(base.__name__, (base,), {"__module__": base.__module__})
+    try:
+        made: type[torch.optim.Optimizer] = meta(base.__name__, (base,), {"__module__": base.__module__})
+    except Exception as error:
+        raise UnsupportedError(
+            f"gtopk makes a subclass of the optimizer's class, and {type(base).__name__}, the metaclass of {base.__name__}, "
+            f"refuses ({type(error).__name__}: {error}): give what it asks for a default, or wrap an optimizer without it"
+        ) from error
     return made
 
 
@@ -166,6 +172,9 @@ class DistributedMixin(torch.optim.Optimizer):
     _gtopk: Synchronizer
     # A GradScaler then calls step() on every rank, also after an overflow, and says in two attributes what it found.
     _step_supports_amp_scaling = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """In place of the wrapped class's own, which may ask for arguments, or keep a list of subclasses."""
 
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Exchanges the gradients and lets the wrapped optimizer apply the mean update. Collective.
