@@ -272,7 +272,12 @@ typedef enum gtopk_residual_policy {
  * The algorithm then runs among the ranks of all nodes that have the same share, all shares at once, and its update goes
  * to the other ranks of the node. A node sends what one rank would send alone; a residual takes 4 bytes * n / L, and as
  * much again for the sum. Every node must have equally many ranks (UNSUPPORTED otherwise, on every rank). It changes
- * nothing for the algorithm dense, nor where each node has one rank. */
+ * nothing for the algorithm dense, nor where each node has one rank.
+ *
+ * What is accumulated comes to the residuals in reduce, then: until that it is added up in 4 bytes an entry more, unless
+ * GTOPK_INPUT_STAYS says that it can be read later. After an error of reduce the residual is as after accumulate or, if
+ * the node's sum had come, has that in place of what this rank gave. A residual (and velocity) is zero outside of the
+ * rank's share, where setting it changes nothing. With rollback, gtopk_reducer_cancel drops what was accumulated. */
 typedef enum gtopk_hierarchy {
     GTOPK_HIERARCHY_OFF = 0,  /* every rank takes part by itself */
     GTOPK_HIERARCHY_NODE = 1, /* as above */
@@ -468,7 +473,8 @@ gtopk_status_t gtopk_state_inspect(const void *buffer, size_t bytes, gtopk_state
 
 /* Not collective, but to be done on every rank before the next step: ranks at different steps or of different runs get
  * DESYNC in the next exchange. Errors, with the reducer unchanged: CORRUPT; MISMATCH (other segments: the text names
- * the first that differs; or another rank's state, or another size: load a consolidated one). */
+ * the first that differs; or another rank's state, or another size, or another arrangement of ranks on nodes: load a
+ * consolidated one). */
 gtopk_status_t gtopk_reducer_state_load(gtopk_reducer_t *reducer, const void *buffer, size_t bytes);
 
 /* For a state that is another rank's, or of another number of ranks (people save on rank 0 only): takes its step and run,
