@@ -31,6 +31,7 @@ from .errors import InvalidError, StateError, UnsupportedError
 from .torch import DistributedOptimizer as _DistributedOptimizer
 from .torch.broadcast import broadcast_optimizer_state as _broadcast_optimizer_state
 from .torch.broadcast import broadcast_parameters
+from .torch.local_options import exchanges_weights
 from .torch.optimizer import DistributedMixin, distributed_class
 
 __all__ = [
@@ -198,6 +199,8 @@ def DistributedOptimizer(
         raise InvalidError("gradient_predivide_factor is for op=hvd.Average")
     if compression is not None:
         options.setdefault("value_type", compression)
+    if op is Sum and exchanges_weights(options.get("local_steps", 1), options.get("exchange")):
+        raise UnsupportedError("op=hvd.Sum is for gradients, and local steps exchange weights: leave out one of them")
     wrapped = _DistributedOptimizer(
         optimizer, named_parameters, backward_passes_per_step=backward_passes_per_step, **options
     )

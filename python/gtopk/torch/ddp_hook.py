@@ -79,6 +79,8 @@ class GTopKState:
         Needed in mixed precision with a scaler: the residual is kept in unscaled units, as the scale changes. When a
         gradient overflows on one rank, all ranks get NaN, so all scalers skip the step and stay equal, and all
         residuals stay as they were. Buckets are then accumulated at the end of backward.
+    local_steps : int
+        1. Local steps need no DDP: they are an option of `gtopk.DistributedOptimizer`.
 
     Notes
     -----
@@ -120,7 +122,13 @@ class GTopKState:
         rollback: bool = False,
         grad_scaler: Any = None,
         hierarchy: str = "off",
+        local_steps: int = 1,
     ) -> None:
+        if callable(local_steps) or local_steps != 1:
+            raise UnsupportedError(
+                "DDP exchanges gradients in every step: for local steps leave out DistributedDataParallel and wrap the "
+                "optimizer, gtopk.DistributedOptimizer(optimizer, model.named_parameters(), local_steps=...)"
+            )
         options = Options(
             algorithm=algorithm,
             value_type=value_type,

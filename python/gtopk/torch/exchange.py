@@ -250,9 +250,10 @@ class Exchange:
             step.tensors[place] = self.segments[place].copy_out(block, tensor, place in step.fixed)
         return stats, cast(list[Tensor], step.tensors)
 
-    def reduce_joined(self) -> dict[str, Any]:
-        """Takes part in a step of the others without a tensor. The update is not for this rank."""
-        return self._reduce(None, joined=True, are_zero=False)
+    def reduce_joined(self, updates: Sequence[Tensor] | None = None) -> dict[str, Any]:
+        """Takes part in a step of the others without a tensor. `updates`: flat ones to overwrite with the mean update."""
+        outputs = None if updates is None else [part.of(updates) for part in self.parts]
+        return self._reduce(outputs, joined=True, are_zero=False)
 
     def cancel(self) -> None:
         """Ends a step that was begun, after an error or an interruption. What was accumulated is sent in a later step."""
@@ -337,6 +338,15 @@ class Exchange:
         for place, segment in enumerate(self.segments):
             found[segment.name] = self._read(place)
         return found
+
+    def residuals(self) -> list[Tensor]:
+        """A flat copy for each segment."""
+        return [_torch(self.parts[p].reducer.residual(s)) for p, s in self._where]
+
+    def set_residuals(self, residuals: Sequence[Tensor]) -> None:
+        """Overwrites them. Between steps."""
+        for (p, s), residual in zip(self._where, residuals, strict=True):
+            self.parts[p].reducer.set_residual(s, residual)
 
     def residual_norm(self) -> float:
         """Euclidean norm of this rank's residual."""
