@@ -1,6 +1,7 @@
 """Runs cases on all ranks of a launch: harness.py MODULE... calls every case_* function of the modules, in order.
 
-Started by mpirun with numpy arrays, by torchrun with torch tensors (GTOPK_TEST_KIND=torch). Rank 0 prints one line a
+Started by mpirun with numpy arrays, by torchrun with torch tensors (GTOPK_TEST_KIND=torch); with GTOPK_TEST_DEVICE=cuda
+torch tensors are on GPUs. Rank 0 prints one line a
 case. The first failure ends the process at once with status 1, and the launcher ends the other ranks: after it they
 would not be doing the same things any more.
 """
@@ -13,6 +14,7 @@ import os
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +24,7 @@ KIND = os.environ.get("GTOPK_TEST_KIND", "numpy")
 # With GTOPK_TEST_EACH_NODE=2 every two ranks share a node, by its name, and reducers use hierarchy "node".
 EACH_NODE = int(os.environ.get("GTOPK_TEST_EACH_NODE", "0"))
 HIERARCHY = {"hierarchy": "node"} if EACH_NODE else {}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 
 
 def given(x):
@@ -34,7 +37,7 @@ def given(x):
 
 
 def as_numpy(x):
-    return x if isinstance(x, np.ndarray) else x.detach().numpy()
+    return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
 
 
 def gather(x):
@@ -81,9 +84,24 @@ def name_node():
     os.environ["GTOPK_NODE"] = f"node-{int(rank) // EACH_NODE}"
 
 
+def use_gpu():
+    """Tensors are made on a GPU from here on, or on what stands in for one; ranks take different ones where there are."""
+    import torch
+    import torch_cuda
+
+    torch_cuda.install()
+    gpu = int(os.environ.get("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")))
+    torch.cuda.set_device(gpu % torch.cuda.device_count())
+    torch.set_default_device("cuda")
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group(torch_cuda.BACKEND)
+
+
 def main(modules):
     if EACH_NODE:
         name_node()
+    if os.environ.get("GTOPK_TEST_DEVICE") == "cuda":
+        use_gpu()
     gtopk.init()
     count = 0
     for module in map(importlib.import_module, modules):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .. import _devices
 from .._tensors import TensorTable
 from ..comm import Comm, Sum
 from ..errors import StateError
@@ -362,7 +363,7 @@ class Exchange:
         part, segment = self._where[place]
         reducer = self.parts[part].reducer
         ranks = 1 if reducer.hierarchy == "off" else self.comm.size // reducer.nodes  # whose values lie here
-        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update, alpha=ranks))
+        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update.to("cpu"), alpha=ranks))
 
     def _reducer(self, segments: Sequence[Segment], density: float, dense: bool) -> Reducer:
         options = self.options
@@ -376,6 +377,7 @@ class Exchange:
             momentum_correction=options.momentum_correction and not dense,
             hierarchy="off" if dense else options.hierarchy,
             rollback=options.rollback,
+            device=_devices.of_torch(segments[0].device),
             comm=self.comm,
         )
 
