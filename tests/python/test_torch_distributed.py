@@ -62,9 +62,7 @@ def test_nodes_in_mixed_precision():
     passed(launcher.mpirun(6, "harness.py", "cases_torch_amp", "cases_torch_horovod", environment=nodes(3)), 6)
 
 
-@pytest.mark.parametrize(
-    ("saved", "loaded"), [((4, 2), (3, 3)), pytest.param((4, 2), (4, 2), marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize(("saved", "loaded"), [((4, 2), (3, 3)), pytest.param((4, 2), (4, 2), marks=pytest.mark.long)])
 def test_checkpoints_on_other_nodes(saved, loaded, tmp_path):
     folder = {"GTOPK_TEST_FOLDER": str(tmp_path)}
     for (ranks, each), cases in ((saved, "cases_torch_checkpoint_save"), (loaded, "cases_torch_checkpoint_load")):

@@ -402,7 +402,6 @@ class Exchange:
         if entry.velocity is not None and self._has_velocity(part):
             part.reducer.set_velocity(s, segment.flattened(entry.velocity))
 
-
     def _share_again(self, found: Sequence[Waiting | None]) -> None:
         """Residual and velocity of shares that lie with another rank than before, from what all ranks have. Collective."""
         for part in self.parts:
