@@ -84,6 +84,11 @@ gtopk_status_t node_create(exchange_t **out, const node_setup_t *setup)
 
 /* ---- one step ---- */
 
+static message_bounds_t bounds_of(const node_t *node)
+{
+    return (message_bounds_t){node->base.setup.config.dim, (uint32_t)node->most};
+}
+
 static uint8_t *message_of(const node_t *node, int32_t place)
 {
     return node->gathered + (size_t)place * node->capacity;
@@ -94,7 +99,7 @@ static gtopk_status_t gather(node_t *node, const exchange_step_t *step, const de
 {
     const exchange_setup_t *setup = &node->base.setup;
     const int32_t size = setup->places.size, place = setup->places.place;
-    const wire_header_t header = message_header(setup, step, NODE_UPDATE, (uint32_t)node->most);
+    const wire_header_t header = message_header(setup, step, NODE_UPDATE, bounds_of(node));
     gtopk_status_t status = setup->device->ops->encode(setup->device, update, &header, node->out, &node->decoded,
                                                        step->words, step->stream);
     for (int32_t shift = 1; shift < size && status == GTOPK_OK; shift++) {
@@ -103,7 +108,8 @@ static gtopk_status_t gather(node_t *node, const exchange_step_t *step, const de
             .to = (place + shift) % size,
             .from = from,
             .round = NODE_UPDATE,
-            .k = (uint32_t)node->most,
+            .out = bounds_of(node),
+            .in = bounds_of(node),
             .send = node->out,
             .receive = message_of(node, from),
         };
@@ -123,7 +129,7 @@ static gtopk_status_t join(node_t *node, const exchange_step_t *step, const devi
     for (int32_t from = 0; from < setup->places.size && status == GTOPK_OK; from++) {
         const device_set_t *set = update;
         if (from != setup->places.place) {
-            const wire_expect_t expect = message_expect(setup, step, from, NODE_UPDATE, (uint32_t)node->most);
+            const wire_expect_t expect = message_expect(setup, step, from, NODE_UPDATE, bounds_of(node));
             status = ops->decode(setup->device, message_of(node, from), node->capacity, &expect, &node->decoded,
                                  step->words, step->stream);
             set = &node->decoded;

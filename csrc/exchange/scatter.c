@@ -154,12 +154,18 @@ static gtopk_status_t stage(const scatter_t *scatter, const exchange_step_t *ste
 
 /* ---- messages ---- */
 
+/* Of a message without entries. */
+static message_bounds_t nothing_of(const exchange_setup_t *setup)
+{
+    return (message_bounds_t){setup->config.dim, 0};
+}
+
 /* Where the host writes headers, a piece is a message of bytes; where it does not, a message without entries stands before
  * the floats. */
 static gtopk_status_t address(scatter_t *scatter, const exchange_step_t *step, uint64_t piece, size_t bytes)
 {
     const exchange_setup_t *setup = &scatter->setup;
-    wire_header_t header = message_header(setup, step, NODE_PIECE(piece), 0);
+    wire_header_t header = message_header(setup, step, NODE_PIECE(piece), nothing_of(setup));
     if (setup->link->data->ops->stream_ordered)
         return setup->device->ops->encode(setup->device, &scatter->nothing, &header, scatter->out, &scatter->decoded,
                                           step->words, step->stream);
@@ -187,7 +193,7 @@ static gtopk_status_t carry(scatter_t *scatter, const exchange_step_t *step, uin
     const int queued = setup->link->data->ops->stream_ordered;
     const int32_t *ranks = setup->places.ranks;
     uint8_t *in = scatter->in + (size_t)from * message_bytes(scatter);
-    wire_expect_t expect = message_expect(setup, step, from, NODE_PIECE(piece), 0);
+    wire_expect_t expect = message_expect(setup, step, from, NODE_PIECE(piece), nothing_of(setup));
     wire_header_t got = {.count = (uint32_t)from_bytes};
     const link_message_t message = {
         .to = to_bytes > 0 ? ranks[to] : TRANSPORT_NONE,

@@ -167,7 +167,7 @@ static void fail_each_of_one_rank(int size, shortage_t shortage)
 static void test_each_allocation_fails_on_one_of_three(void **state)
 {
     (void)state;
-    for (int algorithm = 0; algorithm < 4; algorithm++)
+    for (int algorithm = 0; algorithm < 5; algorithm++)
         for (int rank = 0; rank < 3; rank++)
             fail_each_of_one_rank(3, (shortage_t){.algorithm = algorithm, .rank = rank});
 }
