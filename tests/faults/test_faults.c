@@ -422,14 +422,10 @@ static void print_tally(void)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gtopk),
-        cmocka_unit_test(test_gtopk_tree),
-        cmocka_unit_test(test_topk),
-        cmocka_unit_test(test_dense),
-        cmocka_unit_test(test_gtopk_split),
-        cmocka_unit_test(test_two_reducers_in_one_step),
-        cmocka_unit_test(test_nodes),
-        cmocka_unit_test(test_waiting_is_warned_of),
+        cmocka_unit_test(test_gtopk),       cmocka_unit_test(test_gtopk_tree),
+        cmocka_unit_test(test_topk),        cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_gtopk_split), cmocka_unit_test(test_two_reducers_in_one_step),
+        cmocka_unit_test(test_nodes),       cmocka_unit_test(test_waiting_is_warned_of),
     };
     gtopk_set_log(count_warning, NULL, GTOPK_LOG_WARN);
     const int failed = cmocka_run_group_tests_name("faults", tests, NULL, NULL);
