@@ -41,6 +41,7 @@ NODE = "csrc/exchange/node.c"
 GENERIC = "csrc/device/cpu/kernels_generic.h"
 HEADER = "csrc/wire/header.c"
 TORCH = "python/gtopk/torch/"
+CUDA = "csrc/device/cuda/"
 
 MUTANTS = [
     # nodes
@@ -618,8 +619,8 @@ MUTANTS = [
     Mutant(
         "DDP: nobody looks for an overflow",
         TORCH + "ddp_hook.py",
-        "found_inf = self.session.scaled and not all(",
-        "found_inf = False and not all(",
+        "found_inf = self.session.scaled and not _all(",
+        "found_inf = False and not _all(",
     ),
     Mutant(
         "an overflow is not agreed on",
@@ -808,4 +809,83 @@ MUTANTS = [
         "if False:",
     ),
     Mutant("DDP: a loaded state is not looked at", TORCH + "ddp_hook.py", "    check_form(state)\n", ""),
+    # GPUs
+    Mutant(
+        "kernels are unloaded while another device has them",
+        CUDA + "module.c",
+        "if (--at->users == 0)",
+        "if (at->users-- > 0)",
+    ),
+    Mutant(
+        "memory of the caller's pool goes to the driver",
+        CUDA + "cuda.c",
+        "if (block && device->allocator.release)",
+        "if (block && !device->driver)",
+    ),
+    Mutant(
+        "memory of the caller's pool is asked for without a stream",
+        CUDA + "cuda.c",
+        "from->allocate(from->context, bytes, stream);",
+        "from->allocate(from->context, bytes, NULL);",
+    ),
+    Mutant(
+        "the pool loses its memory with the context",
+        CUDA + "store.c",
+        "if (entered || device->allocator.release)",
+        "if (entered)",
+    ),
+    Mutant(
+        "every GPU is the first",
+        CUDA + "cuda.c",
+        "device->driver->cuDeviceGet(&device->gpu, ordinal)",
+        "device->driver->cuDeviceGet(&device->gpu, 0)",
+    ),
+    Mutant(
+        "gradients of a GPU are taken from the default stream",
+        "python/gtopk/_devices.py",
+        "return int(cuda.current_stream(self.gpu).cuda_stream)",
+        "return None",
+    ),
+    Mutant(
+        "another package's stream is not used",
+        "python/gtopk/_tensors.py",
+        "return self.device.stream() if self._stream is None else self._stream",
+        "return self.device.stream()",
+    ),
+    Mutant(
+        "a tensor of another GPU is taken",
+        "python/gtopk/_devices.py",
+        "return bool(tensor.is_cuda) and int(tensor.get_device()) == self.gpu",
+        "return bool(tensor.is_cuda)",
+    ),
+    Mutant(
+        "memory of a GPU comes from the driver",
+        "python/gtopk/reducer.py",
+        "allocator=_devices.allocator(named),",
+        "allocator=None,",
+    ),
+    Mutant(
+        "a model on two GPUs is not refused",
+        TORCH + "parameters.py",
+        "if parameter.device != first[1]:",
+        "if parameter.device.type != first[1].type:",
+    ),
+    Mutant(
+        "a model that moved is not noticed",
+        TORCH + "synchronizer.py",
+        "[p.dtype for p in trained], [p.device for p in trained]",
+        "[p.dtype for p in trained], []",
+    ),
+    Mutant(
+        "copies of a GPU's gradients are made on the host",
+        TORCH + "segments.py",
+        "torch.float32, device=self.device)",
+        'torch.float32, device="cpu")',
+    ),
+    Mutant(
+        "the loss scale and what overflowed are mixed up on a GPU",
+        TORCH + "amp.py",
+        "brought = iter(torch.stack(tensors).tolist())",
+        "brought = reversed(torch.stack(tensors).tolist())",
+    ),
 ]
