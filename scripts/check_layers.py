@@ -24,7 +24,14 @@ BELOW = {
 JOINTS = {
     "device": {"device/device.h"},
     "transport": {"transport/transport.h", "transport/places.h", "transport/thread.h"},
-    "exchange": {"exchange/exchange.h", "exchange/link.h", "exchange/check.h", "exchange/collective.h"},
+    "exchange": {
+        "exchange/exchange.h",
+        "exchange/link.h",
+        "exchange/check.h",
+        "exchange/collective.h",
+        "exchange/node.h",
+        "exchange/scatter.h",
+    },
 }
 # Folders within a layer that know nothing of each other, and what all of them share.
 ROOMS = {
