@@ -10,11 +10,35 @@ MPI_OPTIONS ?= --oversubscribe --bind-to none --mca mpi_yield_when_idle 1
 bench: bench-allreduce bench-select
 
 #: make bench-allreduce  the first of these (RANKS=4, ARGS="--help")
-bench-allreduce: lib module $(BUILD)/benchmarks/allreduce_bench
+bench-allreduce: lib module $(BUILD)/benchmarks/allreduce_bench $(BUILD)/benchmarks/baseline_mpi.so
 	$(MPI_AS_ROOT) GTOPK_MPI_MODULE="$(BUILD)/libgtopk_mpi.so" "$(MPIRUN)" -n $(RANKS) $(MPI_OPTIONS) \
 	    $(BUILD)/benchmarks/allreduce_bench $(ARGS)
+
+#: make bench-network    methods side by side over emulated networks; needs root (ARGS="--help")
+bench-network: build $(RUN_READY) $(VENV)/.installed-network
+	$(VENV_PYTHON) benchmarks/network_bench.py --bench $(BUILD)/benchmarks/allreduce_bench $(ARGS)
 
 bench-select: $(BUILD)/benchmarks/select_bench
 	$(BUILD)/benchmarks/select_bench $(ARGS)
 
-.PHONY: bench bench-allreduce bench-select
+.PHONY: bench bench-allreduce bench-network bench-select
+
+# ---- many ranks, simulated ----
+
+SIMGRID := $(CACHE)/simgrid
+
+$(SIMGRID)/libs: scripts/find_simgrid.sh scripts/debian_package.sh
+	@GTOPK_CACHE="$(CACHE)" scripts/find_simgrid.sh "$(SIMGRID)"
+
+# smpirun loads it as a library, and calls its main once for each rank.
+$(BUILD)/benchmarks/scale.so: benchmarks/scale/scale.c $(BUILD)/libgtopk.a $(SIMGRID)/libs
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  cc    $@")
+	$(Q)$(CC) $(CPPFLAGS) @$(SIMGRID)/cflags $(CFLAGS) -fvisibility=default -shared $< $(BUILD)/libgtopk.a -o $@ $(LDFLAGS) \
+	    @$(SIMGRID)/libs $(LDLIBS)
+
+#: make bench-scale      up to 1024 simulated ranks under SimGrid, into benchmarks/results/scale.json (ARGS="--help")
+bench-scale: $(BUILD)/benchmarks/scale.so $(VENV)/.installed-run
+	$(VENV_PYTHON) benchmarks/scale/scale.py --program "$(BUILD)/benchmarks/scale.so" --smpirun "$(SIMGRID)/smpirun" $(ARGS)
+
+.PHONY: bench-scale

@@ -96,8 +96,8 @@ $(MPI_PROGRAMS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(BUI
 # What goes through the whole exchange is run again without the fast code, and on devices and transports that behave as a
 # GPU's do: the guarded device queues and hides its memory, the ordered transport queues on it (tests/support/). Up to 5
 # ranks are enough for that.
-EXCHANGE_TESTS := $(filter %/test_exchange %/test_state %/test_reducer %/test_reducer_ranks %/test_reducers_together \
-    %/test_rollback %/test_faults,$(C_TEST_BINS))
+EXCHANGE_TESTS := $(filter %/test_exchange %/test_split %/test_state %/test_reducer %/test_reducer_ranks \
+    %/test_reducers_together %/test_rollback %/test_faults,$(C_TEST_BINS))
 QUEUED_TESTS   := $(EXCHANGE_TESTS) $(filter %/test_memory %/test_queue,$(C_TEST_BINS))
 
 #: make test             everything but what takes hours; at most 25 minutes on 2 cores
@@ -181,7 +181,7 @@ sanitized-c-tests: $(C_TEST_BINS)
 	@GTOPK_TEST_SIZES=4 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=ordered $(SAME_LAYOUT) scripts/run_c_tests.sh $(QUEUED_TESTS)
 
 #: make test-mutants     breaks the sources in named ways and says which test notices (ARGS=--help)
-test-mutants: build $(TEST_READY) $(CMOCKA)/libs
+test-mutants: build $(BUILD)/libcuda_standin.so $(BUILD)/libtorch_cuda_standin.so $(TEST_READY) $(CMOCKA)/libs
 	$(VENV_PYTHON) tests/mutants/run.py $(ARGS)
 
 # ---- fuzzing ----

@@ -82,6 +82,6 @@ gtopk_status_t exchange_select(const exchange_t *exchange, exchange_step_t *step
 gtopk_status_t exchange_connect(device_t *device, link_t *link, double deadline);
 
 /* One file each. */
-extern const exchange_ops_t exchange_dense, exchange_topk, exchange_gtopk, exchange_gtopk_tree;
+extern const exchange_ops_t exchange_dense, exchange_topk, exchange_gtopk, exchange_gtopk_tree, exchange_gtopk_split;
 
 #endif

@@ -1,10 +1,11 @@
 /* A rank that takes steps until one fails, and says when and how: for tests that kill and stop ranks. Public API only, but for memory on a GPU.
  *
- *   step_until_error SECONDS [stray | nccl [ENTRIES]]      under mpirun; the deadline of an exchange
+ *   step_until_error SECONDS [stray | dense | nccl [ENTRIES]]      under mpirun; the deadline of an exchange
  *
  * nccl: gradients lie on a GPU, and exchanges go over NCCL; fewer entries, for where that is emulated.
  * stray: in step 60 rank 1 calls a barrier in place of a step, and everybody must hear of it long before the deadline.
- * Messages are larger than what an MPI sends without asking the receiver.
+ * dense: by all-reduce, of gradients so long that it is a ring for up to 8 ranks. Messages of the others are larger than what
+ * an MPI sends without asking the receiver.
  *
  * Prints "rank R pid P", then every 50 steps "rank R step S", at the end "rank R failed STATUS at TIME kept K later L":
  * the clock's time, whether the residual is bit for bit what it was after accumulate, whether a later call failed with
@@ -20,6 +21,7 @@
 #include "gtopk.h"
 
 #define DIM 20000
+#define DIM_DENSE 80000
 
 static double wall_clock(void)
 {
@@ -36,9 +38,9 @@ static void require(gtopk_status_t status)
     _exit(2);
 }
 
-static void fill(float *x, uint64_t seed)
+static void fill(float *x, size_t dim, uint64_t seed)
 {
-    for (size_t i = 0; i < DIM; i++) {
+    for (size_t i = 0; i < dim; i++) {
         seed = seed * 6364136223846793005u + 1442695040888963407u;
         x[i] = (float)(int32_t)(seed >> 32) * 1e-9f;
     }
@@ -46,10 +48,11 @@ static void fill(float *x, uint64_t seed)
 
 int main(int argc, char **argv)
 {
-    static float x[DIM], before[DIM], after[DIM];
+    static float x[DIM_DENSE], before[DIM_DENSE], after[DIM_DENSE];
+    const int dense = argc > 2 && strcmp(argv[2], "dense") == 0;
     if (argc > 3 && strtoull(argv[3], NULL, 10) > DIM)
         return 2;
-    const uint64_t length = argc > 3 ? strtoull(argv[3], NULL, 10) : DIM;
+    const uint64_t length = argc > 3 ? strtoull(argv[3], NULL, 10) : dense ? DIM_DENSE : DIM;
     gtopk_comm_config_t net = GTOPK_COMM_CONFIG_INIT;
     gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
     gtopk_comm_t *comm;
@@ -69,6 +72,7 @@ int main(int argc, char **argv)
     net.timeout = argc > 1 ? atof(argv[1]) : 2.0;
     require(gtopk_comm_create(&comm, &net));
     config.density = 0.5;
+    config.algorithm = dense ? GTOPK_ALGORITHM_DENSE : GTOPK_ALGORITHM_GTOPK;
     require(gtopk_reducer_create(&reducer, comm, &config, &length, 1));
     const int rank = gtopk_comm_rank(comm);
     (void)printf("rank %d pid %ld\n", rank, (long)getpid());
@@ -78,8 +82,8 @@ int main(int argc, char **argv)
     const uint64_t often = length < DIM ? 3 : 50;
     gtopk_status_t status = GTOPK_OK;
     for (uint64_t step = 0; status == GTOPK_OK; step++) {
-        fill(x, step * 64 + (uint64_t)rank);
-        if (driver && !gpu_copy(driver, given, x, sizeof x))
+        fill(x, length, step * 64 + (uint64_t)rank);
+        if (driver && !gpu_copy(driver, given, x, length * sizeof *x))
             return 2;
         require(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, 0, NULL));
         require(gtopk_reducer_residual(reducer, 0, before, length));

@@ -61,7 +61,7 @@ static size_t valid_config(random_state_t *random, uint8_t *out)
     input.reducer = reducer;
     input.network.timeout = (double)random_below(random, 100);
     input.reducer.density = (double)(1 + random_below(random, 1000)) / 1000;
-    input.reducer.algorithm = (int32_t)random_below(random, 4);
+    input.reducer.algorithm = (int32_t)random_below(random, 5);
     input.reducer.value_type = (int32_t)random_below(random, 4);
     input.reducer.residual_policy = (int32_t)random_below(random, 2);
     input.reducer.momentum_correction = (int32_t)random_below(random, 2);
@@ -98,6 +98,8 @@ static void make_safe(input_t *input)
     input->reducer.device = devices[input->device % (sizeof devices / sizeof *devices)];
     input->reducer.parallel_for = NULL;
     input->reducer.parallel_context = NULL;
+    input->reducer.allocator = NULL;
+    input->reducer.stream = NULL;
 
     input->count %= LENGTHS + 1;
     uint64_t dim = 0;

@@ -20,6 +20,8 @@ class Mutant(NamedTuple):
 
 ROUNDS = "csrc/exchange/rounds.c"
 GATHER = "csrc/exchange/gather.c"
+SPLIT = "csrc/exchange/split.c"
+RANGES = "csrc/exchange/ranges.c"
 SCHEDULE = "csrc/exchange/schedule.c"
 LINK = "csrc/exchange/link.c"
 CHECK = "csrc/exchange/check.c"
@@ -34,12 +36,71 @@ HOST = "csrc/device/host.c"
 COMMIT = "csrc/device/cpu/commit.c"
 OUTPUT = "csrc/device/cpu/output.c"
 POOL = "csrc/device/cpu/pool.c"
+SHARES = "csrc/core/shares.c"
+NODE = "csrc/exchange/node.c"
 GENERIC = "csrc/device/cpu/kernels_generic.h"
 HEADER = "csrc/wire/header.c"
 NCCL = "csrc/transport/nccl/"
 TORCH = "python/gtopk/torch/"
+CUDA = "csrc/device/cuda/"
 
 MUTANTS = [
+    # nodes
+    Mutant(
+        "nodes: the sum leaves out a rank",
+        HOST,
+        "for (uint32_t p = 1; p < count; p++)",
+        "for (uint32_t p = 1; p + 1 < count; p++)",
+    ),
+    Mutant("nodes: shares have the same indices", NODE, "(uint32_t)((uint64_t)from * setup->config.dim)", "0"),
+    Mutant(
+        "nodes: a rounding is kept for one rank of a node",
+        COMMIT,
+        "write_mean(store->residual, 1 + journal->others,",
+        "write_mean(store->residual, 1,",
+    ),
+    Mutant(
+        "nodes: what was pending is sent again",
+        SHARES,
+        "? pending_clear(reducer, step->stream) : status;\n}\n\ngtopk_status_t shares_keep",
+        "? GTOPK_OK : status;\n}\n\ngtopk_status_t shares_keep",
+    ),
+    Mutant(
+        "nodes: a velocity moves where nobody gave a gradient",
+        SHARES,
+        "bit_is_set(shares->anywhere, s) ? sum + at : NULL",
+        "sum + at",
+    ),
+    Mutant(
+        "nodes: ranks do not tell each other what they have",
+        SHARES,
+        "status = collective_union(",
+        "if (0) status = collective_union(",
+    ),
+    Mutant(
+        "nodes: the mean is of the nodes",
+        "csrc/transport/places.c",
+        "places.contributors = (uint32_t)map->size;",
+        "places.contributors = (uint32_t)places.size;",
+    ),
+    Mutant(
+        "nodes: auto keeps the slower one",
+        REDUCER,
+        "choice->node_s < choice->off_s;",
+        "choice->node_s >= choice->off_s;",
+    ),
+    Mutant(
+        "nodes: a state of all entries is loaded into a share",
+        STATE,
+        "reducer->shares ? arrays * reducer->record.dim : 0",
+        "0 * arrays",
+    ),
+    Mutant(
+        "nodes: what is cancelled is lost",
+        SHARES,
+        "        return keep_parts(reducer, reducer->stream);",
+        "        return GTOPK_OK;",
+    ),
     # exchange
     Mutant(
         "skip a deposit",
@@ -103,6 +164,52 @@ MUTANTS = [
     Mutant(
         "broadcast of the first piece only", COLLECTIVE, "} while (at < bytes && status == GTOPK_OK);", "} while (0);"
     ),
+    # gtopk-split
+    Mutant(
+        "what a half was pruned of is lost",
+        SPLIT,
+        "&split->other, &split->decoded, ranges_at",
+        "&split->pruned, &split->decoded, ranges_at",
+    ),
+    Mutant(
+        "deposits at places of a range",
+        SPLIT,
+        "        status = device->ops->widen(device, into, range, step->stream);\n",
+        "        (void)range;\n",
+    ),
+    Mutant(
+        "the half that is kept is not pruned",
+        SPLIT,
+        "&split->incoming, here.k, &split->kept",
+        "&split->incoming, split->most, &split->kept",
+    ),
+    Mutant(
+        "an owner keeps no account of the last merge",
+        SPLIT,
+        "return status == GTOPK_OK ? settle(split, step) : status;",
+        "return status;",
+    ),
+    Mutant(
+        "what an owner rounds off is lost",
+        SPLIT,
+        "deposit(split, step, &split->all, &split->mine, range) : status;",
+        "deposit(split, step, &split->all, &split->kept, range) : status;",
+    ),
+    Mutant(
+        "an owner goes on with its own undecoded set",
+        SPLIT,
+        "&split->decoded, &split->incoming, (uint64_t)here.k",
+        "&split->final, &split->incoming, (uint64_t)here.k",
+    ),
+    Mutant(
+        "the update is quantised for those beyond only",
+        SPLIT,
+        "if (status == GTOPK_OK && split->all_hand_back)",
+        "if (status == GTOPK_OK && split->partner != TRANSPORT_NONE)",
+    ),
+    Mutant("no growth", SPLIT, "config->k, config->growth, level);", "config->k, 1.0, level);"),
+    Mutant("budgets are rounded down", RANGES, "share / dim + (share % dim != 0)", "share / dim"),
+    Mutant("a cut without room", "csrc/device/cpu/sets.c", "if (!host_has_room(out, total, words))", "if (0)"),
     # queues
     Mutant(
         "a message leaves before the device has written it",
@@ -330,7 +437,7 @@ MUTANTS = [
         "",
     ),
     Mutant("state of another size loads", STATE, "(info.rank != rank || info.size != size)", "(info.rank != rank)"),
-    Mutant("consolidated state loads whole on each rank", STATE, "info.rank == CONSOLIDATED ? size : 1", "1"),
+    Mutant("consolidated state loads whole on each rank", STATE, "info.rank == CONSOLIDATED ? among : OWN", "OWN"),
     Mutant("state checksum not checked", STATE, "if (crc != state_crc(state, bytes))", "if (0)"),
     Mutant("step not restored", STATE, "        reducer->step = info.step;\n", ""),
     Mutant("density not compared", CONFIG, '        {"density", mine->density, theirs->density},\n', ""),
@@ -387,7 +494,7 @@ MUTANTS = [
         "target->values[i] = final->value[i];",
     ),
     Mutant("a failed step commits", OUTPUT, "if (!words->ok)", "if (0)"),
-    Mutant("what 16 bits cannot hold is lost", COMMIT, "if (mean != stored)", "if (0)"),
+    Mutant("what 16 bits cannot hold is lost", COMMIT, "if (mean != stored && residual)", "if (0)"),
     Mutant("velocity is not masked", COMMIT, "            store->velocity[mine] = 0.0f;\n", ""),
     Mutant(
         "the caller's denormals are flushed", "csrc/util/fpenv.h", r"stmxcsr %0\n\tldmxcsr %1", r"stmxcsr %0\n\tnop"
@@ -397,6 +504,12 @@ MUTANTS = [
         REDUCER,
         "    reducer->environment = fpenv_enter();\n",
         "    reducer->environment = fpenv_enter();\n    fpenv_leave(reducer->environment);\n",
+    ),
+    Mutant(
+        "the rank in a sample is counted in strides",
+        "csrc/device/cpu/rank.c",
+        "rank = k * SAMPLE / count;",
+        "rank = k / stride;",
     ),
     # wire
     Mutant("no CRC", HEADER, "if (crc != sent)", "if (0)"),
@@ -449,14 +562,14 @@ MUTANTS = [
     Mutant(
         "the loss scale stays in the gradients",
         TORCH + "exchange.py",
-        "accumulate_many(None, table, scale, zero_input",
-        "accumulate_many(None, table, 1.0, zero_input",
+        "                None, table, scale, zero_input",
+        "                None, table, 1.0, zero_input",
     ),
     Mutant(
         "found_inf is not passed on",
         TORCH + "exchange.py",
-        "zero_input=not found_inf, found_inf=found_inf)",
-        "zero_input=not found_inf)",
+        "zero_input=not found_inf, found_inf=found_inf, input_stays=True",
+        "zero_input=not found_inf, input_stays=True",
     ),
     Mutant(
         "gradients are said to be zero and are not",
@@ -561,8 +674,8 @@ MUTANTS = [
     Mutant(
         "DDP: nobody looks for an overflow",
         TORCH + "ddp_hook.py",
-        "found_inf = self.session.scaled and not all(",
-        "found_inf = False and not all(",
+        "found_inf = self.session.scaled and not _all(",
+        "found_inf = False and not _all(",
     ),
     Mutant(
         "an overflow is not agreed on",
@@ -751,4 +864,83 @@ MUTANTS = [
         "if False:",
     ),
     Mutant("DDP: a loaded state is not looked at", TORCH + "ddp_hook.py", "    check_form(state)\n", ""),
+    # GPUs
+    Mutant(
+        "kernels are unloaded while another device has them",
+        CUDA + "module.c",
+        "if (--at->users == 0)",
+        "if (at->users-- > 0)",
+    ),
+    Mutant(
+        "memory of the caller's pool goes to the driver",
+        CUDA + "cuda.c",
+        "if (block && device->allocator.release)",
+        "if (block && !device->driver)",
+    ),
+    Mutant(
+        "memory of the caller's pool is asked for without a stream",
+        CUDA + "cuda.c",
+        "from->allocate(from->context, bytes, stream);",
+        "from->allocate(from->context, bytes, NULL);",
+    ),
+    Mutant(
+        "the pool loses its memory with the context",
+        CUDA + "store.c",
+        "if (entered || device->allocator.release)",
+        "if (entered)",
+    ),
+    Mutant(
+        "every GPU is the first",
+        CUDA + "cuda.c",
+        "device->driver->cuDeviceGet(&device->gpu, ordinal)",
+        "device->driver->cuDeviceGet(&device->gpu, 0)",
+    ),
+    Mutant(
+        "gradients of a GPU are taken from the default stream",
+        "python/gtopk/_devices.py",
+        "return int(cuda.current_stream(self.gpu).cuda_stream)",
+        "return None",
+    ),
+    Mutant(
+        "another package's stream is not used",
+        "python/gtopk/_tensors.py",
+        "return self.device.stream() if self._stream is None else self._stream",
+        "return self.device.stream()",
+    ),
+    Mutant(
+        "a tensor of another GPU is taken",
+        "python/gtopk/_devices.py",
+        "return bool(tensor.is_cuda) and int(tensor.get_device()) == self.gpu",
+        "return bool(tensor.is_cuda)",
+    ),
+    Mutant(
+        "memory of a GPU comes from the driver",
+        "python/gtopk/reducer.py",
+        "allocator=_devices.allocator(named),",
+        "allocator=None,",
+    ),
+    Mutant(
+        "a model on two GPUs is not refused",
+        TORCH + "parameters.py",
+        "if parameter.device != first[1]:",
+        "if parameter.device.type != first[1].type:",
+    ),
+    Mutant(
+        "a model that moved is not noticed",
+        TORCH + "synchronizer.py",
+        "[p.dtype for p in trained], [p.device for p in trained]",
+        "[p.dtype for p in trained], []",
+    ),
+    Mutant(
+        "copies of a GPU's gradients are made on the host",
+        TORCH + "segments.py",
+        "torch.float32, device=self.device)",
+        'torch.float32, device="cpu")',
+    ),
+    Mutant(
+        "the loss scale and what overflowed are mixed up on a GPU",
+        TORCH + "amp.py",
+        "brought = iter(torch.stack(tensors).tolist())",
+        "brought = reversed(torch.stack(tensors).tolist())",
+    ),
 ]

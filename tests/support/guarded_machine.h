@@ -33,11 +33,13 @@ typedef struct call {
     device_set_t sets[MACHINE_SETS];
     device_span_t *spans;
     device_accumulate_t accumulate;
+    device_stage_t stage;
     device_journal_t journal;
     device_target_t target;
     device_parallel_t parallel;
     wire_header_t header;
     wire_expect_t expect;
+    device_range_t range;
     device_words_t **words_list;
     device_outcome_t *outcomes;
     double *square;
