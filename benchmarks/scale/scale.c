@@ -237,7 +237,7 @@ typedef struct result {
     int lost, rounds;
 } result_t;
 
-static void compare(result_t *result, const gtopk_set_t *set, uint64_t given, int size)
+static void compare(result_t *result, const gtopk_set_t *set, uint64_t given, int rank, int size)
 {
     uint64_t hash = set->count, sum = 0, first, all, differs;
     for (uint64_t i = 0; i < set->count; i++) {
@@ -246,8 +246,8 @@ static void compare(result_t *result, const gtopk_set_t *set, uint64_t given, in
         hash = mix(hash ^ ((uint64_t)set->indices[i] << 32 | bits));
         sum += weigh(set->indices[i], (double)set->values[i] * size);
     }
-    first = hash;
-    MPI_Bcast(&first, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
+    const uint64_t mine = rank == 0 ? hash : 0;
+    MPI_Allreduce(&mine, &first, 1, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD);
     differs = first != hash;
     MPI_Allreduce(&differs, &result->wrong_ranks, 1, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD);
     MPI_Allreduce(&given, &all, 1, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD);
@@ -296,7 +296,7 @@ static result_t step(gtopk_comm_t *comm, int32_t algorithm, uint64_t n, double d
     MPI_Allreduce(&stats.bytes_sent, &result.bytes, 1, MPI_UINT64_T, MPI_MAX, MPI_COMM_WORLD);
     result.count = set.count;
     result.rounds = (int)stats.rounds;
-    compare(&result, &set, given, size);
+    compare(&result, &set, given, rank, size);
     memory_free(set.indices);
     memory_free(set.values);
     return result;
