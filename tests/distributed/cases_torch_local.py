@@ -176,18 +176,19 @@ def case_a_failed_exchange_leaves_weights_and_residual():
 def case_a_rank_that_does_not_come():
     """The others end by the deadline, with weights and residuals as before."""
     transport = gtopk.comm.current().transport
-    with gtopk.Comm(transport=transport, timeout=1.0) as comm:
-        model = make()
-        optimizer = wrapped(model, **{**LOCAL, "comm": comm})
-        train(model, optimizer, 5, 0, gtopk.rank())
-        before, kept = flat(model.parameters()), residuals(optimizer)
-        if gtopk.rank() == 0:
-            comm.allgather_json([1, 3, True, 5])  # and no exchange
-        else:
-            raises(gtopk.GtopkError, optimizer.synchronize)
-        assert torch.equal(before, flat(model.parameters()))
-        assert all(torch.equal(values, kept[name]) for name, values in residuals(optimizer).items())
-        gtopk.barrier()
+    for joined in (False, True):
+        with gtopk.Comm(transport=transport, timeout=1.0) as comm:
+            model = make()
+            optimizer = wrapped(model, **{**LOCAL, "comm": comm, "residual_decay": 0.5})
+            train(model, optimizer, 6 if joined else 5, 0, gtopk.rank())
+            before, kept = flat(model.parameters()), residuals(optimizer)
+            if gtopk.rank() == 0:
+                comm.allgather_json([2 if joined else 1, None, True, 5])  # and no exchange
+            else:
+                raises(gtopk.GtopkError, optimizer.join if joined else optimizer.synchronize)
+            assert torch.equal(before, flat(model.parameters()))
+            assert all(torch.equal(values, kept[name]) for name, values in residuals(optimizer).items())
+            gtopk.barrier()
 
 
 def case_weights_that_are_not_finite_on_one_rank():

@@ -48,9 +48,7 @@ class LocalSteps(Synchronizer):
         self.session.undoes = True
         self.done = 0  # steps, over checkpoints; after an exchange those of the rank that did the most
         self.since = 0  # of them since the latest exchange
-        self.velocities: dict[
-            str, Tensor
-        ] = {}  # of the outer momentum, in the shape of parameters; the same on all ranks
+        self.velocities: dict[str, Tensor] = {}  # of the outer momentum, the same on all ranks
         self._starts: dict[str, Start] = {}  # by name: of what was trained at some time in this period
         self._trained: list[int] = []  # ids of the parameters that are trained now
         self._built: list[str] | None = None  # names that the reducers were made for
@@ -92,7 +90,7 @@ class LocalSteps(Synchronizer):
         parameters = {name: p for name, p in self.names.of(optimizer).items() if p.requires_grad and not p.is_complex()}
         if (
             not self.since
-        ):  # what was frozen in the latest period took part in its exchange, and takes no part in the next
+        ):  # what was frozen in the latest period took part in its exchange, and takes no part in the next one
             self._starts = {name: start for name, start in self._starts.items() if name in parameters}
         for name, parameter in parameters.items():
             start = self._starts.get(name)
@@ -115,6 +113,7 @@ class LocalSteps(Synchronizer):
     def _exchange(self, optimizer: torch.optim.Optimizer, *, joined: bool) -> bool:
         """True when all ranks have joined, and nothing was exchanged."""
         with record("gtopk.synchronize"):
+            self._remember(optimizer)
             parameters = self._prepare_weights(optimizer)
             differences = [flat(self._starts[name].difference(p)) for name, p in parameters.items()]
             finite = all_finite(differences)
@@ -141,12 +140,11 @@ class LocalSteps(Synchronizer):
         """The parameters to exchange. Makes the reducers where these are others than before."""
 
         def choose() -> tuple[dict[str, Tensor], None]:
-            self._remember(optimizer)
             check_parameters(self.names.of(optimizer), exchanged=True)
             return self._started(optimizer), None
 
         chosen = self._started(optimizer)
-        if self._built == list(chosen) and self._trained == [id(p) for p in _trained(optimizer)]:
+        if self._built == list(chosen):
             return chosen
         self._built = None  # if this fails, the next exchange tries again
         chosen = self.session.comm.together("step()", choose)
@@ -232,7 +230,6 @@ class LocalSteps(Synchronizer):
         if self.session.solo:
             self._end_alone(optimizer)
             return 0
-        self._remember(optimizer)
         while self.since:
             self.exchange(optimizer)
         while not self._exchange(optimizer, joined=True):
@@ -251,9 +248,11 @@ class LocalSteps(Synchronizer):
         return {
             "local_steps": [self.done, self.since],
             "start_of": list(weights),
-            "start": {name: tensor.contiguous().clone() for name, tensor in weights.items()},
+            "start": {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in weights.items()},
             "outer_velocity_of": list(self.velocities),
-            "outer_velocity": {name: tensor.contiguous().clone() for name, tensor in self.velocities.items()},
+            "outer_velocity": {
+                name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.velocities.items()
+            },
         }
 
     def consolidate(self, optimizer: torch.optim.Optimizer, summed: dict[str, Any] | None) -> None:
