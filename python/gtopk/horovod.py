@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
+from . import _c_api
 from . import comm as _comm
 from .comm import Average, Op, Sum, barrier, is_initialized, local_rank, rank, size
 from .errors import GtopkError as HorovodInternalError
@@ -345,8 +346,8 @@ def nccl_built() -> bool:
 
 
 def cuda_built() -> bool:
-    """False: gradients travel from host memory."""
-    return False
+    """True when the library has kernels for GPUs. (Emulated only: no GPU has run them yet.)"""
+    return b"cuda=none" not in _c_api.library().gtopk_build_info()
 
 
 def rocm_built() -> bool:

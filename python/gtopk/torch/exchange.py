@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .. import _devices
 from .._tensors import TensorTable
 from ..comm import Comm
 from ..errors import StateError
@@ -356,7 +357,7 @@ class Exchange:
         """
         part, segment = self._where[place]
         reducer = self.parts[part].reducer
-        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update))
+        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update.to("cpu")))
 
     def _reducer(self, segments: Sequence[Segment], density: float, dense: bool) -> Reducer:
         options = self.options
@@ -369,6 +370,7 @@ class Exchange:
             merge_growth=1.0 if dense else options.merge_growth,
             momentum_correction=options.momentum_correction and not dense,
             rollback=options.rollback,
+            device=_devices.of_torch(segments[0].device),
             comm=self.comm,
         )
 

@@ -108,8 +108,8 @@ def DistributedOptimizer(
         `gtopk.init()` was not called, or the optimizer is wrapped already.
     UnsupportedError
         Optimizers that evaluate the model several times in a step (LBFGS, SAM) or need sparse gradients (SparseAdam);
-        complex parameters; on more than one rank, parameters that are not in CPU memory or are DTensors; momentum
-        correction for anything but SGD without dampening.
+        complex parameters; on more than one rank, DTensors, and parameters on two devices or on others than CPU and CUDA;
+        momentum correction for anything but SGD without dampening.
 
     Notes
     -----

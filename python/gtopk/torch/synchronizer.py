@@ -53,7 +53,8 @@ class Synchronizer:
         self._update: weakref.ref[Tensor] | None = None  # the first gradient at the end of synchronize()
         self._touched: deque[Tensor] = deque(maxlen=1)  # a parameter that backward() has given a gradient since then
         self._watched: set[int] = set()  # ids of parameters whose gradients are noted there; the names keep them alive
-        self._active: tuple[list[int], list[torch.dtype]] | None = None  # what the reducers were made for
+        # What the reducers were made for.
+        self._active: tuple[list[int], list[torch.dtype], list[torch.device]] | None = None
         self._parameters: list[Tensor] = []  # those that are exchanged, in the order of segments
 
     # ---- one step ----
@@ -84,7 +85,7 @@ class Synchronizer:
 
     def _prepare(self, optimizer: torch.optim.Optimizer, scaled: bool) -> None:
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        active = [id(p) for p in trained], [p.dtype for p in trained]
+        active = [id(p) for p in trained], [p.dtype for p in trained], [p.device for p in trained]
         if active == self._active:
             return
         self._active = None  # if this fails, the next step tries again
@@ -273,13 +274,13 @@ def _add(optimizer: torch.optim.Optimizer, parameter: Tensor, entry: Waiting) ->
     """A residual to the gradient; a velocity goes on in SGD's momentum."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    parameter.grad.detach().add_(entry.residual)
+    parameter.grad.detach().add_(entry.residual.to(parameter.device))
     if entry.velocity is not None:
         state = optimizer.state[parameter]
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         sign = -1.0 if any(group.get("maximize") for group in optimizer.param_groups) else 1.0
-        state["momentum_buffer"].add_(entry.velocity, alpha=sign)
+        state["momentum_buffer"].add_(entry.velocity.to(parameter.device), alpha=sign)
 
 
 def _first_gradient(optimizer: torch.optim.Optimizer) -> Tensor | None:
