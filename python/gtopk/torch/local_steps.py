@@ -50,8 +50,10 @@ class LocalSteps(Synchronizer):
         self.since = 0  # of them since the latest exchange
         self.velocities: dict[str, Tensor] = {}  # of the outer momentum, the same on all ranks
         self._starts: dict[str, Start] = {}  # by name: of what was trained at some time in this period
-        self._trained: list[int] = []  # ids of the parameters that are trained now
-        self._built: list[str] | None = None  # names that the reducers were made for
+        self._trained: list[
+            tuple[int, torch.device]
+        ] = []  # ids of the parameters that are trained now, and where they are
+        self._built: list[tuple[str, torch.device]] | None = None  # what the reducers were made for
         self._warning = NonfiniteWarning("a gradient was Inf or NaN, so this rank has left out its local step ({}")
 
     # ---- one step ----
@@ -84,7 +86,7 @@ class LocalSteps(Synchronizer):
 
         Weights that were loaded or broadcast after an exchange are where the next period starts.
         """
-        trained = [id(p) for p in _trained(optimizer)]
+        trained = [(id(p), p.device) for p in _trained(optimizer)]
         if self.session.solo or (self.since and trained == self._trained):
             return
         parameters = {name: p for name, p in self.names.of(optimizer).items() if p.requires_grad and not p.is_complex()}
@@ -96,7 +98,9 @@ class LocalSteps(Synchronizer):
             start = self._starts.get(name)
             if start is None:
                 self._starts[name] = Start(parameter)
-            elif not self.since and not start.is_at(parameter):
+                continue
+            start.weights = start.weights.to(parameter.device)
+            if not self.since and not start.is_at(parameter):
                 start.weights.copy_(parameter.detach())
         self._trained = trained
 
@@ -144,13 +148,14 @@ class LocalSteps(Synchronizer):
             return self._started(optimizer), None
 
         chosen = self._started(optimizer)
-        if self._built == list(chosen):
+        wanted = [(name, p.device) for name, p in chosen.items()]
+        if wanted == self._built:
             return chosen
         self._built = None  # if this fails, the next exchange tries again
         chosen = self.session.comm.together("step()", choose)
         check_same(self.session.comm, chosen, self._starts, self.velocities)
         self.session.build([Segment(name, self._starts[name].weights) for name in chosen])
-        self._built = list(chosen)
+        self._built = wanted
         return chosen
 
     def _started(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -196,6 +201,7 @@ class LocalSteps(Synchronizer):
             return update
         if name not in self.velocities:
             self.velocities[name] = zeros_like(self._starts[name].weights, torch.float32)
+        self.velocities[name] = self.velocities[name].to(update.device)
         velocity = flat(self.velocities[name])
         velocity.mul_(factor).add_(update)
         return update.add_(velocity * factor)
