@@ -58,6 +58,7 @@ def case_nothing_is_lost():
             {"residual_decay": 0.5},
             {"algorithm": "topk"},
             {"algorithm": "gtopk-tree"},
+            {"algorithm": "gtopk-split"},
             {"algorithm": "dense"},
             {"dense_1d": True},
             {"value_type": "bf16"},
@@ -80,7 +81,10 @@ def case_nothing_is_lost():
             at = one.weight.detach().clone()
             after = gtopk.allreduce(one.residual(), op=gtopk.Sum)
             total = gtopk.allreduce(given, op=gtopk.Sum)
-            assert torch.equal(decay * before + total, after + gtopk.size() * mean), options
+            if options.get("value_type"):  # what was rounded need not be a multiple of the number of ranks
+                torch.testing.assert_close(decay * before + total, after + gtopk.size() * mean, rtol=1e-6, atol=1e-3)
+            else:
+                assert torch.equal(decay * before + total, after + gtopk.size() * mean), options
             exchanges += bool(mean.any())
         assert exchanges == 3, options
 
