@@ -284,6 +284,10 @@ typedef struct gtopk_reducer_config {
     double merge_growth;         /* w >= 1: round r keeps min(n, 4k, ceil(k_(r-1) * w)) entries; 1: the paper */
     gtopk_parallel_for_fn parallel_for; /* NULL: one thread */
     void *parallel_context;
+    int32_t
+        rollback; /* 1: a non-finite step leaves the residual (and velocity) as it was before accumulate, bit for bit.
+                         Takes 4 (8) more bytes an entry; see gtopk_reducer_reduce */
+    int32_t reserved; /* 0 */
 } gtopk_reducer_config_t;
 
 #define GTOPK_REDUCER_CONFIG_INIT    \
@@ -296,10 +300,12 @@ typedef struct gtopk_reducer_config {
      0,                              \
      1.0,                            \
      NULL,                           \
-     NULL}
+     NULL,                           \
+     0,                              \
+     0}
 
 /* Collective. A reducer for `count` segments of lengths[i] entries each (0 is allowed). The residual starts at zero.
- * Memory: 4 bytes an entry and O(k log P). All ranks must give the same lengths and the same config but for device and
+ * Memory: 4 bytes an entry (more with momentum_correction or rollback) and O(k log P). All ranks must give the same lengths and the same config but for device and
  * parallel_for; otherwise every rank gets MISMATCH with both sides named. `comm` must outlive the reducer.
  * Errors: INVALID, MISMATCH, UNSUPPORTED (device), NOMEM, and those of an exchange. */
 gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **reducer, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,
@@ -347,7 +353,9 @@ typedef struct gtopk_stats {
  * bf16) is overwritten with the mean update over the ranks, zero where nothing was sent. `stats` may be NULL.
  *
  * A non-finite step (any rank's found_inf, an entry that overflowed, a merged sum that overflowed) completes with
- * status OK on every rank: stats.nonfinite is 1, outputs are NaN, the residual is as after accumulate.
+ * status OK on every rank: stats.nonfinite is 1, outputs are NaN, the residual is as after accumulate: what was finite of
+ * the gradients is in it, and is sent later. With `rollback` in the reducer's configuration the residual (and velocity) is as
+ * before accumulate: the step might as well not have been taken.
  *
  * Errors: INVALID or STATE found before anything was sent: nothing changed, call again. Anything else: the step did
  * not happen on this rank, the residual is as after accumulate, outputs are untouched, the communicator is broken. */
@@ -448,7 +456,7 @@ gtopk_status_t gtopk_reducer_set_residual(gtopk_reducer_t *reducer, uint32_t seg
 gtopk_status_t gtopk_reducer_velocity(gtopk_reducer_t *reducer, uint32_t segment, float *out, uint64_t length);
 gtopk_status_t gtopk_reducer_set_velocity(gtopk_reducer_t *reducer, uint32_t segment, const float *in, uint64_t length);
 
-/* Euclidean norm of the whole residual, in double: one pass. */
+/* Euclidean norm of the whole residual, in double: one pass. With `rollback` between steps only, else STATE. */
 gtopk_status_t gtopk_reducer_residual_norm(gtopk_reducer_t *reducer, double *norm);
 
 /* ---- 9  Blocks -------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ $(MPI_PROGRAMS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(BUI
 # GPU's do: the guarded device queues and hides its memory, the ordered transport queues on it (tests/support/). Up to 5
 # ranks are enough for that.
 EXCHANGE_TESTS := $(filter %/test_exchange %/test_state %/test_reducer %/test_reducer_ranks %/test_reducers_together \
-    %/test_faults,$(C_TEST_BINS))
+    %/test_rollback %/test_faults,$(C_TEST_BINS))
 QUEUED_TESTS   := $(EXCHANGE_TESTS) $(filter %/test_memory %/test_queue,$(C_TEST_BINS))
 
 #: make test             everything but what takes hours; at most 25 minutes on 2 cores
@@ -103,7 +103,7 @@ test-faults: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(C_TEST_BINS) $(TES
 
 # The CUDA device through the whole exchange, on the stand-in; it takes longer, so a few of them, with up to 3 ranks. The
 # device needs kernels to load, though the stand-in has its own.
-EMULATED_TESTS := $(filter %/test_exchange %/test_reducers_together,$(C_TEST_BINS))
+EMULATED_TESTS := $(filter %/test_exchange %/test_reducers_together %/test_rollback,$(C_TEST_BINS))
 
 emulated-c-tests: $(EMULATED_TESTS) $(BUILD)/libcuda_standin.so
 	@if grep -q cubin $(CUDA_IMAGES); then \
@@ -134,7 +134,7 @@ py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(TEST_READY)
 
 SANITIZER_FLAGS := -O1 -g
 TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer_ranks %/test_reducers_together \
-    %/test_collectives %/test_faults %/test_queue %/test_device %/test_threads %/test_interrupt,$(C_TESTS:%.c=%))
+    %/test_rollback %/test_collectives %/test_faults %/test_queue %/test_device %/test_threads %/test_interrupt,$(C_TESTS:%.c=%))
 
 #: make test-asan        the tests in C under AddressSanitizer and UndefinedBehaviorSanitizer
 test-asan:

@@ -16,13 +16,21 @@ gtopk_status_t step_begin(gtopk_reducer_t *reducer, void *stream)
     };
     const gtopk_status_t status = reducer->device->ops->step_begin(reducer->store, reducer->words, stream);
     reducer->in_step = status == GTOPK_OK;
+    reducer->settled = 0;
     return status;
 }
 
-void step_end(gtopk_reducer_t *reducer)
+gtopk_status_t step_end(gtopk_reducer_t *reducer)
 {
+    gtopk_status_t status = GTOPK_OK;
+    if (reducer->in_step && reducer->record.rollback) {
+        status = reducer_check_device(reducer);
+        if (status == GTOPK_OK)
+            status = step_settle(reducer, reducer->stream);
+    }
     reducer->in_step = 0;
     segments_forget(&reducer->segments);
+    return status;
 }
 
 static gtopk_status_t check_call(const gtopk_reducer_t *reducer, double scale, uint32_t flags)
@@ -37,6 +45,16 @@ static gtopk_status_t check_call(const gtopk_reducer_t *reducer, double scale, u
     return status;
 }
 
+/* The first `count` spans, as if nothing had arrived for them. */
+static gtopk_status_t carry_over(gtopk_reducer_t *reducer, size_t count, void *stream)
+{
+    const device_accumulate_t params = {.scale = 1.0f};
+    for (size_t i = 0; i < count; i++)
+        reducer->segments.spans[i].data = NULL;
+    return reducer->device->ops->accumulate(reducer->store, reducer->segments.spans, count, &params, reducer->words,
+                                            stream);
+}
+
 static gtopk_status_t accumulate(gtopk_reducer_t *reducer, size_t count, double scale, uint32_t flags, void *stream)
 {
     const device_accumulate_t params = {
@@ -47,11 +65,14 @@ static gtopk_status_t accumulate(gtopk_reducer_t *reducer, size_t count, double 
         .nesterov = reducer->nesterov,
     };
     reducer->stream = stream;
-    const gtopk_status_t status = step_begin(reducer, stream);
+    gtopk_status_t status = step_begin(reducer, stream);
     if (status != GTOPK_OK)
         return status;
-    return reducer->device->ops->accumulate(reducer->store, reducer->segments.spans, count, &params, reducer->words,
-                                            stream);
+    status = reducer->device->ops->accumulate(reducer->store, reducer->segments.spans, count, &params, reducer->words,
+                                              stream);
+    if (status == GTOPK_OK && params.found_inf && reducer->record.rollback)
+        status = carry_over(reducer, count, stream);
+    return status;
 }
 
 gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t *segments,
@@ -75,15 +96,32 @@ gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t
     return status;
 }
 
-gtopk_status_t step_accumulate_missing(gtopk_reducer_t *reducer, void *stream)
+static gtopk_status_t accumulate_missing(gtopk_reducer_t *reducer, void *stream)
 {
     const size_t missing = segments_missing(&reducer->segments);
-    const device_accumulate_t params = {.scale = 1.0f};
     if (missing == 0)
         return GTOPK_OK;
     const double start = clock_now();
-    const gtopk_status_t status = reducer->device->ops->accumulate(reducer->store, reducer->segments.spans, missing,
-                                                                   &params, reducer->words, stream);
+    const gtopk_status_t status = carry_over(reducer, missing, stream);
     reducer->stats.accumulate_s += clock_now() - start;
     return status;
+}
+
+gtopk_status_t step_settle(gtopk_reducer_t *reducer, void *stream)
+{
+    const int rollback = reducer->record.rollback;
+    gtopk_status_t status = GTOPK_OK;
+    if (reducer->settled)
+        return GTOPK_OK;
+    if (rollback || reducer_selects(reducer))
+        status = accumulate_missing(reducer, stream);
+    if (status == GTOPK_OK && rollback)
+        status = reducer->device->ops->swap(reducer->store, stream);
+    reducer->settled = status == GTOPK_OK;
+    return status;
+}
+
+gtopk_status_t step_undo(gtopk_reducer_t *reducer, void *stream)
+{
+    return reducer->record.rollback ? reducer->device->ops->swap(reducer->store, stream) : GTOPK_OK;
 }

@@ -46,6 +46,11 @@ gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_
         status = check_choice("residual policy", full->residual_policy, GTOPK_RESIDUAL_PAPER + 1);
     if (status == GTOPK_OK)
         status = check_choice("momentum correction", full->momentum_correction, 2);
+    if (status == GTOPK_OK)
+        status = check_choice("rollback", full->rollback, 2);
+    if (status == GTOPK_OK && full->reserved != 0)
+        status = status_set(GTOPK_ERR_INVALID, "gtopk_reducer_config_t.reserved is %d: it must be 0",
+                            (int)full->reserved);
     if (status == GTOPK_OK && !(full->merge_growth >= 1.0 && isfinite(full->merge_growth)))
         status = status_set(GTOPK_ERR_INVALID,
                             "merge_growth %g is out of range: at least 1 (default; each round keeps k entries)",
@@ -123,6 +128,7 @@ static gtopk_status_t compare_records(int32_t rank, const config_record_t *mine,
         {"residual policy", mine->residual_policy, theirs->residual_policy},
         {"merge_growth", mine->merge_growth, theirs->merge_growth},
         {"momentum correction", mine->momentum_correction, theirs->momentum_correction},
+        {"rollback", mine->rollback, theirs->rollback},
     };
     if (theirs->status != GTOPK_OK)
         return status_set(GTOPK_ERR_MISMATCH, "rank %d could not create its reducer (%s): its own error says why",

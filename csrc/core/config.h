@@ -6,7 +6,7 @@
 
 /* What all ranks must have alike. Fixed size, compared field by field. */
 typedef struct config_record {
-    int32_t algorithm, value_type, residual_policy, momentum_correction;
+    int32_t algorithm, value_type, residual_policy, momentum_correction, rollback, reserved;
     uint64_t dim, segments, lengths_hash;
     double density, merge_growth;
     uint64_t run;     /* random id of rank 0's, kept in checkpoints */

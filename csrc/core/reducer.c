@@ -1,5 +1,5 @@
 /* The reducer: its life and its settings. */
-#include "core/reducer.h"
+#include "core/step.h"
 
 #include <unistd.h>
 
@@ -44,13 +44,14 @@ static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_red
     const config_record_t *record = &reducer->record;
     const device_parallel_t parallel = {config->parallel_for, config->parallel_context};
     const uint64_t k = exchange_find(record->algorithm)->selects ? reducer->k : 1;
+    const int with = (record->momentum_correction ? DEVICE_WITH_VELOCITY : 0) |
+                     (record->rollback ? DEVICE_WITH_SECOND : 0);
     void *words = NULL, *verdict = NULL;
     gtopk_status_t status = comm_device(reducer->comm, config->device, &reducer->device);
     if (status != GTOPK_OK)
         return status;
     const device_ops_t *ops = reducer->device->ops;
-    status = ops->store_create(reducer->device, record->dim, k, record->momentum_correction, &parallel,
-                               &reducer->store);
+    status = ops->store_create(reducer->device, record->dim, k, with, &parallel, &reducer->store);
     if (status == GTOPK_OK)
         status = ops->allocate(reducer->device, sizeof *reducer->words, "the words of a step", &words);
     reducer->words = words;
@@ -75,6 +76,7 @@ static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer
     record->value_type = full.value_type;
     record->residual_policy = full.residual_policy;
     record->momentum_correction = full.momentum_correction;
+    record->rollback = full.rollback;
     record->segments = count;
     record->lengths_hash = config_hash_lengths(lengths, count);
     record->density = full.density;
@@ -182,11 +184,11 @@ gtopk_status_t reducer_check_device(const gtopk_reducer_t *reducer)
     return reducer->lost == GTOPK_OK ? GTOPK_OK : status_set(reducer->lost, "%s", reducer->lost_text);
 }
 
-gtopk_status_t reducer_check_between_steps(const gtopk_reducer_t *reducer, const char *call)
+gtopk_status_t reducer_check_between_steps(gtopk_reducer_t *reducer, const char *call)
 {
     /* A step that cannot be finished any more, as another reducer broke the communicator, is over. */
     if (!reducer->in_step || link_check_alive(&reducer->comm->link) != GTOPK_OK)
-        return GTOPK_OK;
+        return step_end(reducer);
     return status_set(GTOPK_ERR_STATE,
                       "%s is not allowed between accumulate and reduce (step %llu): finish the step first", call,
                       (unsigned long long)reducer->step);

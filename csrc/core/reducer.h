@@ -20,6 +20,7 @@ struct gtopk_reducer {
     uint64_t k;
     segments_t segments;
     int in_step;
+    int settled; /* every segment of the step has come; with rollback, what accumulate wrote is the residual now */
     uint64_t step;
     float momentum;
     int nesterov;
@@ -50,6 +51,6 @@ gtopk_status_t reducer_lose(gtopk_reducer_t *reducer, gtopk_status_t status);
 gtopk_status_t reducer_check_device(const gtopk_reducer_t *reducer);
 
 /* STATE between accumulate and reduce. */
-gtopk_status_t reducer_check_between_steps(const gtopk_reducer_t *reducer, const char *call);
+gtopk_status_t reducer_check_between_steps(gtopk_reducer_t *reducer, const char *call);
 
 #endif

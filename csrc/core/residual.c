@@ -22,6 +22,20 @@ static gtopk_status_t check_has(const gtopk_reducer_t *reducer, int which)
     return status_set(GTOPK_ERR_STATE, "this reducer has no velocity: create it with momentum correction");
 }
 
+/* Of an array as it is in the middle of a step: what was accumulated is not yet where the residual is. */
+static gtopk_status_t read_array(gtopk_reducer_t *reducer, int which, uint32_t segment, float *out, uint64_t length)
+{
+    const device_ops_t *ops = reducer->device->ops;
+    const int written = reducer->record.rollback && reducer->in_step && reducer->segments.seen[segment];
+    gtopk_status_t status = written ? ops->swap(reducer->store, reducer->stream) : GTOPK_OK;
+    if (status == GTOPK_OK)
+        status = ops->store_read(reducer->store, which, reducer->segments.offsets[segment], length, out,
+                                 reducer->stream);
+    if (written && status == GTOPK_OK)
+        status = ops->swap(reducer->store, reducer->stream);
+    return status;
+}
+
 static gtopk_status_t read_segment(gtopk_reducer_t *reducer, int which, uint32_t segment, float *out, uint64_t length)
 {
     gtopk_status_t status = reducer_enter(reducer);
@@ -31,8 +45,7 @@ static gtopk_status_t read_segment(gtopk_reducer_t *reducer, int which, uint32_t
     if (status == GTOPK_OK)
         status = check_segment(reducer, segment, out, length);
     if (status == GTOPK_OK)
-        status = reducer->device->ops->store_read(reducer->store, which, reducer->segments.offsets[segment], length,
-                                                  out, reducer->stream);
+        status = read_array(reducer, which, segment, out, length);
     reducer_leave(reducer);
     return status;
 }
@@ -87,7 +100,10 @@ gtopk_status_t gtopk_reducer_residual_norm(gtopk_reducer_t *reducer, double *nor
     if (status != GTOPK_OK)
         return status;
     double sum = 0.0;
-    status = reducer->device->ops->store_square(reducer->store, &sum, reducer->stream);
+    if (reducer->record.rollback)
+        status = reducer_check_between_steps(reducer, "gtopk_reducer_residual_norm, with rollback,");
+    if (status == GTOPK_OK)
+        status = reducer->device->ops->store_square(reducer->store, &sum, reducer->stream);
     if (status == GTOPK_OK)
         *norm = sqrt(sum);
     reducer_leave(reducer);

@@ -105,8 +105,7 @@ static gtopk_status_t exchange_one(gtopk_reducer_t *reducer, exchange_step_t *st
     gtopk_stats_t *stats = &reducer->stats;
     gtopk_status_t status = GTOPK_OK;
     link_stats_reset(&reducer->comm->link);
-    if (reducer_selects(reducer))
-        status = step_accumulate_missing(reducer, step->stream);
+    status = step_settle(reducer, step->stream);
     if (status == GTOPK_OK)
         status = reducer->exchange->ops->run(reducer->exchange, step);
     stats->select_s = step->select_s;
@@ -220,13 +219,17 @@ static void count_verdict(gtopk_reducer_t *reducer)
         stats->selected = reducer->record.dim;
 }
 
-/* After an error: nothing that was queued goes on running, or is waited for by others, when this returns. */
-static void group_drain(const group_t *group)
+/* The step is over. After an error nothing that was queued goes on running, or is waited for by others, when this returns. */
+static void group_end(const group_t *group, gtopk_status_t status)
 {
     char text[STATUS_TEXT_SIZE];
     status_keep(text);
-    if (link_give_up(group_link(group)))
+    if (status != GTOPK_OK && link_give_up(group_link(group)))
         (void)group_device(group)->ops->synchronize(group_device(group), group->stream);
+    for (size_t i = 0; i < group->count; i++) {
+        (void)step_end(group->reducers[i]); /* fails after another error only */
+        group->reducers[i]->step += status == GTOPK_OK;
+    }
     (void)status_set(GTOPK_OK, "%s", text);
 }
 
@@ -246,7 +249,9 @@ static gtopk_status_t commit(gtopk_reducer_t *reducer, const exchange_step_t *st
         .indices = set ? set->indices : NULL,
         .values = set ? set->values : NULL,
     };
-    const gtopk_status_t status = reducer->exchange->ops->commit(reducer->exchange, step, &to);
+    gtopk_status_t status = reducer->exchange->ops->commit(reducer->exchange, step, &to);
+    if (status == GTOPK_OK && reducer->verdict->nonfinite)
+        status = step_undo(reducer, step->stream);
     reducer->stats.commit_s = clock_now() - start;
     return status;
 }
@@ -280,12 +285,7 @@ static gtopk_status_t group_step(const group_t *group)
     if (status == GTOPK_OK)
         status = count_sets(group);
     status = comm_settle(comm, status, group->reducers[0]->step);
-    if (status != GTOPK_OK)
-        group_drain(group);
-    for (size_t i = 0; i < group->count; i++) {
-        step_end(group->reducers[i]); /* whatever happened, it is over */
-        group->reducers[i]->step += status == GTOPK_OK;
-    }
+    group_end(group, status);
     return status;
 }
 
@@ -386,12 +386,12 @@ gtopk_status_t gtopk_reducers_reduce(gtopk_reducer_t *const *reducers, const gto
 
 gtopk_status_t gtopk_reducer_cancel(gtopk_reducer_t *reducer)
 {
-    const gtopk_status_t status = reducer_enter(reducer);
+    gtopk_status_t status = reducer_enter(reducer);
     if (status != GTOPK_OK)
         return status;
-    step_end(reducer);
+    status = step_end(reducer);
     reducer_leave(reducer);
-    return GTOPK_OK;
+    return status;
 }
 
 gtopk_status_t gtopk_reducer_wait(gtopk_reducer_t *reducer, gtopk_stats_t *stats)

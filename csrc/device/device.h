@@ -108,6 +108,13 @@ typedef struct device_parallel {
 /* Arrays of a store. */
 enum { DEVICE_RESIDUAL = 0, DEVICE_VELOCITY = 1 };
 
+/* What a store has beside a residual. */
+enum {
+    DEVICE_WITH_VELOCITY = 1,
+    DEVICE_WITH_SECOND =
+        2 /* each array twice: accumulate reads one and writes the other, so that a step can be undone */
+};
+
 typedef struct device_ops {
     const char *name;
     int host_memory; /* 1: device memory is host memory */
@@ -123,8 +130,8 @@ typedef struct device_ops {
 
     /* ---- the store: residual, velocity, candidates and hint of one reducer ---- */
 
-    /* Residual of `dim` zeros (and velocity). k: the entries that select will be asked for. */
-    gtopk_status_t (*store_create)(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
+    /* Residual of `dim` zeros (and velocity); with: DEVICE_WITH_*. k: the entries that select will be asked for. */
+    gtopk_status_t (*store_create)(device_t *device, uint64_t dim, uint64_t k, int with,
                                    const device_parallel_t *parallel, device_store_t **store);
     void (*store_destroy)(device_store_t *store);
 
@@ -141,6 +148,11 @@ typedef struct device_ops {
      * every entry of the spans to the candidates. Spans of one step never overlap. */
     gtopk_status_t (*accumulate)(device_store_t *store, const device_span_t *spans, size_t count,
                                  const device_accumulate_t *params, device_words_t *words, void *stream);
+
+    /* Of a store with second arrays: these and the others change places. accumulate has read the residual (and velocity)
+     * and written the second ones, for spans with data NULL as they are; so it is called when every span has come, and again
+     * if the step turns out to be non-finite, after commit. */
+    gtopk_status_t (*swap)(device_store_t *store, void *stream);
 
     /* The exact k entries of largest key of the residual, k <= the store's k, sorted by index; key: bits of |v|, then
      * the lower index; zeros never. Every entry was offered in this step (accumulate with data NULL does it for spans

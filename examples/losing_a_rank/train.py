@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="file to go on from, and to save to")
     parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=0, help="of the networks and of all data (%(default)s)")
     parser.add_argument("--timeout", type=float, default=8.0, help="seconds until a lost rank is noticed (%(default)s)")
     parser.add_argument("--lose", type=int, metavar="RANK", help="this rank kills itself ...")
     parser.add_argument("--at", type=int, metavar="STEP", default=50, help="... before this step (%(default)s)")
@@ -33,7 +34,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     gtopk.init(timeout=options.timeout)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     teacher = network()
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -45,7 +46,7 @@ def main() -> None:
     for step in range(first, options.steps):
         if step == options.at and gtopk.rank() == options.lose:
             os.kill(os.getpid(), signal.SIGKILL)
-        x, y = batch(teacher, seed=1 + step * 1000 + gtopk.rank())
+        x, y = batch(teacher, seed=1 + step * 1000 + gtopk.rank() + options.seed * 1_000_000)
         optimizer.zero_grad()
         nn.functional.mse_loss(model(x), y).backward()
         optimizer.step()

@@ -95,6 +95,8 @@ class ReducerConfig(Structure):
         ("merge_growth", c_double),
         ("parallel_for", c_void_p),
         ("parallel_context", c_void_p),
+        ("rollback", c_int32),
+        ("reserved", c_int32),
     )
 
 

@@ -51,6 +51,9 @@ class Reducer:
         At least 1: each round may keep this many times the entries of the one before.
     momentum_correction : bool
         Keep a velocity, 4 more bytes an entry; see `set_momentum`.
+    rollback : bool
+        A non-finite step leaves the residual (and velocity) as it was before `accumulate`, bit for bit. Takes 4 more
+        bytes an entry (8 with a velocity).
     device : {"cpu", "reference"}, optional
         ``reference`` is slow and obvious. Default: GTOPK_DEVICE, else "cpu".
     comm : Comm, optional
@@ -94,6 +97,7 @@ class Reducer:
         residual_policy: str = "share",
         merge_growth: float = 1.0,
         momentum_correction: bool = False,
+        rollback: bool = False,
         device: str | None = None,
         comm: _comm.Comm | None = None,
     ) -> None:
@@ -113,6 +117,7 @@ class Reducer:
             momentum_correction=int(bool(momentum_correction)),
             merge_growth=_number(merge_growth, "merge_growth"),
             parallel_for=_threads.parallel_for(),
+            rollback=int(bool(rollback)),
         )
         self._library = _c_api.library()
         lengths = array("Q", self.segment_lengths)

@@ -215,6 +215,31 @@ def case_a_skipped_step_is_not_applied_later():
     logging.disable(logging.NOTSET)
 
 
+def case_with_rollback_a_skipped_step_is_as_if_it_had_not_been():
+    """Without a scaler, so buckets were accumulated before anybody knew."""
+    logging.disable(logging.WARNING)
+    for options in ({}, {"algorithm": "dense"}, {"dense_below": 10}):
+        model = nn.Sequential(nn.Linear(60, 40), nn.Linear(40, 20), nn.Linear(20, 2))
+        state = named_state(model, density=0.1, rollback=True, **options)
+        net = hooked(model, state)
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+        for step in range(9):
+            optimizer.zero_grad()
+            before = state.state_dict()
+            bad = step in (6, 7)  # later than the steps in which the hook waits for all buckets
+            x = torch.randn(3, 60, generator=torch.Generator().manual_seed(10 * step + gtopk.rank()))
+            if bad and gtopk.rank() == 1:
+                x[0, 0] = torch.inf
+            net(x).pow(2).sum().backward()
+            assert state.stats()["nonfinite"] == bad
+            if not bad:
+                optimizer.step()
+                continue
+            assert all(torch.equal(state.state_dict()["residual"][k], v) for k, v in before["residual"].items())
+        assert_replicas(model)
+    logging.disable(logging.NOTSET)
+
+
 class Tasks(nn.Module):
     """A head for each task, of which a step uses one. Gradients are small integers, and sums over ranks divide."""
 

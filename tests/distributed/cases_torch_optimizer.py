@@ -227,6 +227,37 @@ def case_nan_on_one_rank_skips_the_step_on_all():
     assert_replicas(model)
 
 
+def case_with_rollback_a_skipped_step_is_as_if_it_had_not_been():
+    """Without a scaler. What was finite in it is in no residual and no velocity, and moves nothing later."""
+    logging.disable(logging.WARNING)
+    for options in (
+        {},
+        {"algorithm": "dense"},
+        {"dense_below": 10},
+        {"momentum_correction": True, "more": {"momentum": 0.9}},
+    ):
+        model = nn.ParameterDict({"a": torch.zeros(20), "b": torch.zeros(5), "c": torch.zeros(3)})
+        optimizer = wrapped(model, lr=1.0, density=0.2, rollback=True, **options)
+        torch.manual_seed(gtopk.rank())
+        for step in range(6):
+            bad = step in (2, 3)
+            model["a"].grad, model["b"].grad, model["c"].grad = torch.randn(20), torch.randn(5), None
+            if bad:
+                model["b"].grad = torch.tensor([1.0, 1e10, 1.0, 1.0, torch.inf if gtopk.rank() == step - 2 else 1.0])
+            before, parameters = optimizer.state_dict()["gtopk"], flat(model.parameters())
+            optimizer.step()
+            assert optimizer.stats()["nonfinite"] == bad
+            assert torch.equal(flat(model.parameters()), parameters) == bad
+            if not bad:
+                continue
+            after = optimizer.state_dict()["gtopk"]
+            for what in ("residual", "velocity"):
+                assert all(torch.equal(after[what][name], values) for name, values in before[what].items())
+        assert flat(model.parameters()).abs().max() < 100
+        assert_replicas(model)
+    logging.disable(logging.NOTSET)
+
+
 def case_nan_in_one_part_leaves_the_residuals_of_the_other_as_accumulated():
     for bad in (0, 1):
         parameters = [nn.Parameter(torch.zeros(500)), nn.Parameter(torch.zeros(10))]

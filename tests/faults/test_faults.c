@@ -83,6 +83,7 @@ static void parts_create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *s
     const int together = scenario->algorithm == ALGORITHM_TWO_PARTS;
     gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
     config.density = 0.15;
+    config.rollback = scenario->size % 2;
     config.value_type = (scenario->size + scenario->rank) % 4;
     *parts = (parts_t){.count = together ? 2 : 1};
     parts->length[0] = together ? DENSE_PART : DIM;

@@ -26,7 +26,7 @@ static long allocations_failed;
 /* ---- one rank: every call of its life ---- */
 
 /* Everything a program does, with errors let pass. Returns the number of calls that failed. */
-static int live_alone(const char *device, int momentum, double *mass)
+static int live_alone(const char *device, int momentum, int rollback, double *mass)
 {
     gtopk_comm_t *comm = NULL;
     gtopk_reducer_t *reducer = NULL;
@@ -37,6 +37,7 @@ static int live_alone(const char *device, int momentum, double *mass)
     config.density = 0.05;
     config.device = device;
     config.momentum_correction = momentum;
+    config.rollback = rollback;
     for (int i = 0; i < DIM; i++)
         x[i] = (float)(i % 17) - 8.0f;
     *mass = 0.0;
@@ -63,14 +64,14 @@ static int live_alone(const char *device, int momentum, double *mass)
     return failures;
 }
 
-static void fail_each_allocation(const char *device, int momentum)
+static void fail_each_allocation(const char *device, int momentum, int rollback)
 {
     double whole, mass;
-    assert_int_equal(live_alone(device, momentum, &whole), 0);
+    assert_int_equal(live_alone(device, momentum, rollback, &whole), 0);
     const long before = gtopk_oom_live();
     for (long n = 0;; n++) {
         gtopk_oom_arm(n);
-        const int failures = live_alone(device, momentum, &mass);
+        const int failures = live_alone(device, momentum, rollback, &mass);
         if (gtopk_oom_live() != before)
             fail_msg("allocation %ld failed and %ld blocks were leaked (device %s)", n, gtopk_oom_live() - before,
                      device);
@@ -92,8 +93,8 @@ static void test_each_allocation_fails_alone(void **state)
     (void)state;
     const char *const devices[] = {"cpu", "reference"};
     for (int d = 0; d < 2; d++)
-        for (int momentum = 0; momentum < 2; momentum++)
-            fail_each_allocation(devices[d], momentum);
+        for (int with = 0; with < 4; with++)
+            fail_each_allocation(devices[d], with & 1, with >> 1);
 }
 
 /* ---- several ranks: one of them is short of memory ---- */

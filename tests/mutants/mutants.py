@@ -26,6 +26,7 @@ CHECK = "csrc/exchange/check.c"
 MESSAGE = "csrc/exchange/message.c"
 COLLECTIVE = "csrc/exchange/collective.c"
 STEP = "csrc/core/step.c"
+ACCUMULATE = "csrc/core/accumulate.c"
 STATE = "csrc/core/state.c"
 CONFIG = "csrc/core/config.c"
 REDUCER = "csrc/core/reducer.c"
@@ -208,14 +209,57 @@ MUTANTS = [
     Mutant(
         "a failed step does not break",
         STEP,
-        "    status = comm_settle(comm, status, group->reducers[0]->step);\n    if",
-        "    if",
+        "    status = comm_settle(comm, status, group->reducers[0]->step);\n    group_end",
+        "    group_end",
     ),
     Mutant(
         "segments left out are not scanned",
+        ACCUMULATE,
+        "    if (rollback || reducer_selects(reducer))\n",
+        "    if (0)\n",
+    ),
+    # rollback
+    Mutant(
+        "rollback: segments left out of a dense step are not carried over",
+        ACCUMULATE,
+        "    if (rollback || reducer_selects(reducer))\n",
+        "    if (reducer_selects(reducer))\n",
+    ),
+    Mutant(
+        "rollback: what overflowed is not carried over",
+        ACCUMULATE,
+        "params.found_inf && reducer->record.rollback",
+        "0",
+    ),
+    Mutant(
+        "rollback: a non-finite step is not undone",
         STEP,
-        "status = step_accumulate_missing(reducer, step->stream);",
-        "status = GTOPK_OK;",
+        "if (status == GTOPK_OK && reducer->verdict->nonfinite)\n        status = step_undo",
+        "if (0)\n        status = step_undo",
+    ),
+    Mutant(
+        "rollback: a cancelled step is forgotten",
+        ACCUMULATE,
+        "if (reducer->in_step && reducer->record.rollback) {",
+        "if (0) {",
+    ),
+    Mutant(
+        "rollback: a residual is read where it was",
+        "csrc/core/residual.c",
+        "reducer->record.rollback && reducer->in_step && reducer->segments.seen[segment]",
+        "0",
+    ),
+    Mutant(
+        "rollback: a velocity without a gradient is not carried over",
+        "csrc/device/cpu/accumulate.c",
+        "    if (store->second_velocity)\n",
+        "    if (0)\n",
+    ),
+    Mutant(
+        "rollback: a head that is not aligned is taken twice",
+        "csrc/device/cpu/accumulate.c",
+        "block > 0 && head > 0 ? head + (block - 1) * KERNEL_BLOCK",
+        "block > 0 && head > 0 ? (block - 1) * KERNEL_BLOCK",
     ),
     Mutant("a segment twice", "csrc/core/segments.c", "else if (segments->seen[s])", "else if (0)"),
     Mutant(

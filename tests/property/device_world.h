@@ -16,7 +16,7 @@ typedef struct world {
     random_state_t random;
     uint64_t flags; /* of the other sides' environment */
     uint64_t dim, k;
-    int with_velocity, step;
+    int with_velocity, with_second, step;
     int one_tie; /* gradients of one magnitude, far more than a device keeps as candidates */
     uint64_t offset[WORLD_SEGMENTS + 1];
     size_t segments;

@@ -48,6 +48,11 @@ static void draw_segments(world_t *w)
     qsort(w->offset, w->segments + 1, sizeof w->offset[0], compare_u64);
 }
 
+static int store_has(const world_t *w)
+{
+    return (w->with_velocity ? DEVICE_WITH_VELOCITY : 0) | (w->with_second ? DEVICE_WITH_SECOND : 0);
+}
+
 static void world_begin(world_t *w, uint64_t seed)
 {
     static const gtopk_parallel_for_fn ways[] = {NULL, parallel_shuffled, parallel_two_threads};
@@ -58,11 +63,12 @@ static void world_begin(world_t *w, uint64_t seed)
     w->dim = w->one_tie ? SIDE_DIM_MAX : draw_dim(&w->random);
     w->k = w->one_tie ? 1 + random_below(&w->random, 2000) : draw_k(&w->random, w->dim);
     w->with_velocity = random_chance(&w->random, 3);
+    w->with_second = random_chance(&w->random, 2);
     w->flags = random_u64(&w->random) & random_u64(&w->random) & SIDE_FLAGS;
     draw_segments(w);
     const gtopk_parallel_for_fn way = ways[random_below(&w->random, 3)];
     WORLD_CALL_OK(w, (side->parallel_random.state = seed,
-                      ops->store_create(side->device, w->dim, w->k, w->with_velocity,
+                      ops->store_create(side->device, w->dim, w->k, store_has(w),
                                         &(device_parallel_t){way, &side->parallel_random}, &side->store)));
 }
 
@@ -450,9 +456,31 @@ static void join(world_t *w)
                    words.nonfinite);
 }
 
+/* Whatever a step did, a store with second arrays has what it had before. */
+static float arrays_before[2][SIDE_DIM_MAX];
+
+static void keep_arrays(world_t *w)
+{
+    const side_t *first = w->sides;
+    for (int which = 0; which <= w->with_velocity; which++)
+        SIDE_OK(first->device->ops->store_read(first->store, which, 0, w->dim, arrays_before[which], NULL));
+}
+
+static void undo(world_t *w)
+{
+    WORLD_CALL_OK(w, ops->swap(side->store, NULL));
+    for (int which = 0; which <= w->with_velocity; which++)
+        for (side_t *side = w->sides; side < w->sides + w->side_count; side++) {
+            SIDE_OK(side->device->ops->store_read(side->store, which, 0, w->dim, world_got.floats, NULL));
+            world_compare(w, side, which ? "velocities after an undone step" : "residuals after an undone step",
+                          arrays_before[which], world_got.floats, w->dim * sizeof(float));
+        }
+}
+
 static void step(world_t *w)
 {
     between_steps(w);
+    keep_arrays(w);
     device_words_t words;
     memset(&words, 0xee, sizeof words);
     world_set_words(w, words);
@@ -466,6 +494,8 @@ static void step(world_t *w)
         dense_step(w);
     else
         sparse_step(w);
+    if (w->with_second && (found_inf || random_chance(&w->random, 3)))
+        undo(w);
 }
 
 /* ---- the tests ---- */

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,3 +38,49 @@ def test_resnet50_is_the_published_one() -> None:
     images = torch.zeros(1, 3, 224, 224)
     assert model.blocks(model.stem(images)).shape == (1, 2048, 14, 14)  # 7 x 7 after the pooling that is left out here
     assert model.eval()(images).shape == (1, 1000)
+
+
+CLUSTER = Path(__file__).resolve().parents[2] / "benchmarks" / "cluster" / "cluster.sh"
+
+
+def cluster(*arguments: str) -> tuple[int, str]:
+    environment = {**os.environ, "CLUSTER": f"test{os.getpid() % 10000}"}
+    done = subprocess.run(
+        [str(CLUSTER), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    return done.returncode, done.stdout
+
+
+def test_an_emulated_cluster_comes_up_and_leaves_nothing_behind() -> None:
+    status, output = cluster("up", "2", "100mbit")
+    if status != 0 and ("need root" in output or "can be made" in output or "this kernel has no" in output):
+        pytest.skip(output)
+    assert status == 0, output
+    try:
+        assert '"latency_us"' in output
+        status, output = cluster("exec", "1", "sh", "-c", "hostname; ping -c 1 -W 5 h0 || getent hosts h0")
+        assert status == 0 and output.startswith("h1\n"), output
+        counters = [line.split() for line in cluster("bytes")[1].splitlines()]
+        assert [line[0] for line in counters] == ["0", "1"]
+        assert int(counters[0][1]) > 1_000_000 and int(counters[1][2]) > 1_000_000  # what the probe sent
+        status, output = cluster("mpirun", "3", "hostname")
+        assert status != 0 and "multiple of the 2 nodes" in output, output
+    finally:
+        status, output = cluster("down")
+    assert status == 0 and not output
+    status, output = cluster("bytes")
+    assert status != 0 and "there is no cluster" in output
+
+
+def test_an_emulated_cluster_says_what_it_needs() -> None:
+    status, output = cluster("up", "1", "1gbit")
+    assert status != 0 and "NODES is 1: give 2 to 64" in output
+    status, output = cluster("up", "2", "56k")
+    assert status != 0 and "RATE is 56k: give 100mbit, 1gbit or 10gbit" in output
+    status, output = cluster("up")
+    assert status == 2 and "cluster.sh up NODES RATE" in output

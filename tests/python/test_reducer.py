@@ -172,6 +172,18 @@ def test_non_finite(alone):
         assert (len(indices), len(values), reducer.stats()["nonfinite"]) == (0, 0, 1)
 
 
+@pytest.mark.parametrize("rollback", [False, True])
+def test_rollback(alone, rollback):
+    """A gradient that is not finite: what the others were is in the residual, or nothing is."""
+    with gtopk.Reducer([3, 2], density=0.5, momentum_correction=True, rollback=rollback) as reducer:
+        reducer.set_momentum(0.5)
+        assert one_step(reducer, np.array([1, 2, 3], F32), np.zeros(2, F32)).tolist() == [0, 2, 3, 0, 0]
+        assert np.isnan(one_step(reducer, np.array([1, np.nan, 2], F32), np.array([1e10, 0], F32))).all()
+        assert reducer.residual(0).tolist() == ([1, 0, 0] if rollback else [2.5, 0, 2])
+        assert reducer.velocity(0).tolist() == ([1, 0, 0] if rollback else [1.5, 0, 2])
+        assert reducer.residual(1).tolist() == ([0, 0] if rollback else [1e10, 0])
+
+
 WRONG_OPTIONS = [
     ({"density": 0}, "density"),
     ({"density": -0.1}, "density"),

@@ -129,7 +129,7 @@ static void guarded_free_pinned(device_t *device, void *block)
 
 /* ---- the store ---- */
 
-static gtopk_status_t guarded_store_create(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
+static gtopk_status_t guarded_store_create(device_t *device, uint64_t dim, uint64_t k, int with,
                                            const device_parallel_t *parallel, device_store_t **out)
 {
     guarded_t *self = (guarded_t *)device;
@@ -139,7 +139,7 @@ static gtopk_status_t guarded_store_create(device_t *device, uint64_t dim, uint6
     if (status != GTOPK_OK)
         return status;
     store->device = self;
-    status = self->inner->ops->store_create(self->inner, dim, k, with_velocity, parallel, &store->inner);
+    status = self->inner->ops->store_create(self->inner, dim, k, with, parallel, &store->inner);
     if (status != GTOPK_OK) {
         memory_free(store);
         return status;
@@ -185,6 +185,13 @@ static gtopk_status_t guarded_accumulate(device_store_t *store, const device_spa
     call->accumulate = *params;
     call->words = reach(call, words);
     return queue(call);
+}
+
+RUN(swap, swap(call->store, NULL))
+
+static gtopk_status_t guarded_swap(device_store_t *store, void *stream)
+{
+    return queue(begin_on(store, stream, run_swap));
 }
 
 RUN(select, select(call->store, call->k, &call->sets[0], call->words, NULL))
@@ -455,6 +462,7 @@ static const device_ops_t guarded_ops = {
     .store_resize = guarded_store_resize,
     .step_begin = guarded_step_begin,
     .accumulate = guarded_accumulate,
+    .swap = guarded_swap,
     .select = guarded_select,
     .array_select = guarded_array_select,
     .commit = guarded_commit,

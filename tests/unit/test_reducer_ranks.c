@@ -133,7 +133,17 @@ static void test_joined_when_all_have(void **state)
 
 /* ---- ranks that disagree ---- */
 
-enum { OTHER_DENSITY, OTHER_LENGTHS, OTHER_ALGORITHM, OTHER_TYPE, OTHER_COUNT, OTHER_GROWTH, BAD_DENSITY, DIFFERENCES };
+enum {
+    OTHER_DENSITY,
+    OTHER_LENGTHS,
+    OTHER_ALGORITHM,
+    OTHER_TYPE,
+    OTHER_COUNT,
+    OTHER_GROWTH,
+    OTHER_ROLLBACK,
+    BAD_DENSITY,
+    DIFFERENCES
+};
 
 static void run_mismatch(gtopk_comm_t *comm, int rank, int size, void *context)
 {
@@ -151,6 +161,8 @@ static void run_mismatch(gtopk_comm_t *comm, int rank, int size, void *context)
         config.value_type = GTOPK_VALUE_I8;
     if (odd && difference == OTHER_GROWTH)
         config.merge_growth = 2.0;
+    if (odd && difference == OTHER_ROLLBACK)
+        config.rollback = 1;
     const gtopk_status_t status = gtopk_reducer_create(&reducer, comm, &config, lengths,
                                                        odd && difference == OTHER_COUNT ? 1 : 2);
     REQUIRE(status == (odd && difference == BAD_DENSITY ? GTOPK_ERR_INVALID : GTOPK_ERR_MISMATCH));

@@ -16,13 +16,31 @@ typedef struct pass {
     device_store_t *store;
     const device_span_t *spans;
     size_t count;
-    const device_accumulate_t *params;
+    const device_accumulate_t *params; /* NULL: a residual is read again */
     atomic_int nonfinite;
 } pass_t;
 
-static uint64_t span_blocks(const device_span_t *span)
+#define LINE 64u /* bytes of a cache line, and what streaming stores are aligned to */
+
+static int is_aligned(const float *to)
 {
-    return (span->length + KERNEL_BLOCK - 1) / KERNEL_BLOCK;
+    return (uintptr_t)to % LINE == 0;
+}
+
+/* Entries before the first line of the second array, where there is one: a block of their own. */
+static uint64_t span_head(const device_store_t *store, const device_span_t *span)
+{
+    if (!store->second)
+        return 0;
+    const uint64_t before = (uintptr_t)(store->second + span->offset) % LINE / sizeof *store->second;
+    const uint64_t head = before > 0 ? LINE / sizeof *store->second - before : 0;
+    return head < span->length ? head : span->length;
+}
+
+static uint64_t span_blocks(const device_store_t *store, const device_span_t *span)
+{
+    const uint64_t head = span_head(store, span);
+    return (head > 0) + (span->length - head + KERNEL_BLOCK - 1) / KERNEL_BLOCK;
 }
 
 static void pass_flush(device_store_t *store, kernel_found_t *found)
@@ -34,27 +52,45 @@ static void pass_flush(device_store_t *store, kernel_found_t *found)
     (void)pthread_mutex_unlock(&store->lock);
 }
 
+/* What nothing arrived for, in a step that may be undone. */
+static void carry_over(const device_store_t *store, uint64_t first, size_t length)
+{
+    if (store->second)
+        memcpy(store->second + first, store->residual + first, length * sizeof *store->second);
+    if (store->second_velocity)
+        memcpy(store->second_velocity + first, store->velocity + first, length * sizeof *store->second);
+}
+
 static void pass_block(pass_t *pass, const device_span_t *span, uint64_t block, kernel_found_t *found)
 {
     device_store_t *store = pass->store;
-    uint64_t begin = block * KERNEL_BLOCK, left = span->length - begin, first = span->offset + begin;
+    const uint64_t head = span_head(store, span),
+                   begin = block > 0 && head > 0 ? head + (block - 1) * KERNEL_BLOCK : block * KERNEL_BLOCK;
+    const uint64_t most = block == 0 && head > 0 ? head : KERNEL_BLOCK;
+    const uint64_t left = span->length - begin, first = span->offset + begin;
     kernel_job_t job = {
         .residual = store->residual + first,
-        .length = (size_t)(left < KERNEL_BLOCK ? left : KERNEL_BLOCK),
+        .length = (size_t)(left < most ? left : most),
         .first = (uint32_t)first,
         .above = pool_above(&store->pool, (uint32_t)first),
     };
     if (!span->data) {
+        if (pass->params)
+            carry_over(store, first, job.length);
         store->kernels->scan(&job, found);
     } else {
+        job.to = (store->second ? store->second : store->residual) + first;
         job.input = (char *)span->data + begin * (span->dtype == GTOPK_F32 ? 4u : 2u);
         job.scale = pass->params->scale;
         job.zero_input = pass->params->zero_input;
         job.momentum = pass->params->momentum;
         job.nesterov = pass->params->nesterov;
+        job.streams = store->second && is_aligned(job.to);
         int bad;
         if (store->velocity) {
             job.velocity = store->velocity + first;
+            job.velocity_to = (store->second ? store->second_velocity : store->velocity) + first;
+            job.streams &= is_aligned(job.velocity_to);
             bad = store->kernels->momentum[span->dtype](&job, found);
         } else {
             bad = store->kernels->accumulate[span->dtype](&job, found);
@@ -76,7 +112,7 @@ static void pass_body(int64_t begin, int64_t end, void *arg)
     uint64_t from = (uint64_t)begin, to = (uint64_t)end, base = 0;
     for (size_t s = 0; s < pass->count && base < to; s++) {
         const device_span_t *span = &pass->spans[s];
-        uint64_t blocks = span_blocks(span);
+        uint64_t blocks = span_blocks(pass->store, span);
         uint64_t block = from > base ? from - base : 0, stop = to - base < blocks ? to - base : blocks;
         for (; block < stop; block++)
             pass_block(pass, span, block, &found);
@@ -93,7 +129,7 @@ static int pass_run(device_store_t *store, const device_span_t *spans, size_t co
     atomic_init(&pass.nonfinite, 0);
     uint64_t blocks = 0;
     for (size_t s = 0; s < count; s++)
-        blocks += span_blocks(&spans[s]);
+        blocks += span_blocks(store, &spans[s]);
     store_parallel(store, (int64_t)blocks, PASS_GRAIN, pass_body, &pass);
     return atomic_load_explicit(&pass.nonfinite, memory_order_relaxed);
 }

@@ -23,6 +23,7 @@ static const device_ops_t cpu_ops = {
     .store_resize = store_resize,
     .step_begin = store_step_begin,
     .accumulate = store_accumulate,
+    .swap = store_swap,
     .select = store_select,
     .array_select = array_select,
     .commit = store_commit,

@@ -21,13 +21,15 @@ typedef struct kernel_found {
 } kernel_found_t;
 
 typedef struct kernel_job {
-    float *residual, *velocity;
+    const float *residual, *velocity;
+    float *to, *velocity_to; /* where their sums go: the same memory, or other */
     void *input;
     size_t length;  /* <= KERNEL_BLOCK */
     uint32_t first; /* index of residual[0] */
     uint32_t above; /* entries are found whose bits of |v| are greater; at most those of the largest finite value */
     float scale, momentum;
     int zero_input, nesterov;
+    int streams; /* 1: `to` and `velocity_to` are other memory, aligned to 64 bytes: to be written around the cache */
 } kernel_job_t;
 
 /* Room for `capacity` entries; kernels write nothing behind it. */
@@ -40,12 +42,12 @@ typedef struct kernel_entries {
 typedef struct kernels {
     const char *name;
 
-    /* By gtopk_dtype_t. residual = fma(scale, input, residual); returns 1 when a sum was not finite: that entry keeps
+    /* By gtopk_dtype_t. to = fma(scale, input, residual); returns 1 when a sum was not finite: that entry keeps
      * its residual and is not found. */
     int (*accumulate[3])(const kernel_job_t *job, kernel_found_t *found);
 
-    /* The same with a velocity: t = scale * input; velocity = fma(momentum, velocity, t); residual += nesterov ?
-     * fma(momentum, velocity, t) : velocity. A velocity that is not finite makes the residual's sum so too, whence one
+    /* The same with a velocity: t = scale * input; velocity_to = fma(momentum, velocity, t); to = residual +
+     * (nesterov ? fma(momentum, velocity_to, t) : velocity_to). A velocity that is not finite makes the residual's sum so too, whence one
      * test serves both. */
     int (*momentum[3])(const kernel_job_t *job, kernel_found_t *found);
 

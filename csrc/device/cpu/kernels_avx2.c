@@ -9,6 +9,7 @@
 
 #define LANES 8u
 #define GROUP 4u /* vectors for one branch */
+#define LINE 2u  /* vectors of a cache line: its halves must follow each other when they go around the cache */
 
 GENERIC_INLINE __m256 load_input(const kernel_job_t *job, size_t i, int dtype)
 {
@@ -18,6 +19,14 @@ GENERIC_INLINE __m256 load_input(const kernel_job_t *job, size_t i, int dtype)
     if (dtype == GTOPK_F16)
         return _mm256_cvtph_ps(half);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+GENERIC_INLINE void store(float *to, __m256 value, int streams)
+{
+    if (streams)
+        _mm256_stream_ps(to, value);
+    else
+        _mm256_storeu_ps(to, value);
 }
 
 GENERIC_INLINE void clear_input(const kernel_job_t *job, size_t i, int dtype)
@@ -85,13 +94,13 @@ GENERIC_INLINE __m256 settle(const kernel_job_t *job, size_t i, __m256 old, __m2
     __m256 bad = not_finite(sum);
     if (__builtin_expect(_mm256_movemask_ps(bad) != 0, 0)) {
         sum = _mm256_blendv_ps(sum, old, bad);
-        _mm256_storeu_ps(job->residual + i, sum);
+        _mm256_storeu_ps(job->to + i, sum);
     }
     *count = append(job, i, sum, passes(sum, above), found, *count);
     return bad;
 }
 
-GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, int dtype)
+GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, int dtype, int streams)
 {
     const __m256 scale = _mm256_set1_ps(job->scale);
     const __m256i above = _mm256_set1_epi32((int)job->above);
@@ -103,9 +112,10 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
         for (size_t v = 0; v < GROUP; v++) {
             old[v] = _mm256_loadu_ps(job->residual + i + v * LANES);
             sum[v] = _mm256_fmadd_ps(scale, load_input(job, i + v * LANES, dtype), old[v]);
-            _mm256_storeu_ps(job->residual + i + v * LANES, sum[v]);
             any = _mm256_or_ps(any, passes(sum[v], above));
         }
+        for (size_t v = 0; v < GROUP; v++)
+            store(job->to + i + v * LANES, sum[v], streams);
         if (job->zero_input)
             for (size_t v = 0; v < GROUP; v++)
                 clear_input(job, i + v * LANES, dtype);
@@ -114,32 +124,48 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
                 bad |= _mm256_movemask_ps(settle(job, i + v * LANES, old[v], sum[v], above, found, &count));
     }
     found->count = count;
+    if (streams)
+        _mm_sfence(); /* before any other thread reads it */
     return generic_accumulate(job, i, found, dtype) | (bad != 0);
 }
 
-GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int dtype)
+GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int dtype, int streams)
 {
     const __m256 scale = _mm256_set1_ps(job->scale), factor = _mm256_set1_ps(job->momentum);
     const __m256i above = _mm256_set1_epi32((int)job->above);
     int bad = 0;
     uint32_t count = found->count;
     size_t i = 0;
-    for (; i + LANES <= job->length; i += LANES) {
-        __m256 old = _mm256_loadu_ps(job->residual + i), before = _mm256_loadu_ps(job->velocity + i);
-        __m256 t = _mm256_mul_ps(scale, load_input(job, i, dtype));
-        __m256 velocity = _mm256_fmadd_ps(factor, before, t);
-        __m256 sum = _mm256_add_ps(old, job->nesterov ? _mm256_fmadd_ps(factor, velocity, t) : velocity);
-        _mm256_storeu_ps(job->residual + i, sum);
-        _mm256_storeu_ps(job->velocity + i, velocity);
+    for (; i + LINE * LANES <= job->length; i += LINE * LANES) {
+        __m256 old[LINE], before[LINE], sum[LINE], velocity[LINE], any = _mm256_setzero_ps();
+        for (size_t v = 0; v < LINE; v++) {
+            old[v] = _mm256_loadu_ps(job->residual + i + v * LANES);
+            before[v] = _mm256_loadu_ps(job->velocity + i + v * LANES);
+            __m256 t = _mm256_mul_ps(scale, load_input(job, i + v * LANES, dtype));
+            velocity[v] = _mm256_fmadd_ps(factor, before[v], t);
+            sum[v] = _mm256_add_ps(old[v], job->nesterov ? _mm256_fmadd_ps(factor, velocity[v], t) : velocity[v]);
+            any = _mm256_or_ps(any, passes(sum[v], above));
+        }
+        for (size_t v = 0; v < LINE; v++)
+            store(job->to + i + v * LANES, sum[v], streams);
+        for (size_t v = 0; v < LINE; v++)
+            store(job->velocity_to + i + v * LANES, velocity[v], streams);
         if (job->zero_input)
-            clear_input(job, i, dtype);
-        if (_mm256_movemask_ps(passes(sum, above))) {
-            __m256 wrong = settle(job, i, old, sum, above, found, &count);
-            _mm256_storeu_ps(job->velocity + i, _mm256_blendv_ps(velocity, before, wrong));
-            bad |= _mm256_movemask_ps(wrong);
+            for (size_t v = 0; v < LINE; v++)
+                clear_input(job, i + v * LANES, dtype);
+        if (!_mm256_movemask_ps(any))
+            continue;
+        for (size_t v = 0; v < LINE; v++) {
+            __m256 wrong = settle(job, i + v * LANES, old[v], sum[v], above, found, &count);
+            if (!_mm256_movemask_ps(wrong))
+                continue;
+            _mm256_storeu_ps(job->velocity_to + i + v * LANES, _mm256_blendv_ps(velocity[v], before[v], wrong));
+            bad = 1;
         }
     }
     found->count = count;
+    if (streams)
+        _mm_sfence(); /* before any other thread reads it */
     return generic_momentum(job, i, found, dtype) | (bad != 0);
 }
 

@@ -20,6 +20,14 @@ GENERIC_INLINE __m512 load_input(const kernel_job_t *job, size_t i, int dtype)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
+GENERIC_INLINE void store(float *to, __m512 value, int streams)
+{
+    if (streams)
+        _mm512_stream_ps(to, value);
+    else
+        _mm512_storeu_ps(to, value);
+}
+
 GENERIC_INLINE void clear_input(const kernel_job_t *job, size_t i, int dtype)
 {
     if (dtype == GTOPK_F32)
@@ -67,13 +75,13 @@ GENERIC_INLINE __mmask16 settle(const kernel_job_t *job, size_t i, __m512 old, _
     __mmask16 bad = not_finite(sum);
     if (__builtin_expect(bad != 0, 0)) {
         sum = _mm512_mask_mov_ps(sum, bad, old);
-        _mm512_storeu_ps(job->residual + i, sum);
+        _mm512_storeu_ps(job->to + i, sum);
     }
     *count = append(found, *count, job->first + (uint32_t)i, sum, passes(sum, above));
     return bad;
 }
 
-GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, int dtype)
+GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, int dtype, int streams)
 {
     const __m512 scale = _mm512_set1_ps(job->scale);
     const __m512i above = _mm512_set1_epi32((int)job->above);
@@ -86,7 +94,7 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
         for (size_t v = 0; v < GROUP; v++) {
             old[v] = _mm512_loadu_ps(job->residual + i + v * LANES);
             sum[v] = _mm512_fmadd_ps(scale, load_input(job, i + v * LANES, dtype), old[v]);
-            _mm512_storeu_ps(job->residual + i + v * LANES, sum[v]);
+            store(job->to + i + v * LANES, sum[v], streams);
             any |= passes(sum[v], above);
         }
         if (job->zero_input)
@@ -97,10 +105,12 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
                 bad |= settle(job, i + v * LANES, old[v], sum[v], above, found, &count);
     }
     found->count = count;
+    if (streams)
+        _mm_sfence(); /* before any other thread reads it */
     return generic_accumulate(job, i, found, dtype) | (bad != 0);
 }
 
-GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int dtype)
+GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int dtype, int streams)
 {
     const __m512 scale = _mm512_set1_ps(job->scale), factor = _mm512_set1_ps(job->momentum);
     const __m512i above = _mm512_set1_epi32((int)job->above);
@@ -112,17 +122,19 @@ GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int 
         __m512 t = _mm512_mul_ps(scale, load_input(job, i, dtype));
         __m512 velocity = _mm512_fmadd_ps(factor, before, t);
         __m512 sum = _mm512_add_ps(old, job->nesterov ? _mm512_fmadd_ps(factor, velocity, t) : velocity);
-        _mm512_storeu_ps(job->residual + i, sum);
-        _mm512_storeu_ps(job->velocity + i, velocity);
+        store(job->to + i, sum, streams);
+        store(job->velocity_to + i, velocity, streams);
         if (job->zero_input)
             clear_input(job, i, dtype);
         if (passes(sum, above)) {
             __mmask16 wrong = settle(job, i, old, sum, above, found, &count);
-            _mm512_mask_storeu_ps(job->velocity + i, wrong, before);
+            _mm512_mask_storeu_ps(job->velocity_to + i, wrong, before);
             bad |= wrong;
         }
     }
     found->count = count;
+    if (streams)
+        _mm_sfence(); /* before any other thread reads it */
     return generic_momentum(job, i, found, dtype) | (bad != 0);
 }
 

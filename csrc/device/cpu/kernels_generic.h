@@ -63,7 +63,7 @@ GENERIC_INLINE int generic_accumulate(const kernel_job_t *job, size_t from, kern
             sum = r;
             bits = generic_bits(r);
         }
-        job->residual[i] = sum;
+        job->to[i] = sum;
         count = generic_offer(job, i, bits, found, count);
     }
     found->count = count;
@@ -87,8 +87,8 @@ GENERIC_INLINE int generic_momentum(const kernel_job_t *job, size_t from, kernel
             v = u;
             bits = generic_bits(r);
         }
-        job->residual[i] = sum;
-        job->velocity[i] = v;
+        job->to[i] = sum;
+        job->velocity_to[i] = v;
         count = generic_offer(job, i, bits, found, count);
     }
     found->count = count;

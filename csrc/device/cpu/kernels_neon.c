@@ -64,14 +64,15 @@ GENERIC_INLINE uint32x4_t settle(const kernel_job_t *job, size_t i, float32x4_t 
     uint32x4_t bad = not_finite(sum);
     if (any_lane(bad)) {
         sum = vbslq_f32(bad, old, sum);
-        vst1q_f32(job->residual + i, sum);
+        vst1q_f32(job->to + i, sum);
     }
     *count = append(job, i, sum, found, *count);
     return bad;
 }
 
-GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, int dtype)
+GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, int dtype, int streams)
 {
+    (void)streams;
     const float32x4_t scale = vdupq_n_f32(job->scale);
     const uint32x4_t above = vdupq_n_u32(job->above);
     uint32x4_t bad = vdupq_n_u32(0);
@@ -83,7 +84,7 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
         for (size_t v = 0; v < GROUP; v++) {
             old[v] = vld1q_f32(job->residual + i + v * LANES);
             sum[v] = vfmaq_f32(old[v], scale, load_input(job, i + v * LANES, dtype));
-            vst1q_f32(job->residual + i + v * LANES, sum[v]);
+            vst1q_f32(job->to + i + v * LANES, sum[v]);
             any = vorrq_u32(any, passes(sum[v], above));
         }
         if (job->zero_input)
@@ -97,8 +98,9 @@ GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, in
     return generic_accumulate(job, i, found, dtype) | any_lane(bad);
 }
 
-GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int dtype)
+GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int dtype, int streams)
 {
+    (void)streams;
     const float32x4_t scale = vdupq_n_f32(job->scale), factor = vdupq_n_f32(job->momentum);
     const uint32x4_t above = vdupq_n_u32(job->above);
     uint32x4_t bad = vdupq_n_u32(0);
@@ -109,13 +111,13 @@ GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int 
         float32x4_t t = vmulq_f32(scale, load_input(job, i, dtype));
         float32x4_t velocity = vfmaq_f32(t, factor, before);
         float32x4_t sum = vaddq_f32(old, job->nesterov ? vfmaq_f32(t, factor, velocity) : velocity);
-        vst1q_f32(job->residual + i, sum);
-        vst1q_f32(job->velocity + i, velocity);
+        vst1q_f32(job->to + i, sum);
+        vst1q_f32(job->velocity_to + i, velocity);
         if (job->zero_input)
             clear_input(job, i, dtype);
         if (any_lane(passes(sum, above))) {
             uint32x4_t wrong = settle(job, i, old, sum, found, &count);
-            vst1q_f32(job->velocity + i, vbslq_f32(wrong, before, velocity));
+            vst1q_f32(job->velocity_to + i, vbslq_f32(wrong, before, velocity));
             bad = vorrq_u32(bad, wrong);
         }
     }

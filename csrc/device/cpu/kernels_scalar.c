@@ -3,13 +3,15 @@
 #include "device/cpu/kernels_portable.h"
 #include "device/cpu/kernels_values.h"
 
-GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, int dtype)
+GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, int dtype, int streams)
 {
+    (void)streams;
     return generic_accumulate(job, 0, found, dtype);
 }
 
-GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int dtype)
+GENERIC_INLINE int momentum(const kernel_job_t *job, kernel_found_t *found, int dtype, int streams)
 {
+    (void)streams;
     return generic_momentum(job, 0, found, dtype);
 }
 

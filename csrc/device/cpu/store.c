@@ -21,8 +21,8 @@ static gtopk_status_t vector_create(uint64_t dim, const char *what, float **out)
     return status;
 }
 
-gtopk_status_t store_create(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
-                            const device_parallel_t *parallel, device_store_t **out)
+gtopk_status_t store_create(device_t *device, uint64_t dim, uint64_t k, int with, const device_parallel_t *parallel,
+                            device_store_t **out)
 {
     device_store_t *store = NULL;
     gtopk_status_t status = memory_alloc(&store, 1, sizeof *store, "a store");
@@ -45,8 +45,12 @@ gtopk_status_t store_create(device_t *device, uint64_t dim, uint64_t k, int with
         store->parallel = *parallel;
     hint_reset(&store->hint);
     status = vector_create(dim, "the residual", &store->residual);
-    if (status == GTOPK_OK && with_velocity)
+    if (status == GTOPK_OK && (with & DEVICE_WITH_VELOCITY))
         status = vector_create(dim, "the velocity", &store->velocity);
+    if (status == GTOPK_OK && (with & DEVICE_WITH_SECOND))
+        status = vector_create(dim, "the second residual", &store->second);
+    if (status == GTOPK_OK && store->second && store->velocity)
+        status = vector_create(dim, "the second velocity", &store->second_velocity);
     if (status != GTOPK_OK) {
         store_destroy(store);
         return status;
@@ -61,9 +65,26 @@ void store_destroy(device_store_t *store)
         return;
     memory_free(store->residual);
     memory_free(store->velocity);
+    memory_free(store->second);
+    memory_free(store->second_velocity);
     pool_destroy(&store->pool);
     (void)pthread_mutex_destroy(&store->lock);
     memory_free(store);
+}
+
+static void swap(float **a, float **b)
+{
+    float *const was = *a;
+    *a = *b;
+    *b = was;
+}
+
+gtopk_status_t store_swap(device_store_t *store, void *stream)
+{
+    (void)stream;
+    swap(&store->residual, &store->second);
+    swap(&store->velocity, &store->second_velocity);
+    return GTOPK_OK;
 }
 
 gtopk_status_t store_resize(device_store_t *store, uint64_t k)

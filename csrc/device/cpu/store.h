@@ -24,14 +24,15 @@ struct device_store {
     const kernels_t *kernels;
     device_parallel_t parallel;
     uint64_t dim, k;
-    float *residual, *velocity; /* velocity NULL: none */
+    float *residual, *velocity;      /* velocity NULL: none */
+    float *second, *second_velocity; /* NULL: accumulate writes where it reads */
     pool_t pool;
     hint_t hint;
     pthread_mutex_t lock; /* of the pool, while several threads accumulate */
 };
 
-gtopk_status_t store_create(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
-                            const device_parallel_t *parallel, device_store_t **store);
+gtopk_status_t store_create(device_t *device, uint64_t dim, uint64_t k, int with, const device_parallel_t *parallel,
+                            device_store_t **store);
 void store_destroy(device_store_t *store);
 gtopk_status_t store_resize(device_store_t *store, uint64_t k);
 gtopk_status_t store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out, void *stream);
@@ -45,6 +46,7 @@ void store_parallel(const device_store_t *store, int64_t items, int64_t grain, g
 gtopk_status_t store_step_begin(device_store_t *store, device_words_t *words, void *stream);
 gtopk_status_t store_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
                                 const device_accumulate_t *params, device_words_t *words, void *stream);
+gtopk_status_t store_swap(device_store_t *store, void *stream);
 gtopk_status_t store_select(device_store_t *store, uint64_t k, device_set_t *out, device_words_t *words, void *stream);
 
 gtopk_status_t array_select(device_t *device, const float *x, uint64_t n, uint64_t k, const device_parallel_t *parallel,

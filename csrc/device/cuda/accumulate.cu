@@ -160,9 +160,8 @@ static inline uint32_t accumulate_whole(const accumulate_args_t *args, const chu
                                         uint32_t floor)
 {
     float x[GROUPS_AT_ONCE][4], sums[GROUPS_AT_ONCE][4], v[GROUPS_AT_ONCE][4];
-    const int64_t at = begin + (apart == NEXT ? 4 : 1) * lane_id();
-    float *residual = args->residual + chunk->offset + at;
-    float *velocity = with_velocity ? args->velocity + chunk->offset + at : NULL;
+    const int64_t at = begin + (apart == NEXT ? 4 : 1) * lane_id(), place = chunk->offset + at;
+    const float *residual = args->residual + place, *velocity = with_velocity ? args->velocity + place : NULL;
     uint32_t bad = 0;
     UNROLL
     for (uint32_t g = 0; g < groups_together(with_velocity); g++) {
@@ -178,9 +177,9 @@ static inline uint32_t accumulate_whole(const accumulate_args_t *args, const chu
             UNROLL
             for (uint32_t j = 0; j < 4; j++)
                 bad |= add_entry(args, with_velocity, x[g][j], &sums[g][j], &v[g][j]);
-            put_four(residual + g * GROUP, apart, sums[g]);
+            put_four(args->to + place + g * GROUP, apart, sums[g]);
             if (with_velocity)
-                put_four(velocity + g * GROUP, apart, v[g]);
+                put_four(args->velocity_to + place + g * GROUP, apart, v[g]);
             if (args->zero_input)
                 zero_four(chunk->data, dtype, apart, at + g * GROUP);
         }
@@ -204,9 +203,9 @@ static inline uint32_t accumulate_singly(const accumulate_args_t *args, const ch
         if (exists && dtype != SCAN_ONLY) {
             float v = with_velocity ? args->velocity[place] : 0.0f;
             bad |= add_entry(args, with_velocity, entry_read(chunk->data, dtype, (uint64_t)at), &sum, &v);
-            args->residual[place] = sum;
+            args->to[place] = sum;
             if (with_velocity)
-                args->velocity[place] = v;
+                args->velocity_to[place] = v;
             if (args->zero_input)
                 (void)entry_write(chunk->data, dtype, (uint64_t)at, 0.0f);
         }
@@ -214,6 +213,20 @@ static inline uint32_t accumulate_singly(const accumulate_args_t *args, const ch
         pool_offer(writer, exists && magnitude >= floor, key_make((uint32_t)place, magnitude));
     }
     return bad;
+}
+
+/* What nothing arrived for, in a step that may be undone. */
+static inline void carry_over(const accumulate_args_t *args, const chunk_t *chunk)
+{
+    for (int64_t at = chunk->begin + lane_id(); at < chunk->begin + CUDA_CHUNK && at < (int64_t)chunk->length;
+         at += CUDA_WARP) {
+        const int64_t place = chunk->offset + at;
+        if (at < 0)
+            continue;
+        args->to[place] = args->residual[place];
+        if (args->velocity)
+            args->velocity_to[place] = args->velocity[place];
+    }
 }
 
 /* ---- the pass ---- */
@@ -225,6 +238,8 @@ static inline void accumulate(const accumulate_args_t *args, uint32_t dtype, int
     uint32_t bad = 0;
     for (uint32_t number = grid_warp(); number < args->spans.chunks; number += grid_warps()) {
         const chunk_t chunk = spans_chunk(&args->spans, number, size);
+        if (dtype == SCAN_ONLY && args->to != args->residual)
+            carry_over(args, &chunk);
         for (int64_t begin = chunk.begin; begin < chunk.begin + CUDA_CHUNK; begin += GROUPS_AT_ONCE * GROUP) {
             if (begin >= (int64_t)chunk.length)
                 break;

@@ -78,7 +78,8 @@ typedef struct begin_args {
 
 typedef struct accumulate_args {
     cuda_spans_t spans;
-    float *residual, *velocity;
+    const float *residual, *velocity;
+    float *to, *velocity_to; /* where their sums go: the same memory, or other */
     cuda_pool_t pool;
     device_words_t *words;
     float scale, momentum;

@@ -322,6 +322,7 @@ static const device_ops_t cuda_ops = {
     .store_resize = cuda_store_resize,
     .step_begin = op_step_begin,
     .accumulate = op_accumulate,
+    .swap = cuda_store_swap,
     .select = op_select,
     .array_select = cuda_array_select,
     .commit = op_commit,

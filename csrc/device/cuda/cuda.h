@@ -44,9 +44,10 @@ gtopk_status_t cuda_wait(device_cuda_t *device, void *stream);
 gtopk_status_t cuda_module_load(device_cuda_t *device);
 
 /* store.c: operations of device.h. */
-gtopk_status_t cuda_store_create(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
+gtopk_status_t cuda_store_create(device_t *device, uint64_t dim, uint64_t k, int with,
                                  const device_parallel_t *parallel, device_store_t **store);
 void cuda_store_destroy(device_store_t *store);
+gtopk_status_t cuda_store_swap(device_store_t *store, void *stream);
 gtopk_status_t cuda_store_resize(device_store_t *store, uint64_t k);
 gtopk_status_t cuda_store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out,
                                void *stream);

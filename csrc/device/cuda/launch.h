@@ -18,7 +18,8 @@ typedef struct cuda_queue {
 /* Memory of a store, all on the device. */
 typedef struct cuda_memory {
     uint64_t dim, k;
-    float *residual, *velocity; /* velocity NULL: none */
+    float *residual, *velocity;      /* velocity NULL: none */
+    float *second, *second_velocity; /* NULL: accumulate writes where it reads */
     cuda_pool_t pool;
     uint32_t *buckets;
     uint64_t *chosen;

@@ -59,6 +59,8 @@ gtopk_status_t launch_accumulate(const cuda_queue_t *queue, const cuda_memory_t 
     accumulate_args_t args = {
         .residual = memory->residual,
         .velocity = memory->velocity,
+        .to = memory->second ? memory->second : memory->residual,
+        .velocity_to = memory->second ? memory->second_velocity : memory->velocity,
         .pool = memory->pool,
         .words = words,
         .scale = params->scale,

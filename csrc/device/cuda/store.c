@@ -31,6 +31,8 @@ static void memory_release(device_cuda_t *device, cuda_memory_t *memory)
 {
     cuda_release(device, memory->residual);
     cuda_release(device, memory->velocity);
+    cuda_release(device, memory->second);
+    cuda_release(device, memory->second_velocity);
     cuda_release(device, memory->pool.state);
     cuda_release(device, memory->buckets);
     pool_release(device, memory);
@@ -50,12 +52,16 @@ static gtopk_status_t selection_allocate(device_cuda_t *device, cuda_memory_t *m
 
 /* ---- create, destroy, resize ---- */
 
-static gtopk_status_t store_fill(device_cuda_t *device, cuda_memory_t *memory, uint64_t k, int with_velocity)
+static gtopk_status_t store_fill(device_cuda_t *device, cuda_memory_t *memory, uint64_t k, int with)
 {
     const size_t bytes = (size_t)memory->dim * sizeof(float);
     gtopk_status_t status = cuda_allocate(device, bytes, "the residual", &memory->residual);
-    if (status == GTOPK_OK && with_velocity)
+    if (status == GTOPK_OK && (with & DEVICE_WITH_VELOCITY))
         status = cuda_allocate(device, bytes, "the velocity", &memory->velocity);
+    if (status == GTOPK_OK && (with & DEVICE_WITH_SECOND))
+        status = cuda_allocate(device, bytes, "the second residual", &memory->second);
+    if (status == GTOPK_OK && memory->second && memory->velocity)
+        status = cuda_allocate(device, bytes, "the second velocity", &memory->second_velocity);
     if (status == GTOPK_OK)
         status = selection_allocate(device, memory, k);
     if (status == GTOPK_OK)
@@ -63,8 +69,8 @@ static gtopk_status_t store_fill(device_cuda_t *device, cuda_memory_t *memory, u
     return status;
 }
 
-gtopk_status_t cuda_store_create(device_t *base, uint64_t dim, uint64_t k, int with_velocity,
-                                 const device_parallel_t *parallel, device_store_t **out)
+gtopk_status_t cuda_store_create(device_t *base, uint64_t dim, uint64_t k, int with, const device_parallel_t *parallel,
+                                 device_store_t **out)
 {
     device_cuda_t *device = (device_cuda_t *)base;
     device_store_t *store;
@@ -77,7 +83,7 @@ gtopk_status_t cuda_store_create(device_t *base, uint64_t dim, uint64_t k, int w
     store->memory.dim = dim;
     status = cuda_enter(device, device->last_stream);
     if (status == GTOPK_OK) {
-        status = store_fill(device, &store->memory, k, with_velocity);
+        status = store_fill(device, &store->memory, k, with);
         if (status != GTOPK_OK)
             memory_release(device, &store->memory);
         cuda_leave(device);
@@ -98,6 +104,22 @@ void cuda_store_destroy(device_store_t *store)
         cuda_leave(store->device);
     }
     memory_free(store);
+}
+
+static void swap(float **a, float **b)
+{
+    float *const was = *a;
+    *a = *b;
+    *b = was;
+}
+
+/* What was queued before has its own addresses. */
+gtopk_status_t cuda_store_swap(device_store_t *store, void *stream)
+{
+    (void)stream;
+    swap(&store->memory.residual, &store->memory.second);
+    swap(&store->memory.velocity, &store->memory.second_velocity);
+    return GTOPK_OK;
 }
 
 gtopk_status_t cuda_store_resize(device_store_t *store, uint64_t k)

@@ -22,6 +22,7 @@ static const device_ops_t reference_ops = {
     .store_resize = reference_store_resize,
     .step_begin = reference_step_begin,
     .accumulate = reference_accumulate,
+    .swap = reference_swap,
     .select = reference_select,
     .array_select = reference_array_select,
     .commit = reference_commit,

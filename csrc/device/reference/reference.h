@@ -11,12 +11,13 @@
 struct device_store {
     uint64_t dim;
     float *residual;
-    float *velocity; /* NULL without momentum correction */
+    float *velocity;                 /* NULL without momentum correction */
+    float *second, *second_velocity; /* NULL: accumulate writes where it reads */
 };
 
 /* ---- reference_store.c ---- */
 
-gtopk_status_t reference_store_create(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
+gtopk_status_t reference_store_create(device_t *device, uint64_t dim, uint64_t k, int with,
                                       const device_parallel_t *parallel, device_store_t **store);
 void reference_store_destroy(device_store_t *store);
 gtopk_status_t reference_store_resize(device_store_t *store, uint64_t k);
@@ -28,6 +29,7 @@ gtopk_status_t reference_store_square(device_store_t *store, double *sum, void *
 gtopk_status_t reference_step_begin(device_store_t *store, device_words_t *words, void *stream);
 gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
                                     const device_accumulate_t *params, device_words_t *words, void *stream);
+gtopk_status_t reference_swap(device_store_t *store, void *stream);
 gtopk_status_t reference_array_select(device_t *device, const float *x, uint64_t n, uint64_t k,
                                       const device_parallel_t *parallel, device_set_t *out, void *stream);
 gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t *out, device_words_t *words,

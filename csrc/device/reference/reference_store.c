@@ -7,7 +7,7 @@
 #include "util/fpenv.h"
 #include "util/memory.h"
 
-gtopk_status_t reference_store_create(device_t *device, uint64_t dim, uint64_t k, int with_velocity,
+gtopk_status_t reference_store_create(device_t *device, uint64_t dim, uint64_t k, int with,
                                       const device_parallel_t *parallel, device_store_t **store)
 {
     (void)device;
@@ -20,8 +20,12 @@ gtopk_status_t reference_store_create(device_t *device, uint64_t dim, uint64_t k
         return status;
     made->dim = dim;
     status = memory_alloc(&made->residual, dim, sizeof(float), "the residual");
-    if (status == GTOPK_OK && with_velocity)
+    if (status == GTOPK_OK && (with & DEVICE_WITH_VELOCITY))
         status = memory_alloc(&made->velocity, dim, sizeof(float), "the velocity");
+    if (status == GTOPK_OK && (with & DEVICE_WITH_SECOND))
+        status = memory_alloc(&made->second, dim, sizeof(float), "the second residual");
+    if (status == GTOPK_OK && made->second && made->velocity)
+        status = memory_alloc(&made->second_velocity, dim, sizeof(float), "the second velocity");
     if (status == GTOPK_OK)
         *store = made;
     else
@@ -33,6 +37,8 @@ void reference_store_destroy(device_store_t *store)
 {
     if (!store)
         return;
+    memory_free(store->second_velocity);
+    memory_free(store->second);
     memory_free(store->velocity);
     memory_free(store->residual);
     memory_free(store);
@@ -121,6 +127,15 @@ static int add_with_momentum(float *residual, float *velocity, float x, const de
     return 1;
 }
 
+/* In place, or in the second array, where it begins as it was. */
+static float *entry_to_write(float *array, float *second, uint64_t at)
+{
+    if (!second)
+        return &array[at];
+    second[at] = array[at];
+    return &second[at];
+}
+
 gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
                                     const device_accumulate_t *params, device_words_t *words, void *stream)
 {
@@ -131,12 +146,15 @@ gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *
     }
     const fpenv_t saved = fpenv_enter();
     for (const device_span_t *span = spans; span < spans + count; span++) {
-        for (uint64_t i = 0; i < span->length && span->data; i++) {
+        for (uint64_t i = 0; i < span->length; i++) {
             const uint64_t at = span->offset + i;
+            float *residual = entry_to_write(store->residual, store->second, at);
+            float *velocity = store->velocity ? entry_to_write(store->velocity, store->second_velocity, at) : NULL;
+            if (!span->data)
+                continue;
             const float x = input_read(span, i);
-            const int finite = store->velocity
-                                   ? add_with_momentum(&store->residual[at], &store->velocity[at], x, params)
-                                   : add_input(&store->residual[at], x, params->scale);
+            const int finite = velocity ? add_with_momentum(residual, velocity, x, params)
+                                        : add_input(residual, x, params->scale);
             if (!finite)
                 words->nonfinite = 1;
             if (params->zero_input)
@@ -144,6 +162,22 @@ gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *
         }
     }
     fpenv_leave(saved);
+    return GTOPK_OK;
+}
+
+static void swap(float **a, float **b)
+{
+    float *const was = *a;
+    *a = *b;
+    *b = was;
+}
+
+gtopk_status_t reference_swap(device_store_t *store, void *stream)
+{
+    (void)stream;
+    swap(&store->residual, &store->second);
+    if (store->velocity)
+        swap(&store->velocity, &store->second_velocity);
     return GTOPK_OK;
 }
 

@@ -73,7 +73,7 @@ class GTopKState:
     named_parameters : iterable of (str, Tensor), optional
         The names for checkpoints and errors: ``model.named_parameters()`` of the model inside DDP. Default: numbers, in
         the order in which DDP hands parameters over in its first iteration.
-    density, algorithm, value_type, residual_policy, merge_growth, warmup, dense_below, dense_1d
+    density, algorithm, value_type, residual_policy, merge_growth, warmup, dense_below, dense_1d, rollback
         See `gtopk.DistributedOptimizer`.
     grad_scaler : torch.amp.GradScaler, optional
         Needed in mixed precision with a scaler: the residual is kept in unscaled units, as the scale changes. When a
@@ -117,9 +117,18 @@ class GTopKState:
         warmup: Warmup | None = None,
         dense_below: int = 0,
         dense_1d: bool = False,
+        rollback: bool = False,
         grad_scaler: Any = None,
     ) -> None:
-        options = Options(algorithm, value_type, residual_policy, merge_growth, False, dense_below, bool(dense_1d))
+        options = Options(
+            algorithm=algorithm,
+            value_type=value_type,
+            residual_policy=residual_policy,
+            merge_growth=merge_growth,
+            dense_below=dense_below,
+            dense_1d=bool(dense_1d),
+            rollback=bool(rollback),
+        )
         self._prepare(options, DensitySchedule(density, warmup), grad_scaler, Names(named_parameters))
         self._session = self._open(process_group)
 

@@ -33,6 +33,7 @@ class Options:
     momentum_correction: bool = False
     dense_below: int = 0
     dense_1d: bool = False
+    rollback: bool = False
 
     def is_dense(self, segment: Segment) -> bool:
         """Whether a segment is sent dense."""
@@ -328,6 +329,7 @@ class Exchange:
             residual_policy=options.residual_policy,
             merge_growth=1.0 if dense else options.merge_growth,
             momentum_correction=options.momentum_correction and not dense,
+            rollback=options.rollback,
             comm=self.comm,
         )
 

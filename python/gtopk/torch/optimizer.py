@@ -37,6 +37,7 @@ def DistributedOptimizer(
     momentum_correction: bool = False,
     dense_below: int = 0,
     dense_1d: bool = False,
+    rollback: bool = False,
     backward_passes_per_step: int = 1,
     grad_scaler: Any = None,
     comm: _comm.Comm | None = None,
@@ -66,6 +67,9 @@ def DistributedOptimizer(
         Parameters with fewer entries than this are sent dense.
     dense_1d : bool
         Parameters with one dimension or none (biases, normalisation layers) are sent dense, whatever their size.
+    rollback : bool
+        A step that is skipped because a gradient was not finite on some rank leaves the residuals of all ranks as they were
+        before it, without a GradScaler too. Takes 4 more bytes a parameter (8 with momentum correction).
     backward_passes_per_step : int
         As in Horovod: backward passes before each `step()`. Gradients are added up, not averaged. Any number works,
         whatever is given here, since nothing happens before `step()`.
@@ -94,8 +98,8 @@ def DistributedOptimizer(
     nothing is compressed and gradients stay as they are.
 
     When a gradient is not finite on some rank, the step is skipped on all: gradients become NaN, ``stats()["nonfinite"]``
-    is 1, and the wrapped optimizer is not called. With a GradScaler, what overflowed on one rank leaves the residuals of
-    all as they were.
+    is 1, and the wrapped optimizer is not called. With a GradScaler, or with ``rollback=True``, such a step leaves the
+    residuals of all ranks as they were.
 
     Examples
     --------
@@ -124,6 +128,7 @@ def DistributedOptimizer(
         momentum_correction=bool(momentum_correction),
         dense_below=dense_below,
         dense_1d=bool(dense_1d),
+        rollback=bool(rollback),
     )
     schedule = DensitySchedule(density, warmup)
     ranks = _comm.current() if comm is None else comm

@@ -175,7 +175,8 @@ class Session:
     def _end_step(self, stats: dict[str, Any]) -> None:
         self.stats = {**stats, "step": self.steps}
         self.steps += 1
-        self._warning.note(self.nonfinite, self.comm.rank, self.stats["step"])
+        kept_out = self.scaled or self.solo or self.exchange.options.rollback
+        self._warning.note(self.nonfinite, self.comm.rank, self.stats["step"], kept_out=kept_out)
 
     # ---- checkpoints ----
 
