@@ -234,12 +234,12 @@ def phase_ranks(check: Run, limit: float) -> list[dict]:
         }
         for ranks in ((2,) if check.standin else (2, 4))
     ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     if check.has_torch and not check.standin:
         items += [
             {
                 "name": f"gloo, {ranks} ranks",
-                "command": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-                + [str(ranks), script, "--transport", "torch"],
+                "command": [*torchrun, str(ranks), script, "--transport", "torch"],
                 "limit": limit,
             }
             for ranks in (2, 4)
