@@ -222,6 +222,8 @@ def pytest(check: Run, files: list[Path], limit: float) -> list[dict]:
 
 
 def phase_ranks(check: Run, limit: float) -> list[dict]:
+    if not check.has_torch:
+        return [missing("this Python has no PyTorch")]
     script = str(PARTS / "ranks.py")
     small = ["--entries", "20000"] if check.standin else []
     mpirun = [GPU / "mpi" / "bin" / "mpirun", "--oversubscribe", "--bind-to", "none"]
