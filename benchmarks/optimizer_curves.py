@@ -1,4 +1,5 @@
-"""Training curves of AdamW, SGD and Adadelta: dense beside gtopk, with the same batches in the same order.
+"""Training curves of AdamW, SGD and Adadelta: dense beside gtopk, with the same batches in the same order. "Local" runs
+exchange differences of weights after so many steps.
 
     OMP_NUM_THREADS=1 mpirun -n 4 python benchmarks/optimizer_curves.py
 
@@ -65,21 +66,40 @@ class Run:
     density: float = 0.01
     dense_steps: int = 0  # to begin with, at density 1
     density_warmup: bool = False
+    density_stages: tuple[tuple[int, float], ...] = ()  # (exchanges, density), before the run's own
     value_type: str = "bf16"
     dense_below: int = 0
     momentum_correction: bool = False
     clip: str = "own"  # or "mean" or "none"
     prepare: str = "nothing"  # or "balance", "adam" or "freeze"
+    local_steps: int = 1  # more: differences of weights are exchanged
+    exchange: str | None = None
+    outer_lr: float = 1.0
+    outer_momentum: float = 0.0
+    residual_decay: float = 1.0
+    steps: int = STEPS
     seed: int = 1
+
+    @property
+    def local(self) -> bool:
+        """Whether weights are exchanged in place of gradients."""
+        return self.local_steps > 1 or self.exchange == "weights"
 
     def stages(self) -> list[tuple[int, float]]:
         """What comes before the run's own density."""
-        stages = [(self.dense_steps, 1.0)]
+        stages = [(self.dense_steps, 1.0), *self.density_stages]
         if self.density_warmup:
             ratio = (self.density / 0.25) ** (1 / 4)
             stages += [(DENSITY_WARMUP_STEPS // 4, 0.25 * ratio**i) for i in range(4)]
         return stages
 
+
+def local(name: str, **options: Any) -> Run:
+    """AdamW with local steps; by default the best found at 1000 steps and 60 MB."""
+    return Run(name, **{**LOCAL, **options})
+
+
+LOCAL: dict[str, Any] = {"lr": 8e-3, "local_steps": 4, "outer_lr": 1.5, "density": 0.08, "value_type": "int8"}
 
 RUNS = [
     Run("AdamW, dense", algorithm="dense", clip="mean"),
@@ -115,6 +135,22 @@ RUNS = [
         momentum_correction=True,
         density_warmup=True,
     ),
+    local("Local 4, .08"),
+    local("Local 4, .16 then .045", density=0.045, density_stages=((75, 0.16),)),
+    local("Local 4, .08, decay .9", residual_decay=0.9),
+    local("Local 4, .08, lr .010", lr=1e-2),
+    local("Local 3, .062", local_steps=3, density=0.062),
+    local("Local 4, .05 bf16", density=0.05, value_type="bf16"),
+    local("Local 4, dense, outer lr 1", lr=4e-3, algorithm="dense", outer_lr=1.0),
+    local("Local 4, .08, outer lr 1.25", outer_lr=1.25),
+    local("Local 4, .08, seed 2", seed=2),
+    local("Local 4, .08, dense_1d", dense_below=1024),
+    local("Local 2, .04", local_steps=2, density=0.04),
+    local("Local 8, .16", local_steps=8, density=0.16),
+    local("Local 4, .08, seed 3", seed=3),
+    local("Local 4, dense, Nesterov .9, outer lr .7", lr=4e-3, algorithm="dense", outer_lr=0.7, outer_momentum=0.9),
+    Run("AdamW, dense, lr x 2, 4000 steps", algorithm="dense", clip="mean", lr=4e-3, steps=4000),
+    local("Local 4, .08, 4000 steps", steps=4000),
 ]
 
 
@@ -225,11 +261,11 @@ def make_optimizer(run: Run, model: Transformer, name: str) -> torch.optim.Optim
     return torch.optim.AdamW(groups, lr=run.lr, betas=(BETA1, run.beta2), eps=run.eps)
 
 
-def learning_rate(step: int) -> float:
+def learning_rate(step: int, steps: int = STEPS) -> float:
     """In units of the highest."""
     if step < WARMUP_STEPS:
         return (step + 1) / WARMUP_STEPS
-    done = (step - WARMUP_STEPS) / (STEPS - WARMUP_STEPS)
+    done = (step - WARMUP_STEPS) / (steps - WARMUP_STEPS)
     return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
 
@@ -263,6 +299,11 @@ class Trainer:
             warmup=stages,
             momentum_correction=self.run.momentum_correction,
             dense_below=self.run.dense_below,
+            local_steps=self.run.local_steps,
+            exchange=self.run.exchange,
+            outer_lr=self.run.outer_lr,
+            outer_momentum=self.run.outer_momentum,
+            residual_decay=self.run.residual_decay,
         )
 
     def step(self, number: int, batch: Tensor) -> float:
@@ -271,19 +312,27 @@ class Trainer:
         if run.prepare == "freeze" and number == run.dense_steps:
             self.freeze()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * learning_rate(number)
+            group["lr"] = self.lr * learning_rate(number, run.steps)
         self.optimizer.zero_grad()
         loss = self.model.loss(batch)
         torch.autograd.backward(loss)
         if run.clip == "own":
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.prepare(number)
+        if run.local:
+            self.optimizer.step()
+            return loss.item()
         self.optimizer.synchronize()
         if run.clip == "mean":
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
         with self.optimizer.skip_synchronize():
             self.optimizer.step()
         return loss.item()
+
+    def bytes_sent(self) -> int:
+        """Of the latest step."""
+        stats = self.optimizer.stats()
+        return 0 if stats.get("local_steps") else int(stats["bytes_sent"])
 
     @torch.no_grad()
     def prepare(self, number: int) -> None:
@@ -325,9 +374,12 @@ def train(run: Run, train_text: Tensor, validation_text: Tensor) -> dict[str, An
     trainer = Trainer(run)
     curve = [{"step": 0, "validation": evaluate(trainer.model, validation_text)}]
     began, bytes_sent, recent = time.perf_counter(), 0, 0.0
-    for step, batch in zip(range(STEPS), batches(train_text, run.seed), strict=False):
+    for step, batch in zip(range(run.steps), batches(train_text, run.seed), strict=False):
         recent += trainer.step(step, batch)
-        bytes_sent += trainer.optimizer.stats()["bytes_sent"]
+        bytes_sent += trainer.bytes_sent()
+        if run.local and step + 1 == run.steps and trainer.optimizer.stats()["local_steps"]:
+            trainer.optimizer.synchronize()
+            bytes_sent += trainer.bytes_sent()
         if (step + 1) % EVALUATE_EVERY == 0:
             mean = float(gtopk.allreduce(torch.tensor(recent / EVALUATE_EVERY)))
             curve.append({"step": step + 1, "train": mean, "validation": evaluate(trainer.model, validation_text)})

@@ -100,6 +100,8 @@ def threads_a_process() -> int:
 
 def choose_device(name: str) -> torch.device:
     """Gives each process of a host a GPU of its own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         device = torch.device("cuda", gtopk.local_rank() % max(1, torch.cuda.device_count()))
         torch.cuda.set_device(device)

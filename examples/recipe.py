@@ -44,7 +44,7 @@ def parse_arguments(description: str, arguments: list[str] | None = None) -> arg
     inputs.add_argument("--data", help="a folder with CIFAR-10 or Fashion-MNIST; or cifar10; or fashion-mnist")
     inputs.add_argument("--subset", type=int, help="train on so many images only, the same in every run")
     inputs.add_argument("--test-images", type=int, help="test on so many images only, the same in every run")
-    inputs.add_argument("--device", default="cpu", help="cpu, cuda (one GPU a process) or cuda:N (%(default)s)")
+    inputs.add_argument("--device", default="auto", help="auto, cpu, cuda (a GPU a process) or cuda:N (%(default)s)")
     inputs.add_argument("--threads", type=int, help="CPU threads a process (cores / processes on this host)")
     output = parser.add_argument_group("output")
     output.add_argument("--report-every", type=int, help="steps between lines (an epoch, or a tenth of --steps)")

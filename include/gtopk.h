@@ -56,7 +56,8 @@
  * with its _INIT macro and set what differs. Handles are opaque and are freed by their _destroy, which accepts NULL.
  * A function that is "collective" must be called by all ranks of the communicator, in the same order. Unless stated
  * otherwise a pointer argument is only read or written during the call and stays the caller's. Memory is the host's
- * unless the reducer's device says otherwise. `stream` is a device's stream (CUstream) and NULL on the CPU. On a device with
+ * unless the reducer's device says otherwise: tensors and sets are then the device's; residuals, states and messages stay
+ * the host's. `stream` is a device's stream (CUstream) and NULL on the CPU. On a device with
  * streams accumulate and reduce queue their work there: gradients must be written by earlier work of that stream, and outputs
  * are read by later work of it, or after gtopk_reducer_wait.
  *
@@ -123,8 +124,13 @@ const char *gtopk_last_error(void);
 int gtopk_version(void);
 
 /* What was found on this machine, as "name=value" lines: version, isa (instruction set chosen), isa_supported,
- * wire_format. Owned by the library. */
+ * wire_format, cuda (what GPUs this build has kernels for, or "none"). Owned by the library. */
 const char *gtopk_build_info(void);
+
+/* Whether a device can be used here, and what it is: one line in `text`. Names are those of gtopk_reducer_config_t.device.
+ * Errors, whose text says what to do: NOT_FOUND (no NVIDIA driver), UNSUPPORTED (no GPU; driver or GPU too old; no kernels
+ * in this build; no such name), DEVICE (the driver refuses to work), NOMEM. */
+gtopk_status_t gtopk_device_describe(const char *device, char *text, size_t bytes);
 
 typedef enum gtopk_log_level {
     GTOPK_LOG_ERROR = 0,
@@ -272,10 +278,22 @@ typedef void (*gtopk_parallel_body_fn)(int64_t begin, int64_t end, void *arg);
 typedef void (*gtopk_parallel_for_fn)(void *context, int64_t begin, int64_t end, int64_t grain,
                                       gtopk_parallel_body_fn body, void *arg);
 
+/* Where a reducer on a GPU has its memory from, if not from the driver: the caller's own pool. Both functions may be called in
+ * any call that has the reducer, or destroys it, on that thread; they must not call gtopk. */
+typedef struct gtopk_allocator {
+    size_t struct_size; /* sizeof(gtopk_allocator_t) */
+    void *context;
+    /* `bytes` bytes on the reducer's GPU, aligned to 256, first used by work of `stream`; NULL: there are none left. */
+    void *(*allocate)(void *context, size_t bytes, void *stream);
+    /* Gives back what no work that was queued uses any more. */
+    void (*release)(void *context, void *block);
+} gtopk_allocator_t;
+
 typedef struct gtopk_reducer_config {
     size_t struct_size;          /* sizeof(gtopk_reducer_config_t) */
-    const char *device;          /* "cpu", "reference" (obvious and slow); NULL: GTOPK_DEVICE, else "cpu". One for all
-                                    reducers that take steps together */
+    const char *device;          /* "cpu"; "cuda" (the GPU that is current in this thread), "cuda:1" (the second one);
+                                    "reference" (obvious and slow); NULL: GTOPK_DEVICE, else "cpu". One for all
+                                    reducers that take steps together. Ranks may differ in it */
     double density;              /* (0, 1] */
     int32_t algorithm;           /* gtopk_algorithm_t */
     int32_t value_type;          /* gtopk_value_type_t */
@@ -287,7 +305,10 @@ typedef struct gtopk_reducer_config {
     int32_t
         rollback; /* 1: a non-finite step leaves the residual (and velocity) as it was before accumulate, bit for bit.
                          Takes 4 (8) more bytes an entry; see gtopk_reducer_reduce */
-    int32_t reserved; /* 0 */
+    int32_t reserved;                   /* 0 */
+    const gtopk_allocator_t *allocator; /* for memory of a GPU; copied. NULL: the driver's. One for all reducers that
+                                           take steps together */
+    void *stream;                       /* whose earlier work is waited for before memory is taken into use */
 } gtopk_reducer_config_t;
 
 #define GTOPK_REDUCER_CONFIG_INIT    \
@@ -302,11 +323,14 @@ typedef struct gtopk_reducer_config {
      NULL,                           \
      NULL,                           \
      0,                              \
-     0}
+     0,                              \
+     NULL,                           \
+     NULL}
 
 /* Collective. A reducer for `count` segments of lengths[i] entries each (0 is allowed). The residual starts at zero.
- * Memory: 4 bytes an entry (more with momentum_correction or rollback) and O(k log P). All ranks must give the same lengths and the same config but for device and
- * parallel_for; otherwise every rank gets MISMATCH with both sides named. `comm` must outlive the reducer.
+ * Memory: 4 bytes an entry (more with momentum_correction or rollback) and O(k log P). All ranks must give the same lengths
+ * and the same config but for device, parallel_for, allocator and stream; otherwise every rank gets MISMATCH with both
+ * sides named. `comm` must outlive the reducer.
  * Errors: INVALID, MISMATCH, UNSUPPORTED (device), NOMEM, and those of an exchange. */
 gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **reducer, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,
                                     const uint64_t *lengths, size_t count);
@@ -400,6 +424,10 @@ uint64_t gtopk_reducer_max_count(const gtopk_reducer_t *reducer);
 
 uint64_t gtopk_reducer_dim(const gtopk_reducer_t *reducer);
 
+/* The device in full: "cpu", "cuda:0". Lives as long as the reducer. Tensors, and the arrays of sets, must be memory that it
+ * reaches. */
+const char *gtopk_reducer_device(const gtopk_reducer_t *reducer);
+
 /* Collective, between steps. All ranks give the same density (0, 1]; otherwise MISMATCH on every rank and no change. */
 gtopk_status_t gtopk_reducer_set_density(gtopk_reducer_t *reducer, double density);
 
@@ -461,8 +489,8 @@ gtopk_status_t gtopk_reducer_residual_norm(gtopk_reducer_t *reducer, double *nor
 
 /* ---- 9  Blocks -------------------------------------------------------------------------------------------------
  *
- * The parts of a step, on host memory, for one's own algorithms and for tests. They use the device that GTOPK_DEVICE
- * names (cpu by default). No communicator is involved; thread-safe. */
+ * The parts of a step for one's own algorithms and for tests, on host memory but for those that end in _on. They use the
+ * device that GTOPK_DEVICE names where its memory is the host's, else the CPU. No communicator is involved; thread-safe. */
 
 /* The k entries of largest magnitude of x[0..n), n <= 2^32 - 1, sorted by index; on equal magnitude the lower index
  * wins; zeros are never selected; x is only read. set->capacity >= min(k, n). Errors: INVALID (also: an entry is not
@@ -476,6 +504,14 @@ gtopk_status_t gtopk_select_parallel(const float *x, uint64_t n, uint64_t k, gto
 /* The k largest entries of a + b. Entries that sum to zero are left out. out must not overlap a or b;
  * out->capacity >= min(k, a->count + b->count). Errors: INVALID (a or b is no set, a sum overflows), NOMEM. */
 gtopk_status_t gtopk_merge(const gtopk_set_t *a, const gtopk_set_t *b, uint64_t k, gtopk_set_t *out);
+
+/* The same two on arrays that a device reaches (chapter 7 has the names): memory of a GPU, with `stream`, on which they were
+ * written and may be read when the call returns; it waits. The count of a set is the host's. A GPU stays open for the calls
+ * that follow. Errors: also those of gtopk_device_describe. */
+gtopk_status_t gtopk_select_on(const char *device, const float *x, uint64_t n, uint64_t k, gtopk_set_t *set,
+                               void *stream);
+gtopk_status_t gtopk_merge_on(const char *device, const gtopk_set_t *a, const gtopk_set_t *b, uint64_t k,
+                              gtopk_set_t *out, void *stream);
 
 /* Upper bound of the bytes that encoding `count` entries of `dim` takes. */
 size_t gtopk_encode_bound(uint64_t dim, uint64_t count, int32_t value_type);
@@ -520,7 +556,7 @@ struct gtopk_callbacks {
  * For processes that have loaded PyTorch 2.10 or newer; NOT_FOUND in others. */
 
 /* Registers the operators torch.ops.gtopk.select(x, k) and torch.ops.gtopk.merge(a_indices, a_values, b_indices,
- * b_values, k) for CPU tensors: chapter 9 with int64 indices. Once a process; further calls do nothing. Call it under
+ * b_values, k) for CPU tensors: chapter 9 with int64 indices. (The Python package adds those for CUDA tensors.) Once a process; further calls do nothing. Call it under
  * Python's lock. */
 gtopk_status_t gtopk_torch_register(void);
 

@@ -43,6 +43,17 @@ $(BUILD)/libcuda_standin.so: $(STANDIN_OBJECTS)
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -shared -o $@ $^ $(LDLIBS)
 
+# And what a PyTorch without CUDA lacks to have tensors on it; PyTorch's headers are C++. Where it does not compile (no C++,
+# no PyTorch), tests with such tensors are skipped.
+CXX        ?= c++
+TORCH_ROOT  = $(shell $(VENV_PYTHON) -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])' 2>/dev/null)
+
+$(BUILD)/libtorch_cuda_standin.so: tests/support/torch_cuda.cpp tests/support/cuda_standin.h $(TEST_READY)
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  c++   $@")
+	$(Q)$(CXX) -std=c++20 -shared -fPIC -Itests -I"$(TORCH_ROOT)/include" $< -o $@ -L"$(TORCH_ROOT)/lib" -ltorch_cpu -lc10 \
+	    -Wl,-rpath,"$(TORCH_ROOT)/lib" 2>$@.log || { tail -5 $@.log; echo "  no tests with tensors on emulated GPUs"; }
+
 STANDIN_TESTS := $(BUILD)/tests/property/test_cuda $(BUILD)/tests/unit/test_cuda_driver
 $(STANDIN_TESTS): CPPFLAGS += -Itests/property -DSTANDIN_FILE='"$(BUILD)/libcuda_standin.so"'
 $(STANDIN_TESTS): | $(BUILD)/libcuda_standin.so
@@ -81,7 +92,7 @@ test: c-tests test-bits test-asan test-tsan fuzz py-tests
 SLOW_TESTS := distributed torch_distributed torch_frameworks examples docs install memory
 
 #: make test-quick       the unit tests in C, and those in Python that start no processes; under 90 s
-test-quick: lib $(TEST_READY) $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
+test-quick: lib $(BUILD)/libcuda_standin.so $(BUILD)/libtorch_cuda_standin.so $(TEST_READY) $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	@scripts/run_c_tests.sh $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
 	$(PYTEST) -q tests/python -m "not long" $(SLOW_TESTS:%=--ignore tests/python/test_%.py) $(ARGS)
 
@@ -125,7 +136,7 @@ c-tests: $(C_TEST_BINS)
 ONE_PROCESS_TESTS := tests/python/test_reducer.py tests/python/test_blocks.py tests/python/test_memory.py
 
 #: make py-tests         all tests in Python, with mpirun and torchrun (ARGS="-k words": some)
-py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(TEST_READY)
+py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(BUILD)/libcuda_standin.so $(BUILD)/libtorch_cuda_standin.so $(TEST_READY)
 	$(PYTEST) -q -m "not long" tests/python tests/distributed $(ARGS)
 	GTOPK_DEVICE=reference $(PYTEST) -q $(ONE_PROCESS_TESTS)
 	GTOPK_ISA=scalar $(PYTEST) -q $(ONE_PROCESS_TESTS)

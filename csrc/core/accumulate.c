@@ -23,11 +23,8 @@ gtopk_status_t step_begin(gtopk_reducer_t *reducer, void *stream)
 gtopk_status_t step_end(gtopk_reducer_t *reducer)
 {
     gtopk_status_t status = GTOPK_OK;
-    if (reducer->in_step && reducer->record.rollback) {
-        status = reducer_check_device(reducer);
-        if (status == GTOPK_OK)
-            status = step_settle(reducer, reducer->stream);
-    }
+    if (reducer->in_step && reducer->record.rollback)
+        status = step_settle(reducer, reducer->stream);
     reducer->in_step = 0;
     segments_forget(&reducer->segments);
     return status;
@@ -88,8 +85,10 @@ gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t
         status = segments_claim(&reducer->segments, segments, tensors, count, reducer->step);
     if (status == GTOPK_OK) {
         status = accumulate(reducer, count, scale, flags, stream);
-        if (status != GTOPK_OK)
+        if (status != GTOPK_OK) {
             status = reducer_lose(reducer, status);
+            segments_disclaim(&reducer->segments, segments, count);
+        }
     }
     reducer->stats.accumulate_s += clock_now() - start;
     reducer_leave(reducer);

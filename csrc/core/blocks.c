@@ -1,7 +1,8 @@
 /* select, merge, encode and decode on the caller's arrays: one device call each, with the arguments checked. */
+#include "core/blocks.h"
+
 #include <string.h>
 
-#include "device/device.h"
 #include "util/memory.h"
 
 #define CHECK_ARRAYS(set, room) ((set) && ((room) == 0 || ((set)->indices && (set)->values)))
@@ -16,7 +17,7 @@ static device_set_t borrow(const gtopk_set_t *set, uint64_t capacity, uint32_t *
     return (device_set_t){.index = set->indices, .value = set->values, .count = count, .capacity = (uint32_t)capacity};
 }
 
-static gtopk_status_t check_room(const char *call, const gtopk_set_t *set, uint64_t needed)
+gtopk_status_t blocks_check_room(const char *call, const gtopk_set_t *set, uint64_t needed)
 {
     if (CHECK_ARRAYS(set, needed) && set->capacity >= needed)
         return GTOPK_OK;
@@ -34,8 +35,7 @@ static int is_entry(float value)
     return bits != 0 && bits < 0x7f800000u;
 }
 
-/* Strictly increasing indices below dim, finite non-zero values. */
-static gtopk_status_t check_set(const char *call, const char *name, const gtopk_set_t *set, uint64_t dim)
+gtopk_status_t blocks_check_set(const char *call, const char *name, const gtopk_set_t *set, uint64_t dim)
 {
     if (!set || !CHECK_ARRAYS(set, set->count))
         return status_set(GTOPK_ERR_INVALID, "%s: %s has no arrays", call, name);
@@ -86,8 +86,7 @@ static void scratch_destroy(device_set_t *set)
 
 /* ---- select ---- */
 
-/* What is not finite has the largest keys, so it would have been selected. */
-static gtopk_status_t check_finite(const float *values, uint32_t count)
+gtopk_status_t blocks_check_finite(const float *values, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++)
         if (!is_entry(values[i]))
@@ -104,7 +103,7 @@ gtopk_status_t gtopk_select_parallel(const float *x, uint64_t n, uint64_t k, gto
     if (n > UINT32_MAX || (n > 0 && !x))
         return status_set(GTOPK_ERR_INVALID, "gtopk_select takes an array of at most 2^32 - 1 entries, not %llu",
                           x ? (unsigned long long)n : 0ull);
-    gtopk_status_t status = check_room("gtopk_select", set, kept);
+    gtopk_status_t status = blocks_check_room("gtopk_select", set, kept);
     if (status != GTOPK_OK)
         return status;
     set->count = 0;
@@ -118,7 +117,7 @@ gtopk_status_t gtopk_select_parallel(const float *x, uint64_t n, uint64_t k, gto
     device_set_t out = borrow(set, kept, &count);
     status = device->ops->array_select(device, x, n, kept, &parallel, &out, NULL);
     if (status == GTOPK_OK)
-        status = check_finite(set->values, count);
+        status = blocks_check_finite(set->values, count);
     set->count = status == GTOPK_OK ? count : 0;
     device->ops->close(device);
     return status;
@@ -133,15 +132,15 @@ gtopk_status_t gtopk_select(const float *x, uint64_t n, uint64_t k, gtopk_set_t 
 
 gtopk_status_t gtopk_merge(const gtopk_set_t *a, const gtopk_set_t *b, uint64_t k, gtopk_set_t *out)
 {
-    gtopk_status_t status = check_set("gtopk_merge", "a", a, (uint64_t)UINT32_MAX + 1);
+    gtopk_status_t status = blocks_check_set("gtopk_merge", "a", a, (uint64_t)UINT32_MAX + 1);
     if (status == GTOPK_OK)
-        status = check_set("gtopk_merge", "b", b, (uint64_t)UINT32_MAX + 1);
+        status = blocks_check_set("gtopk_merge", "b", b, (uint64_t)UINT32_MAX + 1);
     if (status != GTOPK_OK)
         return status;
     const uint64_t kept = at_most(a->count + b->count, k);
     if (a->count + b->count > UINT32_MAX)
         return status_set(GTOPK_ERR_INVALID, "gtopk_merge: the sets have more than 2^32 - 1 entries together");
-    status = check_room("gtopk_merge", out, kept);
+    status = blocks_check_room("gtopk_merge", out, kept);
     if (status != GTOPK_OK)
         return status;
     out->count = 0;
@@ -187,7 +186,7 @@ gtopk_status_t gtopk_encode(const gtopk_set_t *set, uint64_t dim, int32_t value_
             GTOPK_ERR_INVALID,
             "gtopk_encode takes a dim of at most 2^32 - 1 and a gtopk_value_type_t, not dim %llu and type %d",
             (unsigned long long)dim, (int)value_type);
-    gtopk_status_t status = check_set("gtopk_encode", "the set", set, dim);
+    gtopk_status_t status = blocks_check_set("gtopk_encode", "the set", set, dim);
     if (status != GTOPK_OK)
         return status;
     const size_t bound = gtopk_encode_bound(dim, set->count, value_type);
@@ -265,7 +264,7 @@ gtopk_status_t gtopk_decode(const void *buffer, size_t bytes, gtopk_set_t *set, 
     wire_header_t header;
     gtopk_status_t status = read_header(buffer, bytes, &header);
     if (status == GTOPK_OK)
-        status = check_room("gtopk_decode", set, header.count);
+        status = blocks_check_room("gtopk_decode", set, header.count);
     if (status != GTOPK_OK)
         return status;
     device_t *device;

@@ -92,6 +92,8 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm
     if (!(full->timeout >= 0.0) || !(full->warn_after >= 0.0) || isinf(full->timeout) || isinf(full->warn_after))
         return status_set(GTOPK_ERR_INVALID, "timeout %g s and warn_after %g s must be finite and not negative",
                           full->timeout, full->warn_after);
+    if (full->warn_after == 0.0)
+        full->warn_after = DEFAULT_WARN_AFTER;
     return full->timeout > 0.0 ? GTOPK_OK : default_timeout(&full->timeout);
 }
 
@@ -166,23 +168,30 @@ void comm_release(gtopk_comm_t *comm)
     memory_free(comm);
 }
 
-gtopk_status_t comm_device(gtopk_comm_t *comm, const char *name, device_t **device)
+static int same_allocator(const gtopk_allocator_t *one, const gtopk_allocator_t *other)
 {
-    const char *wanted = device_name(name);
+    return one->allocate == other->allocate && one->release == other->release && one->context == other->context;
+}
+
+gtopk_status_t comm_device(gtopk_comm_t *comm, const char *name, const gtopk_allocator_t *allocator, device_t **device)
+{
+    const gtopk_allocator_t wanted = allocator ? *allocator : (gtopk_allocator_t){.struct_size = sizeof wanted};
+    char full[DEVICE_NAME_SIZE];
     size_t i = 0;
+    gtopk_status_t status = device_resolve(name, full);
+    if (status != GTOPK_OK)
+        return status;
     for (; i < COMM_DEVICES && comm->devices[i].device; i++)
-        if (strcmp(comm->devices[i].name, wanted) == 0) {
+        if (strcmp(comm->devices[i].device->name, full) == 0 && same_allocator(&comm->devices[i].allocator, &wanted)) {
             *device = comm->devices[i].device;
             return GTOPK_OK;
         }
-    if (i == COMM_DEVICES || strlen(wanted) >= sizeof comm->devices[i].name)
+    if (i == COMM_DEVICES)
         return status_set(GTOPK_ERR_UNSUPPORTED, "device \"%s\": a communicator's reducers use at most %d devices",
-                          wanted, COMM_DEVICES);
-    const gtopk_status_t status = device_open(name, device);
-    if (status == GTOPK_OK) {
-        (void)snprintf(comm->devices[i].name, sizeof comm->devices[i].name, "%s", wanted);
-        comm->devices[i].device = *device;
-    }
+                          full, COMM_DEVICES);
+    status = device_open_with(full, allocator ? &wanted : NULL, device);
+    if (status == GTOPK_OK)
+        comm->devices[i] = (comm_device_t){*device, wanted};
     return status;
 }
 

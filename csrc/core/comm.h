@@ -13,8 +13,8 @@
 #define COMM_DEVICES 8
 
 typedef struct comm_device {
-    char name[32];
     device_t *device;
+    gtopk_allocator_t allocator;
 } comm_device_t;
 
 struct gtopk_comm {
@@ -54,8 +54,9 @@ gtopk_status_t comm_settle(gtopk_comm_t *comm, gtopk_status_t status, uint64_t s
 void comm_retain(gtopk_comm_t *comm);
 void comm_release(gtopk_comm_t *comm);
 
-/* The device of a name (NULL: GTOPK_DEVICE, else "cpu"): one for all reducers that name it, closed with the communicator. */
-gtopk_status_t comm_device(gtopk_comm_t *comm, const char *name, device_t **device);
+/* The device of a name (NULL: GTOPK_DEVICE, else "cpu") and an allocator (NULL: none): one for all reducers that name them,
+ * closed with the communicator. */
+gtopk_status_t comm_device(gtopk_comm_t *comm, const char *name, const gtopk_allocator_t *allocator, device_t **device);
 
 /* All ranks tell how a step of set-up went: OK only if it went well everywhere. Otherwise the rank's own status, or
  * MISMATCH that names the first rank that failed. Does not break the communicator unless the exchange itself fails. */

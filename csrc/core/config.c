@@ -51,6 +51,11 @@ gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_
     if (status == GTOPK_OK && full->reserved != 0)
         status = status_set(GTOPK_ERR_INVALID, "gtopk_reducer_config_t.reserved is %d: it must be 0",
                             (int)full->reserved);
+    if (status == GTOPK_OK && full->allocator &&
+        (full->allocator->struct_size != sizeof *full->allocator || !full->allocator->allocate ||
+         !full->allocator->release))
+        status = status_set(GTOPK_ERR_INVALID,
+                            "the allocator lacks a function, or its struct_size is not sizeof(gtopk_allocator_t)");
     if (status == GTOPK_OK && !(full->merge_growth >= 1.0 && isfinite(full->merge_growth)))
         status = status_set(GTOPK_ERR_INVALID,
                             "merge_growth %g is out of range: at least 1 (default; each round keeps k entries)",

@@ -17,11 +17,19 @@ int gtopk_version(void)
 
 const char *gtopk_build_info(void)
 {
-    static _Thread_local char text[256];
-    (void)snprintf(text, sizeof text, "version=%d.%d.%d\nisa=%s\nisa_supported=%s\nwire_format=%u\n",
+    static _Thread_local char text[512];
+    (void)snprintf(text, sizeof text, "version=%d.%d.%d\nisa=%s\nisa_supported=%s\nwire_format=%u\ncuda=%s\n",
                    GTOPK_VERSION_MAJOR, GTOPK_VERSION_MINOR, GTOPK_VERSION_PATCH, device_instruction_set(),
-                   device_instruction_sets(), WIRE_FORMAT_VERSION);
+                   device_instruction_sets(), WIRE_FORMAT_VERSION, device_cuda_architectures());
     return text;
+}
+
+gtopk_status_t gtopk_device_describe(const char *device, char *text, size_t bytes)
+{
+    if (!text || bytes == 0)
+        return status_set(GTOPK_ERR_INVALID, "gtopk_device_describe needs room for a text");
+    text[0] = 0;
+    return device_describe(device, text, bytes);
 }
 
 gtopk_status_t gtopk_finalize(void)

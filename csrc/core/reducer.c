@@ -47,11 +47,15 @@ static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_red
     const int with = (record->momentum_correction ? DEVICE_WITH_VELOCITY : 0) |
                      (record->rollback ? DEVICE_WITH_SECOND : 0);
     void *words = NULL, *verdict = NULL;
-    gtopk_status_t status = comm_device(reducer->comm, config->device, &reducer->device);
+    gtopk_status_t status = comm_device(reducer->comm, config->device, config->allocator, &reducer->device);
     if (status != GTOPK_OK)
         return status;
     const device_ops_t *ops = reducer->device->ops;
-    status = ops->store_create(reducer->device, record->dim, k, with, &parallel, &reducer->store);
+    /* What an allocator gives may be in use by earlier work of the stream. */
+    reducer->stream = config->stream;
+    status = ops->synchronize(reducer->device, reducer->stream);
+    if (status == GTOPK_OK)
+        status = ops->store_create(reducer->device, record->dim, k, with, &parallel, &reducer->store);
     if (status == GTOPK_OK)
         status = ops->allocate(reducer->device, sizeof *reducer->words, "the words of a step", &words);
     reducer->words = words;
@@ -204,6 +208,11 @@ uint64_t gtopk_reducer_max_count(const gtopk_reducer_t *reducer)
 uint64_t gtopk_reducer_dim(const gtopk_reducer_t *reducer)
 {
     return reducer ? reducer->record.dim : 0;
+}
+
+const char *gtopk_reducer_device(const gtopk_reducer_t *reducer)
+{
+    return reducer ? reducer->device->name : "";
 }
 
 /* ---- settings ---- */

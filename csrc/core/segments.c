@@ -67,6 +67,12 @@ static void set_span(segments_t *segments, size_t at, size_t s, const gtopk_tens
     };
 }
 
+void segments_disclaim(segments_t *segments, const uint32_t *which, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        segments->seen[which ? which[i] : i] = 0;
+}
+
 gtopk_status_t segments_claim(segments_t *segments, const uint32_t *which, const gtopk_tensor_t *tensors, size_t count,
                               uint64_t step)
 {
@@ -95,8 +101,8 @@ gtopk_status_t segments_claim(segments_t *segments, const uint32_t *which, const
         claimed++;
         set_span(segments, i, s, &tensors[i]);
     }
-    for (size_t i = 0; i < claimed && status != GTOPK_OK; i++)
-        segments->seen[which ? which[i] : i] = 0;
+    if (status != GTOPK_OK)
+        segments_disclaim(segments, which, claimed);
     return status;
 }
 

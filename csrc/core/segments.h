@@ -23,6 +23,9 @@ gtopk_status_t segments_check_tensor(const segments_t *segments, const char *wha
 gtopk_status_t segments_claim(segments_t *segments, const uint32_t *which, const gtopk_tensor_t *tensors, size_t count,
                               uint64_t step);
 
+/* Nothing came for them after all. */
+void segments_disclaim(segments_t *segments, const uint32_t *which, size_t count);
+
 /* Spans without a tensor for the segments that were not seen; their number. */
 size_t segments_missing(segments_t *segments);
 

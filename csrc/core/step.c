@@ -224,12 +224,12 @@ static void group_end(const group_t *group, gtopk_status_t status)
 {
     char text[STATUS_TEXT_SIZE];
     status_keep(text);
-    if (status != GTOPK_OK && link_give_up(group_link(group)))
-        (void)group_device(group)->ops->synchronize(group_device(group), group->stream);
     for (size_t i = 0; i < group->count; i++) {
         (void)step_end(group->reducers[i]); /* fails after another error only */
         group->reducers[i]->step += status == GTOPK_OK;
     }
+    if (status != GTOPK_OK && link_give_up(group_link(group)))
+        (void)group_device(group)->ops->synchronize(group_device(group), group->stream);
     (void)status_set(GTOPK_OK, "%s", text);
 }
 

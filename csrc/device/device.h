@@ -248,24 +248,43 @@ typedef struct device_ops {
     gtopk_status_t (*synchronize)(device_t *device, void *stream);
 } device_ops_t;
 
+/* Room for a device's name. */
+#define DEVICE_NAME_SIZE 32
+
 struct device {
     const device_ops_t *ops;
+    char name[DEVICE_NAME_SIZE]; /* in full: "cpu", "cuda:1" */
 };
 
-/* The name that device_open goes by: the one given, else GTOPK_DEVICE, else "cpu". */
-const char *device_name(const char *name);
+/* The full name of what `name` names: NULL is GTOPK_DEVICE, else "cpu"; "cuda" is the GPU that is current in this thread.
+ * UNSUPPORTED: there is no such device; NOT_FOUND, UNSUPPORTED, DEVICE: no GPU can be used here. */
+gtopk_status_t device_resolve(const char *name, char full[DEVICE_NAME_SIZE]);
 
-/* Opens a device by name: "cpu", "cuda", "reference". NULL: GTOPK_DEVICE, else "cpu". UNSUPPORTED with the names that exist. */
+/* Opens a device by name. With an allocator, whose functions are copied, its memory (but for a fixed amount of scratch)
+ * comes from there; host devices do without. Errors as device_resolve, and what the GPU cannot do. */
+gtopk_status_t device_open_with(const char *name, const gtopk_allocator_t *allocator, device_t **device);
+
+/* The same without an allocator. */
 gtopk_status_t device_open(const char *name, device_t **device);
+
+/* One line on a device that opens: "NVIDIA H100 80GB HBM3, compute capability 9.0, CUDA 12.8". */
+gtopk_status_t device_describe(const char *name, char *text, size_t bytes);
 
 /* The instruction set that the CPU device computes with, and all that it could use here, as text. */
 const char *device_instruction_set(void);
 const char *device_instruction_sets(void);
 
-/* Each device's own open function, called by device_open alone. `guarded` is there where the tests are linked in. */
+/* Each device's own open function, called by device_open_with alone. `guarded` is there where the tests are linked in. */
 gtopk_status_t device_reference_open(device_t **device);
 gtopk_status_t device_cpu_open(device_t **device);
-gtopk_status_t device_cuda_open(device_t **device);
+gtopk_status_t device_cuda_open(int ordinal, const gtopk_allocator_t *allocator, device_t **device);
 gtopk_status_t device_guarded_open(device_t **device) __attribute__((weak));
+
+/* The GPU whose context is current in this thread (PyTorch's, after torch.cuda.set_device), else the first one. */
+gtopk_status_t device_cuda_current(int *ordinal);
+gtopk_status_t device_cuda_describe(int ordinal, char *text, size_t bytes);
+
+/* What GPUs this library has kernels for: "sm_75 sm_80 ... ptx_120", or "none". */
+const char *device_cuda_architectures(void);
 
 #endif

@@ -31,7 +31,7 @@ static void log_for_module(int level, const char *format, ...)
     LOG(level, "%s", text);
 }
 
-static const transport_host_t HOST = {status_set, log_for_module};
+static const transport_host_t HOST = {status_set, log_for_module, watch_begin, watch_end};
 
 static pthread_mutex_t module_mutex = PTHREAD_MUTEX_INITIALIZER;
 static const transport_module_t *loaded_module;

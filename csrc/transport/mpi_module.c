@@ -609,7 +609,7 @@ static const transport_ops_t MPI_OPS = {
 };
 
 /* MPI that is initialised, by whomever, and may be called from this thread. */
-static gtopk_status_t start_mpi(void)
+static gtopk_status_t start_mpi(const gtopk_comm_config_t *config)
 {
     int finalized = 0, initialized = 0, level = MPI_THREAD_SINGLE, is_main = 0;
     (void)MPI_Finalized(&finalized);
@@ -619,7 +619,10 @@ static gtopk_status_t start_mpi(void)
                                    "communicators before gtopk_finalize or MPI_Finalize");
     (void)MPI_Initialized(&initialized);
     if (!initialized) {
+        watch_t *watch = library->watch_begin("MPI_Init: every process that mpirun started must call gtopk.init(). It",
+                                              config->warn_after, config->timeout);
         const int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &level);
+        library->watch_end(watch);
         if (code != MPI_SUCCESS)
             return failed(code, "MPI_Init_thread");
         mpi_started_here = 1;
@@ -716,7 +719,7 @@ static gtopk_status_t module_open(const gtopk_comm_config_t *config, const trans
 {
     const double deadline = clock_now() + config->timeout;
     gtopk_status_t status;
-    LOCKED(library = host; status = start_mpi(); if (status == GTOPK_OK) free_closed());
+    LOCKED(library = host; status = start_mpi(config); if (status == GTOPK_OK) free_closed());
     if (status != GTOPK_OK)
         return status;
     mpi_transport_t *self = calloc(1, sizeof *self);

@@ -7,9 +7,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "transport/watch.h"
 #include "util/status.h"
 
-#define TRANSPORT_ABI 3u
+#define TRANSPORT_ABI 4u
 #define TRANSPORT_NONE (-1)
 
 /* How often a wait asks the caller whether it is to go on. */
@@ -113,6 +114,8 @@ gtopk_status_t transport_mpi_open(const gtopk_comm_config_t *config, transport_t
 typedef struct transport_host {
     gtopk_status_t (*status_set)(gtopk_status_t status, const char *format, ...);
     void (*log_write)(int level, const char *format, ...);
+    watch_t *(*watch_begin)(const char *what, double warn_after, double timeout);
+    void (*watch_end)(watch_t *watch);
 } transport_host_t;
 
 typedef struct transport_module {

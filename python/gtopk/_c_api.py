@@ -40,6 +40,8 @@ ExchangeFn = CFUNCTYPE(c_int, c_void_p, c_int32, c_void_p, c_size_t, c_int32, c_
 AllreduceFn = CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t, c_double, c_void_p)
 AbortFn = CFUNCTYPE(None, c_void_p)
 InterruptFn = CFUNCTYPE(c_int, c_void_p)
+AllocateFn = CFUNCTYPE(c_void_p, c_void_p, c_size_t, c_void_p)
+ReleaseFn = CFUNCTYPE(None, c_void_p, c_void_p)
 ERROR_TEXT_SIZE = 256
 
 
@@ -81,6 +83,12 @@ class Tensor(Structure):
     _fields_ = (("data", c_void_p), ("length", c_uint64), ("dtype", c_int32), ("reserved", c_int32))
 
 
+class Allocator(Structure):
+    """gtopk_allocator_t"""
+
+    _fields_ = (("struct_size", c_size_t), ("context", c_void_p), ("allocate", AllocateFn), ("release", ReleaseFn))
+
+
 class ReducerConfig(Structure):
     """gtopk_reducer_config_t"""
 
@@ -97,6 +105,8 @@ class ReducerConfig(Structure):
         ("parallel_context", c_void_p),
         ("rollback", c_int32),
         ("reserved", c_int32),
+        ("allocator", POINTER(Allocator)),
+        ("stream", c_void_p),
     )
 
 
@@ -154,6 +164,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_last_error": (c_char_p, ()),
     "gtopk_version": (c_int, ()),
     "gtopk_build_info": (c_char_p, ()),
+    "gtopk_device_describe": (c_int, (c_char_p, c_void_p, c_size_t)),
     "gtopk_set_log": (None, (LogFn, c_void_p, c_int)),
     "gtopk_finalize": (c_int, ()),
     "gtopk_finalize_at_exit": (c_int, ()),
@@ -180,6 +191,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_reducer_wait": (c_int, (c_void_p, POINTER(Stats))),
     "gtopk_reducer_max_count": (c_uint64, (c_void_p,)),
     "gtopk_reducer_dim": (c_uint64, (c_void_p,)),
+    "gtopk_reducer_device": (c_char_p, (c_void_p,)),
     "gtopk_reducer_set_density": (c_int, (c_void_p, c_double)),
     "gtopk_reducer_set_momentum": (c_int, (c_void_p, c_double, c_int)),
     "gtopk_reducer_state_size": (c_size_t, (c_void_p,)),
@@ -196,6 +208,8 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_select": (c_int, (c_void_p, c_uint64, c_uint64, POINTER(Set))),
     "gtopk_select_parallel": (c_int, (c_void_p, c_uint64, c_uint64, POINTER(Set), c_void_p, c_void_p)),
     "gtopk_merge": (c_int, (POINTER(Set), POINTER(Set), c_uint64, POINTER(Set))),
+    "gtopk_select_on": (c_int, (c_char_p, c_void_p, c_uint64, c_uint64, POINTER(Set), c_void_p)),
+    "gtopk_merge_on": (c_int, (c_char_p, POINTER(Set), POINTER(Set), c_uint64, POINTER(Set), c_void_p)),
     "gtopk_encode_bound": (c_size_t, (c_uint64, c_uint64, c_int32)),
     "gtopk_encode": (c_int, (POINTER(Set), c_uint64, c_int32, c_void_p, POINTER(c_size_t))),
     "gtopk_decode_header": (c_int, (c_void_p, c_size_t, POINTER(c_uint64), POINTER(c_uint64))),

@@ -1,4 +1,7 @@
-"""Collectives for set-up and small dense data, on numpy arrays and CPU torch tensors: what a communicator can do."""
+"""Collectives for set-up and small dense data, on numpy arrays and torch tensors: what a communicator can do.
+
+Tensors of a GPU travel by way of host memory.
+"""
 
 from __future__ import annotations
 

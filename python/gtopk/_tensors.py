@@ -1,4 +1,4 @@
-"""numpy arrays and CPU torch tensors as memory: pointer, length, type. Imports neither until it is needed.
+"""numpy arrays, torch tensors and arrays on GPUs as memory: pointer, length, type. Imports no package until it is needed.
 
 An object can only be a torch tensor when torch was imported already, so `sys.modules` is asked, not the import system.
 `TensorTable` is the hot path: it fills the array of gtopk_tensor_t for all parameters of a model in one go.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from . import _c_api
+from . import _c_api, _devices
+from ._devices import HOST, Device
 from .errors import InvalidError
 
 Kind: TypeAlias = Literal["numpy", "torch"]
-# What users pass: numpy.ndarray or torch.Tensor. Any, so that type checking needs neither package.
+# What users pass: numpy.ndarray, torch.Tensor, or an array on a GPU. Any, so that type checking needs neither package.
 TensorLike: TypeAlias = Any
 
 _DTYPE_NAMES = {"float32": _c_api.F32, "float16": _c_api.F16, "bfloat16": _c_api.BF16}
@@ -44,7 +45,7 @@ def kind_of(x: TensorLike, what: str) -> Kind:
     if is_numpy(x):
         return "numpy"
     raise InvalidError(
-        f"{what} is a {type(x).__module__}.{type(x).__qualname__}, but must be a numpy array or a CPU torch tensor: "
+        f"{what} is a {type(x).__module__}.{type(x).__qualname__}, but must be a numpy array or a torch tensor: "
         "convert it, for example with numpy.asarray(x, dtype=numpy.float32)"
     )
 
@@ -59,12 +60,12 @@ def dtype_name(x: TensorLike) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def empty(kind: Kind, shape: Any, dtype: str) -> TensorLike:
-    """A new contiguous array in host memory, not filled."""
+def empty(kind: Kind, shape: Any, dtype: str, place: str = "cpu") -> TensorLike:
+    """A new contiguous array, not filled; numpy's are in host memory."""
     if kind == "torch":
         import torch
 
-        return torch.empty(shape, dtype=getattr(torch, dtype), device="cpu")
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=place)
     import numpy
 
     return numpy.empty(shape, dtype=getattr(numpy, dtype))
@@ -117,42 +118,91 @@ def is_expanded(x: TensorLike) -> bool:
     return is_torch(x) and any(length > 1 and not stride for length, stride in zip(x.shape, x.stride(), strict=True))
 
 
-def describe(x: TensorLike, what: str, *, write: bool = False, length: int | None = None) -> tuple[int, int, int]:
-    """Pointer, length and dtype code of one contiguous host tensor of float32, float16 or bfloat16.
+class Described(NamedTuple):
+    """An array as memory."""
+
+    address: int
+    length: int
+    dtype: int  # code
+    stream: int | None  # of an array of another package: on which it is written and read
+
+
+def describe(
+    x: TensorLike, what: str, *, write: bool = False, length: int | None = None, device: Device = HOST
+) -> Described:
+    """One contiguous array of float32, float16 or bfloat16 on `device`.
 
     Raises `InvalidError`, which says what is wrong with `what` and what to do about it.
     """
-    if kind_of(x, what) == "torch":
-        _check_torch(x, what)
-        count = int(x.numel())
+    x = _known(x, what, device)
+    stream: int | None = None
+    if is_torch(x):
+        _check_torch(x, what, device)
+        count, dtype, address = int(x.numel()), dtype_name(x), int(x.data_ptr())
+    elif isinstance(x, _devices.Foreign):
+        _check_foreign(x, what, write, device)
+        count, dtype, address, stream = x.size, x.dtype, x.address, x.stream
     else:
+        if device.is_gpu:
+            raise InvalidError(
+                f"{what} is a numpy array, but this reducer works on {device.name}: use a torch tensor there"
+            )
         _check_numpy(x, what, write)
-        count = int(x.size)
-    code = _DTYPE_NAMES.get(dtype_name(x))
+        count, dtype, address = int(x.size), dtype_name(x), pointer(x)
+    code = _DTYPE_NAMES.get(dtype)
     if code is None:
-        raise InvalidError(f"{what} is {dtype_name(x)}, but must be {_WANTED}: convert it")
+        raise InvalidError(f"{what} is {dtype}, but must be {_WANTED}: convert it")
     if length is not None and count != length:
         raise InvalidError(
             f"{what} has {count} entries (shape {tuple(x.shape)}), but its segment has {length}: give tensors in the "
             "order and of the lengths that the reducer was made with"
         )
-    address = pointer(x)
     if count and address == 0:
-        raise InvalidError(f"{what} has no memory of its own (a fake, meta or lazy tensor): give a real CPU tensor")
-    return address, count, code
+        raise InvalidError(f"{what} has no memory of its own (a fake, meta or lazy tensor): give a real tensor")
+    return Described(address, count, code, stream)
 
 
-def _check_torch(x: TensorLike, what: str) -> None:
+def _known(x: TensorLike, what: str, device: Device) -> TensorLike:
+    """A numpy array, a torch tensor, or what another package's array says of itself."""
+    if is_torch(x) or is_numpy(x):
+        return x
+    found = _devices.foreign(x, what)
+    if found is not None:
+        return found
+    torch = sys.modules.get("torch")
+    if device.is_gpu and torch is not None and hasattr(x, "__dlpack__"):
+        return torch.from_dlpack(x)
+    kind_of(x, what)  # raises
+    return x
+
+
+def _check_torch(x: TensorLike, what: str, device: Device) -> None:
     torch = sys.modules["torch"]
     if x.layout is not torch.strided:
         raise InvalidError(f"{what} is a sparse tensor: call .to_dense(), or make the layer with sparse=False")
-    if x.device.type != "cpu":
-        raise InvalidError(f"{what} is on {x.device}, but this reducer works on host memory: call .cpu()")
+    if not device.holds(x):
+        if device.is_gpu:
+            raise InvalidError(
+                f"{what} is on {x.device}, but this reducer works on {device.name}: move it there with .to()"
+            )
+        raise InvalidError(
+            f"{what} is on {x.device}, but this works on host memory: call .cpu(), or for GPU tensors make the reducer with "
+            'device="cuda"'
+        )
     if not x.is_contiguous():
         raise InvalidError(
             f"{what} is not contiguous (shape {tuple(x.shape)}, strides {x.stride()}): call .contiguous(), or for a "
             "dense tensor of another memory format pass a flat view of its memory on every rank"
         )
+
+
+def _check_foreign(x: _devices.Foreign, what: str, write: bool, device: Device) -> None:
+    if not device.is_gpu:
+        raise InvalidError(f'{what} is on a GPU, but this works on host memory: make the reducer with device="cuda"')
+    if not x.contiguous:
+        raise InvalidError(f"{what} is not contiguous (shape {x.shape}): copy it")
+    if write and not x.writable:
+        raise InvalidError(f"{what} is read-only, but it is going to be written: give a writable array or a copy")
 
 
 def _check_numpy(x: TensorLike, what: str, write: bool) -> None:
@@ -165,18 +215,22 @@ def _check_numpy(x: TensorLike, what: str, write: bool) -> None:
 
 
 class TensorTable:
-    """A reusable array of gtopk_tensor_t for up to `capacity` tensors. What it says of tensors, it says of the latest fill."""
+    """A reusable array of gtopk_tensor_t for up to `capacity` tensors on one device. What it says of tensors, it says of the
+    latest fill."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, device: Device = HOST) -> None:
+        self.device = device
         self._words = array("Q", bytes(8 * _WORDS * max(capacity, 1)))
         self.address = self._words.buffer_info()[0]
         self.starts: list[int] = []  # each tensor's address
+        self._count = 0
         self._lengths: Sequence[int] = []
         self._dtypes: list[Any] = []
         self._sizes: list[int] | None = None
+        self._stream: int | None = None
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return self._count
 
     @property
     def sizes(self) -> list[int]:
@@ -184,6 +238,10 @@ class TensorTable:
         if self._sizes is None:
             self._sizes = [length * x.itemsize for length, x in zip(self._lengths, self._dtypes, strict=True)]
         return self._sizes
+
+    def stream(self) -> int | None:
+        """On which the tensors are written and read."""
+        return self.device.stream() if self._stream is None else self._stream
 
     def fill(
         self,
@@ -207,7 +265,15 @@ class TensorTable:
         if torch is None:
             return False
         tensor_type, strided = torch.Tensor, torch.strided
-        if False in [isinstance(x, tensor_type) and x.layout is strided and x.is_cpu for x in tensors]:
+        index = self.device.gpu
+        if index < 0:
+            good = [isinstance(x, tensor_type) and x.layout is strided and x.is_cpu for x in tensors]
+        else:
+            good = [
+                isinstance(x, tensor_type) and x.layout is strided and x.is_cuda and x.get_device() == index
+                for x in tensors
+            ]
+        if False in good:
             return False
         if [x.numel() for x in tensors] != lengths or False in [x.is_contiguous() for x in tensors]:
             return False
@@ -222,18 +288,35 @@ class TensorTable:
         if 0 in addresses and any(length and not address for length, address in zip(lengths, addresses, strict=True)):
             return False
         self._store(addresses, lengths, codes)
-        self._dtypes = dtypes
+        self._dtypes, self._stream = dtypes, None
         return True
+
+    def copy_rows(self, other: TensorTable, rows: Sequence[int]) -> None:
+        """Row ``rows[i]`` becomes row i of the other one. `starts` and `sizes` do not know of it."""
+        mine, theirs = self._words, other._words
+        at = 0
+        for row in rows:
+            to = row * _WORDS
+            mine[to : to + _WORDS] = theirs[at : at + _WORDS]
+            at += _WORDS
+        self._count = max(self._count, 1 + max(rows, default=-1))
+        self._dtypes = []
 
     def _fill_any(
         self, tensors: Sequence[TensorLike], lengths: Sequence[int], name: Callable[[int], str], write: bool
     ) -> None:
         rows = [
-            describe(x, name(i), write=write, length=length)
+            describe(x, name(i), write=write, length=length, device=self.device)
             for i, (x, length) in enumerate(zip(tensors, lengths, strict=True))
         ]
-        self._dtypes = []
-        self._store([row[0] for row in rows], lengths, [row[2] for row in rows])
+        streams = {row.stream for row in rows}
+        if len(streams) > 1:
+            raise InvalidError(
+                f"{name(0)} and the others belong to different streams ({', '.join(map(str, streams))}): give arrays of one "
+                "package, written on one stream"
+            )
+        self._dtypes, self._stream = [], streams.pop() if streams else None
+        self._store([row.address for row in rows], lengths, [row.dtype for row in rows])
 
     def _store(self, addresses: list[int], lengths: Sequence[int], codes: list[int] | None) -> None:
         end = _WORDS * len(addresses)
@@ -243,4 +326,4 @@ class TensorTable:
             self._sizes = None
         if codes is not None:
             self._words[2:end:_WORDS] = array("Q", [code << _DTYPE_SHIFT for code in codes])
-        self.starts, self._lengths = addresses, lengths
+        self.starts, self._lengths, self._count = addresses, lengths, len(addresses)

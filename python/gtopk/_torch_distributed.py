@@ -177,7 +177,7 @@ class TorchDistributed:
     def _bytes(self, address: int, length: int) -> Any:
         """The library's memory as a uint8 tensor, without copying."""
         if not length:
-            return self._torch.empty(0, dtype=self._torch.uint8)
+            return self._torch.empty(0, dtype=self._torch.uint8, device="cpu")
         return self._torch.frombuffer(_view_of_memory(address, length, _WRITABLE), dtype=self._torch.uint8)
 
     def _quietly(self, end: Callable[[], Any]) -> None:

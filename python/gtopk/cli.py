@@ -20,10 +20,11 @@ from typing import NamedTuple
 from . import _c_api, _launcher, _lib, _mpi_module, comm
 from ._communicator import default_timeout
 from ._version import __version__
-from .errors import GtopkError
+from .errors import GtopkError, NotFoundError
 from .reducer import Reducer
 
 _TRY_SECONDS = 60.0
+_EMULATED = "gtopk's kernels were emulated only: no GPU has run them before, and no figure was measured"
 
 
 class Finding(NamedTuple):
@@ -86,7 +87,7 @@ def examine() -> Iterator[Finding]:
     yield from _mpi()
     yield _torch()
     yield _package("numpy", "needed for numpy arrays and `gtopk.decode`: pip install numpy")
-    yield _cuda()
+    yield from _gpu()
     yield _nccl()
 
 
@@ -149,15 +150,25 @@ def _package(name: str, advice: str) -> Finding:
         return Finding(True, name, "found, version unknown")
 
 
-def _cuda() -> Finding:
+def _gpu() -> Iterator[Finding]:
+    """Whether the library can use a GPU, by asking it to."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-        version = ctypes.c_int()
-        if driver.cuDriverGetVersion(ctypes.byref(version)) == 0:
-            return Finding(True, "CUDA driver", f"supports CUDA {version.value // 1000}.{version.value % 1000 // 10}")
-    except (OSError, AttributeError):
-        pass
-    return Finding(False, "CUDA driver", "not found", "needed on machines with an NVIDIA GPU only")
+        library = _c_api.library()
+    except GtopkError:
+        return
+    info = dict(line.split("=", 1) for line in library.gtopk_build_info().decode().splitlines() if "=" in line)
+    if info["cuda"] == "none":
+        advice = "needed with NVIDIA GPUs only: see docs/development.md"
+        yield Finding(False, "GPU", "this build has no kernels for GPUs", advice)
+        return
+    text = ctypes.create_string_buffer(256)
+    try:
+        _c_api.check(library.gtopk_device_describe(b"cuda", text, len(text)))
+    except GtopkError as error:
+        advice = "needed on machines with an NVIDIA GPU only" if isinstance(error, NotFoundError) else ""
+        yield Finding(False, "GPU", error.text, advice)
+        return
+    yield Finding(True, "GPU", text.value.decode("utf-8", "replace"), _EMULATED)
 
 
 def _nccl() -> Finding:

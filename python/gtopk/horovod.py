@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
+from . import _c_api
 from . import comm as _comm
 from .comm import Average, Op, Sum, barrier, is_initialized, local_rank, rank, size
 from .errors import GtopkError as HorovodInternalError
@@ -31,6 +32,7 @@ from .errors import InvalidError, StateError, UnsupportedError
 from .torch import DistributedOptimizer as _DistributedOptimizer
 from .torch.broadcast import broadcast_optimizer_state as _broadcast_optimizer_state
 from .torch.broadcast import broadcast_parameters
+from .torch.local_options import exchanges_weights
 from .torch.optimizer import DistributedMixin, distributed_class
 
 __all__ = [
@@ -198,6 +200,8 @@ def DistributedOptimizer(
         raise InvalidError("gradient_predivide_factor is for op=hvd.Average")
     if compression is not None:
         options.setdefault("value_type", compression)
+    if op is Sum and exchanges_weights(options.get("local_steps", 1), options.get("exchange")):
+        raise UnsupportedError("op=hvd.Sum is for gradients, and local steps exchange weights: leave out one of them")
     wrapped = _DistributedOptimizer(
         optimizer, named_parameters, backward_passes_per_step=backward_passes_per_step, **options
     )
@@ -342,8 +346,8 @@ def nccl_built() -> bool:
 
 
 def cuda_built() -> bool:
-    """False: gradients travel from host memory."""
-    return False
+    """True when the library has kernels for GPUs. (Emulated only: no GPU has run them yet.)"""
+    return b"cuda=none" not in _c_api.library().gtopk_build_info()
 
 
 def rocm_built() -> bool:

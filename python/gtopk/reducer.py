@@ -1,4 +1,4 @@
-"""The reducer: one training step of sparse gradient exchange, on numpy arrays and CPU torch tensors."""
+"""The reducer: one training step of sparse gradient exchange, on numpy arrays, torch tensors and arrays on a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import _c_api, _tensors, _threads
+from . import _c_api, _devices, _tensors, _threads
 from . import comm as _comm
 from ._tensors import TensorLike
 from .errors import CorruptError, InvalidError, StateError
@@ -54,8 +54,9 @@ class Reducer:
     rollback : bool
         A non-finite step leaves the residual (and velocity) as it was before `accumulate`, bit for bit. Takes 4 more
         bytes an entry (8 with a velocity).
-    device : {"cpu", "reference"}, optional
-        ``reference`` is slow and obvious. Default: GTOPK_DEVICE, else "cpu".
+    device : {"cpu", "cuda", "cuda:1", "reference"} or torch.device, optional
+        Where the gradients are, and all that is computed on them. "cuda": PyTorch's current GPU. ``reference`` is slow and
+        obvious. Default: GTOPK_DEVICE, else "cpu". Ranks may differ.
     comm : Comm, optional
         Default: the one that ``gtopk.init()`` made.
 
@@ -70,6 +71,10 @@ class Reducer:
     -----
     A step is any number of `accumulate` calls, each segment at most once, and one `reduce` or `reduce_sparse`, which
     are collective. Used by one thread at a time.
+
+    On a GPU everything is queued on PyTorch's current stream there (of other packages' arrays, on the stream that they name),
+    and memory comes from PyTorch's pool. Arrays are torch tensors, or have ``__cuda_array_interface__`` or DLPack.
+    Residuals and states are copied to host memory. See the guide on GPUs.
 
     Examples
     --------
@@ -98,7 +103,7 @@ class Reducer:
         merge_growth: float = 1.0,
         momentum_correction: bool = False,
         rollback: bool = False,
-        device: str | None = None,
+        device: Any = None,
         comm: _comm.Comm | None = None,
     ) -> None:
         self._handle: int | None = None
@@ -107,9 +112,10 @@ class Reducer:
         self.comm = _comm.current() if comm is None else comm
         self.density = _number(density, "density")
         self.algorithm, self.value_type = algorithm, value_type
+        named = _devices.wanted(device)
         config = _c_api.ReducerConfig(
             struct_size=ctypes.sizeof(_c_api.ReducerConfig),
-            device=None if device is None else device.encode(),
+            device=None if named is None else named.encode(),
             density=self.density,
             algorithm=_code(_c_api.ALGORITHMS, algorithm, "algorithm"),
             value_type=_code(_c_api.VALUE_TYPES, value_type, "value_type"),
@@ -118,6 +124,8 @@ class Reducer:
             merge_growth=_number(merge_growth, "merge_growth"),
             parallel_for=_threads.parallel_for(),
             rollback=int(bool(rollback)),
+            allocator=_devices.allocator(named),
+            stream=None if named is None else _devices.of_name(named).stream(),
         )
         self._library = _c_api.library()
         lengths = array("Q", self.segment_lengths)
@@ -133,9 +141,10 @@ class Reducer:
         )
         self._handle = handle.value
         self.dim: int = self._library.gtopk_reducer_dim(handle)
+        self._device = _devices.of_name(self._library.gtopk_reducer_device(handle).decode())
         self._kind: _tensors.Kind = _tensors.default_kind()
-        self._inputs = _tensors.TensorTable(len(self.segment_lengths))
-        self._outputs = _tensors.TensorTable(len(self.segment_lengths))
+        self._inputs = _tensors.TensorTable(len(self.segment_lengths), self._device)
+        self._outputs = _tensors.TensorTable(len(self.segment_lengths), self._device)
         self._segments = array("I", bytes(4 * max(1, len(self.segment_lengths))))
         self._stats = _c_api.Stats(struct_size=ctypes.sizeof(_c_api.Stats))
         self._latest: dict[str, Any] = {}
@@ -193,27 +202,43 @@ class Reducer:
                 f"{len(grads)} gradients for {len(lengths)} segments: give one tensor for each segment, or name the segments"
             )
         if isinstance(grads, _tensors.TensorTable):
-            table = self._own(grads)
+            table = self._own(grads) if segments is None else self._inputs
         else:
             table = self._inputs
             table.fill(grads, lengths, _name("gradient", segments), write=zero_input)
-            if grads:
+            if grads and (_tensors.is_torch(grads[0]) or _tensors.is_numpy(grads[0])):
                 self._kind = _tensors.kind_of(grads[0], "gradient")
         flags = (_c_api.ZERO_INPUT if zero_input else 0) | (_c_api.FOUND_INF if found_inf else 0)
         status = self._library.gtopk_reducer_accumulate(
-            self._talking(), address, table.address, len(grads), _number(scale, "scale"), flags, None
+            self._talking(), address, table.address, len(grads), _number(scale, "scale"), flags, table.stream()
         )
         _c_api.check(status)
 
     def describe(self, tensors: Sequence[Tensor]) -> _tensors.TensorTable | None:
-        """CPU torch tensors of all segments, in order, for `accumulate_many` and then `reduce` of one step in their place.
+        """Torch tensors of all segments, in order, for `accumulate_many` and then `reduce` of one step in their place.
 
         Neither looks at them again, so they must stay what and where they are until then. None where one of them is no
-        contiguous CPU tensor of its segment's length and of a type that can be exchanged.
+        contiguous tensor on the reducer's device, of its segment's length and of a type that can be exchanged.
         """
         if len(tensors) != len(self.segment_lengths) or not self._outputs.fill_torch(tensors, self.segment_lengths):
             return None
         self._kind = "torch"
+        return self._outputs
+
+    def describe_some(self, segments: Sequence[int], tensors: Sequence[Tensor]) -> _tensors.TensorTable | None:
+        """The same for some of the segments: for `accumulate_many` of these, and nothing else before it.
+
+        When all segments were described so in a step, `described` is what its `reduce` takes.
+        """
+        if not self._inputs.fill_torch(tensors, self._choose(segments)):
+            return None
+        self._outputs.copy_rows(self._inputs, segments)
+        self._kind = "torch"
+        return self._inputs
+
+    @property
+    def described(self) -> _tensors.TensorTable:
+        """The tensors that `describe` or `describe_some` has seen."""
         return self._outputs
 
     def reduce(
@@ -243,7 +268,7 @@ class Reducer:
         Notes
         -----
         When an entry overflowed on any rank the step is non-finite on all: ``nonfinite`` is 1, outputs are NaN, and
-        the residual keeps what was accumulated.
+        the residual keeps what was accumulated, or with ``rollback=True`` is what it was before.
 
         After an error other than `InvalidError` and `StateError` the step did not happen on this rank, the residual is
         as it was after accumulate, and the communicator is broken.
@@ -254,7 +279,7 @@ class Reducer:
             self._outputs.address,
             len(outputs),
             _flags(outputs_are_zero, joined),
-            None,
+            self._outputs.stream(),
             ctypes.byref(self._stats),
         )
         _c_api.check(status)
@@ -270,13 +295,19 @@ class Reducer:
         values : float32 array
             Of the kind (numpy or torch) of the gradients. Both are empty after a non-finite step; see `stats`.
         """
+        if self._device.is_gpu and self._kind != "torch":
+            raise InvalidError("reduce_sparse on a GPU gives torch tensors: import torch first, or call reduce")
         capacity = int(self._library.gtopk_reducer_max_count(self.handle))
-        indices = _tensors.empty(self._kind, capacity, "uint32")
-        values = _tensors.empty(self._kind, capacity, "float32")
+        indices = _tensors.empty(self._kind, capacity, "uint32", self._device.place)
+        values = _tensors.empty(self._kind, capacity, "float32", self._device.place)
         out = _c_api.Set(_tensors.pointer(indices), _tensors.pointer(values), capacity, 0)
         _c_api.check(
             self._library.gtopk_reducer_reduce_sparse(
-                self._talking(), ctypes.byref(out), _flags(False, joined), None, ctypes.byref(self._stats)
+                self._talking(),
+                ctypes.byref(out),
+                _flags(False, joined),
+                self._device.stream(),
+                ctypes.byref(self._stats),
             )
         )
         remember([self._keep_stats()])
@@ -299,6 +330,15 @@ class Reducer:
         return dict(self._latest)
 
     # ---- settings and residual ----
+
+    @property
+    def device(self) -> str:
+        """Where the gradients must be: "cpu", "cuda:0"."""
+        return self._device.name
+
+    def wait(self) -> None:
+        """Waits until everything that was queued for this reducer on its GPU has been done. On the CPU nothing is queued."""
+        _c_api.check(self._library.gtopk_reducer_wait(self.handle, None))
 
     def set_density(self, density: float) -> None:
         """Another density from the next step on. Collective, between steps, the same on all ranks."""
@@ -466,10 +506,12 @@ class Reducer:
 
     def _write(self, function: Callable[..., int], segment: int, values: TensorLike, what: str) -> None:
         length = self._choose((segment,))[0]
-        address, _, dtype = _tensors.describe(values, f"{what} of segment {segment}", length=length)
-        if dtype != _c_api.F32:
+        if _tensors.is_torch(values):
+            values = values.detach().to("cpu")
+        described = _tensors.describe(values, f"{what} of segment {segment}", length=length)
+        if described.dtype != _c_api.F32:
             raise InvalidError(f"{what} of segment {segment} is {_tensors.dtype_name(values)}, but must be float32")
-        _c_api.check(function(self.handle, segment, address, length))
+        _c_api.check(function(self.handle, segment, described.address, length))
 
     def _take_outputs(self, outputs: Sequence[TensorLike] | _tensors.TensorTable) -> None:
         if len(outputs) != len(self.segment_lengths):
@@ -550,8 +592,9 @@ def reduce_together(
         tables = (ctypes.c_void_p * count)(*[reducer._outputs.address for reducer in reducers])
         counts = (ctypes.c_size_t * count)(*[len(tensors) for tensors in lists])
     places = (ctypes.c_void_p * count)(*[ctypes.addressof(reducer._stats) for reducer in reducers])
+    stream = reducers[0]._outputs.stream() if reducers else None
     status = _c_api.library().gtopk_reducers_reduce(
-        handles, tables, counts, count, _flags(outputs_are_zero, joined), None, places
+        handles, tables, counts, count, _flags(outputs_are_zero, joined), stream, places
     )
     _c_api.check(status)
     return remember([reducer._keep_stats() for reducer in reducers])

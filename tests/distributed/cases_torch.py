@@ -33,7 +33,7 @@ def case_bfloat16():
             reducer.accumulate(0, grad, zero_input=True)
             assert not grad.any()
             reducer.reduce([grad], outputs_are_zero=True)
-            assert_same_on_all_ranks(grad.float().numpy())
+            assert_same_on_all_ranks(grad.float().cpu().numpy())
             assert (grad == torch.tensor((gtopk.size() - 1) / 2, dtype=dtype)).all()
 
 

@@ -8,7 +8,7 @@ import torch
 from cases_torch_optimizer import assert_replicas, flat, wrapped
 from harness import Warnings, raises
 from torch import nn, optim
-from torch_support import batch, loss_of, make
+from torch_support import DEVICE, batch, loss_of, make
 
 import gtopk
 
@@ -43,12 +43,13 @@ def case_random_overflows_for_100_steps():
     for how in ("plain", "unscale and clip", "synchronize and clip", "unscale, synchronize"):
         for kind, more in ((optim.SGD, {"momentum": 0.9}), (optim.Adam, {"fused": True})):
             model = make()
-            scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6)
+            scaler = torch.amp.GradScaler(DEVICE, init_scale=1024.0, growth_interval=10**6)
             given = {} if "synchronize" not in how else {"grad_scaler": scaler}
             optimizer = wrapped(model, kind, lr=0.001, density=0.05, more=more, **given)
             overflows = 0
-            for step in range(100 if how == "plain" and not more.get("fused") else 20):
-                overflow = bool(torch.rand((), generator=own) < 0.1)
+            steps = 100 if how == "plain" and not more.get("fused") else 20
+            for step in range(steps if DEVICE == "cpu" else steps // 5):
+                overflow = bool(torch.rand((), generator=own, device="cpu") < 0.1)
                 before = flat(model.parameters())
                 scaled_step(model, optimizer, scaler, step, overflow, how)
                 anywhere = gtopk.allreduce(torch.tensor(float(overflow)), op=gtopk.Sum).item() > 0
@@ -72,7 +73,7 @@ def case_a_skipped_step_is_not_applied_later():
         {"momentum_correction": True, "more": {"momentum": 0.9}},
     ):
         model = nn.ParameterDict({"a": torch.zeros(20), "b": torch.zeros(5)})
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scaler = torch.amp.GradScaler(DEVICE, init_scale=1024.0)
         optimizer = wrapped(model, lr=1.0, density=0.1, **options)
         torch.manual_seed(gtopk.rank())
         for step in range(6):
@@ -101,7 +102,7 @@ def case_gradients_that_overflowed_elsewhere_move_nothing():
     logging.disable(logging.WARNING)
     for options in ({}, {"algorithm": "dense"}):
         model = nn.ParameterDict({"a": torch.zeros(20)})
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**16)
         optimizer = wrapped(model, lr=1.0, density=1.0, **options)
         for step in range(6):
             scaler.scale(torch.zeros(()))
@@ -119,7 +120,7 @@ def case_the_scale_does_not_change_the_result():
     results = []
     for scale in (1.0, 4096.0):
         model = make()
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+        scaler = torch.amp.GradScaler(DEVICE, init_scale=scale, growth_interval=2)
         optimizer = wrapped(model, density=0.02)
         for step in range(6):
             scaled_step(model, optimizer, scaler, step, False, "plain")
@@ -131,7 +132,7 @@ def case_the_scale_does_not_change_the_result():
 
 def case_a_disabled_scaler():
     model = make()
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    scaler = torch.amp.GradScaler(DEVICE, enabled=False)
     optimizer = wrapped(model, density=0.02, grad_scaler=scaler)
     for how in ("plain", "synchronize and clip"):
         scaled_step(model, optimizer, scaler, 0, False, how)
@@ -141,7 +142,7 @@ def case_a_disabled_scaler():
 def case_synchronize_without_grad_scaler_is_an_error():
     """The branch for mixed precision in Horovod's examples is such a program."""
     model = make()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=1024.0)
     optimizer = wrapped(model, density=0.02)
     scaler.scale(loss_of(model, batch(0, gtopk.rank()))).backward()
     optimizer.synchronize()
@@ -155,7 +156,7 @@ def case_bf16_autocast():
     optimizer = wrapped(model, optim.AdamW, lr=0.01, density=0.02)
     for step in range(4):
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             loss = loss_of(model, batch(step, gtopk.rank()))
         loss.backward()
         optimizer.step()
@@ -166,7 +167,7 @@ def case_a_rank_without_any_gradient():
     """found_inf is then no tensor but the number 0, and scaler.update() fails unless gtopk knows the scaler."""
     for known in (False, True):
         model = make()
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        scaler = torch.amp.GradScaler(DEVICE, init_scale=1024.0)
         optimizer = wrapped(model, density=0.02, **({"grad_scaler": scaler} if known else {}))
         scaler.scale(torch.ones(1))
         if gtopk.rank() == 0:
@@ -184,7 +185,7 @@ def case_a_rank_without_any_gradient():
 
 def case_a_rank_without_gradient_that_leaves_out_the_scaler():
     model = make()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=1024.0)
     optimizer = wrapped(model, density=0.02)
     scaler.scale(torch.ones(1))
     if gtopk.rank() == 0:
@@ -198,7 +199,7 @@ def case_a_rank_without_gradient_that_leaves_out_the_scaler():
 
 def case_synchronize_by_hand_on_a_rank_without_any_gradient():
     model = make()
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=1024.0)
     optimizer = wrapped(model, density=0.02, grad_scaler=scaler)
     for step in range(2):
         optimizer.zero_grad()

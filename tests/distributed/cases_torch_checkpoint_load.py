@@ -13,14 +13,14 @@ import gtopk
 
 def load(run, what, **options):
     model, optimizer = new(run)
-    saved = torch.load(file(run, what), weights_only=True)
+    saved = torch.load(file(run, what), weights_only=True, map_location="cpu")
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"], **options)
     return model, optimizer, saved
 
 
 def same_size():
-    saved = torch.load(file("sgd", 0), weights_only=True)
+    saved = torch.load(file("sgd", 0), weights_only=True, map_location="cpu")
     return saved["optimizer"]["gtopk"]["size"] == gtopk.size()
 
 
@@ -32,7 +32,7 @@ def case_own_state_resumes_bit_for_bit():
             model, optimizer, _ = load(run, gtopk.rank(), strict=True)
         assert texts == []
         train(model, optimizer, 10, 10, gtopk.rank())
-        end = torch.load(file(run, f"end-{gtopk.rank()}"), weights_only=True)
+        end = torch.load(file(run, f"end-{gtopk.rank()}"), weights_only=True, map_location="cpu")
         assert torch.equal(
             flat(model.parameters()), flat(end["model"][name] for name, _ in model.named_parameters())
         ), run
@@ -85,7 +85,7 @@ def case_loading_on_one_rank_and_broadcasting():
 def case_ranks_at_different_steps_are_an_error_on_all():
     optimizer = (load if gtopk.rank() == 0 else lambda run, _: new(run))("sgd", "consolidated")[1]
     raises(gtopk.DesyncError, optimizer.step, "after step 10", "starts anew", "broadcast_optimizer_state")
-    saved = torch.load(file("sgd", "consolidated"), weights_only=True)["optimizer"]
+    saved = torch.load(file("sgd", "consolidated"), weights_only=True, map_location="cpu")["optimizer"]
     saved["gtopk"]["step"] += gtopk.rank()
     optimizer.load_state_dict(saved)
     raises(gtopk.DesyncError, optimizer.step, "after step 10", "after step 11")
@@ -93,7 +93,7 @@ def case_ranks_at_different_steps_are_an_error_on_all():
 
 def case_a_state_without_gtopk():
     model, optimizer, _ = load("sgd", "consolidated")
-    saved = torch.load(file("sgd", "consolidated"), weights_only=True)["optimizer"]
+    saved = torch.load(file("sgd", "consolidated"), weights_only=True, map_location="cpu")["optimizer"]
     del saved["gtopk"]
     optimizer.load_state_dict(saved)
     assert residuals(optimizer) == {}

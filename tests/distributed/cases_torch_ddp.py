@@ -13,7 +13,7 @@ from cases_torch_optimizer import assert_replicas, flat
 from harness import Warnings, raises
 from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel
-from torch_support import batch, loss_of, make
+from torch_support import DEVICE, batch, loss_of, make
 
 import gtopk
 from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
@@ -137,13 +137,13 @@ def case_grad_scaler():
     logging.disable(logging.WARNING)
     model = make()
     del model.unused
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=1024.0, growth_interval=3)
     state = named_state(model, density=0.05, grad_scaler=scaler)
     net = hooked(model, state)
     optimizer = optim.SGD(net.parameters(), lr=0.01)
     generator = torch.Generator().manual_seed(gtopk.rank())
     for step in range(30):
-        overflow = bool(torch.rand((), generator=generator) < 0.1)
+        overflow = bool(torch.rand((), generator=generator, device="cpu") < 0.1)
         anywhere = gtopk.allreduce(torch.tensor(float(overflow)), op=gtopk.Sum).item() > 0
         before = flat(model.parameters())
         optimizer.zero_grad()
@@ -166,7 +166,7 @@ def case_the_scale_does_not_change_the_result():
     for scale in (1.0, 4096.0):
         model = make()
         del model.unused
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+        scaler = torch.amp.GradScaler(DEVICE, init_scale=scale, growth_interval=2)
         net = hooked(model, named_state(model, density=0.02, grad_scaler=scaler))
         optimizer = optim.SGD(net.parameters(), lr=0.1)
         for step in range(6):
@@ -197,7 +197,7 @@ def case_a_skipped_step_is_not_applied_later():
     logging.disable(logging.WARNING)
     for options in ({}, {"algorithm": "dense"}, {"dense_below": 10}):
         model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)).to(torch.float64 if options else torch.float32)
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**16)
         state = named_state(model, grad_scaler=scaler, density=1.0, **options)
         net = hooked(model, state)
         optimizer = optim.SGD(net.parameters(), lr=1.0)
@@ -264,7 +264,7 @@ def case_what_no_rank_used_is_not_lost():
     ):
         for dtype in (torch.float32, torch.float64):
             model = Tasks(dtype=dtype)
-            scaler = torch.amp.GradScaler("cpu", init_scale=4.0, enabled=options.get("grad_scaler", False))
+            scaler = torch.amp.GradScaler(DEVICE, init_scale=4.0, enabled=options.get("grad_scaler", False))
             state = named_state(model, density=0.1, value_type="fp32", **{**options, "grad_scaler": scaler})
             net = hooked(model, state, find_unused_parameters=True, **more)
             names = [name for name, _ in model.named_parameters()]

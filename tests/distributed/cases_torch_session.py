@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from harness import assert_same_on_all_ranks
+from torch_support import DEVICE
 
 import gtopk
 from gtopk.torch.exchange import Options
@@ -43,7 +44,7 @@ def case_pieces_on_some_ranks_and_all_at_once_on_others():
                 updates = one.finish()
             else:
                 updates = one.step(mine)
-            assert_same_on_all_ranks(torch.cat(updates).numpy())
+            assert_same_on_all_ranks(torch.cat(updates).cpu().numpy())
 
 
 def case_local_steps():
@@ -55,12 +56,12 @@ def case_local_steps():
     for _ in range(4):
         weights = start.clone()
         for _ in range(3):
-            weights -= torch.randint(-3, 4, (50,), generator=generator) * 48.0 * gtopk.size()
+            weights -= torch.randint(-3, 4, (50,), generator=generator, device="cpu").to(DEVICE) * 48.0 * gtopk.size()
         given += start - weights
         (update,) = one.step([start - weights])
         start -= update
-        assert_same_on_all_ranks(start.numpy())
+        assert_same_on_all_ranks(start.cpu().numpy())
     total = gtopk.allreduce(given, op=gtopk.Sum)
-    kept = gtopk.allreduce(one.exchange.state()["s0"].residual, op=gtopk.Sum)
+    kept = gtopk.allreduce(one.exchange.state()["s0"].residual.to(DEVICE), op=gtopk.Sum)
     assert kept.any()
     assert torch.equal(kept - gtopk.size() * start, total)

@@ -1,6 +1,7 @@
 """Runs cases on all ranks of a launch: harness.py MODULE... calls every case_* function of the modules, in order.
 
-Started by mpirun with numpy arrays, by torchrun with torch tensors (GTOPK_TEST_KIND=torch). Rank 0 prints one line a
+Started by mpirun with numpy arrays, by torchrun with torch tensors (GTOPK_TEST_KIND=torch); with GTOPK_TEST_DEVICE=cuda
+torch tensors are on GPUs. Rank 0 prints one line a
 case. The first failure ends the process at once with status 1, and the launcher ends the other ranks: after it they
 would not be doing the same things any more.
 """
@@ -13,12 +14,14 @@ import os
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 
 import gtopk
 
 KIND = os.environ.get("GTOPK_TEST_KIND", "numpy")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 
 
 def given(x):
@@ -31,7 +34,7 @@ def given(x):
 
 
 def as_numpy(x):
-    return x if isinstance(x, np.ndarray) else x.detach().numpy()
+    return x if isinstance(x, np.ndarray) else x.detach().cpu().numpy()
 
 
 def gather(x):
@@ -73,7 +76,22 @@ class Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
 
+def use_gpu():
+    """Tensors are made on a GPU from here on, or on what stands in for one; ranks take different ones where there are."""
+    import torch
+    import torch_cuda
+
+    torch_cuda.install()
+    gpu = int(os.environ.get("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")))
+    torch.cuda.set_device(gpu % torch.cuda.device_count())
+    torch.set_default_device("cuda")
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group(torch_cuda.BACKEND)
+
+
 def main(modules):
+    if os.environ.get("GTOPK_TEST_DEVICE") == "cuda":
+        use_gpu()
     gtopk.init()
     count = 0
     for module in map(importlib.import_module, modules):

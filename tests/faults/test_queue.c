@@ -84,6 +84,7 @@ static void parts_create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *s
     config.density = 0.15;
     config.device = "guarded";
     config.value_type = scenario->size % 4;
+    config.rollback = scenario->size % 2;
     parts->count = parts_of(scenario->algorithm, parts->length);
     for (size_t i = 0; i < parts->count; i++) {
         config.algorithm = parts->count == 1 ? scenario->algorithm

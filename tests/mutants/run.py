@@ -51,6 +51,7 @@ TESTS = [
 # The same for mutants of the Python package: arguments of pytest.
 PYTHON_TESTS = [
     "test_torch_session.py",
+    "test_torch_local.py",
     "test_torch_wrapping.py",
     "test_torch_optimizer.py",
     "test_torch_rebuild.py",

@@ -96,6 +96,7 @@ def run_pages(mode, pages):
         chosen = [] if file.name == "README.md" or file.suffix == ".py" else list(set_up)
         chosen += [block for block in found if block.how == "" or block.how == mode]
         namespace = {"__name__": "__main__"}
+        sys.argv = [str(file)]
         for block in chosen:
             run(block, namespace)
         import gtopk

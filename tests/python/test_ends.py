@@ -31,6 +31,17 @@ def test_an_exit_with_a_status_ends_the_job(how, status):
     assert found == status, output
 
 
+def test_a_rank_that_never_starts_is_not_waited_for_forever():
+    """MPI_Init itself knows no deadline."""
+    status, output = launcher.mpirun(3, "absent_rank.py", limit=LIMIT)
+    assert status != 0, output
+    assert "every process that mpirun started must call gtopk.init(). It has waited for 1 s (of at most 6)" in output, (
+        output
+    )
+    assert "has waited for 6 s, the whole timeout" in output, output
+    assert "init returned" not in output, output
+
+
 def test_ranks_that_end_together_say_nothing():
     status, output = launcher.mpirun(3, "ending_rank.py", "together", limit=LIMIT)
     assert (status, output) == (0, "")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import launcher
+import numpy as np
 import pytest
 from test_example_data import EXAMPLES, write_cifar10
 
@@ -147,6 +148,39 @@ def test_the_main_job_on_two_ranks(tmp_path: Path) -> None:
     assert last["bytes_sent_per_step"] == run["last_step"]["bytes_sent"]
     assert 4 < first["bytes_sent_per_step"] / last["bytes_sent_per_step"] < 7
     assert run["bytes_sent"] == 4 * first["bytes_sent_per_step"] + 2 * last["bytes_sent_per_step"]
+
+
+def write_plain_images(folder: Path) -> None:
+    """CIFAR-10's form, and as easy as can be: the brightness is the label."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(3)
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        labels = random.integers(0, 10, 64, dtype=np.uint8)
+        noise = random.integers(0, 10, (64, 3072), dtype=np.uint8)
+        np.concatenate([labels[:, None], 24 * labels[:, None] + noise], axis=1).tofile(folder / name)
+
+
+def test_the_main_job_learns(tmp_path: Path) -> None:
+    write_plain_images(tmp_path / "images")
+    result = tmp_path / "run.json"
+    arguments = ["--data", str(tmp_path / "images"), "--batch-size", "8", "--steps", "40", "--report-every", "10"]
+    arguments += ["--density", "0.01", "--warmup-epochs", "0.2", "--lr", "0.05", "--json", str(result)]
+    status, output = launcher.mpirun(3, EXAMPLES / "cifar_resnet20.py", *arguments)
+    assert status == 0, output
+    losses = [line["loss"] for line in json.loads(result.read_text())["history"]]
+    assert losses[-1] < 0.75 * losses[0], losses
+
+
+@pytest.mark.parametrize("ranks", [4])
+def test_losing_a_rank_learns(tmp_path: Path, ranks: int) -> None:
+    """Without an accident; with one: tests/distributed/test_survive.py."""
+    script = EXAMPLES / "losing_a_rank" / "train.py"
+    arguments = ["--checkpoint", str(tmp_path / "checkpoint.pt"), "--steps", "60", "--seed", "3", "--timeout", "60"]
+    status, output = launcher.mpirun(ranks, script, *arguments)
+    assert status == 0, output
+    losses = [float(line.split()[-1]) for line in output.splitlines() if line.startswith("step")]
+    assert len(losses) == 4, output
+    assert losses[-1] < 0.5 * losses[0], output
 
 
 def test_the_main_job_alone_ends_at_its_time_limit_with_a_picture(tmp_path: Path) -> None:

@@ -333,3 +333,32 @@ def test_a_state_with_the_names_of_a_compiled_model(state):
     optimizer.load_state_dict({**state, "gtopk": saved}, strict=True)
     kept = optimizer.state_dict()["gtopk"]["residual"]
     assert all(torch.equal(kept[name], values) for name, values in state["gtopk"]["residual"].items())
+
+
+@pytest.mark.parametrize("saved_inside", [False, True])
+def test_a_state_from_inside_and_outside_of_ddp(state, saved_inside):
+    """DistributedDataParallel puts "module." before every name."""
+    saved = dict(state["gtopk"])
+    if saved_inside:
+        saved["names"], saved["residual_of"] = ([f"module.{n}" for n in saved[f]] for f in ("names", "residual_of"))
+        saved["residual"] = {f"module.{name}": values for name, values in saved["residual"].items()}
+    model = make()
+    named = model.named_parameters(prefix="" if saved_inside else "module")
+    optimizer = gtopk.DistributedOptimizer(optim.SGD(model.parameters(), lr=0.01, momentum=0.9), named, density=0.02)
+    optimizer.load_state_dict({**state, "gtopk": saved}, strict=True)
+    kept = optimizer.state_dict()["gtopk"]["residual"]
+    here = "" if saved_inside else "module."
+    assert len(kept) > 3
+    assert all(torch.equal(kept[here + name], values) for name, values in state["gtopk"]["residual"].items())
+
+
+def test_a_module_that_is_called_module(state):
+    """Where not every name begins so, it is a name as any other."""
+    saved = dict(state["gtopk"])
+    first = saved["names"][0]
+    saved["names"] = [f"module.{first}", *saved["names"][1:]]
+    saved["residual_of"] = ["module." + n if n == first else n for n in saved["residual_of"]]
+    saved["residual"] = {"module." + n if n == first else n: values for n, values in saved["residual"].items()}
+    _, optimizer = new()
+    with pytest.raises(gtopk.MismatchError, match=f"its parameter 0 is module.{first}"):
+        optimizer.load_state_dict({**state, "gtopk": saved})

@@ -7,7 +7,13 @@ import pytest
 
 pytest.importorskip("torch")
 
-OPTIMIZER = ("cases_torch_optimizer", "cases_torch_amp", "cases_torch_horovod", "cases_torch_session")
+OPTIMIZER = (
+    "cases_torch_optimizer",
+    "cases_torch_amp",
+    "cases_torch_horovod",
+    "cases_torch_session",
+    "cases_torch_local",
+)
 
 
 def passed(result, ranks):

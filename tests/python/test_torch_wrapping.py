@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import pytest
 
@@ -178,3 +178,49 @@ def test_a_communicator_of_its_own():
         assert (weight == -1).all()
         gtopk.broadcast_parameters({"weight": weight}, comm=comm)
         gtopk.broadcast_optimizer_state(optimizer)
+
+
+class Registered(optim.SGD):
+    """A class whose subclasses must say something about themselves, and are listed."""
+
+    known: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls, *, label, **kwargs):
+        super().__init_subclass__(**kwargs)
+        Registered.known.append(label)
+
+
+class Mine(Registered, label="mine"):
+    pass
+
+
+def test_a_class_whose_subclasses_need_arguments(either):
+    for kind in (Mine, Registered):
+        model, plain = twins()
+        reference = kind(plain.parameters(), lr=0.1)
+        optimizer = gtopk.DistributedOptimizer(kind(model.parameters(), lr=0.1), model.named_parameters(), **ALL)
+        for one, its in ((plain, reference), (model, optimizer)):
+            train(one, its, 2)
+        assert_equal(model, plain)
+        assert isinstance(optimizer, kind)
+    assert Registered.known == ["mine"]  # and the wrapper is not one that a user made
+
+
+class Asking(type):
+    def __new__(mcls, name, bases, namespace, *, label):
+        return super().__new__(mcls, name, bases, namespace)
+
+    def __init__(cls, name, bases, namespace, *, label):
+        super().__init__(name, bases, namespace)
+
+
+class OverAsking(optim.SGD, metaclass=Asking, label="x"):
+    pass
+
+
+def test_a_metaclass_that_needs_arguments_is_a_clear_error(alone):
+    model = make()
+    optimizer = OverAsking(model.parameters(), lr=0.1)
+    with pytest.raises(gtopk.UnsupportedError, match=r"Asking, the metaclass of OverAsking, refuses .*label"):
+        gtopk.DistributedOptimizer(optimizer, model.named_parameters())
+    assert type(optimizer) is OverAsking

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 
 import torch
 from torch import nn
+
+DEVICE = os.environ.get("GTOPK_TEST_DEVICE", "cpu")
 
 
 class Net(nn.Module):
@@ -35,7 +38,7 @@ def make(channels_last=False, seed=0):
 
 def batch(step, rank=0, size=4):
     generator = torch.Generator().manual_seed(1000 * step + rank)
-    return torch.randn(size, 3, 6, 6, generator=generator)
+    return torch.randn(size, 3, 6, 6, generator=generator, device="cpu").to(DEVICE)
 
 
 def loss_of(model, x):

@@ -4,6 +4,7 @@
 #ifndef TESTS_SUPPORT_CUDA_STANDIN_H
 #define TESTS_SUPPORT_CUDA_STANDIN_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 typedef struct standin_control {
@@ -25,6 +26,12 @@ typedef struct standin_control {
     long (*live)(void);
     /* Opens device memory to the test, or closes it again. Work that is queued is not done by that. */
     void (*peek)(int open);
+    /* Memory of a GPU for others than gtopk: no call fails, and no context is needed. All that is queued is done before it
+     * is released. */
+    void *(*allocate)(int gpu, size_t bytes);
+    void (*release)(void *memory);
+    /* Does what is queued on a stream of a GPU. */
+    void (*pass)(int gpu, void *stream);
 } standin_control_t;
 
 /* The symbol of a standin_control_t in the library. */

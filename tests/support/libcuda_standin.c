@@ -18,6 +18,7 @@
 
 enum { INVALID_VALUE = 1, NOT_INITIALIZED = 3, INVALID_IMAGE = 200, INVALID_HANDLE = 400, NOT_FOUND = 500 };
 enum { LAUNCH_FAILED = 719 };
+enum { GPUS = 4, EVERY = -1 };
 
 /* ---- state ---- */
 
@@ -25,7 +26,7 @@ typedef struct block {
     char *map; /* whole pages, with one behind that nobody may touch */
     size_t map_bytes, bytes;
     char *memory;
-    int pinned;
+    int pinned, gpu;
     struct block *next;
 } block_t;
 
@@ -47,6 +48,7 @@ typedef struct work {
 
 typedef struct stream {
     cu_stream_t name;
+    int gpu;
     work_t *first, **last;
     uint64_t queued, done;
     struct stream *next;
@@ -68,6 +70,7 @@ static struct {
     int capability, processors, blocks_each, gpus, version;
     char lacks[64];
     long live, contexts;
+    int working; /* the GPU whose work is being done; EVERY: a test looks */
 } gpu = {
     .lock = PTHREAD_MUTEX_INITIALIZER,
     .capability = 90,
@@ -75,13 +78,25 @@ static struct {
     .blocks_each = 2,
     .gpus = 1,
     .version = 12080,
+    .working = EVERY,
 };
 
 static _Thread_local cu_context_t stack[16];
 static _Thread_local unsigned depth;
 static struct CUctx_st {
     int unused;
-} the_context;
+} contexts[GPUS];
+
+/* What a function's name stands for: a kernel on a GPU. */
+static struct CUfunc_st {
+    const cuda_emulated_t *kernel;
+    int gpu;
+} functions[GPUS][CUDA_KERNEL_COUNT];
+
+static int current_gpu(void)
+{
+    return depth > 0 ? (int)(stack[depth - 1] - contexts) : 0;
+}
 
 /* ---- memory ---- */
 
@@ -110,6 +125,8 @@ static int granule_open(const char *address)
         const size_t bytes = b->map_bytes - PAGE;
         if (b->pinned || address < b->map || address >= b->map + bytes)
             continue;
+        if (gpu.working != EVERY && gpu.working != b->gpu)
+            return 0; /* another GPU's */
         const size_t begin = (size_t)(address - b->map) / GRANULE * GRANULE;
         const size_t length = bytes - begin < GRANULE ? bytes - begin : GRANULE;
         if (opened_count == sizeof opened / sizeof opened[0] ||
@@ -154,7 +171,12 @@ static void *block_make(size_t bytes, int pinned)
     char *map = mmap(NULL, pages + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (!block || map == MAP_FAILED || mprotect(map, pages, PROT_READ | PROT_WRITE) != 0)
         abort();
-    *block = (block_t){.map = map, .map_bytes = pages + PAGE, .bytes = bytes, .pinned = pinned, .next = gpu.blocks};
+    *block = (block_t){.map = map,
+                       .map_bytes = pages + PAGE,
+                       .bytes = bytes,
+                       .pinned = pinned,
+                       .gpu = current_gpu(),
+                       .next = gpu.blocks};
     block->memory = map + pages - body; /* what is read behind it is a fault */
     memset(map, 0xcb, pages);
     gpu.blocks = block;
@@ -184,18 +206,23 @@ static int block_free(const void *memory)
 
 /* ---- streams: work is done when somebody waits for it ---- */
 
-static stream_t *stream_of(cu_stream_t name)
+static stream_t *stream_on(int number, cu_stream_t name)
 {
     for (stream_t *s = gpu.streams; s; s = s->next)
-        if (s->name == name)
+        if (s->name == name && s->gpu == number)
             return s;
     stream_t *made = calloc(1, sizeof *made);
     if (!made)
         abort();
-    *made = (stream_t){.name = name, .next = gpu.streams};
+    *made = (stream_t){.name = name, .gpu = number, .next = gpu.streams};
     made->last = &made->first;
     gpu.streams = made;
     return made;
+}
+
+static stream_t *stream_of(cu_stream_t name)
+{
+    return stream_on(current_gpu(), name);
 }
 
 static work_t *queue(cu_stream_t name)
@@ -232,8 +259,10 @@ static void work_do(const work_t *work)
 
 static void stream_run(stream_t *stream, uint64_t until)
 {
+    const int before = gpu.working;
     if (stream->done >= until)
         return;
+    gpu.working = stream->gpu;
     memory_open(1);
     while (stream->done < until && stream->first) {
         work_t *work = stream->first;
@@ -247,6 +276,7 @@ static void stream_run(stream_t *stream, uint64_t until)
         free(work);
     }
     memory_open(0);
+    gpu.working = before;
 }
 
 static void run_all(void)
@@ -321,7 +351,7 @@ static cu_result_t standin_cuDeviceGet(cu_device_t *device, int ordinal)
 {
     BEGIN(cuDeviceGet);
     *device = ordinal;
-    return end(ordinal < gpu.gpus ? CU_SUCCESS : 101);
+    return end(ordinal < gpu.gpus && ordinal < GPUS ? CU_SUCCESS : 101);
 }
 
 static cu_result_t standin_cuDeviceGetName(char *name, int size, cu_device_t device)
@@ -347,9 +377,8 @@ static cu_result_t standin_cuDeviceGetAttribute(int *value, int attribute, cu_de
 
 static cu_result_t standin_cuDevicePrimaryCtxRetain(cu_context_t *context, cu_device_t device)
 {
-    (void)device;
     BEGIN(cuDevicePrimaryCtxRetain);
-    *context = &the_context;
+    *context = &contexts[device];
     gpu.contexts++;
     return end(CU_SUCCESS);
 }
@@ -372,14 +401,14 @@ static cu_result_t standin_cuCtxGetCurrent(cu_context_t *context)
 static cu_result_t standin_cuCtxGetDevice(cu_device_t *device)
 {
     BEGIN_IN_CONTEXT(cuCtxGetDevice);
-    *device = 0;
+    *device = current_gpu();
     return end(CU_SUCCESS);
 }
 
 static cu_result_t standin_cuCtxPushCurrent(cu_context_t context)
 {
     BEGIN(cuCtxPushCurrent);
-    if (context != &the_context || depth == sizeof stack / sizeof stack[0])
+    if (context < contexts || context >= contexts + gpu.gpus || depth == sizeof stack / sizeof stack[0])
         return end(CU_INVALID_CONTEXT);
     stack[depth++] = context;
     return end(CU_SUCCESS);
@@ -419,24 +448,25 @@ static cu_result_t standin_cuModuleLoadData(cu_module_t *module, const void *ima
     } else if (!strstr(image, ".target sm_")) {
         return end(INVALID_IMAGE);
     }
-    *module = (cu_module_t)(void *)&gpu;
+    *module = (cu_module_t)(void *)&contexts[current_gpu()];
     return end(CU_SUCCESS);
 }
 
 static cu_result_t standin_cuModuleUnload(cu_module_t module)
 {
     BEGIN_IN_CONTEXT(cuModuleUnload);
-    return end(module == (cu_module_t)(void *)&gpu ? CU_SUCCESS : INVALID_HANDLE);
+    return end(module == (cu_module_t)(void *)&contexts[current_gpu()] ? CU_SUCCESS : INVALID_HANDLE);
 }
 
 static cu_result_t standin_cuModuleGetFunction(cu_function_t *function, cu_module_t module, const char *name)
 {
-    (void)module;
     BEGIN_IN_CONTEXT(cuModuleGetFunction);
+    if (module != (cu_module_t)(void *)&contexts[current_gpu()])
+        return end(INVALID_HANDLE);
     for (int k = 0; k < CUDA_KERNEL_COUNT; k++)
         if (strcmp(cuda_emulated[k].name, name) == 0) {
-            const void *found = &cuda_emulated[k];
-            memcpy(function, &found, sizeof found);
+            functions[current_gpu()][k] = (struct CUfunc_st){&cuda_emulated[k], current_gpu()};
+            *function = &functions[current_gpu()][k];
             return end(CU_SUCCESS);
         }
     return end(NOT_FOUND);
@@ -594,8 +624,9 @@ static int has_host_address(const cuda_emulated_t *kernel, const unsigned char *
 static cu_result_t queue_launch(cu_function_t function, unsigned grid, unsigned block, cu_stream_t stream,
                                 void **parameters, int cooperative)
 {
-    const cuda_emulated_t *kernel;
-    memcpy(&kernel, &function, sizeof kernel);
+    const cuda_emulated_t *kernel = function->kernel;
+    if (function->gpu != current_gpu())
+        return INVALID_HANDLE;
     if (grid == 0 || block != 256)
         return INVALID_VALUE;
     if (cooperative && grid > (unsigned)(gpu.processors * gpu.blocks_each))
@@ -720,6 +751,33 @@ static void control_peek(int open)
     (void)pthread_mutex_unlock(&gpu.lock);
 }
 
+static void *control_allocate(int number, size_t bytes)
+{
+    (void)pthread_mutex_lock(&gpu.lock);
+    stack[depth++] = &contexts[number];
+    void *memory = block_make(bytes, 0);
+    depth--;
+    (void)pthread_mutex_unlock(&gpu.lock);
+    return memory;
+}
+
+static void control_release(void *memory)
+{
+    (void)pthread_mutex_lock(&gpu.lock);
+    run_all();
+    if (!block_free(memory))
+        abort();
+    (void)pthread_mutex_unlock(&gpu.lock);
+}
+
+static void control_pass(int number, void *name)
+{
+    (void)pthread_mutex_lock(&gpu.lock);
+    stream_t *stream = stream_on(number, name);
+    stream_run(stream, stream->queued);
+    (void)pthread_mutex_unlock(&gpu.lock);
+}
+
 extern const standin_control_t cuda_standin EXPORTED;
 const standin_control_t cuda_standin = {
     .inject = control_inject,
@@ -731,4 +789,7 @@ const standin_control_t cuda_standin = {
     .count = control_count,
     .live = control_live,
     .peek = control_peek,
+    .allocate = control_allocate,
+    .release = control_release,
+    .pass = control_pass,
 };

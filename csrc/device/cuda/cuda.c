@@ -2,6 +2,7 @@
  * launched in launch.h. */
 #include "device/cuda/cuda.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "util/memory.h"
@@ -79,22 +80,33 @@ static gtopk_status_t launch(void *context, cuda_kernel_t kernel, uint32_t grid,
 
 /* ---- memory ---- */
 
+static gtopk_status_t take_block(const device_cuda_t *device, size_t bytes, void *stream, cu_pointer_t *block)
+{
+    const gtopk_allocator_t *from = &device->allocator;
+    if (!from->allocate)
+        return cuda_check(device, device->driver->cuMemAlloc(block, bytes), "memory of the GPU");
+    *block = (cu_pointer_t)(uintptr_t)from->allocate(from->context, bytes, stream);
+    if (*block)
+        return GTOPK_OK;
+    return status_set(GTOPK_ERR_NOMEM, "the caller's allocator has no memory of the GPU left; use a smaller model or "
+                                       "batch, or fewer reducers");
+}
+
 gtopk_status_t cuda_allocate(device_cuda_t *device, size_t bytes, const char *what, void *out)
 {
-    const cuda_driver_t *driver = device->driver;
+    void *stream = device->allocator.allocate ? device->last_stream : NULL;
     cu_pointer_t block = 0;
     memset(out, 0, sizeof(void *));
     if (bytes == 0)
         return GTOPK_OK;
-    cu_result_t result = driver->cuMemAlloc(&block, bytes);
-    if (result == CU_SUCCESS)
-        result = driver->cuMemsetD8Async(block, 0, bytes, NULL);
-    if (result == CU_SUCCESS)
-        result = driver->cuStreamSynchronize(NULL);
-    if (result != CU_SUCCESS) {
-        gtopk_status_t status = cuda_driver_error(driver, result, "memory of the GPU");
-        if (block)
-            (void)driver->cuMemFree(block);
+    gtopk_status_t status = take_block(device, bytes, stream, &block);
+    if (status == GTOPK_OK)
+        status = cuda_check(device, device->driver->cuMemsetD8Async(block, 0, bytes, stream),
+                            "zeroing memory of the GPU");
+    if (status == GTOPK_OK)
+        status = cuda_wait(device, stream);
+    if (status != GTOPK_OK) {
+        cuda_release(device, (void *)(uintptr_t)block);
         return status_prefix(status, "%s, %zu bytes", what, bytes);
     }
     memcpy(out, &block, sizeof block);
@@ -103,7 +115,9 @@ gtopk_status_t cuda_allocate(device_cuda_t *device, size_t bytes, const char *wh
 
 void cuda_release(device_cuda_t *device, void *block)
 {
-    if (block)
+    if (block && device->allocator.release)
+        device->allocator.release(device->allocator.context, block);
+    else if (block)
         (void)device->driver->cuMemFree((cu_pointer_t)(uintptr_t)block);
 }
 
@@ -121,10 +135,11 @@ static gtopk_status_t op_allocate(device_t *base, size_t bytes, const char *what
 static void op_release(device_t *base, void *block)
 {
     device_cuda_t *device = of(base);
-    if (!block || cuda_enter(device, device->last_stream) != GTOPK_OK)
-        return;
-    cuda_release(device, block);
-    cuda_leave(device);
+    const int entered = block && cuda_enter(device, device->last_stream) == GTOPK_OK;
+    if (entered || device->allocator.release) /* the caller's pool gets its own back in any case */
+        cuda_release(device, block);
+    if (entered)
+        cuda_leave(device);
 }
 
 static gtopk_status_t op_allocate_pinned(device_t *base, size_t bytes, const char *what, void **out)
@@ -297,11 +312,11 @@ static void cuda_close(device_t *base)
     if (device->context && driver->cuCtxPushCurrent(device->context) == CU_SUCCESS) {
         if (device->number)
             (void)driver->cuMemFreeHost(device->number);
-        cuda_release(device, device->queue.scratch);
+        if (device->queue.scratch)
+            (void)driver->cuMemFree((cu_pointer_t)(uintptr_t)device->queue.scratch);
         if (device->event)
             (void)driver->cuEventDestroy(device->event);
-        if (device->module)
-            (void)driver->cuModuleUnload(device->module);
+        cuda_module_release(device);
         (void)driver->cuCtxPopCurrent(&left);
     }
     if (device->context)
@@ -344,15 +359,52 @@ static const device_ops_t cuda_ops = {
     .synchronize = op_synchronize,
 };
 
-/* The GPU whose context is current in this thread (PyTorch's, after torch.cuda.set_device), else the first one. */
-static gtopk_status_t choose_gpu(device_cuda_t *device)
+gtopk_status_t device_cuda_current(int *ordinal)
 {
-    const cuda_driver_t *driver = device->driver;
+    const cuda_driver_t *driver;
     cu_context_t current = NULL;
+    *ordinal = 0;
+    const gtopk_status_t status = cuda_driver_get(&driver);
+    if (status != GTOPK_OK)
+        return status;
     cu_result_t result = driver->cuCtxGetCurrent(&current);
+    if (result == CU_SUCCESS && current)
+        result = driver->cuCtxGetDevice(ordinal);
+    return result == CU_SUCCESS ? GTOPK_OK : cuda_driver_error(driver, result, "asking which GPU is in use");
+}
+
+gtopk_status_t device_cuda_describe(int ordinal, char *text, size_t bytes)
+{
+    const cuda_driver_t *driver;
+    int major = 0, minor = 0;
+    char name[128] = "";
+    const gtopk_status_t status = cuda_driver_get(&driver);
+    if (status != GTOPK_OK)
+        return status;
+    cu_result_t result = driver->cuDeviceGetName(name, sizeof name, ordinal);
     if (result == CU_SUCCESS)
-        result = current ? driver->cuCtxGetDevice(&device->gpu) : driver->cuDeviceGet(&device->gpu, 0);
-    return cuda_check(device, result, "choosing a GPU");
+        result = driver->cuDeviceGetAttribute(&major, CU_CAPABILITY_MAJOR, ordinal);
+    if (result == CU_SUCCESS)
+        result = driver->cuDeviceGetAttribute(&minor, CU_CAPABILITY_MINOR, ordinal);
+    if (result != CU_SUCCESS)
+        return cuda_driver_error(driver, result, "asking what the GPU is");
+    (void)snprintf(text, bytes, "%s, compute capability %d.%d, driver for CUDA %d.%d", name, major, minor,
+                   driver->version / 1000, driver->version % 1000 / 10);
+    return GTOPK_OK;
+}
+
+static gtopk_status_t choose_gpu(device_cuda_t *device, int ordinal)
+{
+    int count = 0;
+    gtopk_status_t status = cuda_check(device, device->driver->cuDeviceGetCount(&count), "counting the GPUs");
+    if (status == GTOPK_OK && ordinal >= count)
+        status = status_set(
+            GTOPK_ERR_UNSUPPORTED,
+            "there is no GPU %d: the driver finds %d, counted from 0 (CUDA_VISIBLE_DEVICES hides others)", ordinal,
+            count);
+    if (status == GTOPK_OK)
+        status = cuda_check(device, device->driver->cuDeviceGet(&device->gpu, ordinal), "choosing a GPU");
+    return status;
 }
 
 static gtopk_status_t prepare(device_cuda_t *device)
@@ -372,7 +424,7 @@ static gtopk_status_t prepare(device_cuda_t *device)
     return status;
 }
 
-gtopk_status_t device_cuda_open(device_t **out)
+gtopk_status_t device_cuda_open(int ordinal, const gtopk_allocator_t *allocator, device_t **out)
 {
     const cuda_driver_t *driver;
     device_cuda_t *device;
@@ -386,7 +438,7 @@ gtopk_status_t device_cuda_open(device_t **out)
     device->driver = driver;
     device->queue.launch = launch;
     device->queue.context = device;
-    status = choose_gpu(device);
+    status = choose_gpu(device, ordinal);
     if (status == GTOPK_OK)
         status = cuda_check(device, driver->cuDevicePrimaryCtxRetain(&device->context, device->gpu),
                             "starting the GPU (is another process using all of its memory?)");
@@ -400,6 +452,8 @@ gtopk_status_t device_cuda_open(device_t **out)
         cuda_close(&device->base);
         return status;
     }
+    if (allocator)
+        device->allocator = *allocator;
     *out = &device->base;
     return GTOPK_OK;
 }

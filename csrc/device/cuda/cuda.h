@@ -9,8 +9,9 @@ typedef struct device_cuda {
     device_t base;
     const cuda_driver_t *driver;
     cu_device_t gpu;
-    cu_context_t context; /* the primary one, which PyTorch and the CUDA runtime use too */
-    cu_module_t module;
+    cu_context_t context;        /* the primary one, which PyTorch and the CUDA runtime use too */
+    gtopk_allocator_t allocator; /* without functions: memory is the driver's */
+    int has_kernels;
     cu_function_t functions[CUDA_KERNEL_COUNT];
     cuda_queue_t queue;
     cu_event_t event;  /* orders streams when the caller changes from one to another */
@@ -33,15 +34,18 @@ gtopk_status_t cuda_check(const device_cuda_t *device, cu_result_t result, const
 gtopk_status_t cuda_enter(device_cuda_t *device, void *stream);
 void cuda_leave(device_cuda_t *device);
 
-/* Zeroed memory of the device; NULL for no bytes. Within cuda_enter. */
+/* Zeroed memory of the device; NULL for no bytes. Within cuda_enter. With an allocator it is memory of the stream that the
+ * device was at last used on. */
 gtopk_status_t cuda_allocate(device_cuda_t *device, size_t bytes, const char *what, void *out);
 void cuda_release(device_cuda_t *device, void *block);
 
 gtopk_status_t cuda_copy(device_cuda_t *device, void *to, const void *from, size_t bytes, void *stream);
 gtopk_status_t cuda_wait(device_cuda_t *device, void *stream);
 
-/* module.c: the image for this GPU, its functions, and how many blocks of each can run together. */
+/* module.c: the kernels for this GPU, and how many blocks of each can run together. Loaded once a GPU: devices share them,
+ * and the last one unloads them. Within the GPU's context. */
 gtopk_status_t cuda_module_load(device_cuda_t *device);
+void cuda_module_release(device_cuda_t *device);
 
 /* store.c: operations of device.h. */
 gtopk_status_t cuda_store_create(device_t *device, uint64_t dim, uint64_t k, int with,

@@ -99,10 +99,12 @@ void cuda_store_destroy(device_store_t *store)
 {
     if (!store)
         return;
-    if (cuda_enter(store->device, store->device->last_stream) == GTOPK_OK) {
-        memory_release(store->device, &store->memory);
-        cuda_leave(store->device);
-    }
+    device_cuda_t *device = store->device;
+    const int entered = cuda_enter(device, device->last_stream) == GTOPK_OK;
+    if (entered || device->allocator.release) /* the caller's pool gets its own back in any case */
+        memory_release(device, &store->memory);
+    if (entered)
+        cuda_leave(device);
     memory_free(store);
 }
 

@@ -30,11 +30,21 @@ class Scaled(NamedTuple):
 def read(optimizer: torch.optim.Optimizer) -> Scaled:
     """What the scaler that calls ``optimizer.step()`` left there."""
     found_inf, grad_scale = (optimizer.__dict__.get(name) for name in _ATTRIBUTES)
+    found, scale = _numbers(found_inf, grad_scale)
     return Scaled(
         present=found_inf is not None,
-        found_inf=found_inf is not None and float(found_inf) != 0.0,
-        scale=1.0 if grad_scale is None else 1.0 / float(grad_scale),
+        found_inf=found_inf is not None and found != 0.0,
+        scale=1.0 if grad_scale is None else 1.0 / scale,
     )
+
+
+def _numbers(*values: Any) -> list[float]:
+    """On the host; several that are on one GPU come in one copy, as each waits for the GPU. None counts as 0."""
+    tensors = [value.detach().reshape(()).double() for value in values if isinstance(value, Tensor)]
+    if len(tensors) > 1 and tensors[0].is_cuda and len({tensor.device for tensor in tensors}) == 1:
+        brought = iter(torch.stack(tensors).tolist())
+        return [next(brought) if isinstance(value, Tensor) else float(value or 0.0) for value in values]
+    return [0.0 if value is None else float(value) for value in values]
 
 
 @contextmanager
@@ -58,7 +68,7 @@ def unscaled(scaler: Any, optimizer: torch.optim.Optimizer) -> Scaled:
     _fill_in(state)
     return Scaled(
         present=True,
-        found_inf=any(float(found) != 0.0 for found in state["found_inf_per_device"].values()),
+        found_inf=any(found != 0.0 for found in _numbers(*state["found_inf_per_device"].values())),
         scale=1.0,
     )
 

@@ -18,6 +18,7 @@ from ..comm import Comm
 from ..errors import InvalidError
 from . import plain
 from .agreement import agree
+from .local_steps import LocalSteps
 from .optimizer import DistributedMixin
 
 _log = logging.getLogger("gtopk")
@@ -64,7 +65,8 @@ def broadcast_parameters(
 def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int = 0) -> None:
     """Gives every rank the state and the options (learning rate, ...) of one rank's optimizer. Collective.
 
-    The residual is not part of it: each rank keeps its own. What is taken over is the number of steps done, so that
+    The residual is not part of it: each rank keeps its own. With ``local_steps`` the next step starts a period, so
+    broadcast the parameters, too. What is taken over is the number of steps done, so that
     ranks can go on together after one of them has loaded a checkpoint.
 
     Parameters
@@ -92,8 +94,10 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
         rows, mine = _describe(optimizer), None
         if comm.root(root_rank) == comm.rank and comm.size > 1:
             state = _own_state_dict(optimizer)
-            progress = None if sync is None or sync.session.run is None else [sync.session.run, sync.session.steps]
-            mine = plain.encode({"state": state["state"], "param_groups": state["param_groups"]}, tensors), progress
+            progress = None if sync is None else sync.progress()
+            velocities = sync.velocities if isinstance(sync, LocalSteps) else {}
+            known = {"state": state["state"], "param_groups": state["param_groups"], "velocities": velocities}
+            mine = plain.encode(known, tensors), progress
         return (rows, mine), [root_rank]
 
     rows, mine = comm.together("broadcast_optimizer_state", prepare)
@@ -109,7 +113,12 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
 
     def take() -> tuple[None, str]:
         if state is not None:  # the root has it already
+            velocities = state.pop("velocities")
             _load_own_state_dict(optimizer, state)
+            if isinstance(sync, LocalSteps):
+                sync.velocities = velocities
+        if isinstance(sync, LocalSteps):
+            sync.restart()
         if sync is not None and progress is not None and not sync.session.solo:
             sync.adopt_progress(*progress)
         return None, "what is taken over"

@@ -25,6 +25,7 @@ from .state_form import CONSOLIDATED, FORMAT, check_form
 _log = logging.getLogger("gtopk")
 
 KEY = "gtopk"
+_DDP = "module."  # what DistributedDataParallel puts before the names of its model's parameters
 _DCP = "torch.distributed.checkpoint.state_dict"
 _DCP_TEXT = (
     "get_optimizer_state_dict and get_state_dict of torch.distributed.checkpoint {what}, so they cannot be used with a "
@@ -117,7 +118,7 @@ def check(
         It belongs to another model, and the text names the first difference; or, with `strict`, to another rank.
     """
     check_form(saved)
-    saved = _with_plain_names(saved)
+    saved = _with_names_as_in(parameters, saved)
     _check_model(parameters, saved)
     entries = {name: Waiting(values, saved["velocity"].get(name)) for name, values in saved["residual"].items()}
     if saved["velocity"] and not session.exchange.options.momentum_correction:
@@ -143,16 +144,23 @@ def check(
     return {}
 
 
-def _with_plain_names(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A state of a model that was compiled when it was saved, by the names that its parameters have here."""
-    names = [plain_name(name) for name in saved["names"]]
-    if len(set(names)) < len(names):
+def _with_names_as_in(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state of a model that was compiled, or inside DDP, when it was saved, by the names that its parameters have here."""
+    renamed = {name: plain_name(name) for name in saved["names"]}
+    here, there = (
+        bool(names) and all(name.startswith(_DDP) for name in names) for names in (parameters, renamed.values())
+    )
+    if there and not here:
+        renamed = {name: plain.removeprefix(_DDP) for name, plain in renamed.items()}
+    elif here and not there:
+        renamed = {name: _DDP + plain for name, plain in renamed.items()}
+    if len(set(renamed.values())) < len(renamed):
         return saved
     by_name = ("residual", "velocity")
     return {
         **saved,
-        "names": names,
-        **{what: {plain_name(name): values for name, values in saved[what].items()} for what in by_name},
+        "names": list(renamed.values()),
+        **{what: {renamed[name]: values for name, values in saved[what].items()} for what in by_name},
     }
 
 

@@ -42,7 +42,10 @@ class _Bucket:
         self.parameters = bucket.parameters()
         # What gradients() gives has the shape of the parameter but not its strides: as memory only is it right.
         self.gradients = [gradient.view(-1) for gradient in bucket.gradients()]
-        self.future: torch.futures.Future[Tensor] = torch.futures.Future()
+        # A future of a GPU's tensor has those who wait for it wait for the stream that it was written on.
+        self.future: torch.futures.Future[Tensor] = torch.futures.Future(
+            devices=[self.buffer.device] if self.buffer.is_cuda else None
+        )
         self.accumulated = False
 
 
@@ -79,6 +82,8 @@ class GTopKState:
         Needed in mixed precision with a scaler: the residual is kept in unscaled units, as the scale changes. When a
         gradient overflows on one rank, all ranks get NaN, so all scalers skip the step and stay equal, and all
         residuals stay as they were. Buckets are then accumulated at the end of backward.
+    local_steps : int
+        1. Local steps need no DDP: they are an option of `gtopk.DistributedOptimizer`.
 
     Notes
     -----
@@ -103,6 +108,7 @@ class GTopKState:
     _taken: set[int]  # ids of the parameters in them
     _unused: dict[int, Tensor]  # of these, by place, those that this rank has perhaps not used
     _ddp: _Ddp | None
+    _step_scale: float | None  # the loss scale of the step that is going on, once it was asked for
 
     def __init__(
         self,
@@ -119,7 +125,13 @@ class GTopKState:
         dense_1d: bool = False,
         rollback: bool = False,
         grad_scaler: Any = None,
+        local_steps: int = 1,
     ) -> None:
+        if callable(local_steps) or local_steps != 1:
+            raise UnsupportedError(
+                "DDP exchanges gradients in every step: for local steps leave out DistributedDataParallel and wrap the "
+                "optimizer, gtopk.DistributedOptimizer(optimizer, model.named_parameters(), local_steps=...)"
+            )
         options = Options(
             algorithm=algorithm,
             value_type=value_type,
@@ -199,7 +211,7 @@ class GTopKState:
 
     def _end(self) -> None:
         """Of a step, whether it was done or not."""
-        self._buckets, self._taken, self._unused = [], set(), {}
+        self._buckets, self._taken, self._unused, self._step_scale = [], set(), {}, None
 
     def _open(self, process_group: dist.ProcessGroup | None) -> Session:
         return Session(_comm_of(process_group), self._options, self._schedule)
@@ -312,14 +324,15 @@ class GTopKState:
             self._note_unused(bucket)
             for place, gradient in zip(self._places_of(bucket), bucket.gradients, strict=True):
                 tensors[place] = gradient
-        found_inf = self.session.scaled and not all(bool(one.buffer.isfinite().all()) for one in self._buckets)
+        found_inf = self.session.scaled and not _all([one.buffer.isfinite().all() for one in self._buckets])
         return self.session.step(tensors, 1.0 / self._scale(), found_inf=found_inf)
 
     def _put_back(self, updates: list[Tensor]) -> None:
         """Puts the update where DDP looks for it, with the loss scale that the scaler is going to take out."""
         scale = self._scale()
         uncertain = {} if self.session.nonfinite else self._unused
-        means = {place: updates[place].clone() for place in uncertain if updates[place].any()}
+        changed = _true([updates[place].any() for place in uncertain])
+        means = {place: updates[place].clone() for place, yes in zip(uncertain, changed, strict=True) if yes}
         for bucket in self._buckets:
             if scale != 1.0:
                 bucket.buffer.mul_(scale)
@@ -340,10 +353,9 @@ class GTopKState:
         """Those whose gradient is zero here. Whether the other ranks used them, DDP finds out after the last bucket."""
         if self._ddp is not None and not self._ddp.skips_unused:
             return
-        for place, parameter, gradient in zip(
-            self._places_of(bucket), bucket.parameters, bucket.gradients, strict=True
-        ):
-            if _is_zero(gradient):
+        zero = _are_zero(bucket.gradients)
+        for place, parameter, is_zero in zip(self._places_of(bucket), bucket.parameters, zero, strict=True):
+            if is_zero:
                 self._unused[place] = parameter
 
     def _give_back(self, updates: list[_Update]) -> None:
@@ -369,13 +381,16 @@ class GTopKState:
                 entry = waiting.pop(names[id(parameter)], None)
                 if entry is not None:
                     flat = Segment(names[id(parameter)], parameter).flattened(entry.residual)
-                    gradient.add_(flat, alpha=self._scale())
+                    gradient.add_(flat.to(gradient.device), alpha=self._scale())
 
     def _scaler_is_on(self) -> bool:
         return self.grad_scaler is not None and bool(self.grad_scaler.is_enabled())
 
     def _scale(self) -> float:
-        return float(self.grad_scaler.get_scale()) if self._scaler_is_on() else 1.0
+        """The loss scale of this step. On a GPU asking for it waits: once a step is enough."""
+        if self._step_scale is None:
+            self._step_scale = float(self.grad_scaler.get_scale()) if self._scaler_is_on() else 1.0
+        return self._step_scale
 
 
 def gtopk_hook(state: GTopKState, bucket: GradBucket) -> torch.futures.Future[Tensor]:
@@ -422,8 +437,26 @@ def _count_parameters(ddp: DistributedDataParallel) -> int:
     return len(handed)
 
 
+def _true(answers: list[Tensor]) -> list[bool]:
+    """On the host; those of a GPU in one copy, as each waits for the GPU."""
+    if not answers:
+        return []
+    return [bool(answer) for answer in (torch.stack(answers).tolist() if answers[0].is_cuda else answers)]
+
+
+def _all(answers: list[Tensor]) -> bool:
+    return False not in _true(answers)
+
+
+def _are_zero(gradients: list[Tensor]) -> list[bool]:
+    """Which have nothing but zeros, as DDP leaves them."""
+    if not gradients or not gradients[0].is_cuda:
+        return [_is_zero(gradient) for gradient in gradients]
+    return [not some for some in _true([gradient.any() for gradient in gradients])]
+
+
 def _is_zero(gradient: Tensor) -> bool:
-    """Whether all bits are zero, as DDP leaves them. Nearly always the first entry or the last one is not."""
+    """Whether all bits are zero. Nearly always the first entry or the last one is not."""
     size, address = gradient.element_size(), gradient.data_ptr()
     if gradient.numel() == 0:
         return False

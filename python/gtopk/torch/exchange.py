@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from .. import _devices
 from .._tensors import TensorTable
 from ..comm import Comm
 from ..errors import StateError
@@ -72,6 +73,7 @@ class _Step:
         self.tensors: list[Tensor | None] = [None] * count
         self.blocks: list[Tensor | None] = [None] * count
         self.tables: list[TensorTable] | None = None  # of all blocks, where they were described already
+        self.described = 0  # tensors, by `accumulate_some`
         self.copied: list[int] = []
         self.fixed: set[int] = set()  # copied, and not to be written: they share memory
         self.found_inf = False
@@ -207,16 +209,15 @@ class Exchange:
     def accumulate_some(self, places: Sequence[int], tensors: Sequence[Tensor], scale: float = 1.0) -> None:
         """Both at once for some of the segments, each at most once a step."""
         step = self._step = self._step or _Step(len(self.segments))
-        blocks = self._blocks(step, places, tensors)
-        if len(self.parts) == 1:  # then places are segments
-            self.parts[0].reducer.accumulate_many(places, blocks, scale, zero_input=True)
+        blocks: Sequence[Tensor] = tensors
+        given: Sequence[Sequence[Tensor] | TensorTable] | None = self._describe_some(places, tensors)
+        if given is None:
+            blocks = self._blocks(step, places, tensors)
+            given = [mine for _, _, mine in self._by_part(places, blocks)]
         else:
-            where = [self._where[i] for i in places]
-            for p, part in enumerate(self.parts):
-                chosen = [(s, block) for (q, s), block in zip(where, blocks, strict=True) if q == p]
-                if chosen:
-                    segments, mine = zip(*chosen, strict=True)
-                    part.reducer.accumulate_many(segments, mine, scale, zero_input=True)
+            step.described += len(places)
+        for (reducer, segments, _), mine in zip(self._by_part(places, blocks), given, strict=True):
+            reducer.accumulate_many(segments, mine, scale, zero_input=True)
         for place, tensor, block in zip(places, tensors, blocks, strict=True):
             step.tensors[place], step.blocks[place] = tensor, block
 
@@ -229,6 +230,8 @@ class Exchange:
         step = self._step
         assert step is not None
         outputs: Sequence[Any] | None = step.tables
+        if step.described == len(self.segments):
+            outputs = [part.reducer.described for part in self.parts]
         if outputs is None:
             for place, segment in enumerate(self.segments):
                 if step.blocks[place] is None:  # it was left out
@@ -243,9 +246,10 @@ class Exchange:
             step.tensors[place] = self.segments[place].copy_out(block, tensor, place in step.fixed)
         return stats, cast(list[Tensor], step.tensors)
 
-    def reduce_joined(self) -> dict[str, Any]:
-        """Takes part in a step of the others without a tensor. The update is not for this rank."""
-        return self._reduce(None, joined=True, are_zero=False)
+    def reduce_joined(self, updates: Sequence[Tensor] | None = None) -> dict[str, Any]:
+        """Takes part in a step of the others without a tensor. `updates`: flat ones to overwrite with the mean update."""
+        outputs = None if updates is None else [part.of(updates) for part in self.parts]
+        return self._reduce(outputs, joined=True, are_zero=False)
 
     def cancel(self) -> None:
         """Ends a step that was begun, after an error or an interruption. What was accumulated is sent in a later step."""
@@ -269,6 +273,33 @@ class Exchange:
                 return None
             tables.append(table)
         return tables
+
+    def _by_part(
+        self, places: Sequence[int], tensors: Sequence[Tensor]
+    ) -> list[tuple[Reducer, Sequence[int], Sequence[Tensor]]]:
+        """For each part that has some of the places: its reducer, their segments in it, and their tensors."""
+        if len(self.parts) == 1:  # then places are segments
+            return [(self.parts[0].reducer, places, tensors)]
+        found: list[tuple[Reducer, Sequence[int], Sequence[Tensor]]] = []
+        for p, part in enumerate(self.parts):
+            chosen = [i for i, place in enumerate(places) if self._where[place][0] == p]
+            if chosen:
+                segments = [self._where[places[i]][1] for i in chosen]
+                found.append((part.reducer, segments, [tensors[i] for i in chosen]))
+        return found
+
+    def _describe_some(self, places: Sequence[int], tensors: Sequence[Tensor]) -> list[TensorTable] | None:
+        """As `_describe`, of some tensors; None where they share memory, too."""
+        if not self._plain and any(x.dim() != 1 for x in tensors):
+            return None
+        tables = []
+        for reducer, segments, mine in self._by_part(places, tensors):
+            table = reducer.describe_some(segments, mine)
+            if table is None:
+                return None
+            tables.append(table)
+        starts = [start for table in tables for start in table.starts]
+        return tables if disjoint(starts, chain(*(table.sizes for table in tables))) else None
 
     def _blocks(self, step: _Step, places: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
         """Each tensor's memory in the order of its segment; a copy where it lies otherwise, or shares it with another."""
@@ -304,6 +335,15 @@ class Exchange:
             found[segment.name] = self._read(place)
         return found
 
+    def residuals(self) -> list[Tensor]:
+        """A flat copy for each segment."""
+        return [_torch(self.parts[p].reducer.residual(s)) for p, s in self._where]
+
+    def set_residuals(self, residuals: Sequence[Tensor]) -> None:
+        """Overwrites them. Between steps."""
+        for (p, s), residual in zip(self._where, residuals, strict=True):
+            self.parts[p].reducer.set_residual(s, residual)
+
     def residual_norm(self) -> float:
         """Euclidean norm of this rank's residual."""
         norms = [part.reducer.residual_norm() for part in self.parts]
@@ -317,7 +357,7 @@ class Exchange:
         """
         part, segment = self._where[place]
         reducer = self.parts[part].reducer
-        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update))
+        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update.to("cpu")))
 
     def _reducer(self, segments: Sequence[Segment], density: float, dense: bool) -> Reducer:
         options = self.options
@@ -330,6 +370,7 @@ class Exchange:
             merge_growth=1.0 if dense else options.merge_growth,
             momentum_correction=options.momentum_correction and not dense,
             rollback=options.rollback,
+            device=_devices.of_torch(segments[0].device),
             comm=self.comm,
         )
 

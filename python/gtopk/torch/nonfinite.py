@@ -7,10 +7,14 @@ import logging
 _log = logging.getLogger("gtopk")
 
 
+_EXCHANGED = "a gradient was Inf or NaN on some rank, so no rank can use this step ({}"
+
+
 class NonfiniteWarning:
     """Warns at the 1st, 10th, 100th and every 1000th such step in a row."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = _EXCHANGED) -> None:
+        self._what = what
         self.in_a_row = 0
 
     def note(self, nonfinite: bool, rank: int, step: int, *, kept_out: bool) -> None:
@@ -18,10 +22,10 @@ class NonfiniteWarning:
         self.in_a_row = self.in_a_row + 1 if nonfinite else 0
         if self.in_a_row in (1, 10, 100) or (self.in_a_row and self.in_a_row % 1000 == 0):
             _log.warning(
-                "rank %d, step %d: a gradient was Inf or NaN on some rank, so no rank can use this step (%d in a row). A "
-                "few are normal with a GradScaler; otherwise lower the learning rate or clip gradients%s",
+                "rank %d, step %d: %s in a row). A few are normal with a GradScaler; otherwise lower the learning rate or "
+                "clip gradients%s",
                 rank,
                 step,
-                self.in_a_row,
+                self._what.format(self.in_a_row),
                 "" if kept_out else ". What was finite in it is sent in later steps; rollback=True would keep it out",
             )

@@ -18,6 +18,8 @@ from ..errors import InvalidError, StateError, UnsupportedError
 from . import amp, checkpoint, momentum
 from .checkpoint import KEY
 from .exchange import Options
+from .local_options import LocalOptions, Period, check_local, check_outer, exchanges_weights
+from .local_steps import LocalSteps
 from .synchronizer import Synchronizer
 from .warmup import DensitySchedule, Warmup
 
@@ -38,6 +40,11 @@ def DistributedOptimizer(
     dense_below: int = 0,
     dense_1d: bool = False,
     rollback: bool = False,
+    local_steps: Period = 1,
+    exchange: str | None = None,
+    outer_lr: float = 1.0,
+    outer_momentum: float = 0.0,
+    residual_decay: float = 1.0,
     backward_passes_per_step: int = 1,
     grad_scaler: Any = None,
     comm: _comm.Comm | None = None,
@@ -70,6 +77,18 @@ def DistributedOptimizer(
     rollback : bool
         A step that is skipped because a gradient was not finite on some rank leaves the residuals of all ranks as they were
         before it, without a GradScaler too. Takes 4 more bytes a parameter (8 with momentum correction).
+    local_steps : int, or callable of the step
+        Each rank does so many steps by itself, with its own gradients, before the differences of weights are exchanged
+        in place of gradients. A function is given the number of steps done. 1: gradients, in every step. Takes 4 bytes
+        a parameter more, for the weights where the period started, and 8 during an exchange.
+    exchange : {"gradients", "weights"}, optional
+        With ``local_steps=1``: "weights" exchanges the difference that each step makes.
+    outer_lr : float
+        By how much of the mean difference the weights of all ranks move at an exchange.
+    outer_momentum : float
+        Of the mean differences (Nesterov), in [0, 1). Takes 4 bytes a parameter.
+    residual_decay : float
+        Multiplies the residual before each exchange of weights, in [0, 1]. Below 1, what waits is forgotten slowly.
     backward_passes_per_step : int
         As in Horovod: backward passes before each `step()`. Gradients are added up, not averaged. Any number works,
         whatever is given here, since nothing happens before `step()`.
@@ -89,8 +108,8 @@ def DistributedOptimizer(
         `gtopk.init()` was not called, or the optimizer is wrapped already.
     UnsupportedError
         Optimizers that evaluate the model several times in a step (LBFGS, SAM) or need sparse gradients (SparseAdam);
-        complex parameters; on more than one rank, parameters that are not in CPU memory or are DTensors; momentum
-        correction for anything but SGD without dampening.
+        complex parameters; on more than one rank, DTensors, and parameters on two devices or on others than CPU and CUDA;
+        momentum correction for anything but SGD without dampening.
 
     Notes
     -----
@@ -118,21 +137,35 @@ def DistributedOptimizer(
         raise InvalidError(f"backward_passes_per_step is {backward_passes_per_step!r}, but must be at least 1")
     if not isinstance(dense_below, int) or dense_below < 0:
         raise InvalidError(f"dense_below is {dense_below!r}, but must be a number of entries, 0 or more")
-    if momentum_correction:
+    weights = exchanges_weights(local_steps, exchange)
+    check_outer(weights, outer_lr, outer_momentum, residual_decay)
+    if weights:
+        check_local(optimizer, momentum_correction)
+    elif momentum_correction:
         momentum.check(optimizer)
-    options = Options(
-        algorithm=algorithm,
-        value_type=value_type,
-        residual_policy=residual_policy,
-        merge_growth=merge_growth,
-        momentum_correction=bool(momentum_correction),
-        dense_below=dense_below,
-        dense_1d=bool(dense_1d),
-        rollback=bool(rollback),
-    )
+    options: dict[str, Any] = {
+        "algorithm": algorithm,
+        "value_type": value_type,
+        "residual_policy": residual_policy,
+        "merge_growth": merge_growth,
+        "momentum_correction": bool(momentum_correction),
+        "dense_below": dense_below,
+        "dense_1d": bool(dense_1d),
+        "rollback": bool(rollback) and not weights,  # a skipped exchange of weights changes nothing anyway
+    }
     schedule = DensitySchedule(density, warmup)
     ranks = _comm.current() if comm is None else comm
-    sync = Synchronizer(ranks, optimizer, named_parameters, options, schedule, grad_scaler)
+    sync: Synchronizer
+    if weights:
+        outer: dict[str, Any] = {
+            "outer_lr": outer_lr,
+            "outer_momentum": outer_momentum,
+            "residual_decay": residual_decay,
+        }
+        local = LocalOptions(**options, local_steps=local_steps, **outer)
+        sync = LocalSteps(ranks, optimizer, named_parameters, local, schedule, grad_scaler)
+    else:
+        sync = Synchronizer(ranks, optimizer, named_parameters, Options(**options), schedule, grad_scaler)
     optimizer.__dict__.pop("step", None)  # a scheduler's patch of the old class's step
     optimizer.__class__ = distributed_class(type(optimizer))  # type: ignore[assignment]
     cast(DistributedMixin, optimizer)._gtopk = sync
@@ -152,7 +185,13 @@ def distributed_class(
         return [cls, *mixins, DistributedMixin, *base.__mro__]
 
     meta: Any = type(type(base).__name__, (type(base),), {"mro": mro})
-    made: type[torch.optim.Optimizer] = meta(base.__name__, (base,), {"__module__": base.__module__})
+    try:
+        made: type[torch.optim.Optimizer] = meta(base.__name__, (base,), {"__module__": base.__module__})
+    except Exception as error:
+        raise UnsupportedError(
+            f"gtopk makes a subclass of the optimizer's class, and {type(base).__name__}, the metaclass of {base.__name__}, "
+            f"refuses ({type(error).__name__}: {error}): give what it asks for a default, or wrap an optimizer without it"
+        ) from error
     return made
 
 
@@ -163,8 +202,14 @@ class DistributedMixin(torch.optim.Optimizer):
     # A GradScaler then calls step() on every rank, also after an overflow, and says in two attributes what it found.
     _step_supports_amp_scaling = True
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """In place of the wrapped class's own, which may ask for arguments, or keep a list of subclasses."""
+
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """Exchanges the gradients and lets the wrapped optimizer apply the mean update. Collective.
+
+        With ``local_steps`` the wrapped optimizer applies this rank's own gradients, unless they are not finite; the step
+        that ends a period then exchanges the differences of weights.
 
         Parameters
         ----------
@@ -192,10 +237,11 @@ class DistributedMixin(torch.optim.Optimizer):
         self._gtopk_exchange()
         nonfinite = sync.nonfinite
         sync.drop_update()
-        if nonfinite:
-            return loss
-        with sync.wrapped_step(self), _stepping(sync):
-            result = super().step(**kwargs)
+        result = None
+        if not nonfinite:
+            with sync.wrapped_step(self), _stepping(sync):
+                result = super().step(**kwargs)
+        sync.end_step(self)
         return result if closure is None else loss
 
     def synchronize(self) -> None:
@@ -203,11 +249,17 @@ class DistributedMixin(torch.optim.Optimizer):
 
         To be followed by `step()` inside `skip_synchronize()`. In mixed precision the optimizer must have been wrapped
         with ``grad_scaler=``; gradients are unscaled first unless ``scaler.unscale_(optimizer)`` was called.
+
+        With ``local_steps`` it ends the period now, after a step: all ranks have the same weights afterwards, as for an
+        evaluation or at the end of training.
         """
         sync = self._gtopk
         own = self._gtopk_own("synchronize")
         if own is not None:
             own()
+            return
+        if isinstance(sync, LocalSteps):
+            sync.exchange(self)
             return
         if sync.holds_update(self):
             raise StateError(
@@ -225,6 +277,11 @@ class DistributedMixin(torch.optim.Optimizer):
     def skip_synchronize(self) -> AbstractContextManager[None]:
         """Inside, `step()` does not exchange: the gradients are those of `synchronize()`."""
         own = self._gtopk_own("skip_synchronize")
+        if own is None and isinstance(self._gtopk, LocalSteps):
+            raise StateError(
+                "skip_synchronize() is for exchanges of gradients; with local steps they stay on this rank: clip them between "
+                "backward() and step(), without synchronize()"
+            )
         return _skipping(self._gtopk) if own is None else own()
 
     def join(self) -> int:
@@ -236,13 +293,16 @@ class DistributedMixin(torch.optim.Optimizer):
         -------
         int
             The rank that had the most batches. The others' parameters and optimizer states (momentum, ...) are out of
-            date: give it to `gtopk.broadcast_parameters` and `gtopk.broadcast_optimizer_state` as ``root_rank``.
+            date: give it to `gtopk.broadcast_parameters` and `gtopk.broadcast_optimizer_state` as ``root_rank``. With
+            ``local_steps`` all have the same parameters, and optimizer states are each rank's own anyway.
         """
         own = self._gtopk_own("join")
         return self._gtopk.join(self) if own is None else own()
 
     def stats(self, *, residual_norm: bool = False) -> dict[str, Any]:
         """Statistics of the latest exchange on this rank, {} before the first; see `gtopk.Reducer.stats`.
+
+        With ``local_steps`` also ``local_steps``: how many there were since then, 0 where the latest step has exchanged.
 
         Parameters
         ----------
@@ -253,7 +313,7 @@ class DistributedMixin(torch.optim.Optimizer):
         if own is not None:
             return cast(dict[str, Any], own())
         session = self._gtopk.session
-        found = dict(session.stats)
+        found = {**session.stats, **self._gtopk.own_stats()}
         if residual_norm:
             found["residual_norm"] = session.exchange.residual_norm()
         return found
@@ -264,7 +324,7 @@ class DistributedMixin(torch.optim.Optimizer):
         checkpoint.reject_dcp_state()
         with _stepping(sync):
             state = super().state_dict()
-        state[KEY] = checkpoint.save(sync.session, sync.names.of(self))
+        state[KEY] = {**checkpoint.save(sync.session, sync.names.of(self)), **sync.saved_fields()}
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False) -> None:
@@ -279,17 +339,23 @@ class DistributedMixin(torch.optim.Optimizer):
         """
         sync = self._gtopk
         saved = state_dict.get(KEY)
-        waiting = {} if saved is None else checkpoint.check(sync.session, sync.names.of(self), saved, strict)
+        waiting = {}
+        if saved is not None:
+            waiting = checkpoint.check(sync.session, sync.names.of(self), saved, strict)
+            sync.check_saved(saved)
         super().load_state_dict({name: value for name, value in state_dict.items() if name != KEY})
         if saved is None:
             sync.restore(None, 0, {})
         else:
             sync.restore(saved["run"], saved["step"], waiting)
+        sync.go_on(self, saved)
 
     def consolidate_state_dict(self, to: int = 0) -> dict[str, Any] | None:
         """A state with the sum of all ranks' residuals, on rank `to`; None elsewhere. Collective.
 
-        It can be loaded on any number of ranks: each takes an equal share, and nothing is lost. What the wrapped
+        It can be loaded on any number of ranks: each takes an equal share, and nothing is lost. With ``local_steps`` what
+        ranks have done since the latest exchange is part of the sum, and the wrapped optimizer's own state is that of
+        rank `to`; loading sets the parameters to where the period started, so load the model before. What the wrapped
         optimizer has under this name (ZeroRedundancyOptimizer) is called first.
         """
         own = self._gtopk_own("consolidate_state_dict")
@@ -304,6 +370,7 @@ class DistributedMixin(torch.optim.Optimizer):
             if own is not None:
                 own(to)
             summed = checkpoint.consolidate(sync.session, sync.names.of(self), to)
+            sync.consolidate(self, summed)
             if summed is None:
                 return None
             state = super().state_dict()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidError, UnsupportedError
-from .segments import device_text, has_no_memory, wrapper_text
+from .segments import device_text, has_no_memory, two_devices_text, wrapper_text
 
 # What torch.compile puts into the names of the modules that it wraps.
 _COMPILED = "_orig_mod."
@@ -88,6 +88,7 @@ def check_parameters(parameters: dict[str, Tensor], *, exchanged: bool) -> None:
     UnsupportedError
         One of them cannot: the text has its name and what to do.
     """
+    first: tuple[str, torch.device] | None = None
     for name, parameter in parameters.items():
         if parameter.is_complex():
             raise UnsupportedError(
@@ -96,8 +97,12 @@ def check_parameters(parameters: dict[str, Tensor], *, exchanged: bool) -> None:
             )
         if exchanged and has_no_memory(parameter):
             raise UnsupportedError(wrapper_text(f"parameter {name}", parameter))
-        if exchanged and not parameter.is_cpu:
+        if exchanged and not (parameter.is_cpu or parameter.is_cuda):
             raise UnsupportedError(device_text(f"parameter {name}", parameter.device))
+        if exchanged and parameter.requires_grad:
+            first = first or (name, parameter.device)
+            if parameter.device != first[1]:
+                raise UnsupportedError(two_devices_text(f"parameter {first[0]}", first[1], name, parameter.device))
 
 
 def _named(item: Any) -> tuple[str, Tensor]:

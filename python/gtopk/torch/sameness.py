@@ -57,7 +57,7 @@ def _warn(ranks: int) -> None:
 
 def _digest(tensors: Sequence[Tensor]) -> str | None:
     """Of the tensors' bits: sums, for which the number of threads does not matter, and the first entries. None for zeros."""
-    found = [_bits(tensor) for tensor in tensors if type(tensor) is Tensor and tensor.is_cpu]
+    found = [_bits(tensor) for tensor in tensors if type(tensor) is Tensor and (tensor.is_cpu or tensor.is_cuda)]
     return hashlib.sha256(repr(found).encode()).hexdigest() if any(total for total, _ in found) else None
 
 

@@ -28,16 +28,17 @@ class Segment:
     name : str
         The same on all ranks: compared before the first exchange, used in checkpoints and errors.
     like : Tensor
-        Has the shape, type and memory order. Where it has gaps in memory, the index is the place in the order of
+        Has the shape, type, device and memory order. Where it has gaps in memory, the index is the place in the order of
         dimensions. Not kept.
     """
 
-    __slots__ = ("dtype", "name", "numel", "order", "plain", "shape", "stride")
+    __slots__ = ("device", "dtype", "name", "numel", "order", "plain", "shape", "stride")
 
     def __init__(self, name: str, like: Tensor) -> None:
         self.name = name
         self.shape = like.shape
         self.dtype = like.dtype
+        self.device = like.device
         self.numel = like.numel()
         in_order = like if is_dense(like) else torch.empty(like.shape, device="meta")
         self.stride = in_order.stride()
@@ -59,8 +60,8 @@ class Segment:
         """
         if tensor.layout is not torch.strided:
             raise UnsupportedError(sparse_text(self.name))
-        if not tensor.is_cpu:
-            raise UnsupportedError(device_text(f"the gradient of {self.name}", tensor.device))
+        if tensor.device != self.device:
+            raise UnsupportedError(moved_text(f"the gradient of {self.name}", tensor.device, self.device))
         if tensor.numel() != self.numel:
             raise StateError(resized_text(self.name, tensor.shape, self.shape))
         if has_no_memory(tensor):
@@ -76,14 +77,14 @@ class Segment:
 
     def new_block(self) -> Tensor:
         """Memory of this rank's own, in order, of a type that can be exchanged; one dimension, not filled."""
-        return torch.empty(self.numel, dtype=self.dtype if self.dtype in _DIRECT else torch.float32, device="cpu")
+        return torch.empty(self.numel, dtype=self.dtype if self.dtype in _DIRECT else torch.float32, device=self.device)
 
     def shaped(self, flat: Tensor) -> Tensor:
         """Memory in order in the shape of the segment; a view."""
         return flat.as_strided(self.shape, self.stride)
 
     def flattened(self, values: Tensor) -> Tensor:
-        """Values in the shape of the segment as memory in order; a copy, as float32."""
+        """Values in the shape of the segment as memory in order; a copy on the host, as float32."""
         flat = torch.empty(self.numel, dtype=torch.float32, device="cpu")
         self.shaped(flat).copy_(values)
         return flat
@@ -144,7 +145,7 @@ def all_flat(tensors: Sequence[Tensor], segments: Sequence[Segment]) -> bool:
         and x.dim() == 1
         and x.numel() == segment.numel
         and x.dtype in _DIRECT
-        and x.is_cpu
+        and x.device == segment.device
         and x.is_contiguous()
         for x, segment in zip(tensors, segments, strict=True)
     ]
@@ -188,10 +189,27 @@ def resized_text(name: str, found: torch.Size, kept: torch.Size) -> str:
 
 
 def device_text(what: str, device: torch.device) -> str:
-    """The error for a tensor that is elsewhere."""
+    """The error for a tensor on a device that cannot exchange."""
     return (
-        f"{what} is on {device}, and gtopk exchanges from CPU memory only: move the model there (model.to('cpu')) before "
-        "the optimizer is made"
+        f"{what} is on {device}, and gtopk exchanges from CPUs and NVIDIA GPUs only: move the model there (model.to('cuda') or "
+        "model.to('cpu')) before the optimizer is made"
+    )
+
+
+def moved_text(what: str, device: torch.device, expected: torch.device) -> str:
+    """The error for a tensor on another device than its segment's."""
+    return (
+        f"{what} is on {device}, but its reducer works on {expected}: give gradients on the device of their parameters, and "
+        "move a model before its optimizer is made"
+    )
+
+
+def two_devices_text(first: str, one: torch.device, second: str, other: torch.device) -> str:
+    """The error for a model that is spread over devices."""
+    return (
+        f"{first} is on {one} and {second} is on {other}, but the gradients of one optimizer are exchanged on one device: put "
+        "the whole model on one, or make an optimizer for the parameters of each device and wrap each of them with "
+        "gtopk.DistributedOptimizer (or exchange by gtopk.Reducer(device=...), one for each device)"
     )
 
 

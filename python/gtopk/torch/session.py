@@ -61,6 +61,7 @@ class Session:
         self.run: int | None = None  # random id of the training run, the same on all ranks and over checkpoints
         self.steps = 0  # exchanges done, over checkpoints
         self.scaled = False  # some rank has a GradScaler: flags are agreed on before a step
+        self.undoes = False  # the front end puts residuals back after a step that was skipped
         self.stats: dict[str, Any] = {}
         self._warning = NonfiniteWarning()
         self._sameness = SameGradients(comm.size)
@@ -156,14 +157,23 @@ class Session:
         """Ends a step that `accumulate_some` began."""
         self.exchange.cancel()
 
-    def step_joined(self, momentum: tuple[float, bool] | None = None) -> bool:
-        """One exchange of a rank that has no more data; True when all ranks are such. Collective."""
+    def step_joined(
+        self, momentum: tuple[float, bool] | None = None, *, updates: Sequence[Tensor] | None = None
+    ) -> bool:
+        """One exchange of a rank that has no more data; True when all ranks are such. Collective.
+
+        `updates`: flat tensors to overwrite with the mean update, where this rank has a use for it.
+        """
         self.begin(momentum)
         self._sameness.look(self.comm, None)
         if self.scaled:
             any_of(self.comm, False)
-        self._end_step(self.exchange.reduce_joined())
+        self._end_step(self.exchange.reduce_joined(updates))
         return bool(self.stats["all_joined"])
+
+    def skip(self) -> None:
+        """Counts a step that all ranks have agreed to do without."""
+        self._end_step({**NOTHING, "nonfinite": 1})
 
     def step_alone(self, found_inf: bool = False) -> dict[str, Waiting]:
         """Counts a step of one rank alone, and gives what a loaded state has waiting: to be added to the tensors."""
@@ -175,7 +185,7 @@ class Session:
     def _end_step(self, stats: dict[str, Any]) -> None:
         self.stats = {**stats, "step": self.steps}
         self.steps += 1
-        kept_out = self.scaled or self.solo or self.exchange.options.rollback
+        kept_out = self.scaled or self.solo or self.undoes or self.exchange.options.rollback
         self._warning.note(self.nonfinite, self.comm.rank, self.stats["step"], kept_out=kept_out)
 
     # ---- checkpoints ----

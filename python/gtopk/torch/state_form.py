@@ -28,6 +28,8 @@ FIELDS = (
     "residual",
     "velocity",
 )
+# Of an optimizer with local steps; all of them or none.
+LOCAL_FIELDS = ("local_steps", "start_of", "outer_velocity_of", "start", "outer_velocity")
 _LARGEST = 2**63 - 1
 
 
@@ -63,6 +65,21 @@ def check_form(saved: Any) -> None:
     _different_names(saved, "names")
     shapes = dict(zip(saved["names"], _shapes(saved), strict=True))
     for what in ("residual", "velocity"):
+        _check_entries(saved, what, shapes)
+    if any(field in saved for field in LOCAL_FIELDS):
+        _check_local(saved, shapes)
+
+
+def _check_local(saved: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
+    for field in LOCAL_FIELDS:
+        if field not in saved:
+            _damaged(field, "is missing, though there are others of local steps")
+    counts: Any = saved["local_steps"]
+    if not _is_list(counts) or len(counts) != 2 or not all(type(n) is int and 0 <= n <= _LARGEST for n in counts):
+        _damaged(
+            "local_steps", f"is {_short(counts)}, but must be two whole numbers: steps, and those since an exchange"
+        )
+    for what in ("start", "outer_velocity"):
         _check_entries(saved, what, shapes)
 
 
@@ -105,7 +122,8 @@ def _check_entries(saved: Mapping[str, Any], what: str, shapes: Mapping[str, Seq
 
 
 def _check_values(what: str, name: str, values: Any, shape: Sequence[int]) -> None:
-    if not isinstance(values, Tensor) or values.dtype is not torch.float32:
+    types = (torch.float32, torch.float64) if what == "start" else (torch.float32,)
+    if not isinstance(values, Tensor) or values.dtype not in types:
         _damaged(what, f"of {name} is no float32 tensor")
     if values.layout is not torch.strided or values.is_nested or values.is_meta:
         _damaged(what, f"of {name} is no ordinary tensor with its values in memory")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..comm import Comm
-from ..errors import StateError, UnsupportedError
+from ..errors import MismatchError, StateError, UnsupportedError
 from . import amp, momentum
 from .amp import Scaled
 from .exchange import Options, Waiting
@@ -53,7 +53,8 @@ class Synchronizer:
         self._update: weakref.ref[Tensor] | None = None  # the first gradient at the end of synchronize()
         self._touched: deque[Tensor] = deque(maxlen=1)  # a parameter that backward() has given a gradient since then
         self._watched: set[int] = set()  # ids of parameters whose gradients are noted there; the names keep them alive
-        self._active: tuple[list[int], list[torch.dtype]] | None = None  # what the reducers were made for
+        # What the reducers were made for.
+        self._active: tuple[list[int], list[torch.dtype], list[torch.device]] | None = None
         self._parameters: list[Tensor] = []  # those that are exchanged, in the order of segments
 
     # ---- one step ----
@@ -84,7 +85,7 @@ class Synchronizer:
 
     def _prepare(self, optimizer: torch.optim.Optimizer, scaled: bool) -> None:
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        active = [id(p) for p in trained], [p.dtype for p in trained]
+        active = [id(p) for p in trained], [p.dtype for p in trained], [p.device for p in trained]
         if active == self._active:
             return
         self._active = None  # if this fails, the next step tries again
@@ -188,6 +189,9 @@ class Synchronizer:
             for parameter, grad in own:
                 parameter.grad = grad
 
+    def end_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """After the wrapped step, or where it was left out."""
+
     # ---- one rank alone ----
 
     def _add_waiting(self, optimizer: torch.optim.Optimizer, scaled: Scaled) -> None:
@@ -205,6 +209,10 @@ class Synchronizer:
             if name in waiting and parameter.requires_grad:
                 _add(optimizer, parameter, waiting.pop(name))
 
+    def own_stats(self) -> dict[str, Any]:
+        """Statistics that are not the session's."""
+        return {}
+
     # ---- checkpoints ----
 
     def restore(self, run: int | None, steps: int, waiting: dict[str, Waiting]) -> None:
@@ -213,6 +221,28 @@ class Synchronizer:
         self._active = None
         self.skipping = False
         self.drop_update()
+
+    def check_saved(self, saved: Mapping[str, Any]) -> None:
+        """`MismatchError` where a state has a residual of weights."""
+        if "start" in saved:
+            raise MismatchError(
+                "the state has a residual of weights: wrap the optimizer with local_steps as it was when it was saved, or take "
+                'the entry "gtopk" out of the state, and what was not sent is lost'
+            )
+
+    def saved_fields(self) -> dict[str, Any]:
+        """What a state has beside the residual."""
+        return {}
+
+    def consolidate(self, optimizer: torch.optim.Optimizer, summed: dict[str, Any] | None) -> None:
+        """Adds the same to a consolidated state. Collective."""
+
+    def go_on(self, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None) -> None:
+        """Takes over the same, after `restore`."""
+
+    def progress(self) -> list[int] | None:
+        """What `adopt_progress` takes on the other ranks; None before the first exchange."""
+        return None if self.session.run is None else [self.session.run, self.session.steps]
 
     def adopt_progress(self, run: int, steps: int) -> None:
         """Goes on at another rank's step, with the residual that this rank has."""
@@ -231,6 +261,10 @@ class Synchronizer:
             raise StateError("join() inside skip_synchronize(): leave that block first")
         while not self.synchronize_joined(optimizer):
             pass
+        return self.most_batches()
+
+    def most_batches(self) -> int:
+        """The rank that had the most since the latest join. Collective."""
         batches = self.session.comm.allgather_json(self.batches)
         self.batches = 0
         return max(range(len(batches)), key=lambda r: (batches[r], r))
@@ -240,13 +274,13 @@ def _add(optimizer: torch.optim.Optimizer, parameter: Tensor, entry: Waiting) ->
     """A residual to the gradient; a velocity goes on in SGD's momentum."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    parameter.grad.detach().add_(entry.residual)
+    parameter.grad.detach().add_(entry.residual.to(parameter.device))
     if entry.velocity is not None:
         state = optimizer.state[parameter]
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         sign = -1.0 if any(group.get("maximize") for group in optimizer.param_groups) else 1.0
-        state["momentum_buffer"].add_(entry.velocity, alpha=sign)
+        state["momentum_buffer"].add_(entry.velocity.to(parameter.device), alpha=sign)
 
 
 def _first_gradient(optimizer: torch.optim.Optimizer) -> Tensor | None:

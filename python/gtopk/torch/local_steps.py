@@ -1,0 +1,332 @@
+"""Local steps: each rank trains by itself for a while, then the differences of weights are exchanged.
+
+At an exchange every rank adds theta0 - theta, what its steps have changed, to its residual; the mean update is taken from
+theta0, which all ranks have, and the result is where all go on. Sparse, this is SparseLoCo (arXiv 2508.15706); dense, with an
+outer momentum, DiLoCo (arXiv 2311.08105).
+
+An exchange happens or it does not: where it fails, or a difference is not finite, weights and residuals are as before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..comm import Comm, Sum
+from ..errors import DesyncError, MismatchError
+from .amp import Scaled
+from .local_options import LocalOptions
+from .nonfinite import NonfiniteWarning
+from .parameters import check_parameters, plain_name
+from .profile import record
+from .segments import Segment
+from .start import Start, all_finite, check_same, flat, zeros_like
+from .synchronizer import Synchronizer
+from .warmup import DensitySchedule
+
+_log = logging.getLogger("gtopk")
+
+
+class LocalSteps(Synchronizer):
+    """A `Synchronizer` of weights: gradients stay this rank's own, and every so many steps end with an exchange."""
+
+    def __init__(
+        self,
+        comm: Comm,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, Tensor]] | None,
+        options: LocalOptions,
+        schedule: DensitySchedule,
+        grad_scaler: Any,
+    ) -> None:
+        super().__init__(comm, optimizer, named_parameters, options, schedule, grad_scaler)
+        self.options = options
+        self.session.undoes = True
+        self.done = 0  # steps, over checkpoints; after an exchange those of the rank that did the most
+        self.since = 0  # of them since the latest exchange
+        self.velocities: dict[
+            str, Tensor
+        ] = {}  # of the outer momentum, in the shape of parameters; the same on all ranks
+        self._starts: dict[str, Start] = {}  # by name: of what was trained at some time in this period
+        self._trained: list[int] = []  # ids of the parameters that are trained now
+        self._built: list[str] | None = None  # names that the reducers were made for
+        self._warning = NonfiniteWarning("a gradient was Inf or NaN, so this rank has left out its local step ({}")
+
+    # ---- one step ----
+
+    def synchronize(self, optimizer: torch.optim.Optimizer, scaled: Scaled) -> None:
+        """Before the wrapped step: looks at this rank's gradients, and exchanges nothing."""
+        self._period()  # an error now rather than after the step
+        self._remember(optimizer)
+        gradients = [_values(p.grad) for p in _trained(optimizer) if p.grad is not None]
+        self.nonfinite = scaled.found_inf or not (scaled.present or all_finite(gradients))
+        if not scaled.present:
+            self._warning.note(self.nonfinite, self.session.comm.rank, self.done, kept_out=True)
+        if scaled.scale != 1.0 and not self.nonfinite:
+            torch._foreach_mul_(gradients, scaled.scale)
+        self.batches += 1
+
+    def end_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """After the wrapped step, or where it was left out. Collective at the end of a period."""
+        length = self._period()
+        self.done += 1
+        self.since += 1
+        if self.since >= length:
+            self.exchange(optimizer)
+
+    def _period(self) -> int:
+        return self.options.period(self.done - self.since)
+
+    def _remember(self, optimizer: torch.optim.Optimizer) -> None:
+        """Where each parameter's local steps start: at the beginning of a period, or when it is unfrozen or added.
+
+        Weights that were loaded or broadcast after an exchange are where the next period starts.
+        """
+        trained = [id(p) for p in _trained(optimizer)]
+        if self.session.solo or (self.since and trained == self._trained):
+            return
+        parameters = {name: p for name, p in self.names.of(optimizer).items() if p.requires_grad and not p.is_complex()}
+        if (
+            not self.since
+        ):  # what was frozen in the latest period took part in its exchange, and takes no part in the next
+            self._starts = {name: start for name, start in self._starts.items() if name in parameters}
+        for name, parameter in parameters.items():
+            start = self._starts.get(name)
+            if start is None:
+                self._starts[name] = Start(parameter)
+            elif not self.since and not start.is_at(parameter):
+                start.weights.copy_(parameter.detach())
+        self._trained = trained
+
+    # ---- one exchange ----
+
+    def exchange(self, optimizer: torch.optim.Optimizer) -> None:
+        """Ends the period; afterwards all ranks have the same weights. Collective."""
+        if self.session.solo:
+            self._end_alone(optimizer)
+        else:
+            self._exchange(optimizer, joined=False)
+
+    @torch.no_grad()
+    def _exchange(self, optimizer: torch.optim.Optimizer, *, joined: bool) -> bool:
+        """True when all ranks have joined, and nothing was exchanged."""
+        with record("gtopk.synchronize"):
+            parameters = self._prepare_weights(optimizer)
+            differences = [flat(self._starts[name].difference(p)) for name, p in parameters.items()]
+            finite = all_finite(differences)
+            done = self._agree(finite, joined)
+            if done is None:
+                self.session.skip()
+                if not finite:
+                    self._go_back(optimizer, parameters)
+                return False
+            updates, all_joined = self._reduce(differences, joined)
+            if all_joined:
+                return True
+            if self.session.nonfinite:  # residual and difference together are too large
+                self._go_back(optimizer, parameters)
+                return False
+            for (name, parameter), update in zip(parameters.items(), updates, strict=True):
+                start = self._starts[name]
+                start.move(self._with_momentum(name, update), self.options.outer_lr)
+                parameter.copy_(start.weights)
+        self.done, self.since = done, 0
+        return False
+
+    def _prepare_weights(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """The parameters to exchange. Makes the reducers where these are others than before."""
+
+        def choose() -> tuple[dict[str, Tensor], None]:
+            self._remember(optimizer)
+            check_parameters(self.names.of(optimizer), exchanged=True)
+            return self._started(optimizer), None
+
+        chosen = self._started(optimizer)
+        if self._built == list(chosen) and self._trained == [id(p) for p in _trained(optimizer)]:
+            return chosen
+        self._built = None  # if this fails, the next exchange tries again
+        chosen = self.session.comm.together("step()", choose)
+        check_same(self.session.comm, chosen, self._starts, self.velocities)
+        self.session.build([Segment(name, self._starts[name].weights) for name in chosen])
+        self._built = list(chosen)
+        return chosen
+
+    def _started(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        return {name: p for name, p in self.names.of(optimizer).items() if name in self._starts}
+
+    def _agree(self, finite: bool, joined: bool) -> int | None:
+        """The most steps that a rank has done; None where a difference is not finite on some rank."""
+        mine = [self.session.steps, None if joined else self._period(), finite, self.done]
+        rows = self.session.comm.allgather_json(mine)
+        for column, what in enumerate(("after exchange {}", "in a period of {} local steps")):
+            found = [(rank, row[column]) for rank, row in enumerate(rows) if row[column] is not None]
+            for rank, value in found:
+                if value != found[0][1]:
+                    raise DesyncError(
+                        f"rank {found[0][0]} is {what.format(found[0][1])}, but rank {rank} is {what.format(value)}: give "
+                        "the same local_steps on all ranks, and after an interruption load a checkpoint on all"
+                    )
+        return max(row[3] for row in rows) if all(row[2] for row in rows) else None
+
+    def _reduce(self, differences: list[Tensor], joined: bool) -> tuple[list[Tensor], bool]:
+        """The mean update, and whether all ranks have joined. Where nobody takes an update residuals are as before."""
+        exchange = self.session.exchange
+        kept = exchange.residuals()
+        taken = all_joined = False
+        try:
+            if self.options.residual_decay != 1.0:
+                exchange.set_residuals([residual * self.options.residual_decay for residual in kept])
+            if joined:
+                updates = differences
+                all_joined = self.session.step_joined(updates=updates)
+            else:
+                updates = self.session.step(differences)
+            taken = not (self.session.nonfinite or all_joined)
+        finally:
+            if not taken:
+                exchange.set_residuals(kept)
+        return updates, all_joined
+
+    def _with_momentum(self, name: str, update: Tensor) -> Tensor:
+        """Nesterov's, as SGD has it. Each product and sum is rounded by itself: the same bits on every machine."""
+        factor = self.options.outer_momentum
+        if factor == 0.0:
+            return update
+        if name not in self.velocities:
+            self.velocities[name] = zeros_like(self._starts[name].weights, torch.float32)
+        velocity = flat(self.velocities[name])
+        velocity.mul_(factor).add_(update)
+        return update.add_(velocity * factor)
+
+    def _go_back(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> None:
+        """This rank's weights went wrong: it starts the period again, with what is finite of the optimizer's state."""
+        for name, parameter in parameters.items():
+            parameter.copy_(self._starts[name].weights)
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    value.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        _log.warning(
+            "rank %d: weights were Inf, NaN or too large after %d local steps, so this rank goes back to those of the latest "
+            "exchange: lower the learning rate, or clip gradients",
+            self.session.comm.rank,
+            self.since,
+        )
+
+    def _end_alone(self, optimizer: torch.optim.Optimizer) -> None:
+        """One rank: nothing to exchange, and no outer step. A loaded residual is applied at once."""
+        waiting = self.session.step_alone()
+        with torch.no_grad():
+            for name, parameter in self.names.of(optimizer).items():
+                if name in waiting and parameter.requires_grad:
+                    parameter.sub_((waiting.pop(name).residual * self.options.outer_lr).to(parameter.device))
+        self.since = 0
+
+    # ---- join ----
+
+    def join(self, optimizer: torch.optim.Optimizer) -> int:
+        """As there. A rank that has joined takes the updates, too: in the end all have the same weights."""
+        if self.session.solo:
+            self._end_alone(optimizer)
+            return 0
+        self._remember(optimizer)
+        while self.since:
+            self.exchange(optimizer)
+        while not self._exchange(optimizer, joined=True):
+            pass
+        return self.most_batches()
+
+    def own_stats(self) -> dict[str, Any]:
+        """Local steps since the latest exchange."""
+        return {"local_steps": self.since}
+
+    # ---- checkpoints and broadcasts ----
+
+    def saved_fields(self) -> dict[str, Any]:
+        """What a state has beside the residual."""
+        weights = {name: start.weights for name, start in self._starts.items()}
+        return {
+            "local_steps": [self.done, self.since],
+            "start_of": list(weights),
+            "start": {name: tensor.contiguous().clone() for name, tensor in weights.items()},
+            "outer_velocity_of": list(self.velocities),
+            "outer_velocity": {name: tensor.contiguous().clone() for name, tensor in self.velocities.items()},
+        }
+
+    def consolidate(self, optimizer: torch.optim.Optimizer, summed: dict[str, Any] | None) -> None:
+        """Adds the same to a consolidated state, with what all ranks have done since the latest exchange as residual.
+
+        Collective.
+        """
+        comm = self.session.comm
+        parameters = self._started(optimizer)
+        for name in sorted(set().union(*comm.allgather_json(list(parameters)))):
+            mine = torch.zeros(self.names.of(optimizer)[name].shape, dtype=torch.float32, device="cpu")
+            if name in parameters:
+                difference = self._starts[name].difference(parameters[name])
+                if all_finite([difference]):  # else this rank is going to start the period again
+                    mine = difference.cpu().contiguous()
+            total = comm.allreduce(mine, Sum)
+            if summed is not None:
+                summed["residual"][name] = total + summed["residual"].get(name, 0)
+        if summed is not None:
+            summed["residual_of"] = list(summed["residual"])
+            summed.update(self.saved_fields(), local_steps=[self.done, 0])
+
+    def check_saved(self, saved: Mapping[str, Any]) -> None:
+        """`MismatchError` where a state has a residual of gradients."""
+        if "start" not in saved and saved["residual"]:
+            raise MismatchError(
+                "the state has a residual of gradients, and this optimizer exchanges weights: wrap it as it was when it was "
+                'saved, or take the entry "gtopk" out of the state, and what was not sent is lost'
+            )
+
+    def go_on(self, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None) -> None:
+        """After `restore`. The weights become those where the period started, unless the state is this rank's own."""
+        self.restart()
+        self.done, self.velocities = 0, {}
+        if saved is None or "start" not in saved:
+            return
+        self.done, self.since = saved["local_steps"]
+        if self.session.solo:
+            self.since = 0
+        own = (saved["rank"], saved["size"]) == (self.session.comm.rank, self.session.comm.size)
+        parameters = self.names.of(optimizer)
+        with torch.no_grad():
+            for given, values in saved["start"].items():
+                name = plain_name(given)
+                start = self._starts[name] = Start(parameters[name])
+                start.weights.copy_(values)
+                if not own:
+                    parameters[name].copy_(start.weights)
+            for given, values in saved["outer_velocity"].items():
+                name = plain_name(given)
+                self.velocities[name] = zeros_like(parameters[name], torch.float32).copy_(values)
+
+    def progress(self) -> list[int] | None:
+        """What `adopt_progress` takes on the other ranks."""
+        found = super().progress()
+        return None if found is None else [*found, self.done]
+
+    def adopt_progress(self, run: int, steps: int, done: int = 0) -> None:
+        """As there, and `restart`."""
+        super().adopt_progress(run, steps)
+        self.restart()
+        self.done = done
+
+    def restart(self) -> None:
+        """The next step starts a period, from the weights that there are then."""
+        self._starts, self._trained, self._built = {}, [], None
+        self.since = 0
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """A sparse gradient's, too: here it is only looked at."""
+    return gradient.detach() if gradient.layout is torch.strided else gradient.detach()._values()

@@ -1,0 +1,85 @@
+"""The weights that a period of local steps started from, theta0, of one parameter.
+
+In float32 whatever the parameter's type (float64 for float64), so that small updates add up: 4 bytes an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..comm import Comm
+from ..errors import MismatchError
+from .segments import flat_view
+
+
+class Start:
+    """theta0 of a parameter.
+
+    Parameters
+    ----------
+    parameter : Tensor
+        Its values and its memory order are taken over, without gaps. Not kept.
+    """
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.weights = zeros_like(parameter, torch.float64 if parameter.dtype is torch.float64 else torch.float32)
+        self.weights.copy_(parameter.detach())
+
+    def is_at(self, parameter: Tensor) -> bool:
+        """Whether the parameter is where the period started."""
+        return torch.equal(self._in_type_of(parameter), parameter.detach())
+
+    def difference(self, parameter: Tensor) -> Tensor:
+        """theta0 - theta in the shape of the weights, exact for 16-bit parameters."""
+        result = zeros_like(self.weights, torch.float32)
+        return torch.sub(self._in_type_of(parameter).to(self.weights.dtype), parameter.detach(), out=result)
+
+    def move(self, update: Tensor, outer_lr: float) -> None:
+        """The outer step, which uses up `update`, flat. Product and sum are rounded each: the same bits on every machine."""
+        flat(self.weights).sub_(update if outer_lr == 1.0 else update.mul_(outer_lr))
+
+    def _in_type_of(self, parameter: Tensor) -> Tensor:
+        """What the parameter was set to."""
+        return self.weights.to(parameter.dtype)
+
+
+def zeros_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the memory order of `tensor`, without gaps."""
+    return torch.zeros_like(tensor, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The memory of a tensor without gaps, as one dimension."""
+    return flat_view(tensor).view(-1)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """One pass over them, as a sum is finite only if all terms are; a second one where a sum overflows."""
+    return all(bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def check_same(
+    comm: Comm, parameters: Mapping[str, Tensor], starts: Mapping[str, Start], velocities: Mapping[str, Tensor]
+) -> None:
+    """Raises `MismatchError` on every rank unless all start from the same bits, in the same types. Collective."""
+    mine = {}
+    for name, parameter in parameters.items():
+        tensors = [starts[name].weights] + ([velocities[name]] if name in velocities else [])
+        mine[name] = [str(parameter.dtype), *(_bits(tensor) for tensor in tensors)]
+    everywhere = comm.allgather_json(mine)
+    for rank, theirs in enumerate(everywhere):
+        for name in everywhere[0]:
+            if theirs.get(name) != everywhere[0][name]:
+                raise MismatchError(
+                    f"{name} does not start from the same weights, in the same type, on rank 0 and on rank {rank}: call "
+                    "gtopk.broadcast_parameters(model.state_dict()) on all ranks before the first step"
+                )
+
+
+def _bits(tensor: Tensor) -> list[int]:
+    """A sum of the bits, and one that depends on their order."""
+    bits = flat(tensor).view(torch.int64 if tensor.dtype is torch.float64 else torch.int32).long()
+    return [int(bits.sum()), int((bits * torch.arange(1, 1 + len(bits), device=bits.device)).sum())]

@@ -1,0 +1,40 @@
+"""Several ranks with tensors on GPUs, or on what stands in for one: the cases of optimizer, hook and reducer, and their own."""
+
+from __future__ import annotations
+
+import launcher
+import pytest
+
+pytest.importorskip("torch")
+import torch_cuda
+
+pytestmark = pytest.mark.skipif(not torch_cuda.available(), reason="there is no GPU, and nothing stands in for one")
+
+ON_GPU = {"GTOPK_TEST_DEVICE": "cuda", "OMP_NUM_THREADS": "1"}
+
+
+def passed(result, ranks):
+    status, output = result
+    assert status == 0, output[-8000:]
+    assert f"cases passed on {ranks} ranks" in output, output[-8000:]
+
+
+def test_mpirun():
+    cases = ("cases_cuda", "cases_torch_session", "cases_torch_optimizer", "cases_torch_amp")
+    passed(launcher.mpirun(2, "harness.py", *cases, environment=ON_GPU), 2)
+
+
+def test_torchrun():
+    environment = {**ON_GPU, "GTOPK_TEST_KIND": "torch"}
+    passed(launcher.torchrun(2, "harness.py", "cases_cuda", "cases_cuda_ddp", environment=environment), 2)
+
+
+@pytest.mark.long
+def test_three_ranks():
+    passed(launcher.mpirun(3, "harness.py", "cases_cuda", "cases_torch_optimizer", environment=ON_GPU), 3)
+
+
+def test_checkpoints_in_new_processes(tmp_path):
+    environment = {**ON_GPU, "GTOPK_TEST_FOLDER": str(tmp_path)}
+    passed(launcher.mpirun(2, "harness.py", "cases_torch_checkpoint_save", environment=environment), 2)
+    passed(launcher.mpirun(2, "harness.py", "cases_torch_checkpoint_load", environment=environment), 2)
