@@ -27,7 +27,7 @@
 #include "gtopk.h"
 
 #define MAX_SIZES 16
-#define ALGORITHMS 4
+#define ALGORITHMS 5
 #define SEGMENT_LENGTH ((uint64_t)1 << 18) /* the check goes segment by segment */
 #define TOLERANCE 1e-5
 
@@ -40,6 +40,7 @@ static const name_t ALGORITHM_NAMES[ALGORITHMS + 1] = {{"dense", GTOPK_ALGORITHM
                                                        {"topk", GTOPK_ALGORITHM_TOPK},
                                                        {"gtopk", GTOPK_ALGORITHM_GTOPK},
                                                        {"gtopk-tree", GTOPK_ALGORITHM_GTOPK_TREE},
+                                                       {"gtopk-split", GTOPK_ALGORITHM_GTOPK_SPLIT},
                                                        {NULL, 0}};
 static const name_t VALUE_NAMES[] = {{"f32", GTOPK_VALUE_F32},
                                      {"f16", GTOPK_VALUE_F16},
@@ -83,7 +84,7 @@ static const char USAGE[] = "mpirun -n RANKS allreduce_bench [options]\n"
                             "  --sizes N,..        entries of the gradient (100000,1000000,10000000)\n"
                             "  --density D         share of the entries that a rank sends (0.001)\n"
                             "  --value-type T      f32, f16, bf16 or int8 (bf16)\n"
-                            "  --algorithms A,..   dense, topk, gtopk, gtopk-tree (all)\n"
+                            "  --algorithms A,..   dense, topk, gtopk, gtopk-tree, gtopk-split (all)\n"
                             "  --iterations I      steps that are measured (10)\n"
                             "  --warmup W          steps before them (2)\n"
                             "  --device D          cpu or reference (GTOPK_DEVICE, else cpu)\n"

@@ -18,7 +18,9 @@ def parse_arguments(description: str, arguments: list[str] | None = None) -> arg
     parser = argparse.ArgumentParser(description=description)
     numbers = partial(_numbers, parser)
     exchange = parser.add_argument_group("exchange")
-    exchange.add_argument("--algorithm", choices=("gtopk", "gtopk-tree", "topk", "dense"), default="gtopk")
+    exchange.add_argument(
+        "--algorithm", choices=("gtopk", "gtopk-split", "gtopk-tree", "topk", "dense"), default="gtopk"
+    )
     exchange.add_argument("--density", type=float, default=0.001, help="share of the gradient sent (%(default)s)")
     exchange.add_argument(
         "--density-warmup",

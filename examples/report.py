@@ -21,8 +21,20 @@ __all__ = ["Network", "Prediction", "cores", "exchange_seconds", "machine", "plo
 Run = dict[str, Any]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = {"dense": "#555555", "topk": "#E69F00", "gtopk": "#0072B2", "gtopk-tree": "#009E73"}
-_NAMES = {"dense": "dense", "topk": "Top-k", "gtopk": "gTop-k", "gtopk-tree": "gTop-k (tree)"}
+_COLOURS = {
+    "dense": "#555555",
+    "topk": "#E69F00",
+    "gtopk": "#0072B2",
+    "gtopk-tree": "#009E73",
+    "gtopk-split": "#CC79A7",
+}
+_NAMES = {
+    "dense": "dense",
+    "topk": "Top-k",
+    "gtopk": "gTop-k",
+    "gtopk-tree": "gTop-k (tree)",
+    "gtopk-split": "gTop-k (split)",
+}
 
 
 def cores() -> int:
@@ -118,7 +130,8 @@ def exchange_seconds(
 ) -> float:
     """The cost model: latency a and b seconds a byte, P ranks, n entries, k of them sent with w bytes each.
 
-    dense 2 a (P-1) + 2 (P-1)/P n 4 b;  Top-k a log2 P + (P-1) k w b;  gTop-k (a + k w b) log2 P, as a tree twice that.
+    dense 2 a (P-1) + 2 (P-1)/P n 4 b;  Top-k a log2 P + (P-1) k w b;  gTop-k (a + k w b) log2 P, as a tree twice that;
+    split 2 a log2 P + 2 (P-1)/P k w b.
     """
     a, b = network.latency, 8 / network.bits_per_second
     rounds = math.ceil(math.log2(ranks))
@@ -127,6 +140,8 @@ def exchange_seconds(
         return 2 * a * (ranks - 1) + 2 * (ranks - 1) / ranks * entries * 4 * b
     if algorithm == "topk":
         return a * rounds + (ranks - 1) * message
+    if algorithm == "gtopk-split":
+        return 2 * a * rounds + 2 * (ranks - 1) / ranks * message
     return (a + message) * rounds * (2 if algorithm == "gtopk-tree" else 1)
 
 

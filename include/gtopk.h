@@ -260,10 +260,12 @@ typedef enum gtopk_value_type {
 } gtopk_value_type_t;
 
 typedef enum gtopk_algorithm {
-    GTOPK_ALGORITHM_DENSE = 0,     /* all-reduce of the whole residual: the baseline. O(n) */
-    GTOPK_ALGORITHM_TOPK = 1,      /* all-gather of k entries from each rank; union of up to kP entries. O(kP) */
-    GTOPK_ALGORITHM_GTOPK = 2,     /* butterfly: log2 P rounds (one more and a hand-back unless P is 2^m). O(k log P) */
-    GTOPK_ALGORITHM_GTOPK_TREE = 3 /* the paper's: binomial tree to rank 0, then broadcast: 2 log2 P rounds */
+    GTOPK_ALGORITHM_DENSE = 0, /* all-reduce of the whole residual: the baseline. O(n) */
+    GTOPK_ALGORITHM_TOPK = 1,  /* all-gather of k entries from each rank; union of up to kP entries. O(kP) */
+    GTOPK_ALGORITHM_GTOPK = 2, /* butterfly: log2 P rounds (one more and a hand-back unless P is 2^m). O(k log P) */
+    GTOPK_ALGORITHM_GTOPK_TREE = 3, /* the paper's: binomial tree to rank 0, then broadcast: 2 log2 P rounds */
+    GTOPK_ALGORITHM_GTOPK_SPLIT = 4 /* every rank merges one range of the indices and keeps the largest k / P of it: 2
+                                       log2 P rounds with 2k entries in all. O(k): many ranks, slow links */
 } gtopk_algorithm_t;
 
 typedef enum gtopk_residual_policy {

@@ -18,3 +18,23 @@ bench-select: $(BUILD)/benchmarks/select_bench
 	$(BUILD)/benchmarks/select_bench $(ARGS)
 
 .PHONY: bench bench-allreduce bench-select
+
+# ---- many ranks, simulated ----
+
+SIMGRID := $(CACHE)/simgrid
+
+$(SIMGRID)/libs: scripts/find_simgrid.sh scripts/debian_package.sh
+	@GTOPK_CACHE="$(CACHE)" scripts/find_simgrid.sh "$(SIMGRID)"
+
+# smpirun loads it as a library, and calls its main once for each rank.
+$(BUILD)/benchmarks/scale.so: benchmarks/scale/scale.c $(BUILD)/libgtopk.a $(SIMGRID)/libs
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  cc    $@")
+	$(Q)$(CC) $(CPPFLAGS) @$(SIMGRID)/cflags $(CFLAGS) -fvisibility=default -shared $< $(BUILD)/libgtopk.a -o $@ $(LDFLAGS) \
+	    @$(SIMGRID)/libs $(LDLIBS)
+
+#: make bench-scale      up to 1024 simulated ranks under SimGrid, into benchmarks/results/scale.json (ARGS="--help")
+bench-scale: $(BUILD)/benchmarks/scale.so $(VENV)/.installed-run
+	$(VENV_PYTHON) benchmarks/scale/scale.py --program "$(BUILD)/benchmarks/scale.so" --smpirun "$(SIMGRID)/smpirun" $(ARGS)
+
+.PHONY: bench-scale

@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "device/range.h"
 #include "util/status.h"
 #include "wire/wire.h"
 
@@ -239,6 +240,13 @@ typedef struct device_ops {
      * subset of all's. share is a power of two. */
     gtopk_status_t (*deposit)(device_t *device, const device_set_t *all, const device_set_t *sent, float share,
                               device_set_t *out, device_words_t *words, void *stream);
+
+    /* out = the entries of the set that are in the range, under their places in it. Nothing overlaps. */
+    gtopk_status_t (*cut)(device_t *device, const device_set_t *set, device_range_t range, device_set_t *out,
+                          device_words_t *words, void *stream);
+
+    /* In place: a set of a range gets its indices back. */
+    gtopk_status_t (*widen)(device_t *device, device_set_t *set, device_range_t range, void *stream);
 
     gtopk_status_t (*copy)(device_t *device, void *to, const void *from, size_t bytes, void *stream);
     gtopk_status_t (*copy_set)(device_t *device, const device_set_t *from, device_set_t *to, device_words_t *words,

@@ -26,6 +26,17 @@ gtopk_status_t host_copy(device_t *device, void *to, const void *from, size_t by
     return GTOPK_OK;
 }
 
+gtopk_status_t host_widen(device_t *device, device_set_t *set, device_range_t range, void *stream)
+{
+    const uint32_t count = *set->count;
+    uint32_t *index = set->index;
+    (void)device;
+    (void)stream;
+    for (uint32_t i = 0; i < count; i++)
+        index[i] = range_outside(range, index[i]);
+    return GTOPK_OK;
+}
+
 gtopk_status_t host_synchronize(device_t *device, void *stream)
 {
     (void)device;

@@ -7,6 +7,7 @@
 gtopk_status_t host_allocate(device_t *device, size_t bytes, const char *what, void **out);
 void host_release(device_t *device, void *block);
 gtopk_status_t host_copy(device_t *device, void *to, const void *from, size_t bytes, void *stream);
+gtopk_status_t host_widen(device_t *device, device_set_t *set, device_range_t range, void *stream);
 gtopk_status_t host_synchronize(device_t *device, void *stream);
 
 /* What step_begin makes of the words. */

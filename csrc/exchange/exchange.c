@@ -9,6 +9,7 @@ static const exchange_ops_t *const exchanges[] = {
     [GTOPK_ALGORITHM_TOPK] = &exchange_topk,
     [GTOPK_ALGORITHM_GTOPK] = &exchange_gtopk,
     [GTOPK_ALGORITHM_GTOPK_TREE] = &exchange_gtopk_tree,
+    [GTOPK_ALGORITHM_GTOPK_SPLIT] = &exchange_gtopk_split,
 };
 
 _Static_assert(sizeof exchanges / sizeof *exchanges == WIRE_ALGORITHMS, "messages name an algorithm by its number");

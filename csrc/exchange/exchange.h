@@ -78,6 +78,6 @@ gtopk_status_t exchange_allocate(void *out, size_t bytes, const exchange_ops_t *
 gtopk_status_t exchange_select(const exchange_t *exchange, exchange_step_t *step, device_set_t *selected);
 
 /* One file each. */
-extern const exchange_ops_t exchange_dense, exchange_topk, exchange_gtopk, exchange_gtopk_tree;
+extern const exchange_ops_t exchange_dense, exchange_topk, exchange_gtopk, exchange_gtopk_tree, exchange_gtopk_split;
 
 #endif

@@ -18,6 +18,11 @@ typedef struct gather {
 
 /* ---- life ---- */
 
+static message_bounds_t bounds_of(const exchange_setup_t *setup)
+{
+    return (message_bounds_t){setup->config.dim, (uint32_t)setup->config.k};
+}
+
 static gtopk_status_t allocate(gather_t *gather)
 {
     const exchange_setup_t *setup = &gather->base.setup;
@@ -66,7 +71,7 @@ static gtopk_status_t gather_create(exchange_t **out, const exchange_setup_t *se
     if (status != GTOPK_OK)
         return status;
     gather->max_count = set_at_most(config->dim, config->k * (uint64_t)setup->places.size);
-    gather->capacity = wire_message_capacity(config->dim, config->k, (int)config->value_type);
+    gather->capacity = message_capacity(setup, bounds_of(setup));
     status = allocate(gather);
     if (status != GTOPK_OK) {
         gather_destroy(&gather->base);
@@ -98,7 +103,8 @@ static gtopk_status_t gather_by_messages(gather_t *gather, const exchange_step_t
         const message_route_t route = {
             .to = (place + shift) % size,
             .from = (place - shift + size) % size,
-            .k = (uint32_t)setup->config.k,
+            .out = bounds_of(setup),
+            .in = bounds_of(setup),
             .send = gather->out,
             .receive = message_of(gather, (place - shift + size) % size),
         };
@@ -124,7 +130,7 @@ static gtopk_status_t gather_messages(gather_t *gather, const exchange_step_t *s
         status = link_allgather(setup->link, gather->out, gather->capacity, gather->gathered, step->deadline,
                                 step->stream);
     for (int32_t from = 0; from < setup->places.size && status == GTOPK_OK; from++) {
-        const wire_expect_t expect = message_expect(setup, step, from, 0, (uint32_t)setup->config.k);
+        const wire_expect_t expect = message_expect(setup, step, from, 0, bounds_of(setup));
         if (from != setup->places.place)
             status = link_check_gathered(setup->link, message_of(gather, from), gather->capacity, &expect);
     }
@@ -142,7 +148,7 @@ static gtopk_status_t add_up(gather_t *gather, const exchange_step_t *step)
     for (int32_t from = 0; from < setup->places.size && status == GTOPK_OK; from++) {
         const device_set_t *set = &gather->first;
         if (from != setup->places.place) {
-            const wire_expect_t expect = message_expect(setup, step, from, 0, (uint32_t)setup->config.k);
+            const wire_expect_t expect = message_expect(setup, step, from, 0, bounds_of(setup));
             status = device->ops->decode(device, message_of(gather, from), gather->capacity, &expect, &gather->incoming,
                                          step->words, step->stream);
             set = &gather->incoming;
@@ -163,7 +169,7 @@ static gtopk_status_t add_up(gather_t *gather, const exchange_step_t *step)
 static gtopk_status_t exchange_selected(gather_t *gather, const exchange_step_t *step)
 {
     const exchange_setup_t *setup = &gather->base.setup;
-    const wire_header_t header = message_header(setup, step, 0, (uint32_t)setup->config.k);
+    const wire_header_t header = message_header(setup, step, 0, bounds_of(setup));
     gtopk_status_t status = setup->device->ops->encode(setup->device, &gather->selected, &header, gather->out,
                                                        &gather->first, step->words, step->stream);
     if (status == GTOPK_OK)

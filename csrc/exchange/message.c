@@ -23,7 +23,13 @@ void message_release(const exchange_setup_t *setup, void *block)
         ops->release_pinned(setup->device, block);
 }
 
-wire_header_t message_header(const exchange_setup_t *setup, const exchange_step_t *step, uint16_t round, uint32_t k)
+size_t message_capacity(const exchange_setup_t *setup, message_bounds_t bounds)
+{
+    return wire_message_capacity(bounds.dim, bounds.k, (int)setup->config.value_type);
+}
+
+wire_header_t message_header(const exchange_setup_t *setup, const exchange_step_t *step, uint16_t round,
+                             message_bounds_t bounds)
 {
     return (wire_header_t){
         .value_type = (uint8_t)setup->config.value_type,
@@ -32,8 +38,8 @@ wire_header_t message_header(const exchange_setup_t *setup, const exchange_step_
         .sender = (uint32_t)setup->places.ranks[setup->places.place],
         .epoch = setup->link->epoch,
         .reducer = setup->config.reducer,
-        .k = k,
-        .dim = (uint32_t)setup->config.dim,
+        .k = bounds.k,
+        .dim = (uint32_t)bounds.dim,
         .config_hash = step->config_hash,
         .step = step->number,
         .scale = 1.0f,
@@ -41,7 +47,7 @@ wire_header_t message_header(const exchange_setup_t *setup, const exchange_step_
 }
 
 wire_expect_t message_expect(const exchange_setup_t *setup, const exchange_step_t *step, int32_t from, uint16_t round,
-                             uint32_t k)
+                             message_bounds_t bounds)
 {
     return (wire_expect_t){
         .algorithm = (uint8_t)setup->config.algorithm,
@@ -51,8 +57,8 @@ wire_expect_t message_expect(const exchange_setup_t *setup, const exchange_step_
         .epoch = setup->link->epoch,
         .reducer = setup->config.reducer,
         .config_hash = step->config_hash,
-        .dim = (uint32_t)setup->config.dim,
-        .k = k,
+        .dim = (uint32_t)bounds.dim,
+        .k = bounds.k,
         .step = step->number,
     };
 }
@@ -67,18 +73,18 @@ gtopk_status_t message_flush(const exchange_setup_t *setup, const exchange_step_
 gtopk_status_t message_carry(const exchange_setup_t *setup, const exchange_step_t *step, const message_route_t *route)
 {
     const int32_t *ranks = setup->places.ranks;
-    const size_t capacity = wire_message_capacity(setup->config.dim, route->k, (int)setup->config.value_type);
-    link_message_t message = {
-        .to = TRANSPORT_NONE, .from = TRANSPORT_NONE, .send_capacity = capacity, .receive_capacity = capacity};
+    link_message_t message = {.to = TRANSPORT_NONE, .from = TRANSPORT_NONE};
     wire_expect_t expect = {.round = route->round};
     if (route->to != TRANSPORT_NONE) {
         message.to = ranks[route->to];
         message.send = route->send;
+        message.send_capacity = message_capacity(setup, route->out);
     }
     if (route->from != TRANSPORT_NONE) {
         message.from = ranks[route->from];
         message.receive = route->receive;
-        expect = message_expect(setup, step, route->from, route->round, route->k);
+        message.receive_capacity = message_capacity(setup, route->in);
+        expect = message_expect(setup, step, route->from, route->round, route->in);
     }
     const gtopk_status_t status = message_flush(setup, step);
     if (status != GTOPK_OK)

@@ -14,18 +14,28 @@ gtopk_status_t message_allocate(const exchange_setup_t *setup, size_t bytes, con
 /* What a request that was given up may still write to stays. NULL is accepted. */
 void message_release(const exchange_setup_t *setup, void *block);
 
-/* The header of a message of this rank in a round that carries at most k entries. */
-wire_header_t message_header(const exchange_setup_t *setup, const exchange_step_t *step, uint16_t round, uint32_t k);
+/* What both sides know of a message: it has at most k entries of a vector of dim entries. */
+typedef struct message_bounds {
+    uint64_t dim;
+    uint32_t k;
+} message_bounds_t;
+
+/* Bytes that are enough for any such message. */
+size_t message_capacity(const exchange_setup_t *setup, message_bounds_t bounds);
+
+/* The header of a message of this rank. */
+wire_header_t message_header(const exchange_setup_t *setup, const exchange_step_t *step, uint16_t round,
+                             message_bounds_t bounds);
 
 /* What the message of another place must say. */
 wire_expect_t message_expect(const exchange_setup_t *setup, const exchange_step_t *step, int32_t from, uint16_t round,
-                             uint32_t k);
+                             message_bounds_t bounds);
 
 /* A message to one place, a message from one place; TRANSPORT_NONE: no such side. */
 typedef struct message_route {
     int32_t to, from;
     uint16_t round;
-    uint32_t k; /* entries that the round carries at most */
+    message_bounds_t out, in;
     uint8_t *send, *receive;
 } message_route_t;
 

@@ -32,6 +32,11 @@ static uint32_t last_k(const rounds_t *rounds)
     return rounds->level_k[rounds->schedule.levels];
 }
 
+static message_bounds_t bounds_of(const rounds_t *rounds, uint32_t level)
+{
+    return (message_bounds_t){rounds->base.setup.config.dim, rounds->level_k[level]};
+}
+
 static int merges(const schedule_round_t *round)
 {
     return round->kind == SCHEDULE_MERGE || round->kind == SCHEDULE_TAKE;
@@ -62,7 +67,7 @@ static gtopk_status_t allocate(rounds_t *rounds)
     const exchange_setup_t *setup = &rounds->base.setup;
     device_t *device = setup->device;
     const uint64_t last = last_k(rounds);
-    const size_t capacity = wire_message_capacity(setup->config.dim, last, (int)setup->config.value_type);
+    const size_t capacity = message_capacity(setup, bounds_of(rounds, rounds->schedule.levels));
     gtopk_status_t status = set_allocate(device, &rounds->selected, setup->config.k);
     if (status == GTOPK_OK && setup->places.size == 1)
         return status;
@@ -146,7 +151,7 @@ static gtopk_status_t encode(rounds_t *rounds, const exchange_step_t *step, uint
     const exchange_setup_t *setup = &rounds->base.setup;
     const schedule_round_t *round = next_to_send(rounds, r);
     const wire_header_t header = message_header(setup, step, round ? round->number : 0,
-                                                round ? rounds->level_k[round->level_in] : last_k(rounds));
+                                                bounds_of(rounds, round ? round->level_in : rounds->schedule.levels));
     rounds->addressed = round;
     rounds->current = *decoded;
     return setup->device->ops->encode(setup->device, set, &header, rounds->out, decoded, step->words, step->stream);
@@ -160,7 +165,8 @@ static gtopk_status_t carry(rounds_t *rounds, const exchange_step_t *step, const
         .to = TRANSPORT_NONE,
         .from = TRANSPORT_NONE,
         .round = round->number,
-        .k = rounds->level_k[round->level_in],
+        .out = bounds_of(rounds, round->level_in),
+        .in = bounds_of(rounds, round->level_in),
         .send = rounds->out,
         .receive = rounds->in,
     };
@@ -170,7 +176,7 @@ static gtopk_status_t carry(rounds_t *rounds, const exchange_step_t *step, const
         if (rounds->addressed != round)
             status = setup->device->ops->address(setup->device, rounds->out,
                                                  (uint32_t)setup->places.ranks[setup->places.place], round->number,
-                                                 route.k, step->words, step->stream);
+                                                 route.out.k, step->words, step->stream);
         rounds->addressed = round;
     }
     if (merges(round) || round->kind == SCHEDULE_FINAL)
@@ -182,10 +188,10 @@ static gtopk_status_t decode(rounds_t *rounds, const exchange_step_t *step, cons
                              device_set_t *into)
 {
     const exchange_setup_t *setup = &rounds->base.setup;
-    const uint32_t k = rounds->level_k[round->level_in];
-    const wire_expect_t expect = message_expect(setup, step, round->peer, round->number, k);
-    const size_t capacity = wire_message_capacity(setup->config.dim, k, (int)setup->config.value_type);
-    return setup->device->ops->decode(setup->device, rounds->in, capacity, &expect, into, step->words, step->stream);
+    const message_bounds_t bounds = bounds_of(rounds, round->level_in);
+    const wire_expect_t expect = message_expect(setup, step, round->peer, round->number, bounds);
+    return setup->device->ops->decode(setup->device, rounds->in, message_capacity(setup, bounds), &expect, into,
+                                      step->words, step->stream);
 }
 
 /* Adds the received set to the current one, keeps k, stages what is dropped and rounded off. */

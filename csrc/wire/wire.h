@@ -31,7 +31,7 @@ enum { WIRE_NONFINITE = 1, WIRE_ABORT = 2, WIRE_JOINED = 4, WIRE_FLAGS = 7 };
 
 /* `algorithm` of messages that carry no set: the collectives' (value type WIRE_VALUE_BYTES, count = payload bytes) and
  * a block's (gtopk_encode). Below these: gtopk_algorithm_t. */
-enum { WIRE_ALGORITHMS = 4 }; /* how many gtopk_algorithm_t has */
+enum { WIRE_ALGORITHMS = 5 }; /* how many gtopk_algorithm_t has */
 enum { WIRE_BLOCK = 32, WIRE_BROADCAST = 33, WIRE_ALLGATHER = 34, WIRE_REDUCE_SCATTER = 35, WIRE_BARRIER = 36 };
 enum { WIRE_VALUE_BYTES = 255 };
 

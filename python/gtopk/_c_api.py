@@ -27,7 +27,7 @@ from typing import Any
 from . import _lib, _signals, errors
 
 # Names as Python gives them, codes as gtopk.h does.
-ALGORITHMS = {"dense": 0, "topk": 1, "gtopk": 2, "gtopk-tree": 3}
+ALGORITHMS = {"dense": 0, "topk": 1, "gtopk": 2, "gtopk-tree": 3, "gtopk-split": 4}
 VALUE_TYPES = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3}
 RESIDUAL_POLICIES = {"share": 0, "paper": 1}
 

@@ -39,8 +39,9 @@ class Reducer:
         Entries of each segment (usually one for each parameter), the same on all ranks.
     density : float
         Part of all entries that a rank sends in a step, in (0, 1].
-    algorithm : {"gtopk", "gtopk-tree", "topk", "dense"}
-        ``gtopk``: the largest entries of the sum, in log2 P rounds. ``gtopk-tree``: the paper's tree and broadcast.
+    algorithm : {"gtopk", "gtopk-split", "gtopk-tree", "topk", "dense"}
+        ``gtopk``: the largest entries of the sum, in log2 P rounds. ``gtopk-split``: the largest of each of P ranges, 2k
+        entries in all however many ranks there are. ``gtopk-tree``: the paper's tree and broadcast.
         ``topk``: the union of all ranks' entries. ``dense``: everything, as a baseline.
     value_type : {"bf16", "fp16", "int8", "fp32"}
         How values travel. What rounding takes away stays in the residual.

@@ -9,7 +9,7 @@ from harness import as_numpy, assert_same_on_all_ranks, gather, given, raises
 
 import gtopk
 
-ALGORITHMS = ("gtopk", "gtopk-tree", "topk", "dense")
+ALGORITHMS = ("gtopk", "gtopk-split", "gtopk-tree", "topk", "dense")
 VALUE_TYPES = ("fp32", "bf16", "fp16", "int8")
 LENGTHS = (700, 0, 1, 299)
 
@@ -233,7 +233,7 @@ def case_found_inf_leaves_everything_alone():
 
 
 def case_state_resumes_bit_for_bit():
-    for algorithm in ("gtopk", "topk"):
+    for algorithm in ("gtopk", "gtopk-split", "topk"):
         options = {"density": 0.02, "algorithm": algorithm, "momentum_correction": True}
         straight = gtopk.Reducer(LENGTHS, **options)
         straight.set_momentum(0.9, nesterov=True)

@@ -260,6 +260,7 @@ def case_what_no_rank_used_is_not_lost():
         ({}, {"gradient_as_bucket_view": True}),
         ({"dense_below": 1000}, {}),
         ({"algorithm": "topk"}, {}),
+        ({"algorithm": "gtopk-split"}, {}),
         ({"grad_scaler": True}, {}),
     ):
         for dtype in (torch.float32, torch.float64):

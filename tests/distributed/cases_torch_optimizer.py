@@ -57,7 +57,7 @@ def case_full_density_is_dense_training():
 
 
 def case_replicas_agree_and_nothing_is_lost():
-    for algorithm in ("gtopk", "gtopk-tree", "topk", "dense"):
+    for algorithm in ("gtopk", "gtopk-split", "gtopk-tree", "topk", "dense"):
         model = make()
         optimizer = wrapped(model, density=0.01, algorithm=algorithm, lr=0.05)
         sent = torch.zeros_like(flat(model.parameters()))

@@ -329,6 +329,12 @@ static void test_gtopk_tree(void **state)
     try_all_faults(GTOPK_ALGORITHM_GTOPK_TREE);
 }
 
+static void test_gtopk_split(void **state)
+{
+    (void)state;
+    try_all_faults(GTOPK_ALGORITHM_GTOPK_SPLIT);
+}
+
 /* Both commit or neither does. */
 static void test_two_reducers_in_one_step(void **state)
 {
@@ -368,6 +374,7 @@ int main(void)
         cmocka_unit_test(test_gtopk_tree),
         cmocka_unit_test(test_topk),
         cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_gtopk_split),
         cmocka_unit_test(test_two_reducers_in_one_step),
         cmocka_unit_test(test_waiting_is_warned_of),
     };

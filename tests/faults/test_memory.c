@@ -143,7 +143,7 @@ static void run_short(gtopk_comm_t *comm, int rank, int size, void *context)
 static void test_each_allocation_fails_on_one_of_three(void **state)
 {
     (void)state;
-    for (int algorithm = 0; algorithm < 4; algorithm++)
+    for (int algorithm = 0; algorithm < 5; algorithm++)
         for (int rank = 0; rank < 3; rank++) {
             shortage_t shortage = {.algorithm = algorithm, .rank = rank, .fired = 1};
             for (long n = 0; shortage.fired; n++) {

@@ -372,6 +372,12 @@ static void test_dense(void **state)
     try_all_operations(GTOPK_ALGORITHM_DENSE);
 }
 
+static void test_gtopk_split(void **state)
+{
+    (void)state;
+    try_all_operations(GTOPK_ALGORITHM_GTOPK_SPLIT);
+}
+
 static void test_two_reducers_in_one_step(void **state)
 {
     (void)state;
@@ -456,8 +462,8 @@ static void check_ending(ending_t *ending)
 
 static void test_the_end_while_queued(void **state)
 {
-    static const int algorithms[] = {GTOPK_ALGORITHM_GTOPK, GTOPK_ALGORITHM_GTOPK_TREE, GTOPK_ALGORITHM_TOPK,
-                                     GTOPK_ALGORITHM_DENSE, ALGORITHM_TWO_PARTS};
+    static const int algorithms[] = {GTOPK_ALGORITHM_GTOPK, GTOPK_ALGORITHM_GTOPK_TREE, GTOPK_ALGORITHM_GTOPK_SPLIT,
+                                     GTOPK_ALGORITHM_TOPK,  GTOPK_ALGORITHM_DENSE,      ALGORITHM_TWO_PARTS};
     static ending_t ending;
     (void)state;
     for (size_t a = 0; a < sizeof algorithms / sizeof algorithms[0]; a++)
@@ -476,6 +482,7 @@ int main(void)
         cmocka_unit_test(test_gtopk_tree),
         cmocka_unit_test(test_topk),
         cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_gtopk_split),
         cmocka_unit_test(test_two_reducers_in_one_step),
         cmocka_unit_test(test_the_end_while_queued),
     };

@@ -61,7 +61,7 @@ static size_t valid_config(random_state_t *random, uint8_t *out)
     input.reducer = reducer;
     input.network.timeout = (double)random_below(random, 100);
     input.reducer.density = (double)(1 + random_below(random, 1000)) / 1000;
-    input.reducer.algorithm = (int32_t)random_below(random, 4);
+    input.reducer.algorithm = (int32_t)random_below(random, 5);
     input.reducer.value_type = (int32_t)random_below(random, 4);
     input.reducer.residual_policy = (int32_t)random_below(random, 2);
     input.reducer.momentum_correction = (int32_t)random_below(random, 2);

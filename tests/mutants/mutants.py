@@ -20,6 +20,8 @@ class Mutant(NamedTuple):
 
 ROUNDS = "csrc/exchange/rounds.c"
 GATHER = "csrc/exchange/gather.c"
+SPLIT = "csrc/exchange/split.c"
+RANGES = "csrc/exchange/ranges.c"
 SCHEDULE = "csrc/exchange/schedule.c"
 LINK = "csrc/exchange/link.c"
 CHECK = "csrc/exchange/check.c"
@@ -102,6 +104,52 @@ MUTANTS = [
     Mutant(
         "broadcast of the first piece only", COLLECTIVE, "} while (at < bytes && status == GTOPK_OK);", "} while (0);"
     ),
+    # gtopk-split
+    Mutant(
+        "what a half was pruned of is lost",
+        SPLIT,
+        "&split->other, &split->decoded, ranges_at",
+        "&split->pruned, &split->decoded, ranges_at",
+    ),
+    Mutant(
+        "deposits at places of a range",
+        SPLIT,
+        "        status = device->ops->widen(device, into, range, step->stream);\n",
+        "        (void)range;\n",
+    ),
+    Mutant(
+        "the half that is kept is not pruned",
+        SPLIT,
+        "&split->incoming, here.k, &split->kept",
+        "&split->incoming, split->most, &split->kept",
+    ),
+    Mutant(
+        "an owner keeps no account of the last merge",
+        SPLIT,
+        "return status == GTOPK_OK ? settle(split, step) : status;",
+        "return status;",
+    ),
+    Mutant(
+        "what an owner rounds off is lost",
+        SPLIT,
+        "deposit(split, step, &split->all, &split->mine, range) : status;",
+        "deposit(split, step, &split->all, &split->kept, range) : status;",
+    ),
+    Mutant(
+        "an owner goes on with its own undecoded set",
+        SPLIT,
+        "&split->decoded, &split->incoming, (uint64_t)here.k",
+        "&split->final, &split->incoming, (uint64_t)here.k",
+    ),
+    Mutant(
+        "the update is quantised for those beyond only",
+        SPLIT,
+        "if (status == GTOPK_OK && split->all_hand_back)",
+        "if (status == GTOPK_OK && split->partner != TRANSPORT_NONE)",
+    ),
+    Mutant("no growth", SPLIT, "config->k, config->growth, level);", "config->k, 1.0, level);"),
+    Mutant("budgets are rounded down", RANGES, "share / dim + (share % dim != 0)", "share / dim"),
+    Mutant("a cut without room", "csrc/device/cpu/sets.c", "if (!host_has_room(out, total, words))", "if (0)"),
     # queues
     Mutant(
         "a message leaves before the device has written it",
@@ -342,6 +390,12 @@ MUTANTS = [
         REDUCER,
         "    reducer->environment = fpenv_enter();\n",
         "    reducer->environment = fpenv_enter();\n    fpenv_leave(reducer->environment);\n",
+    ),
+    Mutant(
+        "the rank in a sample is counted in strides",
+        "csrc/device/cpu/rank.c",
+        "rank = k * SAMPLE / count;",
+        "rank = k / stride;",
     ),
     # wire
     Mutant("no CRC", HEADER, "if (crc != sent)", "if (0)"),

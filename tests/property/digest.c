@@ -205,7 +205,7 @@ static uint64_t run_scenario(int number)
                            .style = styles[number % 6],
                            .scale = scales[number / 2 % 3],
                            .size = 1 + number % SIZE_MAX_RANKS};
-    scenario.config.algorithm = number % 7 == 6 ? GTOPK_ALGORITHM_DENSE : 1 + number % 3;
+    scenario.config.algorithm = number % 7 == 6 ? GTOPK_ALGORITHM_DENSE : 1 + number % 4;
     scenario.config.value_type = number / 3 % 4;
     scenario.config.density = densities[number / 4 % 3];
     scenario.config.momentum_correction = number % 4 == 3;

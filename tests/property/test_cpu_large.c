@@ -210,6 +210,7 @@ static void test_large_merges(void **state)
             merge_everywhere(&a, &b, 1 + random_below(&random, count));
             merge_everywhere(&a, &b, 1);
             merge_everywhere(&a, &b, 2 * SETS);
+            merge_everywhere(&a, &b, count - random_below(&random, 100)); /* all but a few */
         }
 }
 

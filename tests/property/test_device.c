@@ -148,6 +148,30 @@ static void merge_without_room(world_t *w, uint64_t k, uint64_t room)
     world_set_words(w, kept);
 }
 
+/* A part of the merged entries, under their places in a range, and under their indices again. */
+static void cut_range(world_t *w)
+{
+    random_state_t *random = &w->random;
+    const uint32_t bits = (uint32_t)random_below(random, 12);
+    const device_range_t range = {bits, (uint32_t)random_below(random, 1u << bits)};
+    world_prepare(w, SET_PEER, world_count(w, SET_ALL));
+    WORLD_CALL_OK(w, ops->cut(side->device, &side->sets[SET_ALL], range, &side->sets[SET_PEER], side->words, NULL));
+    world_compare_set(w, SET_PEER, "cut entries");
+    const uint32_t found = world_set_expected.count;
+    world_prepare(w, SET_PEER, found);
+    WORLD_CALL_OK(w, ops->cut(side->device, &side->sets[SET_ALL], range, &side->sets[SET_PEER], side->words, NULL));
+    WORLD_CALL_OK(w, ops->widen(side->device, &side->sets[SET_PEER], range, NULL));
+    world_compare_set(w, SET_PEER, "widened entries");
+    if (found == 0)
+        return;
+    const device_words_t kept = world_words(w);
+    world_set_words(w, (device_words_t){.ok = 1});
+    world_prepare(w, SET_PEER, found - 1);
+    WORLD_CALL_OK(w, ops->cut(side->device, &side->sets[SET_ALL], range, &side->sets[SET_PEER], side->words, NULL));
+    expect_no_room(w, SET_PEER, "cut");
+    world_set_words(w, kept);
+}
+
 static void merge_round(world_t *w, int round, int last)
 {
     random_state_t *random = &w->random;
@@ -180,6 +204,8 @@ static void merge_round(world_t *w, int round, int last)
     WORLD_CALL_OK(w, ops->deposit(side->device, &side->sets[SET_ALL], &side->sets[sent], share,
                                   &side->sets[SET_DEPOSIT + round], side->words, NULL));
     world_compare_set(w, SET_DEPOSIT + round, "deposits");
+    if (random_chance(random, 2))
+        cut_range(w);
     world_prepare(w, SET_CURRENT, world_count(w, sent));
     WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[sent], &side->sets[SET_CURRENT], side->words, NULL));
     world_compare_set(w, SET_CURRENT, "copied set");

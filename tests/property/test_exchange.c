@@ -234,6 +234,12 @@ static void test_gtopk_tree(void **state)
     run_all_sizes(GTOPK_ALGORITHM_GTOPK_TREE);
 }
 
+static void test_gtopk_split(void **state)
+{
+    (void)state;
+    run_all_sizes(GTOPK_ALGORITHM_GTOPK_SPLIT);
+}
+
 /* The published policy agrees between replicas, and is seen to lose mass: the reason for `share`. */
 static void test_paper_policy(void **state)
 {
@@ -244,6 +250,8 @@ static void test_paper_policy(void **state)
         config.algorithm = size % 2 ? GTOPK_ALGORITHM_GTOPK_TREE : GTOPK_ALGORITHM_GTOPK;
         config.density = 0.03;
         run_job(&config, size, 0);
+        config.algorithm = GTOPK_ALGORITHM_GTOPK_SPLIT;
+        run_job(&config, size, 0);
     }
 }
 
@@ -252,7 +260,7 @@ static void test_full_density(void **state)
 {
     (void)state;
     for (int size = 1; size <= 6; size++)
-        for (int algorithm = 0; algorithm < 4; algorithm++) {
+        for (int algorithm = 0; algorithm < 5; algorithm++) {
             gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
             config.algorithm = algorithm;
             config.density = 1.0;
@@ -264,8 +272,9 @@ static void test_full_density(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_dense),      cmocka_unit_test(test_topk),         cmocka_unit_test(test_gtopk),
-        cmocka_unit_test(test_gtopk_tree), cmocka_unit_test(test_paper_policy), cmocka_unit_test(test_full_density),
+        cmocka_unit_test(test_dense),        cmocka_unit_test(test_topk),        cmocka_unit_test(test_gtopk),
+        cmocka_unit_test(test_gtopk_tree),   cmocka_unit_test(test_gtopk_split), cmocka_unit_test(test_paper_policy),
+        cmocka_unit_test(test_full_density),
     };
     return cmocka_run_group_tests_name("exchange", tests, NULL, NULL);
 }

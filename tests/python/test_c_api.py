@@ -37,6 +37,7 @@ CONSTANTS = {
     "GTOPK_ALGORITHM_TOPK": _c_api.ALGORITHMS["topk"],
     "GTOPK_ALGORITHM_GTOPK": _c_api.ALGORITHMS["gtopk"],
     "GTOPK_ALGORITHM_GTOPK_TREE": _c_api.ALGORITHMS["gtopk-tree"],
+    "GTOPK_ALGORITHM_GTOPK_SPLIT": _c_api.ALGORITHMS["gtopk-split"],
     "GTOPK_VALUE_F32": _c_api.VALUE_TYPES["fp32"],
     "GTOPK_VALUE_F16": _c_api.VALUE_TYPES["fp16"],
     "GTOPK_VALUE_BF16": _c_api.VALUE_TYPES["bf16"],

@@ -74,6 +74,7 @@ def test_prediction_follows_the_formula() -> None:
     assert seconds("dense") == pytest.approx(6 * 50e-6 + 1.2)
     assert seconds("topk") == pytest.approx(2 * 50e-6 + 3 * message)
     assert seconds("gtopk") == pytest.approx(2 * 50e-6 + 2 * message)
+    assert seconds("gtopk-split") == pytest.approx(4 * 50e-6 + 1.5 * message)
     assert seconds("gtopk-tree") == pytest.approx(2 * seconds("gtopk"))
 
 

@@ -419,6 +419,29 @@ static gtopk_status_t guarded_deposit(device_t *device, const device_set_t *all,
     return queue(call);
 }
 
+RUN(cut, cut(inner, &call->sets[0], call->range, &call->sets[1], call->words, NULL))
+
+static gtopk_status_t guarded_cut(device_t *device, const device_set_t *set, device_range_t range, device_set_t *out,
+                                  device_words_t *words, void *stream)
+{
+    call_t *call = begin(device, stream, run_cut);
+    call->sets[0] = reach_set(call, set);
+    call->range = range;
+    call->sets[1] = reach_set(call, out);
+    call->words = reach(call, words);
+    return queue(call);
+}
+
+RUN(widen, widen(inner, &call->sets[0], call->range, NULL))
+
+static gtopk_status_t guarded_widen(device_t *device, device_set_t *set, device_range_t range, void *stream)
+{
+    call_t *call = begin(device, stream, run_widen);
+    call->sets[0] = reach_set(call, set);
+    call->range = range;
+    return queue(call);
+}
+
 RUN(copy, copy(inner, call->to, call->from, call->count, NULL))
 
 static gtopk_status_t guarded_copy(device_t *device, void *to, const void *from, size_t bytes, void *stream)
@@ -479,6 +502,8 @@ static const device_ops_t guarded_ops = {
     .decode = guarded_decode,
     .merge = guarded_merge,
     .deposit = guarded_deposit,
+    .cut = guarded_cut,
+    .widen = guarded_widen,
     .copy = guarded_copy,
     .copy_set = guarded_copy_set,
     .synchronize = guarded_synchronize,

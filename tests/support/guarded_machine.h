@@ -38,6 +38,7 @@ typedef struct call {
     device_parallel_t parallel;
     wire_header_t header;
     wire_expect_t expect;
+    device_range_t range;
     device_words_t **words_list;
     device_outcome_t *outcomes;
     double *square;

@@ -18,6 +18,7 @@
 #include "support/random.h"
 
 #define TOP 0xffffffffull /* the largest dim */
+enum { SETS = 6 };
 
 static random_state_t random_state = {1};
 static cuda_queue_t queue;
@@ -329,7 +330,7 @@ static void test_sets_at_the_end(void **state)
         for (int type = GTOPK_VALUE_F32; type <= GTOPK_VALUE_I8; type++) {
             const uint32_t most = (uint32_t)(dims[d] < 4000 ? dims[d] : 4000);
             const uint32_t count = d % 2 ? most : 1 + (uint32_t)random_below(&random_state, most);
-            device_set_t a = set_make(count), b = set_make(count), sets[2][5];
+            device_set_t a = set_make(count), b = set_make(count), sets[2][SETS];
             draw_set(&a, count, dims[d]);
             draw_set(&b, count, dims[d]);
             const wire_header_t header = {.value_type = (uint8_t)type,
@@ -343,7 +344,7 @@ static void test_sets_at_the_end(void **state)
             const size_t capacity = wire_message_capacity(dims[d], count, type);
             uint8_t *messages[2] = {zeros(capacity), zeros(capacity)}, *shifted = zeros(capacity + 1);
             device_words_t words[2] = {{.ok = 1}, {.ok = 1}};
-            for (int s = 0; s < 5; s++)
+            for (int s = 0; s < SETS; s++)
                 for (int side = 0; side < 2; side++)
                     sets[side][s] = set_make(2 * (uint64_t)count);
 
@@ -357,10 +358,17 @@ static void test_sets_at_the_end(void **state)
             (void)launch_merge(&queue, &sets[1][1], &b, count, &sets[1][2], &sets[1][3], &words[1], NULL);
             (void)reference->ops->deposit(reference, &sets[0][3], &sets[0][2], 0.5f, &sets[0][4], &words[0], NULL);
             (void)launch_deposit(&queue, &sets[1][3], &sets[1][2], 0.5f, &sets[1][4], &words[1], NULL);
+            const uint32_t bits = (uint32_t)random_below(&random_state, 4);
+            const device_range_t range = {bits, (uint32_t)random_below(&random_state, 1u << bits)};
+            (void)reference->ops->cut(reference, &sets[0][3], range, &sets[0][5], &words[0], NULL);
+            (void)launch_cut(&queue, &sets[1][3], range, &sets[1][5], &words[1], NULL);
+            assert_same_set(&sets[1][5], &sets[0][5]);
+            (void)reference->ops->widen(reference, &sets[0][5], range, NULL);
+            (void)launch_widen(&queue, &sets[1][5], range, NULL);
             assert_int_equal(words[0].ok, 1);
             assert_memory_equal(&words[0], &words[1], sizeof words[0]);
             assert_scratch_is_clean();
-            for (int s = 0; s < 5; s++) {
+            for (int s = 0; s < SETS; s++) {
                 assert_same_set(&sets[1][s], &sets[0][s]);
                 set_free(&sets[0][s]);
                 set_free(&sets[1][s]);

@@ -184,6 +184,47 @@ static void test_deposit(void **state)
     }
 }
 
+/* The parts of a set, each under its places in its range, are the set when they have their indices again. */
+static void test_cut(void **state)
+{
+    (void)state;
+    random_state_t random = {5};
+    for (int round = 0; round < ROUNDS; round++) {
+        own_set_t all;
+        float dense[DIM];
+        draw_set(&random, &all, dense);
+        const uint32_t bits = (uint32_t)random_below(&random, 6);
+        const device_set_t set = view(&all);
+        float again[DIM] = {0};
+        for (uint32_t part = 0; part < 1u << bits; part++) {
+            const device_range_t range = {bits, part};
+            own_set_t out;
+            device_set_t set_out = view(&out);
+            device_words_t words = {.ok = 1};
+            uint32_t place = 0, entry = 0;
+            assert_int_equal(ops->cut(device, &set, range, &set_out, &words, NULL), GTOPK_OK);
+            for (uint32_t i = 0; i < DIM; i++) { /* the indices of the range in order, counted */
+                if (!range_has(range, i))
+                    continue;
+                if (entry < out.count && out.index[entry] == place) {
+                    assert_true(out.value[entry] == dense[i] && dense[i] != 0.0f);
+                    entry++;
+                } else {
+                    assert_true(dense[i] == 0.0f);
+                }
+                place++;
+            }
+            assert_int_equal(place, range_dim(range, DIM));
+            assert_int_equal(entry, out.count);
+            assert_int_equal(ops->widen(device, &set_out, range, NULL), GTOPK_OK);
+            for (uint32_t i = 0; i < out.count; i++)
+                again[out.index[i]] = out.value[i];
+        }
+        for (int i = 0; i < DIM; i++)
+            assert_true(again[i] == dense[i]);
+    }
+}
+
 /* ---- accumulate ---- */
 
 static float between_half_and_two(random_state_t *random)
@@ -515,6 +556,7 @@ int main(void)
         cmocka_unit_test(test_merge),
         cmocka_unit_test(test_merge_overflow),
         cmocka_unit_test(test_deposit),
+        cmocka_unit_test(test_cut),
         cmocka_unit_test(test_accumulate_rounds_once),
         cmocka_unit_test(test_accumulate_momentum),
         cmocka_unit_test(test_accumulate_special_inputs),

@@ -28,6 +28,7 @@ static const struct {
     {GTOPK_ALGORITHM_TOPK, "a gradient exchange (topk)"},
     {GTOPK_ALGORITHM_GTOPK, "a gradient exchange (gtopk)"},
     {GTOPK_ALGORITHM_GTOPK_TREE, "a gradient exchange (gtopk-tree)"},
+    {GTOPK_ALGORITHM_GTOPK_SPLIT, "a gradient exchange (gtopk-split)"},
     {WIRE_BROADCAST, "a broadcast"},
     {WIRE_ALLGATHER, "an all-gather (new reducers and collectives begin with one)"},
     {WIRE_REDUCE_SCATTER, "an all-reduce"},
@@ -38,7 +39,7 @@ enum { CALL_COUNT = sizeof CALLS / sizeof CALLS[0] };
 /* Of rank 1, for rank 0: a set without entries or PAYLOAD bytes. Returns its length. */
 static size_t build(uint8_t *message, uint8_t algorithm, uint32_t epoch, uint8_t flags)
 {
-    const int is_set = algorithm <= GTOPK_ALGORITHM_GTOPK_TREE;
+    const int is_set = algorithm < WIRE_ALGORITHMS;
     const size_t payload = is_set ? 0 : PAYLOAD;
     const wire_header_t header = {.value_type = is_set ? GTOPK_VALUE_F32 : WIRE_VALUE_BYTES,
                                   .algorithm = algorithm,
@@ -56,7 +57,7 @@ static size_t build(uint8_t *message, uint8_t algorithm, uint32_t epoch, uint8_t
 
 static wire_expect_t awaited(uint8_t algorithm)
 {
-    const int is_set = algorithm <= GTOPK_ALGORITHM_GTOPK_TREE;
+    const int is_set = algorithm < WIRE_ALGORITHMS;
     return (wire_expect_t){.algorithm = algorithm, .value_type = is_set ? GTOPK_VALUE_F32 : WIRE_VALUE_BYTES, .dim = 5};
 }
 

@@ -176,7 +176,7 @@ static void test_a_nonfinite_step_is_as_if_it_had_not_been(void **state)
     const char *limit = getenv("GTOPK_TEST_SIZES");
     const int largest = limit && atoi(limit) < 5 ? atoi(limit) : 5;
     for (int size = 1; size <= largest; size++)
-        for (int algorithm = 0; algorithm < 4; algorithm++)
+        for (int algorithm = 0; algorithm < 5; algorithm++)
             for (int momentum = 0; momentum < 2; momentum++) {
                 job_t job = {.algorithm = algorithm, .momentum = momentum, .bad_rank = size - 1};
                 ranks_run(size, run_twins, &job);

@@ -225,7 +225,7 @@ static void each_algorithm_has_its_value_types(void **state)
     wire_header_t sent = {.scale = 1.0f}, header;
     for (int algorithm = 0; algorithm < 256; algorithm++)
         for (int type = 0; type < 256; type++) {
-            const int is_set = algorithm <= GTOPK_ALGORITHM_GTOPK_TREE || algorithm == WIRE_BLOCK;
+            const int is_set = algorithm < WIRE_ALGORITHMS || algorithm == WIRE_BLOCK;
             const int is_collective = algorithm >= WIRE_BROADCAST && algorithm <= WIRE_BARRIER;
             const int good = (is_set && type <= GTOPK_VALUE_I8) || (is_collective && type == WIRE_VALUE_BYTES);
             sent.algorithm = (uint8_t)algorithm;
@@ -273,7 +273,7 @@ static const broken_field_t broken_fields[] = {
     {5, 1, WIRE_VALUE_BYTES, "value type 255"},
     {5, 1, GTOPK_VALUE_F32, "86 bytes arrived, its header says 92"}, /* another size */
     {5, 1, GTOPK_VALUE_I8, "86 bytes arrived, its header says 83"},
-    {6, 1, 4, "unknown algorithm 4"},
+    {6, 1, 5, "unknown algorithm 5"},
     {6, 1, 31, "unknown algorithm 31"},
     {6, 1, WIRE_BARRIER + 1, "unknown algorithm 37"},
     {6, 1, 255, "unknown algorithm 255"},

@@ -70,7 +70,7 @@ static uint32_t magnitude_of_rank(const float *value, size_t count, size_t *k)
 static range_t guess_range(const float *value, size_t count, size_t k)
 {
     float sample[SAMPLE];
-    size_t stride = count / SAMPLE, rank = k / stride;
+    size_t stride = count / SAMPLE, rank = k * SAMPLE / count;
     for (size_t i = 0; i < SAMPLE; i++)
         sample[i] = value[i * stride];
     size_t from = rank > SAMPLE_MARGIN ? rank - SAMPLE_MARGIN : 0, to = rank + SAMPLE_MARGIN;

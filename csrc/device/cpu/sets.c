@@ -1,4 +1,4 @@
-/* Merge, deposit and copy: linear in the entries, without branches that depend on them. */
+/* Merge, deposit, cut and copy: linear in the entries, without branches that depend on them. */
 #include "device/cpu/sets.h"
 
 #include <string.h>
@@ -167,6 +167,29 @@ gtopk_status_t sets_deposit(device_t *device, const device_set_t *all, const dev
     fpenv_t saved = fpenv_enter();
     *out->count = (uint32_t)(*sent->count ? deposit_all(all, sent, share, out) : deposit_unsent(all, share, out));
     fpenv_leave(saved);
+    return GTOPK_OK;
+}
+
+gtopk_status_t sets_cut(device_t *device, const device_set_t *set, device_range_t range, device_set_t *out,
+                        device_words_t *words, void *stream)
+{
+    (void)device;
+    (void)stream;
+    const uint32_t *restrict from = set->index;
+    const float *restrict value = set->value;
+    uint32_t *restrict index = out->index;
+    float *restrict kept = out->value;
+    uint32_t total = 0;
+    for (uint32_t i = 0; i < *set->count; i++)
+        total += range_has(range, from[i]) != 0;
+    if (!host_has_room(out, total, words))
+        return GTOPK_OK;
+    for (uint32_t i = 0, n = 0; n < total; i++) {
+        index[n] = range_inside(range, from[i]);
+        kept[n] = value[i];
+        n += range_has(range, from[i]) != 0;
+    }
+    *out->count = total;
     return GTOPK_OK;
 }
 

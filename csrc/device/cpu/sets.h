@@ -1,4 +1,4 @@
-/* Operations of the CPU device on sets: sets.c (merge, deposit, copy), rank.c (the k largest of a sorted set),
+/* Operations of the CPU device on sets: sets.c (merge, deposit, cut, copy), rank.c (the k largest of a sorted set),
  * message.c (encode, decode). */
 #ifndef GTOPK_DEVICE_CPU_SETS_H
 #define GTOPK_DEVICE_CPU_SETS_H
@@ -14,6 +14,8 @@ gtopk_status_t sets_merge(device_t *device, const device_set_t *a, const device_
                           device_set_t *kept, device_set_t *all, device_words_t *words, void *stream);
 gtopk_status_t sets_deposit(device_t *device, const device_set_t *all, const device_set_t *sent, float share,
                             device_set_t *out, device_words_t *words, void *stream);
+gtopk_status_t sets_cut(device_t *device, const device_set_t *set, device_range_t range, device_set_t *out,
+                        device_words_t *words, void *stream);
 gtopk_status_t sets_copy(device_t *device, const device_set_t *from, device_set_t *to, device_words_t *words,
                          void *stream);
 

@@ -141,6 +141,18 @@ typedef struct deposit_args {
     cuda_scratch_t *scratch;
 } deposit_args_t;
 
+typedef struct cut_args {
+    device_set_t set, out;
+    device_range_t range;
+    device_words_t *words;
+    cuda_scratch_t *scratch;
+} cut_args_t;
+
+typedef struct widen_args {
+    device_set_t set;
+    device_range_t range;
+} widen_args_t;
+
 typedef struct copy_set_args {
     device_set_t from, to;
     device_words_t *words;
@@ -255,6 +267,8 @@ typedef struct forget_args {
     X(decode, decode_args, 1)              \
     X(merge, merge_args, 1)                \
     X(deposit, deposit_args, 1)            \
+    X(cut, cut_args, 1)                    \
+    X(widen, widen_args, 0)                \
     X(copy_set, copy_set_args, 0)          \
     X(fill, fill_args, 0)                  \
     X(journal, journal_args, 1)            \

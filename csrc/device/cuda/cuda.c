@@ -296,6 +296,17 @@ static gtopk_status_t op_deposit(device_t *device, const device_set_t *all, cons
     WITHIN(of(device), stream, launch_deposit(&gpu->queue, all, sent, share, out, words, stream));
 }
 
+static gtopk_status_t op_cut(device_t *device, const device_set_t *set, device_range_t range, device_set_t *out,
+                             device_words_t *words, void *stream)
+{
+    WITHIN(of(device), stream, launch_cut(&gpu->queue, set, range, out, words, stream));
+}
+
+static gtopk_status_t op_widen(device_t *device, device_set_t *set, device_range_t range, void *stream)
+{
+    WITHIN(of(device), stream, launch_widen(&gpu->queue, set, range, stream));
+}
+
 static gtopk_status_t op_copy_set(device_t *device, const device_set_t *from, device_set_t *to, device_words_t *words,
                                   void *stream)
 {
@@ -354,6 +365,8 @@ static const device_ops_t cuda_ops = {
     .decode = op_decode,
     .merge = op_merge,
     .deposit = op_deposit,
+    .cut = op_cut,
+    .widen = op_widen,
     .copy = op_copy,
     .copy_set = op_copy_set,
     .synchronize = op_synchronize,

@@ -6,6 +6,7 @@
 #include "device/cuda/decode.cu"
 #include "device/cuda/merge.cu"
 #include "device/cuda/deposit.cu"
+#include "device/cuda/cut.cu"
 #include "device/cuda/commit.cu"
 #include "device/cuda/dense.cu"
 #include "device/cuda/words.cu"

@@ -161,6 +161,19 @@ gtopk_status_t launch_deposit(const cuda_queue_t *queue, const device_set_t *all
                   stream);
 }
 
+gtopk_status_t launch_cut(const cuda_queue_t *queue, const device_set_t *set, device_range_t range,
+                          const device_set_t *out, device_words_t *words, void *stream)
+{
+    const cut_args_t args = {.set = *set, .out = *out, .range = range, .words = words, .scratch = queue->scratch};
+    return LAUNCH(queue, cut, blocks_for(queue, CUDA_KERNEL_cut, set->capacity, 2 * CUDA_THREADS), args, stream);
+}
+
+gtopk_status_t launch_widen(const cuda_queue_t *queue, const device_set_t *set, device_range_t range, void *stream)
+{
+    const widen_args_t args = {.set = *set, .range = range};
+    return LAUNCH(queue, widen, blocks_for(queue, CUDA_KERNEL_widen, set->capacity, CUDA_THREADS), args, stream);
+}
+
 gtopk_status_t launch_copy_set(const cuda_queue_t *queue, const device_set_t *from, const device_set_t *to,
                                device_words_t *words, void *stream)
 {

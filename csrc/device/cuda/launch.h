@@ -67,6 +67,9 @@ gtopk_status_t launch_merge(const cuda_queue_t *queue, const device_set_t *a, co
                             const device_set_t *kept, const device_set_t *all, device_words_t *words, void *stream);
 gtopk_status_t launch_deposit(const cuda_queue_t *queue, const device_set_t *all, const device_set_t *sent, float share,
                               const device_set_t *out, device_words_t *words, void *stream);
+gtopk_status_t launch_cut(const cuda_queue_t *queue, const device_set_t *set, device_range_t range,
+                          const device_set_t *out, device_words_t *words, void *stream);
+gtopk_status_t launch_widen(const cuda_queue_t *queue, const device_set_t *set, device_range_t range, void *stream);
 gtopk_status_t launch_copy_set(const cuda_queue_t *queue, const device_set_t *from, const device_set_t *to,
                                device_words_t *words, void *stream);
 

@@ -50,6 +50,8 @@ gtopk_status_t reference_merge(device_t *device, const device_set_t *a, const de
                                device_set_t *kept, device_set_t *all, device_words_t *words, void *stream);
 gtopk_status_t reference_deposit(device_t *device, const device_set_t *all, const device_set_t *sent, float share,
                                  device_set_t *out, device_words_t *words, void *stream);
+gtopk_status_t reference_cut(device_t *device, const device_set_t *set, device_range_t range, device_set_t *out,
+                             device_words_t *words, void *stream);
 gtopk_status_t reference_copy_set(device_t *device, const device_set_t *from, device_set_t *to, device_words_t *words,
                                   void *stream);
 

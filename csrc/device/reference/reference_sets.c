@@ -125,7 +125,7 @@ cleanup:
     return status;
 }
 
-/* ---- deposit, copy ---- */
+/* ---- deposit, cut, copy ---- */
 
 gtopk_status_t reference_deposit(device_t *device, const device_set_t *all, const device_set_t *sent, float share,
                                  device_set_t *out, device_words_t *words, void *stream)
@@ -142,6 +142,23 @@ gtopk_status_t reference_deposit(device_t *device, const device_set_t *all, cons
             reference_append(out, all->index[i], back);
     }
     fpenv_leave(saved);
+    return GTOPK_OK;
+}
+
+gtopk_status_t reference_cut(device_t *device, const device_set_t *set, device_range_t range, device_set_t *out,
+                             device_words_t *words, void *stream)
+{
+    uint32_t count = 0;
+    (void)device;
+    (void)stream;
+    for (uint32_t i = 0; i < *set->count; i++)
+        count += range_has(range, set->index[i]) != 0;
+    if (!host_has_room(out, count, words))
+        return GTOPK_OK;
+    *out->count = 0;
+    for (uint32_t i = 0; i < *set->count; i++)
+        if (range_has(range, set->index[i]))
+            reference_append(out, range_inside(range, set->index[i]), set->value[i]);
     return GTOPK_OK;
 }
 
