@@ -11,23 +11,34 @@
  *   min median max  time of a step in milliseconds; exchange: of it, the exchange on the rank that
  *                   came to it last, which has not waited for the others' accumulate (median)
  *   wire            bytes that a rank sends in a step, headers included; of the rank that sends most
- *   speed-up        median of dense / median
+ *   bare            log2 P bare MPI_Sendrecv of the bytes of gtopk's messages, nothing else (median)
+ *   speed-up        median of the best dense / median. The best of: our dense, and (transport mpi, when baseline_mpi.so lies beside
+ *                   this program) MPI_Allreduce of the whole gradient and a ring of MPI_Sendrecv, measured in the same turns; not "ring bf16", which
+ *                   rounds each sum to bf16
  *   wrong           indices that are wrong in a last step: the mass is off by more than 1e-5 of its size (the sum over
  *                   ranks of residual before + gradient - residual after is not P times the mean update; its size
  *                   is the sum of |residual before + gradient|), or a rank's update has other bits than rank 0's
  *
- * --json writes {machine, command, rows: [{algorithm, ranks, n, k, bytes, min_ms, median_ms, max_ms, speedup, wrong}]}.
+ * --json writes {machine, command, rows: [{algorithm, ranks, n, k, bytes, min_ms, median_ms, max_ms, exchange_ms, speedup,
+ * best_dense, wrong}]}; the rows of baselines count no bytes.
  * Ends with 1 when anything is wrong. Uses the public interface alone. */
+#include <dlfcn.h>
+#include <libgen.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "gtopk.h"
 
 #define MAX_SIZES 16
 #define ALGORITHMS 5
+#define BASELINES 4
+#define NOT_DENSE (-1) /* a baseline that adds nothing up */
+#define ROWS (ALGORITHMS + BASELINES)
 #define SEGMENT_LENGTH ((uint64_t)1 << 18) /* the check goes segment by segment */
 #define TOLERANCE 1e-5
 
@@ -48,6 +59,18 @@ static const name_t VALUE_NAMES[] = {{"f32", GTOPK_VALUE_F32},
                                      {"int8", GTOPK_VALUE_I8},
                                      {NULL, 0}};
 
+/* What MPI does without gtopk: baseline_mpi.c. */
+typedef int (*sum_fn)(float *values, float *scratch, uint64_t count);
+typedef int (*exchange_fn)(const void *out, void *in, uint64_t bytes, int distance);
+
+typedef struct baselines {
+    int count; /* 0: none are there */
+    sum_fn sums[BASELINES - 1];
+    exchange_fn exchange;
+} baselines_t;
+
+static const char *const BASELINE_NAMES[BASELINES] = {"MPI_Allreduce", "MPI ring", "ring bf16", "bare"};
+
 typedef struct options {
     uint64_t sizes[MAX_SIZES];
     size_t size_count;
@@ -56,25 +79,28 @@ typedef struct options {
     name_t value_type;
     double density;
     int iterations, warmup;
-    const char *device, *transport, *json;
+    size_t checked; /* segments */
+    const char *device, *transport, *json, *interface;
 } options_t;
 
 /* What is known of one algorithm at one size. Times are of this rank while measuring, then of the slowest. */
 typedef struct row {
     name_t algorithm;
     uint64_t n, k, bytes, wrong;
+    double counted;          /* bytes that the interface sent, in all measured steps, barriers included; then in one */
     double *step, *exchange; /* [iterations], seconds */
     double min_ms, median_ms, max_ms, exchange_ms, speedup;
+    const char *best_dense;
 } row_t;
 
 /* The memory of one size, shared by its algorithms. */
 typedef struct arena {
     uint64_t n;
-    size_t segments;
+    size_t segments, checked; /* the first of them are checked */
     uint64_t *lengths;
     float *gradient; /* what each step starts from */
     float *work;     /* the gradient that is given away and becomes the update */
-    float *before;   /* the residual before the step that is checked */
+    float *before;   /* the residual before the step that is checked; scratch of baselines */
     gtopk_tensor_t *tensors;
 } arena_t;
 
@@ -89,6 +115,8 @@ static const char USAGE[] = "mpirun -n RANKS allreduce_bench [options]\n"
                             "  --warmup W          steps before them (2)\n"
                             "  --device D          cpu or reference (GTOPK_DEVICE, else cpu)\n"
                             "  --transport T       mpi or self (mpi)\n"
+                            "  --check C           segments of 2^18 entries that are checked in the end (all)\n"
+                            "  --interface I       a network interface whose counter of sent bytes to read (none)\n"
                             "  --json FILE         also write the table as JSON\n";
 
 static void fail(const char *what, const char *why)
@@ -163,6 +191,7 @@ static options_t parse_options(int argc, char **argv)
                    .density = 0.001,
                    .iterations = 10,
                    .warmup = 2,
+                   .checked = SIZE_MAX,
                    .transport = "mpi"};
     memcpy(o.algorithms, ALGORITHM_NAMES, sizeof o.algorithms);
     for (int i = 1; i < argc; i += 2) {
@@ -189,6 +218,10 @@ static options_t parse_options(int argc, char **argv)
             o.device = value;
         else if (strcmp(option, "--transport") == 0)
             o.transport = value;
+        else if (strcmp(option, "--check") == 0)
+            o.checked = (size_t)parse_number(value, option, 0, UINT32_MAX);
+        else if (strcmp(option, "--interface") == 0)
+            o.interface = value;
         else if (strcmp(option, "--json") == 0)
             o.json = value;
         else
@@ -307,7 +340,7 @@ static uint64_t check_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, arena_t
     for (size_t s = 0; s < a->segments; s++)
         check(gtopk_reducer_residual(reducer, (uint32_t)s, a->before + s * SEGMENT_LENGTH, a->lengths[s]), "residual");
     (void)run_step(comm, reducer, a, &stats);
-    for (size_t s = 0; s < a->segments; s++)
+    for (size_t s = 0; s < a->checked; s++)
         wrong += check_segment(comm, reducer, a, s, after, first, sums);
     free(after);
     free(first);
@@ -345,6 +378,8 @@ static void summarise(gtopk_comm_t *comm, row_t *row, int iterations)
     take_extreme(comm, row->step, iterations, fmax);
     take_extreme(comm, row->exchange, iterations, fmin);
     take_extreme(comm, &bytes, 1, fmax);
+    row->counted /= iterations;
+    take_extreme(comm, &row->counted, 1, fmax);
     row->bytes = (uint64_t)bytes;
     row->min_ms = 1e3 * row->step[0];
     row->median_ms = 1e3 * median(row->step, iterations);
@@ -354,43 +389,162 @@ static void summarise(gtopk_comm_t *comm, row_t *row, int iterations)
     free(row->exchange);
 }
 
-/* All algorithms at one size: row by row in rows[]. */
-static void measure_size(gtopk_comm_t *comm, const options_t *o, uint64_t n, row_t *rows)
+/* ---- baselines ---- */
+
+/* Those of baseline_mpi.so in this program's folder, for a communicator that uses MPI. */
+static baselines_t open_baselines(const gtopk_comm_t *comm)
+{
+    char program[PATH_MAX] = "", file[PATH_MAX + 32];
+    baselines_t b = {0};
+    if (strncmp(gtopk_comm_describe(comm), "mpi", 3) != 0 ||
+        readlink("/proc/self/exe", program, sizeof program - 1) < 0)
+        return b;
+    (void)snprintf(file, sizeof file, "%s/baseline_mpi.so", dirname(program));
+    void *library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        return b;
+    *(void **)&b.sums[0] = dlsym(library, "baseline_allreduce");
+    *(void **)&b.sums[1] = dlsym(library, "baseline_ring");
+    *(void **)&b.exchange = dlsym(library, "baseline_exchange");
+    *(void **)&b.sums[2] = dlsym(library, "baseline_ring_bf16");
+    if (b.sums[0] && b.sums[1] && b.sums[2] && b.exchange)
+        b.count = BASELINES;
+    return b;
+}
+
+/* Seconds of one turn of a baseline; the last one does what gtopk's rounds send, `bytes` in all. */
+static double run_baseline(gtopk_comm_t *comm, const baselines_t *b, int which, arena_t *a, uint64_t bytes)
+{
+    int code = 0, rounds = 0;
+    while ((1 << rounds) < gtopk_comm_size(comm))
+        rounds++;
+    memcpy(a->work, a->gradient, a->n * sizeof *a->work);
+    check(gtopk_barrier(comm), "barrier");
+    const double start = now();
+    if (which < BASELINES - 1)
+        code = b->sums[which](a->work, a->before, a->n);
+    for (int round = 0; which == BASELINES - 1 && round < rounds && code == 0; round++)
+        code = b->exchange(a->work, a->before, bytes / (uint64_t)rounds, 1 << round);
+    const double seconds = now() - start;
+    if (code != 0)
+        fail(BASELINE_NAMES[which], "MPI reported an error");
+    return seconds;
+}
+
+/* Sums of the last turn that are wrong. */
+static uint64_t check_baseline(gtopk_comm_t *comm, const baselines_t *b, int which, arena_t *a)
+{
+    double *sums = allocate(SEGMENT_LENGTH, 2 * sizeof *sums);
+    uint64_t wrong = 0;
+    (void)run_baseline(comm, b, which, a, 0);
+    for (size_t s = 0; s < a->checked; s++) {
+        const uint64_t begin = s * SEGMENT_LENGTH;
+        for (uint64_t i = 0; i < a->lengths[s]; i++) {
+            sums[2 * i] = a->gradient[begin + i];
+            sums[2 * i + 1] = fabs((double)a->gradient[begin + i]);
+        }
+        check(gtopk_allreduce(comm, sums, 2 * a->lengths[s], GTOPK_F64), "allreduce");
+        for (uint64_t i = 0; i < a->lengths[s]; i++)
+            wrong += !(fabs(sums[2 * i] - (double)a->work[begin + i]) <= TOLERANCE * sums[2 * i + 1]);
+    }
+    free(sums);
+    return wrong;
+}
+
+/* ---- all of one size ---- */
+
+static void start_row(row_t *row, const options_t *o, name_t algorithm, uint64_t n)
+{
+    *row = (row_t){.algorithm = algorithm, .n = n};
+    row->step = allocate((size_t)o->iterations, sizeof *row->step);
+    row->exchange = allocate((size_t)o->iterations, sizeof *row->exchange);
+}
+
+static int is_dense(const row_t *row)
+{
+    return row->algorithm.value == GTOPK_ALGORITHM_DENSE;
+}
+
+/* Bytes that the interface has sent so far; 0: none is named. */
+static double sent_so_far(gtopk_comm_t *comm, const options_t *o)
+{
+    char path[256];
+    double bytes = 0.0;
+    if (!o->interface)
+        return bytes;
+    check(gtopk_barrier(comm), "barrier"); /* all ranks are through, so all of it has left */
+    (void)snprintf(path, sizeof path, "/sys/class/net/%s/statistics/tx_bytes", o->interface);
+    FILE *file = fopen(path, "r");
+    if (!file || fscanf(file, "%lf", &bytes) != 1)
+        fail(path, "cannot be read: is that an interface's name?");
+    (void)fclose(file);
+    return bytes;
+}
+
+static void compare_with_best(row_t *rows, size_t count)
+{
+    const row_t *best = NULL;
+    for (size_t r = 0; r < count; r++)
+        if (is_dense(&rows[r]) && (!best || rows[r].median_ms < best->median_ms))
+            best = &rows[r];
+    for (size_t r = 0; r < count && best; r++) {
+        rows[r].speedup = best->median_ms / rows[r].median_ms;
+        rows[r].best_dense = best->algorithm.text;
+    }
+}
+
+/* All algorithms and baselines take turns: row by row in rows[]. Returns how many rows there are. */
+static size_t measure_size(gtopk_comm_t *comm, const options_t *o, const baselines_t *b, uint64_t n, row_t *rows)
 {
     gtopk_reducer_t *reducers[ALGORITHMS];
     arena_t a = arena_create(n, gtopk_comm_rank(comm));
-    for (size_t r = 0; r < o->algorithm_count; r++) {
+    a.checked = o->checked < a.segments ? o->checked : a.segments;
+    const size_t algorithms = o->algorithm_count, count = algorithms + (n <= INT_MAX ? (size_t)b->count : 0);
+    uint64_t sparse_bytes = 0; /* what gtopk, else the last algorithm, sends */
+    for (size_t r = 0; r < algorithms; r++) {
         gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
         config.device = o->device;
         config.density = o->density;
         config.algorithm = o->algorithms[r].value;
         config.value_type = o->value_type.value;
         check(gtopk_reducer_create(&reducers[r], comm, &config, a.lengths, a.segments), "creating a reducer");
-        rows[r] = (row_t){.algorithm = o->algorithms[r], .n = n};
-        rows[r].step = allocate((size_t)o->iterations, sizeof *rows[r].step);
-        rows[r].exchange = allocate((size_t)o->iterations, sizeof *rows[r].exchange);
+        start_row(&rows[r], o, o->algorithms[r], n);
     }
+    for (size_t r = algorithms; r < count; r++)
+        start_row(&rows[r], o,
+                  (name_t){BASELINE_NAMES[r - algorithms], r + 2 < count ? GTOPK_ALGORITHM_DENSE : NOT_DENSE}, n);
     for (int i = -o->warmup; i < o->iterations; i++)
-        for (size_t r = 0; r < o->algorithm_count; r++) {
+        for (size_t r = 0; r < count; r++) {
             gtopk_stats_t stats = {0};
-            const double seconds = run_step(comm, reducers[r], &a, &stats);
+            double seconds;
+            const double before = sent_so_far(comm, o);
+            if (r < algorithms)
+                seconds = run_step(comm, reducers[r], &a, &stats);
+            else
+                stats.exchange_s = seconds = run_baseline(comm, b, (int)(r - algorithms), &a, sparse_bytes);
+            if (r < algorithms && !is_dense(&rows[r]) &&
+                (rows[r].algorithm.value == GTOPK_ALGORITHM_GTOPK || sparse_bytes == 0))
+                sparse_bytes = stats.bytes_sent;
             if (i < 0)
                 continue;
+            rows[r].counted += sent_so_far(comm, o) - before;
             rows[r].step[i] = seconds;
             rows[r].exchange[i] = stats.exchange_s;
             rows[r].bytes = stats.bytes_sent;
-            rows[r].k = rows[r].algorithm.value == GTOPK_ALGORITHM_DENSE ? n : stats.k;
+            rows[r].k = is_dense(&rows[r]) ? n : stats.k;
         }
-    for (size_t r = 0; r < o->algorithm_count; r++) {
-        rows[r].wrong = check_step(comm, reducers[r], &a);
+    for (size_t r = 0; r < count; r++) {
+        if (r < algorithms)
+            rows[r].wrong = check_step(comm, reducers[r], &a);
+        else if (is_dense(&rows[r]))
+            rows[r].wrong = check_baseline(comm, b, (int)(r - algorithms), &a);
         summarise(comm, &rows[r], o->iterations);
-        gtopk_reducer_destroy(reducers[r]);
+        if (r < algorithms)
+            gtopk_reducer_destroy(reducers[r]);
     }
-    for (size_t r = 0; r < o->algorithm_count; r++)
-        for (size_t d = 0; d < o->algorithm_count; d++)
-            if (rows[d].algorithm.value == GTOPK_ALGORITHM_DENSE)
-                rows[r].speedup = rows[d].median_ms / rows[r].median_ms;
+    compare_with_best(rows, count);
     arena_destroy(&a);
+    return count;
 }
 
 /* ---- results ---- */
@@ -401,9 +555,9 @@ static void print_head(gtopk_comm_t *comm, const options_t *o)
         "# gtopk %d.%d.%d allreduce_bench: %d ranks, %s, values %s, density %g, %d steps after %d to warm up\n",
         GTOPK_VERSION_MAJOR, GTOPK_VERSION_MINOR, GTOPK_VERSION_PATCH, (int)gtopk_comm_size(comm),
         gtopk_comm_describe(comm), o->value_type.text, o->density, o->iterations, o->warmup);
-    (void)printf("#\n# %11s %11s %10s  %-10s %10s %10s %10s %10s %12s %9s %7s\n", "size", "entries", "k", "algorithm",
+    (void)printf("#\n# %11s %11s %10s  %-13s %10s %10s %10s %10s %12s %9s %7s\n", "size", "entries", "k", "algorithm",
                  "min", "median", "max", "exchange", "wire", "speed-up", "wrong");
-    (void)printf("# %11s %11s %10s  %-10s %10s %10s %10s %10s %12s %9s %7s\n", "(B)", "", "", "", "(ms)", "(ms)",
+    (void)printf("# %11s %11s %10s  %-13s %10s %10s %10s %10s %12s %9s %7s\n", "(B)", "", "", "", "(ms)", "(ms)",
                  "(ms)", "(ms)", "(B)", "", "");
 }
 
@@ -412,7 +566,7 @@ static void print_row(const row_t *row)
     char speedup[32] = "-";
     if (row->speedup > 0.0)
         (void)snprintf(speedup, sizeof speedup, "%.2f", row->speedup);
-    (void)printf("  %11llu %11llu %10llu  %-10s %10.3f %10.3f %10.3f %10.3f %12llu %9s %7llu\n",
+    (void)printf("  %11llu %11llu %10llu  %-13s %10.3f %10.3f %10.3f %10.3f %12llu %9s %7llu\n",
                  (unsigned long long)row->n * sizeof(float), (unsigned long long)row->n, (unsigned long long)row->k,
                  row->algorithm.text, row->min_ms, row->median_ms, row->max_ms, row->exchange_ms,
                  (unsigned long long)row->bytes, speedup, (unsigned long long)row->wrong);
@@ -467,11 +621,14 @@ static void write_json(const char *path, int argc, char **argv, const row_t *row
             "%s\n  {\"algorithm\": \"%s\", \"ranks\": %d, \"n\": %llu, \"k\": %llu, \"bytes\": %llu, \"min_ms\": %.4f, ",
             r ? "," : "", row->algorithm.text, (int)ranks, (unsigned long long)row->n, (unsigned long long)row->k,
             (unsigned long long)row->bytes, row->min_ms);
-        (void)fprintf(file, "\"median_ms\": %.4f, \"max_ms\": %.4f, ", row->median_ms, row->max_ms);
+        (void)fprintf(file, "\"median_ms\": %.4f, \"max_ms\": %.4f, \"exchange_ms\": %.4f, ", row->median_ms,
+                      row->max_ms, row->exchange_ms);
         if (row->speedup > 0.0)
-            (void)fprintf(file, "\"speedup\": %.4f, ", row->speedup);
+            (void)fprintf(file, "\"speedup\": %.4f, \"best_dense\": \"%s\", ", row->speedup, row->best_dense);
         else
             (void)fprintf(file, "\"speedup\": null, ");
+        if (row->counted > 0.0)
+            (void)fprintf(file, "\"counted_bytes\": %.0f, ", row->counted);
         (void)fprintf(file, "\"wrong\": %llu}", (unsigned long long)row->wrong);
     }
     (void)fprintf(file, "\n ]}\n");
@@ -484,21 +641,24 @@ int main(int argc, char **argv)
     const options_t o = parse_options(argc, argv);
     gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
     gtopk_comm_t *comm;
-    row_t rows[MAX_SIZES * ALGORITHMS];
+    row_t rows[MAX_SIZES * ROWS];
     size_t count = 0;
     uint64_t wrong = 0;
     config.transport = o.transport;
     check(gtopk_comm_create(&comm, &config), "creating the communicator");
+    const baselines_t baselines = open_baselines(comm);
     const int32_t rank = gtopk_comm_rank(comm), ranks = gtopk_comm_size(comm);
     if (rank == 0)
         print_head(comm, &o);
     for (size_t s = 0; s < o.size_count; s++) {
-        measure_size(comm, &o, o.sizes[s], rows + count);
-        for (size_t r = 0; r < o.algorithm_count; r++, count++) {
+        const size_t end = count + measure_size(comm, &o, &baselines, o.sizes[s], rows + count);
+        for (; count < end; count++) {
             wrong += rows[count].wrong;
             if (rank == 0)
                 print_row(&rows[count]);
         }
+        if (rank == 0 && rows[end - 1].best_dense)
+            (void)printf("# best dense: %s\n", rows[end - 1].best_dense);
     }
     if (rank == 0 && o.json)
         write_json(o.json, argc, argv, rows, count, ranks);

@@ -62,6 +62,7 @@ def main() -> None:
         value_type=options.value_type,
         warmup=plan.density_warmup,
         momentum_correction=options.momentum_correction,
+        hierarchy=options.hierarchy,
     )
     gtopk.broadcast_parameters(model.state_dict(), root_rank=0)
 
@@ -341,7 +342,10 @@ def describe_run(
         "bytes_sent": history[-1]["bytes_sent"],
         "step_ms": history[-1]["step_ms"],
         "local_ms": history[-1]["local_ms"],
-        "last_step": {name: stats[name] for name in ("k", "rounds", "bytes_sent") if name in stats},
+        "hierarchy": stats.get("hierarchy", "off"),
+        "last_step": {
+            name: stats[name] for name in ("k", "rounds", "bytes_sent", "network_bytes_sent") if name in stats
+        },
         "history": history,
     }
 

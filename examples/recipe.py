@@ -30,6 +30,12 @@ def parse_arguments(description: str, arguments: list[str] | None = None) -> arg
     )
     exchange.add_argument("--value-type", choices=("fp32", "bf16", "fp16", "int8"), default="bf16")
     exchange.add_argument("--momentum-correction", action="store_true", help="momentum before compression (DGC)")
+    exchange.add_argument(
+        "--hierarchy",
+        choices=("off", "node", "auto"),
+        default="off",
+        help="with several processes a machine (%(default)s)",
+    )
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--epochs", type=float, default=160.0, help="(%(default)s)")
     recipe.add_argument("--steps", type=int, help="train for so many steps instead of --epochs")

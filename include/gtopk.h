@@ -274,6 +274,25 @@ typedef enum gtopk_residual_policy {
                                  value of an entry that is pruned in one branch and survives in another */
 } gtopk_residual_policy_t;
 
+/* Where several ranks share a node (a machine, see gtopk_comm_config_t.node): what goes over the network.
+ *
+ * NODE: the L ranks of a node add up their gradients first, each of them a share of 1/L of the entries, dense and in float.
+ * The algorithm then runs among the ranks of all nodes that have the same share, all shares at once, and its update goes
+ * to the other ranks of the node. A node sends what one rank would send alone; a residual takes 4 bytes * n / L, and as
+ * much again for the sum. Every node must have equally many ranks (UNSUPPORTED otherwise, on every rank). It changes
+ * nothing for the algorithm dense, nor where each node has one rank.
+ *
+ * What is accumulated comes to the residuals in reduce, then: until that it is added up in 4 bytes an entry more, unless
+ * GTOPK_INPUT_STAYS says that it can be read later. After an error of reduce the residual is as after accumulate or, if
+ * the node's sum had come, has that in place of what this rank gave. A residual (and velocity) is zero outside of the
+ * rank's share, where setting it changes nothing. With rollback, gtopk_reducer_cancel drops what was accumulated. */
+typedef enum gtopk_hierarchy {
+    GTOPK_HIERARCHY_OFF = 0,  /* every rank takes part by itself */
+    GTOPK_HIERARCHY_NODE = 1, /* as above */
+    GTOPK_HIERARCHY_AUTO = 2  /* both are tried when the reducer is created, and the faster one is kept: see
+                                 gtopk_reducer_hierarchy. Takes a gradient's memory meanwhile */
+} gtopk_hierarchy_t;
+
 /* Runs body(begin, end, arg) over parts of [begin, end), each of about `grain` items, on threads of the caller, and
  * returns when all are done. */
 typedef void (*gtopk_parallel_body_fn)(int64_t begin, int64_t end, void *arg);
@@ -307,7 +326,7 @@ typedef struct gtopk_reducer_config {
     int32_t
         rollback; /* 1: a non-finite step leaves the residual (and velocity) as it was before accumulate, bit for bit.
                          Takes 4 (8) more bytes an entry; see gtopk_reducer_reduce */
-    int32_t reserved;                   /* 0 */
+    int32_t hierarchy;                  /* gtopk_hierarchy_t */
     const gtopk_allocator_t *allocator; /* for memory of a GPU; copied. NULL: the driver's. One for all reducers that
                                            take steps together */
     void *stream;                       /* whose earlier work is waited for before memory is taken into use */
@@ -325,7 +344,7 @@ typedef struct gtopk_reducer_config {
      NULL,                           \
      NULL,                           \
      0,                              \
-     0,                              \
+     GTOPK_HIERARCHY_OFF,            \
      NULL,                           \
      NULL}
 
@@ -344,6 +363,10 @@ enum {
     GTOPK_ZERO_INPUT = 1,     /* accumulate: set the gradient to zero while reading it */
     GTOPK_FOUND_INF = 2,      /* accumulate: touch neither residual nor gradient, make this a non-finite step */
     GTOPK_OUTPUT_IS_ZERO = 4, /* reduce: outputs hold zeros already, so writing the update costs O(k) */
+    GTOPK_INPUT_STAYS = 16,   /* accumulate: until the step's reduce has returned, the tensors stay where they are and
+                                 nobody writes to them. For a hierarchy of nodes, which then reads them there, and with
+                                 GTOPK_ZERO_INPUT clears them, in reduce; otherwise it adds them up in a copy, of 4 bytes an
+                                 entry. Nothing else changes */
     GTOPK_JOINED = 8          /* reduce: this rank has no more data. When all ranks say so, nobody takes an update:
                                  outputs are zero and the residual stays; see gtopk_stats_t.all_joined */
 };
@@ -373,6 +396,7 @@ typedef struct gtopk_stats {
     int32_t slowest_peer; /* the rank waited for longest, -1: none */
     double accumulate_s, select_s, exchange_s, commit_s; /* exchange_s includes wait_s */
     double wait_s;                                       /* time spent waiting for peers */
+    uint64_t network_bytes_sent;                         /* of bytes_sent, those to ranks on other nodes */
 } gtopk_stats_t;
 
 /* Collective. Selects, exchanges and commits: outputs[i] (i < count = number of segments, in order; float, fp16 or
@@ -426,6 +450,16 @@ uint64_t gtopk_reducer_max_count(const gtopk_reducer_t *reducer);
 
 uint64_t gtopk_reducer_dim(const gtopk_reducer_t *reducer);
 
+/* Which hierarchy a reducer has, and what this rank's share is. */
+typedef struct gtopk_hierarchy_info {
+    size_t struct_size;   /* set by the caller */
+    int32_t hierarchy;    /* GTOPK_HIERARCHY_OFF or _NODE */
+    int32_t nodes;        /* that the ranks are on */
+    uint64_t begin, end;  /* entries of which this rank has a residual */
+    double off_s, node_s; /* what GTOPK_HIERARCHY_AUTO found: seconds of a step, the same on all ranks; 0: not tried */
+} gtopk_hierarchy_info_t;
+
+gtopk_status_t gtopk_reducer_hierarchy(const gtopk_reducer_t *reducer, gtopk_hierarchy_info_t *info);
 /* The device in full: "cpu", "cuda:0". Lives as long as the reducer. Tensors, and the arrays of sets, must be memory that it
  * reaches. */
 const char *gtopk_reducer_device(const gtopk_reducer_t *reducer);
@@ -468,7 +502,8 @@ gtopk_status_t gtopk_state_inspect(const void *buffer, size_t bytes, gtopk_state
 
 /* Not collective, but to be done on every rank before the next step: ranks at different steps or of different runs get
  * DESYNC in the next exchange. Errors, with the reducer unchanged: CORRUPT; MISMATCH (other segments: the text names
- * the first that differs; or another rank's state, or another size: load a consolidated one). */
+ * the first that differs; or another rank's state, or another size, or another arrangement of ranks on nodes: load a
+ * consolidated one). */
 gtopk_status_t gtopk_reducer_state_load(gtopk_reducer_t *reducer, const void *buffer, size_t bytes);
 
 /* For a state that is another rank's, or of another number of ranks (people save on rank 0 only): takes its step and run,

@@ -10,14 +10,18 @@ MPI_OPTIONS ?= --oversubscribe --bind-to none --mca mpi_yield_when_idle 1
 bench: bench-allreduce bench-select
 
 #: make bench-allreduce  the first of these (RANKS=4, ARGS="--help")
-bench-allreduce: lib module $(BUILD)/benchmarks/allreduce_bench
+bench-allreduce: lib module $(BUILD)/benchmarks/allreduce_bench $(BUILD)/benchmarks/baseline_mpi.so
 	$(MPI_AS_ROOT) GTOPK_MPI_MODULE="$(BUILD)/libgtopk_mpi.so" "$(MPIRUN)" -n $(RANKS) $(MPI_OPTIONS) \
 	    $(BUILD)/benchmarks/allreduce_bench $(ARGS)
+
+#: make bench-network    methods side by side over emulated networks; needs root (ARGS="--help")
+bench-network: build $(RUN_READY) $(VENV)/.installed-network
+	$(VENV_PYTHON) benchmarks/network_bench.py --bench $(BUILD)/benchmarks/allreduce_bench $(ARGS)
 
 bench-select: $(BUILD)/benchmarks/select_bench
 	$(BUILD)/benchmarks/select_bench $(ARGS)
 
-.PHONY: bench bench-allreduce bench-select
+.PHONY: bench bench-allreduce bench-network bench-select
 
 # ---- many ranks, simulated ----
 

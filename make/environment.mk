@@ -20,7 +20,7 @@ $(VENV)/.installed-gtopk: pyproject.toml setup.py $(VENV)/.installed-build
 	@touch $@
 
 #: make build            the library, the MPI module, allreduce_bench, and the Python package in .venv
-build: lib module $(BUILD)/benchmarks/allreduce_bench $(VENV)/.installed-gtopk
+build: lib module $(BUILD)/benchmarks/allreduce_bench $(BUILD)/benchmarks/baseline_mpi.so $(VENV)/.installed-gtopk
 
 #: make run              trains ResNet-20 on four processes, dense and gTop-k (under 10 minutes, installation included)
 run: build $(RUN_READY)

@@ -75,13 +75,19 @@ $(BUILD)/libgtopk_mpi.so: $(MPI_SOURCE) $(BUILD)/mpicc.txt | $(MPI_READY)
 
 # ---- benchmarks ----
 
-BENCHMARKS := $(patsubst %.c,$(BUILD)/%,$(wildcard benchmarks/*.c))
+MPI_BASELINE := benchmarks/baseline_mpi.c
+BENCHMARKS := $(patsubst %.c,$(BUILD)/%,$(filter-out $(MPI_BASELINE),$(wildcard benchmarks/*.c)))
 
 $(BENCHMARKS): $(BUILD)/%: %.c $(BUILD)/libgtopk.a
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "  cc    $@")
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -MF $@.d $< -o $@ $(BUILD)/libgtopk.a $(LDFLAGS) $(LDLIBS)
 
--include $(LIB_OBJECTS:.o=.d) $(BENCHMARKS:=.d) $(BUILD)/libgtopk_mpi.so.d
+$(BUILD)/benchmarks/baseline_mpi.so: $(MPI_BASELINE) $(BUILD)/mpicc.txt | $(MPI_READY)
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  mpicc $@")
+	$(Q)"$(MPICC)" $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -MMD -MP -MF $@.d -shared -o $@ $<
+
+-include $(LIB_OBJECTS:.o=.d) $(BENCHMARKS:=.d) $(BUILD)/benchmarks/baseline_mpi.so.d $(BUILD)/libgtopk_mpi.so.d
 
 .PHONY: lib module FORCE

@@ -165,7 +165,7 @@ sanitized-c-tests: $(C_TEST_BINS)
 	@GTOPK_TEST_SIZES=4 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=ordered $(SAME_LAYOUT) scripts/run_c_tests.sh $(QUEUED_TESTS)
 
 #: make test-mutants     breaks the sources in named ways and says which test notices (ARGS=--help)
-test-mutants: build $(TEST_READY) $(CMOCKA)/libs
+test-mutants: build $(BUILD)/libcuda_standin.so $(BUILD)/libtorch_cuda_standin.so $(TEST_READY) $(CMOCKA)/libs
 	$(VENV_PYTHON) tests/mutants/run.py $(ARGS)
 
 # ---- fuzzing ----

@@ -24,7 +24,14 @@ BELOW = {
 JOINTS = {
     "device": {"device/device.h"},
     "transport": {"transport/transport.h", "transport/places.h", "transport/thread.h"},
-    "exchange": {"exchange/exchange.h", "exchange/link.h", "exchange/check.h", "exchange/collective.h"},
+    "exchange": {
+        "exchange/exchange.h",
+        "exchange/link.h",
+        "exchange/check.h",
+        "exchange/collective.h",
+        "exchange/node.h",
+        "exchange/scatter.h",
+    },
 }
 # Folders within a layer that know nothing of each other, and what all of them share.
 ROOMS = {
@@ -34,7 +41,7 @@ ROOMS = {
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+(["<])([^">]+)[">]', re.MULTILINE)
 # Foreign interfaces, and the folders or files that may name them.
 FOREIGN = {
-    re.compile(r"mpi(-ext)?\.h|mpi/.*"): {"csrc/transport/mpi_module.c"},
+    re.compile(r"mpi(-ext)?\.h|mpi/.*"): {"csrc/transport/mpi_module.c", "csrc/transport/mpi_ring.h"},
     re.compile(r"nccl.*"): {"csrc/transport/nccl"},
     re.compile(r"(cuda|cudart|driver_types|nvrtc|cub/).*"): {"csrc/device/cuda"},
     re.compile(r"(torch|ATen|c10)/.*"): {"csrc/torch"},

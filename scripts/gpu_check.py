@@ -74,8 +74,6 @@ def environment(standin: bool) -> dict[str, str]:
     """For all that is started: this tree's package and libraries, and no settings of the caller's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GTOPK_", "OMPI_", "PMIX_"))}
     paths = [str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    if not has_module("pytest"):
-        paths.append(str(GPU / "python"))
     mpi = GPU / "mpi"
     kept.update(
         PATH=os.pathsep.join([str(mpi / "bin"), os.environ.get("PATH", os.defpath)]),
@@ -203,22 +201,16 @@ def phase_bench(check: Run, limit: float) -> list[dict]:
 
 
 def phase_python(check: Run, limit: float) -> list[dict]:
-    files = sorted((ROOT / "tests" / "python").glob("test_cuda_*.py"))
-    files = [file for file in files if file.name not in ("test_cuda_images.py", "test_cuda_ranks.py")]
-    if not files:
-        return [missing("there are no tests/python/test_cuda_*.py in this tree")]
-    return pytest(check, files, limit)
+    return run_cuda(check, "one", limit)
 
 
-def pytest(check: Run, files: list[Path], limit: float) -> list[dict]:
+def run_cuda(check: Run, what: str, limit: float) -> list[dict]:
+    """The package's own tests on CUDA tensors."""
     if not check.has_torch:
         return [missing("this Python has no PyTorch")]
-    options = ["-q", "-x", "--tb=short", "-p", "no:cacheprovider", "-m", "not long"]
-    items = [
-        {"name": file.name, "command": [sys.executable, "-m", "pytest", *options, file], "limit": limit}
-        for file in files
-    ]
-    return together(check, items, 2)
+    command = [sys.executable, ROOT / "tests" / "python" / "run_cuda.py", what]
+    item = {"name": f"run_cuda {what}", "command": command, "limit": limit, "GTOPK_TEST_LIMIT": str(int(limit))}
+    return together(check, [item], 1)
 
 
 def phase_ranks(check: Run, limit: float) -> list[dict]:
@@ -247,9 +239,7 @@ def phase_ranks(check: Run, limit: float) -> list[dict]:
             for ranks in (2, 4)
         ]
     done = together(check, items, 1)
-    file = ROOT / "tests" / "python" / "test_cuda_ranks.py"
-    if file.is_file():
-        done += pytest(check, [file], limit)
+    done += run_cuda(check, "ranks", limit)
     return done
 
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Puts into FOLDER what a machine with a GPU may lack: cmocka, an MPI, pytest. Called by make gpu-check-build.
+# Puts into FOLDER what a machine with a GPU may lack: cmocka and an MPI. Called by make gpu-check-build.
 #
 #   scripts/gpu_check_build.sh FOLDER VENV BUILD C_TEST      C_TEST: a program that is linked with cmocka
 set -euo pipefail
@@ -24,14 +24,6 @@ if [ ! -x "$folder/mpi/bin/mpirun" ] || [ "$venv/.installed-mpi" -nt "$folder/mp
     cp -rL "$venv"/etc/*mpi* "$venv"/etc/pmix* "$venv"/etc/prte* "$folder/mpi/etc/"
     touch "$folder/mpi/bin/mpirun"
 fi
-
-# For a Python without pytest; these are pure Python.
-packages=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-mkdir -p "$folder/python"
-for package in _pytest pytest pluggy iniconfig packaging pygments tqdm; do
-    cp -rL "$packages/$package" "$folder/python/"
-done
-find "$folder/python" -name __pycache__ -prune -exec rm -rf {} +
 
 # For a rehearsal with PyTorch's tensors.
 [ ! -f "$build/libtorch_cuda_standin.so" ] || cp -f "$build/libtorch_cuda_standin.so" "$folder/"

@@ -26,6 +26,8 @@ gtopk_status_t step_end(gtopk_reducer_t *reducer)
     if (reducer->in_step && reducer->record.rollback)
         status = step_settle(reducer, reducer->stream);
     reducer->in_step = 0;
+    if (reducer->shares)
+        shares_end(reducer);
     segments_forget(&reducer->segments);
     return status;
 }
@@ -37,7 +39,7 @@ static gtopk_status_t check_call(const gtopk_reducer_t *reducer, double scale, u
         status = reducer_check_device(reducer);
     if (status == GTOPK_OK && !(isfinite(scale) && isfinite((float)scale)))
         status = status_set(GTOPK_ERR_INVALID, "scale %g is not a finite float", scale);
-    if (status == GTOPK_OK && (flags & ~(uint32_t)(GTOPK_ZERO_INPUT | GTOPK_FOUND_INF)))
+    if (status == GTOPK_OK && (flags & ~(uint32_t)(GTOPK_ZERO_INPUT | GTOPK_FOUND_INF | GTOPK_INPUT_STAYS)))
         status = status_set(GTOPK_ERR_INVALID, "accumulate does not know flags %#x", flags);
     return status;
 }
@@ -52,7 +54,8 @@ static gtopk_status_t carry_over(gtopk_reducer_t *reducer, size_t count, void *s
                                             stream);
 }
 
-static gtopk_status_t accumulate(gtopk_reducer_t *reducer, size_t count, double scale, uint32_t flags, void *stream)
+static gtopk_status_t accumulate(gtopk_reducer_t *reducer, const uint32_t *segments, size_t count, double scale,
+                                 uint32_t flags, void *stream)
 {
     const device_accumulate_t params = {
         .scale = (float)scale,
@@ -65,6 +68,8 @@ static gtopk_status_t accumulate(gtopk_reducer_t *reducer, size_t count, double 
     gtopk_status_t status = step_begin(reducer, stream);
     if (status != GTOPK_OK)
         return status;
+    if (reducer->shares)
+        return shares_give(reducer, segments, count, &params, (flags & GTOPK_INPUT_STAYS) != 0, stream);
     status = reducer->device->ops->accumulate(reducer->store, reducer->segments.spans, count, &params, reducer->words,
                                               stream);
     if (status == GTOPK_OK && params.found_inf && reducer->record.rollback)
@@ -84,7 +89,7 @@ gtopk_status_t gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const uint32_t
     if (status == GTOPK_OK)
         status = segments_claim(&reducer->segments, segments, tensors, count, reducer->step);
     if (status == GTOPK_OK) {
-        status = accumulate(reducer, count, scale, flags, stream);
+        status = accumulate(reducer, segments, count, scale, flags, stream);
         if (status != GTOPK_OK) {
             status = reducer_lose(reducer, status);
             segments_disclaim(&reducer->segments, segments, count);
@@ -110,7 +115,7 @@ gtopk_status_t step_settle(gtopk_reducer_t *reducer, void *stream)
 {
     const int rollback = reducer->record.rollback;
     gtopk_status_t status = GTOPK_OK;
-    if (reducer->settled)
+    if (reducer->settled || reducer->shares) /* shares_take settles */
         return GTOPK_OK;
     if (rollback || reducer_selects(reducer))
         status = accumulate_missing(reducer, stream);

@@ -47,10 +47,9 @@ gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_
     if (status == GTOPK_OK)
         status = check_choice("momentum correction", full->momentum_correction, 2);
     if (status == GTOPK_OK)
+        status = check_choice("hierarchy", full->hierarchy, GTOPK_HIERARCHY_AUTO + 1);
+    if (status == GTOPK_OK)
         status = check_choice("rollback", full->rollback, 2);
-    if (status == GTOPK_OK && full->reserved != 0)
-        status = status_set(GTOPK_ERR_INVALID, "gtopk_reducer_config_t.reserved is %d: it must be 0",
-                            (int)full->reserved);
     if (status == GTOPK_OK && full->allocator &&
         (full->allocator->struct_size != sizeof *full->allocator || !full->allocator->allocate ||
          !full->allocator->release))
@@ -133,6 +132,7 @@ static gtopk_status_t compare_records(int32_t rank, const config_record_t *mine,
         {"residual policy", mine->residual_policy, theirs->residual_policy},
         {"merge_growth", mine->merge_growth, theirs->merge_growth},
         {"momentum correction", mine->momentum_correction, theirs->momentum_correction},
+        {"hierarchy", mine->hierarchy, theirs->hierarchy},
         {"rollback", mine->rollback, theirs->rollback},
     };
     if (theirs->status != GTOPK_OK)

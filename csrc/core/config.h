@@ -6,12 +6,14 @@
 
 /* What all ranks must have alike. Fixed size, compared field by field. */
 typedef struct config_record {
-    int32_t algorithm, value_type, residual_policy, momentum_correction, rollback, reserved;
+    int32_t algorithm, value_type, residual_policy, momentum_correction, rollback, hierarchy;
     uint64_t dim, segments, lengths_hash;
     double density, merge_growth;
-    uint64_t run;     /* random id of rank 0's, kept in checkpoints */
-    uint32_t reducer; /* id within the communicator */
-    int32_t status;   /* of this rank's own checks and allocations */
+    uint64_t run;      /* random id of rank 0's, kept in checkpoints */
+    uint32_t reducer;  /* id within the communicator */
+    int32_t status;    /* of this rank's own checks and allocations */
+    int32_t each_node; /* ranks of a node that have a share each; 1: there are no shares */
+    int32_t reserved;
 } config_record_t;
 
 /* The caller's config in full, defaults where its struct ends earlier. INVALID for any value out of range. */

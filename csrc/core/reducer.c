@@ -1,35 +1,47 @@
 /* The reducer: its life and its settings. */
 #include "core/step.h"
 
+#include <string.h>
 #include <unistd.h>
 
+#include "core/trial.h"
+#include "exchange/node.h"
 #include "util/log.h"
 #include "util/memory.h"
 
 /* ---- life ---- */
 
-/* An exchange for k entries of this reducer. */
-static gtopk_status_t create_exchange(const gtopk_reducer_t *reducer, uint64_t k, exchange_t **exchange)
+/* What an exchange for k entries of this reducer works on. In shares: one between the ranks that have the same. */
+static exchange_setup_t setup_for(const gtopk_reducer_t *reducer, uint64_t k)
 {
     const config_record_t *record = &reducer->record;
+    const shares_t *shares = reducer->shares;
     gtopk_comm_t *comm = reducer->comm;
-    const exchange_setup_t setup = {
+    return (exchange_setup_t){
         .device = reducer->device,
         .store = reducer->store,
         .link = &comm->link,
-        .places = places_of_all(&comm->map, comm_rank(comm)),
+        .places = shares ? shares->peers : places_of_all(&comm->map, comm_rank(comm)),
         .config =
             {
                 .algorithm = record->algorithm,
                 .value_type = record->value_type,
                 .policy = record->residual_policy,
                 .growth = record->merge_growth,
-                .dim = record->dim,
+                .dim = reducer_store_dim(reducer),
                 .k = k,
                 .reducer = record->reducer,
             },
     };
-    return exchange_find(record->algorithm)->create(exchange, &setup);
+}
+
+static gtopk_status_t create_exchange(const gtopk_reducer_t *reducer, uint64_t k, exchange_t **exchange)
+{
+    const exchange_setup_t setup = setup_for(reducer, k);
+    if (!reducer->shares)
+        return exchange_find(setup.config.algorithm)->create(exchange, &setup);
+    const node_setup_t node = {setup, reducer->shares->node, reducer->record.dim, reducer->segments.count};
+    return node_create(exchange, &node);
 }
 
 static void destroy_exchange(exchange_t *exchange)
@@ -38,36 +50,87 @@ static void destroy_exchange(exchange_t *exchange)
         exchange->ops->destroy(exchange);
 }
 
+/* What adds up the gradients of a node. */
+static gtopk_status_t create_scatter(gtopk_reducer_t *reducer)
+{
+    exchange_setup_t setup = setup_for(reducer, reducer->k);
+    setup.places = reducer->shares->node;
+    return scatter_create(&reducer->shares->scatter, &setup, reducer->record.dim);
+}
+
+/* Ranks on a node. */
+static int32_t count_node(const places_map_t *map, int32_t node)
+{
+    int32_t count = 0;
+    for (int32_t r = 0; r < map->size; r++)
+        count += map->node[r] == node;
+    return count;
+}
+
+static gtopk_status_t check_hierarchy(const gtopk_reducer_t *reducer)
+{
+    const places_map_t *map = &reducer->comm->map;
+    const int32_t first = count_node(map, 0);
+    if (reducer->record.hierarchy != GTOPK_HIERARCHY_NODE || places_each_node(map) > 0)
+        return GTOPK_OK;
+    int32_t other = 0; /* a rank of a node that has another number of them */
+    while (count_node(map, map->node[other]) == first)
+        other++;
+    return status_set(GTOPK_ERR_UNSUPPORTED,
+                      "hierarchy \"node\" needs equally many ranks on every node: that of rank 0 (%s) has %d, that of "
+                      "rank %d (%s) has %d; start as many everywhere, or use hierarchy \"off\" or \"auto\"",
+                      map->names[0], (int)first, (int)other, map->names[other], (int)count_node(map, map->node[other]));
+}
+
+/* Each rank of a node is to have a share of the entries. */
+static gtopk_status_t create_shares(gtopk_reducer_t *reducer)
+{
+    const config_record_t *record = &reducer->record;
+    gtopk_comm_t *comm = reducer->comm;
+    if (record->each_node == 1)
+        return GTOPK_OK;
+    if (!reducer->device->ops->stage)
+        return status_set(GTOPK_ERR_UNSUPPORTED, "device \"%s\" does not know hierarchy \"node\": use \"off\"",
+                          reducer->device->ops->name);
+    return shares_create(&reducer->shares, &comm->map, comm_rank(comm), record->dim, reducer->segments.count);
+}
+
 /* The store of an exchange that selects nothing is made for one entry. */
 static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config)
 {
     const config_record_t *record = &reducer->record;
     const device_parallel_t parallel = {config->parallel_for, config->parallel_context};
-    const uint64_t k = exchange_find(record->algorithm)->selects ? reducer->k : 1;
+    const int selects = exchange_find(record->algorithm)->selects;
     const int with = (record->momentum_correction ? DEVICE_WITH_VELOCITY : 0) |
                      (record->rollback ? DEVICE_WITH_SECOND : 0);
     void *words = NULL, *verdict = NULL;
     gtopk_status_t status = comm_device(reducer->comm, config->device, config->allocator, &reducer->device);
+    if (status == GTOPK_OK)
+        status = create_shares(reducer);
     if (status != GTOPK_OK)
         return status;
     const device_ops_t *ops = reducer->device->ops;
+    reducer->k = config_k(reducer_store_dim(reducer), record->density);
     /* What an allocator gives may be in use by earlier work of the stream. */
     reducer->stream = config->stream;
     status = ops->synchronize(reducer->device, reducer->stream);
     if (status == GTOPK_OK)
-        status = ops->store_create(reducer->device, record->dim, k, with, &parallel, &reducer->store);
+        status = ops->store_create(reducer->device, reducer_store_dim(reducer), selects ? reducer->k : 1, with,
+                                   &parallel, &reducer->store);
     if (status == GTOPK_OK)
         status = ops->allocate(reducer->device, sizeof *reducer->words, "the words of a step", &words);
     reducer->words = words;
     if (status == GTOPK_OK)
         status = ops->allocate_pinned(reducer->device, sizeof *reducer->verdict, "the verdict of a step", &verdict);
     reducer->verdict = verdict;
+    if (status == GTOPK_OK && reducer->shares)
+        status = create_scatter(reducer);
     return status == GTOPK_OK ? create_exchange(reducer, reducer->k, &reducer->exchange) : status;
 }
 
-/* Everything that can fail on one rank alone. */
+/* Everything that can fail on one rank alone. `nodes`: in shares, where the config leaves that open. */
 static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config,
-                                   const uint64_t *lengths, size_t count)
+                                   const uint64_t *lengths, size_t count, int nodes)
 {
     gtopk_reducer_config_t full;
     config_record_t *record = &reducer->record;
@@ -86,17 +149,20 @@ static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer
     record->density = full.density;
     record->merge_growth = full.merge_growth;
     record->run = comm_random();
-    reducer->k = config_k(record->dim, full.density);
+    record->hierarchy = full.hierarchy;
+    status = check_hierarchy(reducer);
+    if (status != GTOPK_OK)
+        return status;
+    nodes |= full.hierarchy == GTOPK_HIERARCHY_NODE;
+    record->each_node = nodes && exchange_find(full.algorithm)->selects ? places_each_node(&reducer->comm->map) : 1;
 
     status = segments_create(&reducer->segments, lengths, count);
     return status == GTOPK_OK ? create_on_device(reducer, &full) : status;
 }
 
-gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,
-                                    const uint64_t *lengths, size_t count)
+static gtopk_status_t create(gtopk_reducer_t **out, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,
+                             const uint64_t *lengths, size_t count, int nodes)
 {
-    if (!out)
-        return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_create needs a place for the handle");
     *out = NULL;
     gtopk_status_t status = comm_enter(comm);
     if (status != GTOPK_OK)
@@ -114,7 +180,7 @@ gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, c
     reducer->comm = comm;
     reducer->record.reducer = comm->reducers_made++;
     reducer->stats = (gtopk_stats_t){.struct_size = sizeof reducer->stats, .slowest_peer = -1};
-    reducer->record.status = create_local(reducer, config, lengths, count);
+    reducer->record.status = create_local(reducer, config, lengths, count, nodes);
     status = config_agree(comm, &reducer->record);
     comm_leave(comm);
     if (status != GTOPK_OK) {
@@ -126,6 +192,89 @@ gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, c
         reducer->record.reducer, (unsigned long long)reducer->record.dim, count, (unsigned long long)reducer->k,
         reducer->device->ops->name);
     *out = reducer;
+    return GTOPK_OK;
+}
+
+/* One of both, which all ranks take alike. */
+typedef struct choice {
+    double off_s, node_s;
+    int nodes;
+} choice_t;
+
+static gtopk_status_t try_one(gtopk_comm_t *comm, const gtopk_reducer_config_t *config, const uint64_t *lengths,
+                              size_t count, int nodes, double *seconds)
+{
+    gtopk_reducer_t *reducer;
+    gtopk_status_t status = create(&reducer, comm, config, lengths, count, nodes);
+    if (status == GTOPK_OK && (nodes || reducer_selects(reducer)))
+        status = trial_time(reducer, seconds);
+    gtopk_reducer_destroy(reducer);
+    return status;
+}
+
+/* Of two that could not both be tried, it is the one without nodes. */
+static gtopk_status_t choose(gtopk_comm_t *comm, const gtopk_reducer_config_t *config, const uint64_t *lengths,
+                             size_t count, choice_t *choice)
+{
+    gtopk_status_t status = try_one(comm, config, lengths, count, 0, &choice->off_s);
+    if (status != GTOPK_OK || choice->off_s == 0.0)
+        return status;
+    status = try_one(comm, config, lengths, count, 1, &choice->node_s);
+    if (status != GTOPK_OK) {
+        choice->node_s = 0.0;
+        LOG(GTOPK_LOG_INFO, "rank %d: hierarchy auto: node cannot be used (%s)", (int)comm_rank(comm),
+            gtopk_last_error());
+        return link_check_alive(&comm->link);
+    }
+    choice->nodes = choice->node_s < choice->off_s;
+    LOG(GTOPK_LOG_INFO, "rank %d: hierarchy auto: a step takes %.3f ms with off, %.3f ms with node: %s is kept",
+        (int)comm_rank(comm), 1e3 * choice->off_s, 1e3 * choice->node_s, choice->nodes ? "node" : "off");
+    return GTOPK_OK;
+}
+
+/* A config that is no good is for create to find. */
+static int is_open(const gtopk_comm_t *comm, const gtopk_reducer_config_t *config)
+{
+    gtopk_reducer_config_t full;
+    return comm && config_check(config, &full) == GTOPK_OK && full.hierarchy == GTOPK_HIERARCHY_AUTO &&
+           places_each_node(&comm->map) > 1;
+}
+
+gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,
+                                    const uint64_t *lengths, size_t count)
+{
+    choice_t choice = {.nodes = 0};
+    gtopk_status_t status = GTOPK_OK;
+    if (!out)
+        return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_create needs a place for the handle");
+    *out = NULL;
+    if (is_open(comm, config))
+        status = choose(comm, config, lengths, count, &choice);
+    if (status == GTOPK_OK)
+        status = create(out, comm, config, lengths, count, choice.nodes);
+    if (status == GTOPK_OK) {
+        (*out)->off_s = choice.off_s;
+        (*out)->node_s = choice.node_s;
+    }
+    return status;
+}
+
+gtopk_status_t gtopk_reducer_hierarchy(const gtopk_reducer_t *reducer, gtopk_hierarchy_info_t *info)
+{
+    if (!reducer || !info || info->struct_size < sizeof(size_t))
+        return status_set(GTOPK_ERR_INVALID,
+                          "gtopk_reducer_hierarchy needs a reducer and an info with its struct_size set");
+    const shares_t *shares = reducer->shares;
+    const gtopk_hierarchy_info_t found = {
+        .struct_size = info->struct_size,
+        .hierarchy = shares ? GTOPK_HIERARCHY_NODE : GTOPK_HIERARCHY_OFF,
+        .nodes = reducer->comm->map.nodes,
+        .begin = shares ? shares->begin : 0,
+        .end = shares ? shares->end : reducer->record.dim,
+        .off_s = reducer->off_s,
+        .node_s = reducer->node_s,
+    };
+    memcpy(info, &found, info->struct_size < sizeof found ? info->struct_size : sizeof found);
     return GTOPK_OK;
 }
 
@@ -142,6 +291,7 @@ void gtopk_reducer_destroy(gtopk_reducer_t *reducer)
         ops->release_pinned(reducer->device, reducer->verdict);
         if (reducer->store)
             ops->store_destroy(reducer->store);
+        shares_destroy(reducer->shares, reducer->device, reducer->comm->link.buffers_lost);
     }
     segments_destroy(&reducer->segments);
     comm_release(reducer->comm);
@@ -243,7 +393,7 @@ static gtopk_status_t prepare_density(gtopk_reducer_t *reducer, double density, 
         status = config_check_density(density);
     if (status != GTOPK_OK)
         return status;
-    const uint64_t k = config_k(reducer->record.dim, density);
+    const uint64_t k = config_k(reducer_store_dim(reducer), density);
     /* The commit before it may be queued. */
     status = reducer->device->ops->synchronize(reducer->device, reducer->stream);
     if (status == GTOPK_OK)
@@ -280,7 +430,7 @@ gtopk_status_t gtopk_reducer_set_density(gtopk_reducer_t *reducer, double densit
         reducer->exchange = fresh;
         reducer->record = record;
         reducer->hash = config_hash(&record);
-        reducer->k = config_k(record.dim, density);
+        reducer->k = config_k(reducer_store_dim(reducer), density);
     } else if (ready) {
         destroy_exchange(fresh);
         if (reducer_selects(reducer) && reducer->device->ops->store_resize(reducer->store, reducer->k) != GTOPK_OK)

@@ -4,6 +4,7 @@
 
 #include "core/config.h"
 #include "core/segments.h"
+#include "core/shares.h"
 #include "device/device.h"
 #include "exchange/exchange.h"
 #include "util/fpenv.h"
@@ -15,6 +16,7 @@ struct gtopk_reducer {
     device_words_t *words;   /* device memory */
     device_words_t *verdict; /* pinned memory: the words as the host learnt them */
     exchange_t *exchange;
+    shares_t *shares; /* NULL: the residual is of all entries */
     config_record_t record;
     uint32_t hash; /* of the record */
     uint64_t k;
@@ -29,7 +31,8 @@ struct gtopk_reducer {
     char lost_text[STATUS_TEXT_SIZE];
     gtopk_stats_t stats; /* of the step under way, then of the latest */
     atomic_flag busy;
-    fpenv_t environment; /* the caller's, while in a call */
+    fpenv_t environment;  /* the caller's, while in a call */
+    double off_s, node_s; /* a step of either hierarchy, as it was tried; 0: it was not */
 };
 
 /* Whether updates are made of entries that ranks select. */
@@ -37,6 +40,16 @@ static inline int reducer_selects(const gtopk_reducer_t *reducer)
 {
     return reducer->exchange->ops->selects;
 }
+
+/* Entries of the store: all of them, or those of a share. */
+static inline uint64_t reducer_store_dim(const gtopk_reducer_t *reducer)
+{
+    return reducer->shares ? reducer->shares->length : reducer->record.dim;
+}
+
+/* Parts of the residual (or velocity) by the indices of all entries. reducer_write: see shares_write. */
+gtopk_status_t reducer_read(gtopk_reducer_t *reducer, int which, uint64_t at, uint64_t length, float *out);
+gtopk_status_t reducer_write(gtopk_reducer_t *reducer, int which, uint64_t at, uint64_t length, const float *in);
 
 /* Takes the reducer for one call: INVALID, or STATE in a forked child or when another thread is in it. Until
  * reducer_leave the call computes in the exact floating-point environment: means, conversions and sums of the core too. */

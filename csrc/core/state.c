@@ -21,6 +21,7 @@
 #define STATE_CRC_AT 52u
 #define HAS_VELOCITY 1u
 #define CONSOLIDATED (-1)
+#define OWN (-1)               /* a state that is divided among nobody */
 #define PART ((size_t)1 << 18) /* floats handled at a time: 1 MiB */
 
 static const char magic[4] = {'G', 'T', 'K', 'S'};
@@ -124,7 +125,7 @@ static gtopk_status_t save_array(gtopk_reducer_t *reducer, int which, float *par
     gtopk_status_t status = GTOPK_OK;
     for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += PART) {
         const uint64_t length = part_length(reducer, at);
-        status = reducer->device->ops->store_read(reducer->store, which, at, length, part, reducer->stream);
+        status = reducer_read(reducer, which, at, length, part);
         memcpy(state + part_place(reducer, which, at), part, length * sizeof *part);
     }
     return status;
@@ -164,7 +165,7 @@ static gtopk_status_t consolidate_array(gtopk_reducer_t *reducer, int which, flo
     gtopk_status_t status = GTOPK_OK;
     for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += PART) {
         const uint64_t length = part_length(reducer, at);
-        status = reducer->device->ops->store_read(reducer->store, which, at, length, part, reducer->stream);
+        status = reducer_read(reducer, which, at, length, part);
         if (status == GTOPK_OK)
             status = collective_allreduce(&comm->link, &all, part, length, GTOPK_F32);
         if (status == GTOPK_OK && state)
@@ -306,18 +307,41 @@ static gtopk_status_t check_values(const uint8_t *state, size_t bytes, const gto
     return GTOPK_OK;
 }
 
-/* Overwrites one array with the state's, divided among `shares` ranks; with shares 0, zeros. */
-static gtopk_status_t load_array(gtopk_reducer_t *reducer, int which, float *part, const uint8_t *state, int32_t shares)
+/* Whether a state that is divided among ranks has something at `at` for this one. */
+static int is_ours(const gtopk_reducer_t *reducer, uint64_t at)
+{
+    return !reducer->shares || (at >= reducer->shares->begin && at < reducer->shares->end);
+}
+
+/* Overwrites one array with the state's, divided among `ranks` ranks; with ranks 0, zeros. */
+static gtopk_status_t load_array(gtopk_reducer_t *reducer, int which, float *part, const uint8_t *state, int32_t ranks)
 {
     gtopk_status_t status = GTOPK_OK;
     for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += PART) {
         const uint64_t length = part_length(reducer, at);
         memcpy(part, state + part_place(reducer, which, at), length * sizeof *part);
-        for (uint64_t i = 0; i < length && shares != 1; i++)
-            part[i] = shares == 0 ? 0.0f : part[i] / (float)shares;
-        status = reducer->device->ops->store_write(reducer->store, which, at, length, part, reducer->stream);
+        for (uint64_t i = 0; i < length && ranks != OWN; i++)
+            part[i] = ranks == 0 || !is_ours(reducer, at + i) ? 0.0f : part[i] / (float)ranks;
+        status = reducer_write(reducer, which, at, length, part);
     }
     return status;
+}
+
+/* In shares everything has its place in this rank's one, or none. */
+static gtopk_status_t check_share(const gtopk_reducer_t *reducer, const uint8_t *state)
+{
+    const uint64_t arrays = reducer->record.momentum_correction ? 2 : 1;
+    const uint64_t count = reducer->shares ? arrays * reducer->record.dim : 0;
+    for (uint64_t i = 0; i < count; i++) {
+        float value;
+        memcpy(&value, state + array_at(&reducer->record, DEVICE_RESIDUAL) + i * sizeof value, sizeof value);
+        if (value != 0.0f && !is_ours(reducer, i % reducer->record.dim))
+            return status_set(
+                GTOPK_ERR_MISMATCH,
+                "the state holds something of another rank's share: it was saved with another hierarchy, or with other "
+                "ranks on a node; load a consolidated one (gtopk_reducer_state_consolidate)");
+    }
+    return GTOPK_OK;
 }
 
 static gtopk_status_t load(gtopk_reducer_t *reducer, const void *buffer, size_t bytes, int adopt)
@@ -339,12 +363,15 @@ static gtopk_status_t load(gtopk_reducer_t *reducer, const void *buffer, size_t 
                             "the state is that of rank %d of %d, this is rank %d of %d: load each rank's own, or a "
                             "consolidated one (gtopk_reducer_state_consolidate)",
                             (int)info.rank, (int)info.size, (int)rank, (int)size);
-    const int32_t shares = adopt ? 0 : info.rank == CONSOLIDATED ? size : 1;
+    if (status == GTOPK_OK && !adopt && info.rank != CONSOLIDATED)
+        status = check_share(reducer, buffer);
+    const int32_t among = reducer->shares ? reducer->shares->peers.size : size;
+    const int32_t ranks = adopt ? 0 : info.rank == CONSOLIDATED ? among : OWN;
     float *part = NULL;
     if (status == GTOPK_OK)
         status = part_create(reducer, &part);
     for (int which = DEVICE_RESIDUAL; which <= reducer->record.momentum_correction && status == GTOPK_OK; which++)
-        status = load_array(reducer, which, part, buffer, shares);
+        status = load_array(reducer, which, part, buffer, ranks);
     part_destroy(reducer, part);
     if (status == GTOPK_OK) {
         reducer->step = info.step;

@@ -98,6 +98,50 @@ static void count_messages(gtopk_reducer_t *reducer)
     stats->rounds = link->rounds;
     stats->slowest_peer = link->slowest_peer;
     stats->wait_s = link->wait_s;
+    stats->network_bytes_sent = link->network_bytes_sent;
+}
+
+/* What the words say of a step that failed on the device. */
+static gtopk_status_t explain(const link_t *link, const device_words_t *words, uint64_t step)
+{
+    const wire_expect_t *expect = &words->expect;
+    const int32_t from = (int32_t)expect->sender;
+    const size_t capacity = wire_message_capacity(expect->dim, expect->k, expect->value_type);
+    gtopk_status_t status = GTOPK_OK;
+    char peer[96];
+    switch (words->error) {
+    case DEVICE_BAD_HEADER:
+        status = check_message(link, words->header, capacity, CHECK_TRUSTED, from, expect, NULL);
+        break;
+    case DEVICE_BAD_PAYLOAD:
+        status = status_set(
+            GTOPK_ERR_CORRUPT,
+            "message of %s: its header is right, but its indices or values are no set; it was damaged, or "
+            "written by another program",
+            link_peer_name(link, from, peer, sizeof peer));
+        break;
+    default: break;
+    }
+    if (status == GTOPK_OK)
+        status = status_set(GTOPK_ERR_INTERNAL, "the device stopped a step for reason %u", words->error);
+    return status_prefix(status, "step %llu, round %u", (unsigned long long)step, (unsigned)expect->round);
+}
+
+/* In shares: the sum over the node goes to the residual, when it is known to be one. */
+static gtopk_status_t accumulate_sum(gtopk_reducer_t *reducer, const exchange_step_t *step)
+{
+    const device_outcome_t outcome = {reducer->words, NULL, reducer->verdict};
+    link_t *link = &reducer->comm->link;
+    float *sum = NULL;
+    gtopk_status_t status = shares_sum(reducer, step, &sum);
+    if (status == GTOPK_OK && link->data->ops->stream_ordered) {
+        status = link_finish(link, step->deadline);
+        if (status == GTOPK_OK)
+            status = reducer->device->ops->verdict(reducer->device, &outcome, 1, step->stream);
+        if (status == GTOPK_OK && !reducer->verdict->ok)
+            status = explain(link, reducer->verdict, reducer->step);
+    }
+    return status == GTOPK_OK ? shares_take(reducer, step, sum) : status;
 }
 
 static gtopk_status_t exchange_one(gtopk_reducer_t *reducer, exchange_step_t *step)
@@ -105,11 +149,16 @@ static gtopk_status_t exchange_one(gtopk_reducer_t *reducer, exchange_step_t *st
     gtopk_stats_t *stats = &reducer->stats;
     gtopk_status_t status = GTOPK_OK;
     link_stats_reset(&reducer->comm->link);
-    status = step_settle(reducer, step->stream);
+    const double start = clock_now();
+    if (reducer->shares)
+        status = accumulate_sum(reducer, step);
+    const double summed = reducer->shares ? clock_now() - start : 0.0;
+    if (status == GTOPK_OK)
+        status = step_settle(reducer, step->stream);
     if (status == GTOPK_OK)
         status = reducer->exchange->ops->run(reducer->exchange, step);
     stats->select_s = step->select_s;
-    stats->exchange_s = step->exchange_s;
+    stats->exchange_s = summed + step->exchange_s;
     count_messages(reducer);
     return status;
 }
@@ -150,32 +199,6 @@ static gtopk_status_t group_exchange(const group_t *group)
 }
 
 /* ---- verdict ---- */
-
-/* What the words say of a step that failed on the device. */
-static gtopk_status_t explain(const link_t *link, const device_words_t *words, uint64_t step)
-{
-    const wire_expect_t *expect = &words->expect;
-    const int32_t from = (int32_t)expect->sender;
-    const size_t capacity = wire_message_capacity(expect->dim, expect->k, expect->value_type);
-    gtopk_status_t status = GTOPK_OK;
-    char peer[96];
-    switch (words->error) {
-    case DEVICE_BAD_HEADER:
-        status = check_message(link, words->header, capacity, CHECK_TRUSTED, from, expect, NULL);
-        break;
-    case DEVICE_BAD_PAYLOAD:
-        status = status_set(
-            GTOPK_ERR_CORRUPT,
-            "message of %s: its header is right, but its indices or values are no set; it was damaged, or "
-            "written by another program",
-            link_peer_name(link, from, peer, sizeof peer));
-        break;
-    default: break;
-    }
-    if (status == GTOPK_OK)
-        status = status_set(GTOPK_ERR_INTERNAL, "the device stopped a step for reason %u", words->error);
-    return status_prefix(status, "step %llu, round %u", (unsigned long long)step, (unsigned)expect->round);
-}
 
 static gtopk_status_t bring_words(const group_t *group)
 {
@@ -389,7 +412,10 @@ gtopk_status_t gtopk_reducer_cancel(gtopk_reducer_t *reducer)
     gtopk_status_t status = reducer_enter(reducer);
     if (status != GTOPK_OK)
         return status;
-    status = step_end(reducer);
+    if (reducer->shares)
+        status = shares_keep(reducer);
+    const gtopk_status_t ended = step_end(reducer);
+    status = status == GTOPK_OK ? ended : status;
     reducer_leave(reducer);
     return status;
 }

@@ -72,6 +72,12 @@ typedef struct device_accumulate {
     int nesterov;
 } device_accumulate_t;
 
+typedef struct device_stage {
+    float scale;
+    int zero_input;
+    int add; /* 1: to what is there; 0: in place of it */
+} device_stage_t;
+
 /* What a step will change at commit. */
 typedef struct device_journal {
     device_set_t selected;        /* what the rank chose: index and residual value v */
@@ -82,6 +88,8 @@ typedef struct device_journal {
     int clear_final_only; /* 0: residual[selected] = v - first for all selected entries (0 where first has
                                      none); 1: only for those that are in final too (residual policy `paper`) */
     uint32_t divisor;     /* mean = value / divisor */
+    uint32_t others;      /* ranks, beside this one, whose values lie in this residual: what a 16-bit output cannot hold
+                             of the mean goes there for each of them, too */
 } device_journal_t;
 
 /* Where the mean goes: to dense outputs that cover [0, dim) in order, to arrays with room for every entry of the update,
@@ -169,7 +177,7 @@ typedef struct device_ops {
     /* If words->ok and neither words->nonfinite nor words->joined: clears, adds the deposits (entries that become
      * non-finite keep their old value), zeroes the velocity of entries in both selected and final, and writes the mean,
      * final / divisor, to the target (correctly rounded, then converted; what a 16-bit output cannot hold, mean -
-     * converted with converted clamped to the largest finite value, is added to the residual). Spans are zeroed first
+     * converted with converted clamped to the largest finite value, is added to the residual, 1 + others times). Spans are zeroed first
      * unless they are zero. If nonfinite: fills the spans with NaN; else if joined: with zero. */
     gtopk_status_t (*commit)(device_store_t *store, const device_journal_t *journal, const device_target_t *target,
                              const device_words_t *words, void *stream);
@@ -251,6 +259,25 @@ typedef struct device_ops {
     gtopk_status_t (*copy)(device_t *device, void *to, const void *from, size_t bytes, void *stream);
     gtopk_status_t (*copy_set)(device_t *device, const device_set_t *from, device_set_t *to, device_words_t *words,
                                void *stream);
+
+    /* ---- for exchanges on nodes, whose stores hold a share of all entries; all NULL: the device has none of this ---- */
+
+    /* out[offset + i] = scale * x[i] in float for each span, or is added to; zero for spans without data. With zero_input
+     * x becomes zero. */
+    gtopk_status_t (*stage)(device_t *device, const device_span_t *spans, size_t count, const device_stage_t *params,
+                            float *out, void *stream);
+
+    /* out[i] = ((part 0 + part 1) + ...)[i] of `count` parts, which begin `stride` floats apart. */
+    gtopk_status_t (*add_up)(device_t *device, const float *parts, size_t stride, uint32_t count, float *out,
+                             uint64_t length, void *stream);
+
+    /* Puts a set, `offset` added to its indices, behind the entries of another one: all of those are lower. */
+    gtopk_status_t (*append)(device_t *device, const device_set_t *set, uint32_t offset, device_set_t *to,
+                             device_words_t *words, void *stream);
+
+    /* As commit, of the target alone: final / divisor is written, and what an output cannot hold is left to commit. */
+    gtopk_status_t (*write)(device_t *device, const device_set_t *final, uint32_t divisor,
+                            const device_target_t *target, const device_words_t *words, void *stream);
 
     /* Waits until the stream has passed. DEVICE when something that was queued there failed. */
     gtopk_status_t (*synchronize)(device_t *device, void *stream);

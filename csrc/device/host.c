@@ -3,7 +3,9 @@
 
 #include <string.h>
 
+#include "util/fpenv.h"
 #include "util/memory.h"
+#include "wire/convert.h"
 
 gtopk_status_t host_allocate(device_t *device, size_t bytes, const char *what, void **out)
 {
@@ -101,6 +103,88 @@ gtopk_status_t host_verdict(device_t *device, const device_outcome_t *outcomes, 
             words->count = 0;
         *outcome->host = *words;
     }
+    return GTOPK_OK;
+}
+
+/* ---- shares ---- */
+
+static float read_entry(const device_span_t *span, uint64_t i)
+{
+    switch (span->dtype) {
+    case GTOPK_F16: return convert_float_from_fp16(((const uint16_t *)span->data)[i]);
+    case GTOPK_BF16: return convert_float_from_bf16(((const uint16_t *)span->data)[i]);
+    default: return ((const float *)span->data)[i];
+    }
+}
+
+static void stage_floats(const float *from, uint64_t length, float scale, int add, float *to)
+{
+    if (add)
+        for (uint64_t i = 0; i < length; i++)
+            to[i] += scale * from[i];
+    else if (scale == 1.0f)
+        memcpy(to, from, (size_t)length * sizeof *to);
+    else
+        for (uint64_t i = 0; i < length; i++)
+            to[i] = scale * from[i];
+}
+
+static void stage_span(const device_span_t *span, const device_stage_t *params, float *to)
+{
+    if (!span->data) {
+        if (!params->add)
+            memset(to, 0, (size_t)span->length * sizeof *to);
+        return;
+    }
+    if (span->dtype == GTOPK_F32)
+        stage_floats(span->data, span->length, params->scale, params->add, to);
+    else
+        for (uint64_t i = 0; i < span->length; i++)
+            to[i] = (params->add ? to[i] : 0.0f) + params->scale * read_entry(span, i);
+    if (params->zero_input)
+        memset(span->data, 0, (size_t)span->length * (span->dtype == GTOPK_F32 ? 4 : 2));
+}
+
+gtopk_status_t host_stage(device_t *device, const device_span_t *spans, size_t count, const device_stage_t *params,
+                          float *out, void *stream)
+{
+    (void)device;
+    (void)stream;
+    const fpenv_t saved = fpenv_enter();
+    for (size_t s = 0; s < count; s++)
+        if (spans[s].length > 0)
+            stage_span(&spans[s], params, out + spans[s].offset);
+    fpenv_leave(saved);
+    return GTOPK_OK;
+}
+
+gtopk_status_t host_add_up(device_t *device, const float *parts, size_t stride, uint32_t count, float *out,
+                           uint64_t length, void *stream)
+{
+    (void)device;
+    (void)stream;
+    const fpenv_t saved = fpenv_enter();
+    memcpy(out, parts, (size_t)length * sizeof *out);
+    for (uint32_t p = 1; p < count; p++)
+        for (uint64_t i = 0; i < length; i++)
+            out[i] += parts[p * stride + i];
+    fpenv_leave(saved);
+    return GTOPK_OK;
+}
+
+gtopk_status_t host_append(device_t *device, const device_set_t *set, uint32_t offset, device_set_t *to,
+                           device_words_t *words, void *stream)
+{
+    const uint32_t count = *set->count, before = *to->count;
+    (void)device;
+    (void)stream;
+    if (!host_has_room(to, (uint64_t)before + count, words))
+        return GTOPK_OK;
+    for (uint32_t i = 0; i < count; i++) {
+        to->index[before + i] = set->index[i] + offset;
+        to->value[before + i] = set->value[i];
+    }
+    *to->count = before + count;
     return GTOPK_OK;
 }
 

@@ -22,6 +22,13 @@ int host_has_room(const device_set_t *set, uint64_t needed, device_words_t *word
 gtopk_status_t host_words_join(device_t *device, device_words_t *const *words, size_t count, int joined, void *stream);
 gtopk_status_t host_verdict(device_t *device, const device_outcome_t *outcomes, size_t count, void *stream);
 
+gtopk_status_t host_stage(device_t *device, const device_span_t *spans, size_t count, const device_stage_t *params,
+                          float *out, void *stream);
+gtopk_status_t host_add_up(device_t *device, const float *parts, size_t stride, uint32_t count, float *out,
+                           uint64_t length, void *stream);
+gtopk_status_t host_append(device_t *device, const device_set_t *set, uint32_t offset, device_set_t *to,
+                           device_words_t *words, void *stream);
+
 gtopk_status_t host_address(device_t *device, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
                             const device_words_t *words, void *stream);
 

@@ -240,6 +240,28 @@ gtopk_status_t collective_sum(link_t *link, const places_t *places, float *buffe
     return ring_allreduce(link, transport, places, (uint8_t *)buffer, count, sizeof(float), combine_float);
 }
 
+gtopk_status_t collective_union(link_t *link, const places_t *places, uint8_t *bits, size_t bytes)
+{
+    const int32_t size = places->size, place = places->place;
+    const mailbox_t box = mailbox_open(link, link->control, WIRE_ALLGATHER, bytes);
+    uint32_t piece = 0;
+    uint8_t mine[4096];
+    for (size_t at = 0; at < bytes; at += sizeof mine) {
+        const size_t part = bytes - at < sizeof mine ? bytes - at : sizeof mine;
+        memcpy(mine, bits + at, part);
+        for (int32_t shift = 1; shift < size; shift++) {
+            const int32_t to = places->ranks[(place + shift) % size],
+                          from = places->ranks[(place - shift + size) % size];
+            const gtopk_status_t status = mailbox_exchange(&box, piece++, to, mine, part, from, part);
+            if (status != GTOPK_OK)
+                return status;
+            for (size_t i = 0; i < part; i++)
+                bits[at + i] |= mailbox_received(&box)[i];
+        }
+    }
+    return GTOPK_OK;
+}
+
 #define SUM_PART ((size_t)1 << 22)
 
 /* A transport's own all-reduce that was given up may go on writing: it never gets memory of the caller's. */

@@ -15,6 +15,9 @@ gtopk_status_t collective_allgather(link_t *link, const void *in, size_t bytes, 
  * the transport's own where it has one, else a ring (reduce-scatter, then all-gather). */
 gtopk_status_t collective_sum(link_t *link, const places_t *places, float *buffer, size_t count, void *stream);
 
+/* Bitwise or, in place, over some places: host memory, on the control transport, which all ranks call for at once. */
+gtopk_status_t collective_union(link_t *link, const places_t *places, uint8_t *bits, size_t bytes);
+
 /* Sum in place over all ranks, of floats or doubles in host memory that is never left to a transport. */
 gtopk_status_t collective_allreduce(link_t *link, const places_t *all, void *buffer, size_t count, gtopk_dtype_t dtype);
 

@@ -204,6 +204,7 @@ static gtopk_status_t gather_commit(exchange_t *exchange, const exchange_step_t 
         .first = setup->places.size == 1 ? gather->selected : gather->first,
         .final = *gather->sum,
         .divisor = setup->places.contributors,
+        .others = places_others(&setup->places),
     };
     return setup->device->ops->commit(setup->store, &journal, target, step->words, step->stream);
 }

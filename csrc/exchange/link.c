@@ -156,13 +156,32 @@ static gtopk_status_t fail_wait(link_t *link, transport_t *transport, int32_t pe
 
 /* ---- exchanges ---- */
 
+static int is_elsewhere(const link_t *link, int32_t rank)
+{
+    const places_map_t *map = link->map;
+    return !map || map->node[rank] != map->node[link->control->rank];
+}
+
+/* Of what a collective of the transport sends, the part that leaves the node, if every rank sends every other as much. */
+static uint64_t share_elsewhere(const link_t *link, uint64_t bytes)
+{
+    const int32_t size = link->control->size;
+    uint64_t elsewhere = 0;
+    for (int32_t r = 0; r < size; r++)
+        elsewhere += (uint64_t)is_elsewhere(link, r);
+    return size > 1 ? bytes / (uint64_t)(size - 1) * elsewhere : 0;
+}
+
 /* On a stream-ordered transport nothing has come yet; its capacity will. */
 static void count_messages(link_t *link, const transport_t *transport, const transport_exchange_t *exchange,
                            size_t received)
 {
+    const uint64_t sent = transport->ops->padded ? exchange->send_capacity : exchange->send_bytes;
     link->stats.rounds++;
-    if (exchange->to != TRANSPORT_NONE)
-        link->stats.bytes_sent += transport->ops->padded ? exchange->send_capacity : exchange->send_bytes;
+    if (exchange->to != TRANSPORT_NONE) {
+        link->stats.bytes_sent += sent;
+        link->stats.network_bytes_sent += is_elsewhere(link, exchange->to) ? sent : 0;
+    }
     if (exchange->from != TRANSPORT_NONE)
         link->stats.bytes_received += transport->ops->stream_ordered ? exchange->receive_capacity : received;
 }
@@ -251,6 +270,7 @@ gtopk_status_t link_allgather(link_t *link, uint8_t *message, size_t capacity, u
     fail_collective(link, transport, status);
     link->stats.rounds++;
     link->stats.bytes_sent += capacity * (uint64_t)(transport->size - 1);
+    link->stats.network_bytes_sent += share_elsewhere(link, capacity * (uint64_t)(transport->size - 1));
     link->stats.bytes_received += capacity * (uint64_t)(transport->size - 1);
     return status;
 }
@@ -273,6 +293,7 @@ gtopk_status_t link_allreduce(link_t *link, transport_t *transport, float *buffe
     const uint64_t bytes = 8 * (uint64_t)count * (uint64_t)(transport->size - 1) / (uint64_t)transport->size;
     link->stats.rounds += 2 * (uint32_t)(transport->size - 1);
     link->stats.bytes_sent += bytes;
+    link->stats.network_bytes_sent += share_elsewhere(link, bytes);
     link->stats.bytes_received += bytes;
     return status;
 }

@@ -18,6 +18,7 @@
 
 typedef struct link_stats {
     uint64_t bytes_sent, bytes_received;
+    uint64_t network_bytes_sent; /* those to ranks on other nodes */
     uint32_t rounds;
     int32_t slowest_peer;
     double wait_s, slowest_s;

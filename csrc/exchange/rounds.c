@@ -274,6 +274,7 @@ static gtopk_status_t rounds_commit(exchange_t *exchange, const exchange_step_t 
         .final = rounds->current,
         .clear_final_only = rounds->policy.clear_final_only,
         .divisor = setup->places.contributors,
+        .others = places_others(&setup->places),
     };
     return setup->device->ops->commit(setup->store, &journal, target, step->words, step->stream);
 }

@@ -451,6 +451,7 @@ static gtopk_status_t split_commit(exchange_t *exchange, const exchange_step_t *
         .final = split->final,
         .clear_final_only = split->policy.clear_final_only,
         .divisor = setup->places.contributors,
+        .others = places_others(&setup->places),
     };
     return setup->device->ops->commit(setup->store, &journal, target, step->words, step->stream);
 }

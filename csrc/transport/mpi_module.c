@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "transport/mpi_ring.h"
 #include "transport/transport.h"
 #include "util/clock.h"
 
@@ -30,7 +31,8 @@
 #define NOTICE_SIZE 64
 
 /* Waiting: test without a pause for as long as a message between cores takes, then give the processor away after each
- * test, then sleep, so that ranks which share a core get on. */
+ * test, then sleep, so that ranks which share a core get on. A ring has more under way than a nap takes, and sleeps at once:
+ * its own processor time is what limits it. */
 #define SPIN_SECONDS 20e-6
 #define YIELD_SECONDS 1e-3
 #define SLEEP_NANOSECONDS 50000
@@ -44,9 +46,11 @@
 /* A message that does not fit is received all the same, for what its head says. Not a longer one: memory may be short. */
 #define OVERLONG_MAX ((MPI_Count)64 << 20)
 
-/* An all-reduce goes in parts of 16 MiB: MPI keeps a copy of what is under way, and parts that nearly fit the caches
- * are up to twice as fast between ranks of one host, while on a network a part takes far longer than its latency. */
-#define ALLREDUCE_PART ((size_t)1 << 22)
+/* An all-reduce is a ring when each rank's share of it is this many floats or more. Of shorter ones latency is what counts, and
+ * MPI's own takes log2 P of it. Tests set a small limit. */
+#ifndef MPI_MODULE_RING_SHARE
+#define MPI_MODULE_RING_SHARE 8192
+#endif
 
 /* How long what is under way is given the chance to end, and how long MPI is when a process ends after a failure. */
 #define FINAL_SECONDS 0.05
@@ -84,6 +88,8 @@ typedef struct mpi_transport {
     struct mpi_transport *next_closed;
     double ended_at; /* when a rank that is waited for was first seen to have ended, 0: none was */
     int complete;    /* all ranks have it, and know its number */
+    ring_t ring;     /* the all-reduce under way */
+    float *arrived;  /* its memory, which stays when it is given up */
 } mpi_transport_t;
 
 /* MPI is one for the process, and so is this. Under mpi_mutex. */
@@ -118,10 +124,10 @@ static void mark_broken(mpi_transport_t *self)
 
 /* ---- waiting ---- */
 
-static void pause_after(double waited)
+static void pause_after(double waited, double yield_seconds)
 {
     const struct timespec nap = {0, SLEEP_NANOSECONDS};
-    if (waited > YIELD_SECONDS)
+    if (waited > yield_seconds && waited > SPIN_SECONDS)
         (void)nanosleep(&nap, NULL);
     else if (waited > SPIN_SECONDS)
         (void)sched_yield();
@@ -182,18 +188,35 @@ static gtopk_status_t end_by(mpi_transport_t *self, farewell_t farewell, int32_t
         (int)rank);
 }
 
-/* Until the request of a collective ends. */
-static gtopk_status_t wait_for(mpi_transport_t *self, MPI_Request *request, double deadline, const char *what)
+/* What a rank that waits for a collective does again and again. */
+typedef struct attempt {
+    MPI_Request *request; /* one of MPI's, or NULL: */
+    ring_t *ring;
+} attempt_t;
+
+/* *ended: it did; *moved: not yet, but some of it was done. Under mpi_mutex. */
+static int try_again(const attempt_t *attempt, int *ended, int *moved)
+{
+    *moved = 0;
+    if (attempt->request)
+        return MPI_Test(attempt->request, ended, MPI_STATUS_IGNORE);
+    const int code = ring_advance(attempt->ring, moved);
+    *ended = ring_ended(attempt->ring);
+    return code;
+}
+
+/* Until a collective ends. */
+static gtopk_status_t wait_for(mpi_transport_t *self, const attempt_t *attempt, double deadline, const char *what)
 {
     const double start = clock_now();
-    double ask_at = start + TRANSPORT_INTERRUPT_SECONDS;
+    double ask_at = start + TRANSPORT_INTERRUPT_SECONDS, moved_at = start;
     self->ended_at = 0.0;
     for (;;) {
-        int done = 0, code;
-        LOCKED(code = MPI_Test(request, &done, MPI_STATUS_IGNORE));
+        int ended = 0, moved = 0, code;
+        LOCKED(code = try_again(attempt, &ended, &moved));
         if (code != MPI_SUCCESS)
             return failed(code, what);
-        if (done)
+        if (ended)
             return GTOPK_OK;
         const double now = clock_now();
         if (now >= deadline)
@@ -214,8 +237,16 @@ static gtopk_status_t wait_for(mpi_transport_t *self, MPI_Request *request, doub
                 return library->status_set(GTOPK_ERR_INTERRUPTED, "the wait for %s was interrupted", what);
             ask_at = now + TRANSPORT_INTERRUPT_SECONDS;
         }
-        pause_after(now - start);
+        if (moved)
+            moved_at = now;
+        else
+            pause_after(now - moved_at, attempt->ring ? 0.0 : YIELD_SECONDS);
     }
+}
+
+static gtopk_status_t wait_for_request(mpi_transport_t *self, MPI_Request *request, double deadline, const char *what)
+{
+    return wait_for(self, &(attempt_t){.request = request}, deadline, what);
 }
 
 /* ---- messages ---- */
@@ -397,7 +428,7 @@ static gtopk_status_t mpi_wait(transport_t *transport, double deadline, size_t *
             return library->status_set(GTOPK_ERR_TIMEOUT, "rank %d has not %s yet",
                                        (int)(receiving ? self->exchange.from : self->exchange.to),
                                        receiving ? "sent its message" : "taken this rank's message");
-        pause_after(now - start);
+        pause_after(now - start, YIELD_SECONDS);
     }
 }
 
@@ -500,28 +531,32 @@ static gtopk_status_t mpi_allgather(transport_t *transport, const void *in, size
         code = MPI_Iallgather(in, count, type, out, count, type, self->comm, &request);
     forget_type(&type);
     (void)pthread_mutex_unlock(&mpi_mutex);
-    const gtopk_status_t status = code == MPI_SUCCESS ? wait_for(self, &request, deadline, "an all-gather")
+    const gtopk_status_t status = code == MPI_SUCCESS ? wait_for_request(self, &request, deadline, "an all-gather")
                                                       : failed(code, "an all-gather");
     if (status != GTOPK_OK)
         mark_broken(self);
     return status;
 }
 
+static gtopk_status_t reduce_short(mpi_transport_t *self, float *buffer, size_t count, double deadline)
+{
+    MPI_Request request = MPI_REQUEST_NULL;
+    int code;
+    LOCKED(code = MPI_Iallreduce(MPI_IN_PLACE, buffer, (int)count, MPI_FLOAT, MPI_SUM, self->comm, &request));
+    return code == MPI_SUCCESS ? wait_for_request(self, &request, deadline, "an all-reduce")
+                               : failed(code, "an all-reduce");
+}
+
 static gtopk_status_t mpi_allreduce(transport_t *transport, float *buffer, size_t count, double deadline, void *stream)
 {
-    (void)stream;
     mpi_transport_t *self = (mpi_transport_t *)transport;
-    const size_t longest = (size_t)MPI_MODULE_COUNT_MAX < ALLREDUCE_PART ? (size_t)MPI_MODULE_COUNT_MAX
-                                                                         : ALLREDUCE_PART;
     gtopk_status_t status = GTOPK_OK;
-    for (size_t done = 0; done < count && status == GTOPK_OK;) {
-        MPI_Request request = MPI_REQUEST_NULL;
-        const size_t part = count - done < longest ? count - done : longest;
-        int code;
-        LOCKED(code = MPI_Iallreduce(MPI_IN_PLACE, buffer + done, (int)part, MPI_FLOAT, MPI_SUM, self->comm, &request));
-        status = code == MPI_SUCCESS ? wait_for(self, &request, deadline, "an all-reduce")
-                                     : failed(code, "an all-reduce");
-        done += part;
+    (void)stream;
+    if (transport->size > 1 && count / (size_t)transport->size < MPI_MODULE_RING_SHARE) {
+        status = reduce_short(self, buffer, count, deadline);
+    } else if (transport->size > 1) {
+        ring_open(&self->ring, self->comm, transport->rank, transport->size, buffer, count, self->arrived);
+        status = wait_for(self, &(attempt_t){.ring = &self->ring}, deadline, "an all-reduce");
     }
     if (status != GTOPK_OK)
         mark_broken(self);
@@ -559,6 +594,7 @@ static void free_closed(void)
         }
         *place = self->next_closed;
         (void)MPI_Comm_free(&self->comm);
+        free(self->arrived);
         free(self->farewells);
         free(self);
     }
@@ -591,6 +627,8 @@ static void mpi_close(transport_t *transport)
     for (const double end = clock_now() + FINAL_SECONDS; self->notices && !finalized && clock_now() < end;)
         test_notices(self);
     (void)pthread_mutex_unlock(&mpi_mutex);
+    if (ring_ended(&self->ring))
+        free(self->arrived);
     free(self->farewells);
     free(self);
 }
@@ -671,7 +709,7 @@ static gtopk_status_t duplicate(mpi_transport_t *self, MPI_Comm parent, double d
     LOCKED((void)MPI_Comm_get_errhandler(parent, &handler); (void)MPI_Comm_set_errhandler(parent, MPI_ERRORS_RETURN);
            code = MPI_Comm_idup(parent, &self->comm, &request));
     const gtopk_status_t status = code == MPI_SUCCESS
-                                      ? wait_for(self, &request, deadline, "duplicating the communicator")
+                                      ? wait_for_request(self, &request, deadline, "duplicating the communicator")
                                       : failed(code, "duplicating the communicator");
     if (status == GTOPK_OK)
         LOCKED((void)MPI_Comm_set_errhandler(self->comm, MPI_ERRORS_RETURN));
@@ -686,7 +724,8 @@ static gtopk_status_t agree_on_number(mpi_transport_t *self, double deadline)
     static uint64_t opened; /* under mpi_mutex */
     uint64_t *all = calloc((size_t)self->base.size + 1, sizeof *all), *mine = all + self->base.size;
     self->farewells = calloc((size_t)self->base.size, 1);
-    if (!all || !self->farewells) {
+    self->arrived = calloc((size_t)RING_WINDOW * RING_SEGMENT, sizeof *self->arrived); /* no memory until it is used */
+    if (!all || !self->farewells || !self->arrived) {
         free(all);
         return library->status_set(GTOPK_ERR_NOMEM, "out of memory: transport mpi with %d ranks", (int)self->base.size);
     }

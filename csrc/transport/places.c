@@ -88,3 +88,42 @@ places_t places_of_all(const places_map_t *map, int32_t rank)
 {
     return (places_t){.size = map->size, .place = rank, .ranks = map->ranks, .contributors = (uint32_t)map->size};
 }
+
+int32_t places_each_node(const places_map_t *map)
+{
+    const int32_t each = map->nodes > 0 ? map->size / map->nodes : 0;
+    if (each * map->nodes != map->size)
+        return 0;
+    for (int32_t r = 0; r < map->size; r++)
+        if (map->local[r] >= each) /* then another node has fewer */
+            return 0;
+    return each;
+}
+
+/* The ranks for which key[] is what it is for this one. */
+static places_t places_alike(const places_map_t *map, const int32_t *key, int32_t rank, int32_t *ranks)
+{
+    places_t places = {.ranks = ranks};
+    for (int32_t r = 0; r < map->size; r++) {
+        if (key[r] != key[rank])
+            continue;
+        if (r == rank)
+            places.place = places.size;
+        ranks[places.size++] = r;
+    }
+    return places;
+}
+
+places_t places_of_node(const places_map_t *map, int32_t rank, int32_t *ranks)
+{
+    places_t places = places_alike(map, map->node, rank, ranks);
+    places.contributors = (uint32_t)places.size;
+    return places;
+}
+
+places_t places_of_peers(const places_map_t *map, int32_t rank, int32_t *ranks)
+{
+    places_t places = places_alike(map, map->local, rank, ranks);
+    places.contributors = (uint32_t)map->size;
+    return places;
+}

@@ -14,6 +14,12 @@ typedef struct places {
     uint32_t contributors; /* ranks whose values are in the sum over all places: a mean is divided by it */
 } places_t;
 
+/* How many ranks a member stands for beside itself. */
+static inline uint32_t places_others(const places_t *places)
+{
+    return places->contributors / (uint32_t)places->size - 1;
+}
+
 /* What a rank says of the machine that it runs on. */
 typedef struct places_host {
     uint64_t node; /* two ranks are on one node when it is equal */
@@ -44,5 +50,13 @@ void places_map_destroy(places_map_t *map);
 
 /* All ranks, of which this is `rank`. Lives as long as the map. */
 places_t places_of_all(const places_map_t *map, int32_t rank);
+
+/* How many ranks every node has; 0 where they are not equally many. */
+int32_t places_each_node(const places_map_t *map);
+
+/* The ranks on this rank's node; and those that have the same place on theirs, who together stand for all where each
+ * node has equally many. `ranks` has room for all ranks, and lives as long as what is returned. */
+places_t places_of_node(const places_map_t *map, int32_t rank, int32_t *ranks);
+places_t places_of_peers(const places_map_t *map, int32_t rank, int32_t *ranks);
 
 #endif

@@ -30,9 +30,10 @@ from . import _lib, _signals, errors
 ALGORITHMS = {"dense": 0, "topk": 1, "gtopk": 2, "gtopk-tree": 3, "gtopk-split": 4}
 VALUE_TYPES = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3}
 RESIDUAL_POLICIES = {"share": 0, "paper": 1}
+HIERARCHIES = {"off": 0, "node": 1, "auto": 2}
 
 F32, F16, BF16, F64 = 0, 1, 2, 3
-ZERO_INPUT, FOUND_INF, OUTPUT_IS_ZERO, JOINED = 1, 2, 4, 8
+ZERO_INPUT, FOUND_INF, OUTPUT_IS_ZERO, JOINED, INPUT_STAYS = 1, 2, 4, 8, 16
 LOG_ERROR, LOG_WARN, LOG_INFO, LOG_TRACE = 0, 1, 2, 3
 
 LogFn = CFUNCTYPE(None, c_void_p, c_int, c_char_p)
@@ -104,7 +105,7 @@ class ReducerConfig(Structure):
         ("parallel_for", c_void_p),
         ("parallel_context", c_void_p),
         ("rollback", c_int32),
-        ("reserved", c_int32),
+        ("hierarchy", c_int32),
         ("allocator", POINTER(Allocator)),
         ("stream", c_void_p),
     )
@@ -132,6 +133,21 @@ class Stats(Structure):
         ("exchange_s", c_double),
         ("commit_s", c_double),
         ("wait_s", c_double),
+        ("network_bytes_sent", c_uint64),
+    )
+
+
+class HierarchyInfo(Structure):
+    """gtopk_hierarchy_info_t"""
+
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("hierarchy", c_int32),
+        ("nodes", c_int32),
+        ("begin", c_uint64),
+        ("end", c_uint64),
+        ("off_s", c_double),
+        ("node_s", c_double),
     )
 
 
@@ -191,6 +207,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_reducer_wait": (c_int, (c_void_p, POINTER(Stats))),
     "gtopk_reducer_max_count": (c_uint64, (c_void_p,)),
     "gtopk_reducer_dim": (c_uint64, (c_void_p,)),
+    "gtopk_reducer_hierarchy": (c_int, (c_void_p, POINTER(HierarchyInfo))),
     "gtopk_reducer_device": (c_char_p, (c_void_p,)),
     "gtopk_reducer_set_density": (c_int, (c_void_p, c_double)),
     "gtopk_reducer_set_momentum": (c_int, (c_void_p, c_double, c_int)),

@@ -42,7 +42,9 @@ class Device(NamedTuple):
     def stream(self) -> int | None:
         """PyTorch's current stream on the GPU, on which tensors are written and read; None: the GPU's default stream."""
         cuda = _cuda() if self.is_gpu else None
-        return None if cuda is None else int(cuda.current_stream(self.gpu).cuda_stream)
+        if cuda is None or self.gpu >= cuda.device_count():  # of the latter the library says that it is not there
+            return None
+        return int(cuda.current_stream(self.gpu).cuda_stream)
 
 
 HOST = Device("cpu", -1)
@@ -70,7 +72,9 @@ def wanted(device: Any) -> str | None:
 def _cuda() -> Any:
     """torch.cuda, where PyTorch is loaded and has a GPU; else None."""
     torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_available() else None
+    if torch is None or not (torch.cuda.is_initialized() or torch.cuda.is_available()):
+        return None
+    return torch.cuda
 
 
 # ---- memory ----

@@ -58,6 +58,11 @@ class Reducer:
     device : {"cpu", "cuda", "cuda:1", "reference"} or torch.device, optional
         Where the gradients are, and all that is computed on them. "cuda": PyTorch's current GPU. ``reference`` is slow and
         obvious. Default: GTOPK_DEVICE, else "cpu". Ranks may differ.
+    hierarchy : {"off", "node", "auto"}
+        What goes over the network where several ranks share a machine. ``node``: they add up their gradients first, each of
+        them a share; the algorithm then runs on every share between machines. A machine sends what one rank would send
+        alone, and a rank keeps the residual of its share only. Every machine must have as many ranks. ``auto`` tries both
+        when the reducer is made, and keeps the faster one; see `stats`. Dense reducers stay as they are.
     comm : Comm, optional
         Default: the one that ``gtopk.init()`` made.
 
@@ -105,6 +110,7 @@ class Reducer:
         momentum_correction: bool = False,
         rollback: bool = False,
         device: Any = None,
+        hierarchy: str = "off",
         comm: _comm.Comm | None = None,
     ) -> None:
         self._handle: int | None = None
@@ -124,6 +130,7 @@ class Reducer:
             momentum_correction=int(bool(momentum_correction)),
             merge_growth=_number(merge_growth, "merge_growth"),
             parallel_for=_threads.parallel_for(),
+            hierarchy=_code(_c_api.HIERARCHIES, hierarchy, "hierarchy"),
             rollback=int(bool(rollback)),
             allocator=_devices.allocator(named),
             stream=None if named is None else _devices.of_name(named).stream(),
@@ -142,6 +149,7 @@ class Reducer:
         )
         self._handle = handle.value
         self.dim: int = self._library.gtopk_reducer_dim(handle)
+        self._learn_hierarchy()
         self._device = _devices.of_name(self._library.gtopk_reducer_device(handle).decode())
         self._kind: _tensors.Kind = _tensors.default_kind()
         self._inputs = _tensors.TensorTable(len(self.segment_lengths), self._device)
@@ -173,6 +181,7 @@ class Reducer:
         *,
         zero_input: bool = False,
         found_inf: bool = False,
+        input_stays: bool = False,
     ) -> None:
         """Adds ``scale * grad`` to the residual of several segments, in one pass over memory.
 
@@ -188,6 +197,9 @@ class Reducer:
             Set the gradients to zero while reading them.
         found_inf : bool
             The gradients overflowed: touch nothing and make this a non-finite step on all ranks.
+        input_stays : bool
+            The gradients stay what and where they are until `reduce` of this step has returned. With ``hierarchy="node"``
+            they are then read (and with ``zero_input=True`` cleared) there, in place of being copied here.
 
         Notes
         -----
@@ -210,6 +222,7 @@ class Reducer:
             if grads and (_tensors.is_torch(grads[0]) or _tensors.is_numpy(grads[0])):
                 self._kind = _tensors.kind_of(grads[0], "gradient")
         flags = (_c_api.ZERO_INPUT if zero_input else 0) | (_c_api.FOUND_INF if found_inf else 0)
+        flags |= _c_api.INPUT_STAYS if input_stays else 0
         status = self._library.gtopk_reducer_accumulate(
             self._talking(), address, table.address, len(grads), _number(scale, "scale"), flags, table.stream()
         )
@@ -325,8 +338,9 @@ class Reducer:
         """Statistics of the latest step on this rank, {} before the first.
 
         step, k (entries a rank selects), selected, count (entries of the update), bytes_sent, bytes_received,
-        candidates, hint_misses, rounds, nonfinite, all_joined, slowest_peer (-1: none), and seconds: accumulate_s,
-        select_s, exchange_s (wait_s is part of it), commit_s.
+        candidates, hint_misses, rounds, nonfinite, all_joined, slowest_peer (-1: none), network_bytes_sent (of bytes_sent,
+        those to other nodes), and seconds: accumulate_s, select_s, exchange_s (wait_s is part of it), commit_s.
+        hierarchy is the one in use, "off" or "node", and hierarchy_seconds what "auto" found: the time of a step with each.
         """
         return dict(self._latest)
 
@@ -532,7 +546,26 @@ class Reducer:
     def _keep_stats(self) -> dict[str, Any]:
         raw = self._stats
         self._latest = {name: getattr(raw, name) for name in NAMES}
+        self._latest |= {"hierarchy": self.hierarchy, "hierarchy_seconds": dict(self.hierarchy_seconds)}
         return dict(self._latest)
+
+    def _learn_hierarchy(self) -> None:
+        """Which one is in use, and why."""
+        info = _c_api.HierarchyInfo(struct_size=ctypes.sizeof(_c_api.HierarchyInfo))
+        _c_api.check(self._library.gtopk_reducer_hierarchy(self.handle, ctypes.byref(info)))
+        self.hierarchy = "node" if info.hierarchy else "off"
+        self.nodes: int = info.nodes
+        self.hierarchy_seconds: dict[str, float] = {}
+        if info.off_s > 0 and info.node_s > 0:
+            self.hierarchy_seconds = {"off": info.off_s, "node": info.node_s}
+            _log.info(
+                "rank %d: hierarchy auto: a step of %d entries takes %.3f ms with off, %.3f ms with node: %s is kept",
+                self.comm.rank,
+                self.dim,
+                1e3 * info.off_s,
+                1e3 * info.node_s,
+                self.hierarchy,
+            )
 
 
 def reduce_together(

@@ -45,7 +45,10 @@ def three_steps(device, momentum=False, **options):
 
 
 def case_the_bits_of_the_cpu():
-    algorithms, types = ("gtopk", "gtopk-tree", "topk", "dense"), ("bf16", "int8", "fp16", "fp32")
+    algorithms, types = (
+        ("gtopk", "gtopk-tree", "gtopk-split", "topk", "dense"),
+        ("bf16", "int8", "bf16", "fp16", "fp32"),
+    )
     settings = [{"algorithm": a, "value_type": t} for a, t in zip(algorithms, types, strict=True)]
     settings += [{"momentum": True}, {"merge_growth": 2.0, "residual_policy": "paper"}, {"density": 1.0}]
     for options in settings:
@@ -244,3 +247,18 @@ def case_memory_that_is_not_there_is_an_error_on_every_rank():
     with make() as reducer:
         _step(reducer, torch.ones(1000))
     assert torch.cuda.memory_allocated() == before
+
+
+def case_a_model_that_moves_during_training():
+    """On all ranks alike: reducers are made anew where it is, and residuals go along."""
+    model, optimizer = trained("cpu")
+    norm = optimizer.stats(residual_norm=True)["residual_norm"]
+    for device in (CUDA, torch.device("cpu"), CUDA):
+        model.to(device)
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        assert all(p.grad.device == device for p in model.parameters())
+        assert 0 < optimizer.stats(residual_norm=True)["residual_norm"] < norm
+        norm = optimizer.stats(residual_norm=True)["residual_norm"]
+        assert_same_on_all_ranks(model.weight.detach().cpu().numpy())

@@ -314,3 +314,34 @@ def case_statistics_count_bytes():
         assert stats["bytes_sent"] <= stats["rounds"] * (64 + 100 * 4)
         assert gather(np.array([stats["bytes_sent"]])).sum() == gather(np.array([stats["bytes_received"]])).sum()
         assert 0 <= stats["wait_s"] <= stats["exchange_s"]
+
+
+def case_hierarchies():
+    """All ranks share this machine, so they are one node: each has a share, and the update is of everything."""
+    lengths, size = [700, 1, 299], gtopk.size()
+    total, sent = np.zeros(1000, np.float64), np.zeros(1000, np.float64)
+    with gtopk.Reducer(lengths, density=0.05, hierarchy="node") as reducer:
+        assert reducer.hierarchy == "node"
+        for step in range(4):
+            gradient = np.random.default_rng(100 * step + gtopk.rank()).standard_normal(1000).astype(np.float32)
+            total += gather(gradient).sum(0)
+            parts = np.split(gradient, np.cumsum(lengths)[:-1])
+            reducer.accumulate_many(None, [given(part) for part in parts], input_stays=step % 2 == 0)
+            stats = reducer.reduce([given(part) for part in parts])
+            assert stats["hierarchy"] == "node"
+            assert stats["network_bytes_sent"] == 0
+            assert_same_on_all_ranks(gradient)
+            sent += gradient
+        left = np.concatenate([as_numpy(reducer.residual(segment)) for segment in range(3)])
+        assert np.count_nonzero(left) <= -(-1000 // size)
+        assert np.allclose(gather(left).sum(0) + size * sent, total, atol=1e-3)
+    with gtopk.Reducer([100_000], density=0.01, hierarchy="auto") as reducer:
+        tried = reducer.hierarchy_seconds
+        assert tried.keys() == {"off", "node"}
+        assert reducer.hierarchy == ("node" if tried["node"] < tried["off"] else "off")
+        assert_same_on_all_ranks(np.array([tried["off"], tried["node"]]))
+    raises(gtopk.InvalidError, lambda: gtopk.Reducer([5], hierarchy="rack"), "hierarchy is 'rack'", "off, node, auto")
+    if gtopk.rank() == 0:
+        raises(gtopk.MismatchError, lambda: gtopk.Reducer([5], hierarchy="node"), "hierarchy is")
+    else:
+        raises(gtopk.MismatchError, lambda: gtopk.Reducer([5]), "hierarchy is")

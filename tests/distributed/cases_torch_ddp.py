@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from cases_torch_optimizer import assert_replicas, flat
-from harness import Warnings, raises
+from harness import HIERARCHY, Warnings, raises
 from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel
 from torch_support import DEVICE, batch, loss_of, make
@@ -30,7 +30,7 @@ def hooked(model, state, **options):
 
 
 def named_state(model, **options):
-    return GTopKState(named_parameters=model.named_parameters(), **options)
+    return GTopKState(named_parameters=model.named_parameters(), **{**HIERARCHY, **options})
 
 
 def assert_same_as_ddp(steps=4, accumulate=1, **options):
@@ -113,7 +113,7 @@ def case_indices_are_places_in_memory():
     model = make(channels_last=True)
     del model.unused
     plain = copy.deepcopy(model)
-    state = named_state(model, density=0.02, value_type="fp32")
+    state = named_state(model, density=0.02, value_type="fp32", hierarchy="off")  # shares go by the order of parameters
     net = hooked(model, state)
     optimizer = gtopk.DistributedOptimizer(
         optim.SGD(plain.parameters(), lr=0.0), plain.named_parameters(), density=0.02, value_type="fp32"

@@ -21,6 +21,9 @@ import numpy as np
 import gtopk
 
 KIND = os.environ.get("GTOPK_TEST_KIND", "numpy")
+# With GTOPK_TEST_EACH_NODE=2 every two ranks share a node, by its name, and reducers use hierarchy "node".
+EACH_NODE = int(os.environ.get("GTOPK_TEST_EACH_NODE", "0"))
+HIERARCHY = {"hierarchy": "node"} if EACH_NODE else {}
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 
 
@@ -76,6 +79,11 @@ class Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
 
+def name_node():
+    rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["RANK"]
+    os.environ["GTOPK_NODE"] = f"node-{int(rank) // EACH_NODE}"
+
+
 def use_gpu():
     """Tensors are made on a GPU from here on, or on what stands in for one; ranks take different ones where there are."""
     import torch
@@ -90,6 +98,8 @@ def use_gpu():
 
 
 def main(modules):
+    if EACH_NODE:
+        name_node()
     if os.environ.get("GTOPK_TEST_DEVICE") == "cuda":
         use_gpu()
     gtopk.init()

@@ -1,9 +1,10 @@
 /* A rank that takes steps until one fails, and says when and how: for tests that kill and stop ranks. Public API only.
  *
- *   step_until_error SECONDS [stray]      under mpirun; the deadline of an exchange
+ *   step_until_error SECONDS [stray | dense]      under mpirun; the deadline of an exchange
  *
  * stray: in step 60 rank 1 calls a barrier in place of a step, and everybody must hear of it long before the deadline.
- * Messages are larger than what an MPI sends without asking the receiver.
+ * dense: by all-reduce, of gradients so long that it is a ring for up to 8 ranks. Messages of the others are larger than what
+ * an MPI sends without asking the receiver.
  *
  * Prints "rank R pid P", then every 50 steps "rank R step S", at the end "rank R failed STATUS at TIME kept K later L":
  * the clock's time, whether the residual is bit for bit what it was after accumulate, whether a later call failed with
@@ -18,6 +19,7 @@
 #include "gtopk.h"
 
 #define DIM 20000
+#define DIM_DENSE 80000
 
 static double wall_clock(void)
 {
@@ -34,9 +36,9 @@ static void require(gtopk_status_t status)
     _exit(2);
 }
 
-static void fill(float *x, uint64_t seed)
+static void fill(float *x, size_t dim, uint64_t seed)
 {
-    for (size_t i = 0; i < DIM; i++) {
+    for (size_t i = 0; i < dim; i++) {
         seed = seed * 6364136223846793005u + 1442695040888963407u;
         x[i] = (float)(int32_t)(seed >> 32) * 1e-9f;
     }
@@ -44,8 +46,9 @@ static void fill(float *x, uint64_t seed)
 
 int main(int argc, char **argv)
 {
-    static float x[DIM], before[DIM], after[DIM];
-    const uint64_t length = DIM;
+    static float x[DIM_DENSE], before[DIM_DENSE], after[DIM_DENSE];
+    const int dense = argc > 2 && strcmp(argv[2], "dense") == 0;
+    const uint64_t length = dense ? DIM_DENSE : DIM;
     gtopk_comm_config_t net = GTOPK_COMM_CONFIG_INIT;
     gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
     gtopk_comm_t *comm;
@@ -54,18 +57,19 @@ int main(int argc, char **argv)
     net.timeout = argc > 1 ? atof(argv[1]) : 2.0;
     require(gtopk_comm_create(&comm, &net));
     config.density = 0.5;
+    config.algorithm = dense ? GTOPK_ALGORITHM_DENSE : GTOPK_ALGORITHM_GTOPK;
     require(gtopk_reducer_create(&reducer, comm, &config, &length, 1));
     const int stray = argc > 2 && strcmp(argv[2], "stray") == 0;
     const int rank = gtopk_comm_rank(comm);
     (void)printf("rank %d pid %ld\n", rank, (long)getpid());
     (void)fflush(stdout);
 
-    const gtopk_tensor_t tensor = {x, DIM, GTOPK_F32, 0};
+    const gtopk_tensor_t tensor = {x, length, GTOPK_F32, 0};
     gtopk_status_t status = GTOPK_OK;
     for (uint64_t step = 0; status == GTOPK_OK; step++) {
-        fill(x, step * 64 + (uint64_t)rank);
+        fill(x, length, step * 64 + (uint64_t)rank);
         require(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, 0, NULL));
-        require(gtopk_reducer_residual(reducer, 0, before, DIM));
+        require(gtopk_reducer_residual(reducer, 0, before, length));
         if (stray && rank == 1 && step == 60)
             status = gtopk_barrier(comm);
         else
@@ -77,7 +81,7 @@ int main(int argc, char **argv)
     }
     const double when = wall_clock();
     (void)fprintf(stderr, "rank %d: %s\n", rank, gtopk_last_error());
-    require(gtopk_reducer_residual(reducer, 0, after, DIM));
+    require(gtopk_reducer_residual(reducer, 0, after, length));
     const gtopk_status_t later = gtopk_barrier(comm);
     (void)printf("rank %d failed %s at %.6f kept %d later %d\n", rank, gtopk_status_name(status), when,
                  memcmp(before, after, sizeof before) == 0, later == status && wall_clock() - when < 0.1);

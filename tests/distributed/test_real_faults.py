@@ -64,15 +64,17 @@ def strike(job, size, number, dice, start_seconds):
         assert later == "1", f"rank {rank} ({name}): a later call did not fail at once with the same error"
 
 
+KINDS = [(kind, size) for kind in ("mpi", "gloo") for size in (2, 3, 4, 5)] + [("mpi dense", 3)]
+
+
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
-@pytest.mark.parametrize("size", [2, 3, 4, 5])
-@pytest.mark.parametrize("kind", ["mpi", "gloo"])
+@pytest.mark.parametrize(("kind", "size"), KINDS)
 def test_survivors_return_an_error(kind, size, name):
     if kind == "gloo" and REPEATS == 1 and size > 3:
         pytest.skip("4 and 5 processes that import torch: make test-long")
     dice = random.Random(f"{kind} {size} {name}")
     for _ in range(REPEATS):
-        job = mpi_job(size) if kind == "mpi" else gloo_job(size)
+        job = gloo_job(size) if kind == "gloo" else mpi_job(size, DEADLINE, *kind.split()[1:])
         try:
             strike(job, size, getattr(signal, name), dice, 90)
         finally:

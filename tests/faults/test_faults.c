@@ -1,6 +1,7 @@
 /* Promise 4: every failure at every message of every algorithm, in turn, for P = 2..9. After each, on every rank: the call
  * returned; either the step happened (the same update as on every other rank where it did) or the residual is what it was
- * after accumulate, bit for bit; no rank is two steps ahead; every later call fails at once with the first error.
+ * after accumulate, bit for bit, or on nodes what the node's sum made of it; no rank is two steps ahead; every later call
+ * fails at once with the first error.
  *
  * Ranks are threads on a virtual clock, so that deadlines cost nothing. The last line of output is JSON. */
 #include <pthread.h>
@@ -20,6 +21,7 @@
 #include "support/faulty.h"
 #include "support/ordered.h"
 #include "support/random.h"
+#include "support/ranks.h"
 #include "support/step.h"
 #include "transport/thread.h"
 
@@ -37,11 +39,13 @@ typedef struct outcome {
     gtopk_status_t status;
     char text[TEXT];
     float before[DIM], after[DIM]; /* residual after accumulate, and after reduce */
+    float start[DIM];              /* residual before accumulate */
     float gradient[DIM], update[DIM];
 } outcome_t;
 
 typedef struct scenario {
     int algorithm, size;
+    int each; /* ranks of a node; 0: no nodes */
     fault_kind_t kind;
     int rank, message; /* message < 0: nothing is spoilt */
     pthread_barrier_t end;
@@ -85,6 +89,7 @@ static void parts_create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *s
     config.density = 0.15;
     config.rollback = scenario->size % 2;
     config.value_type = (scenario->size + scenario->rank) % 4;
+    config.hierarchy = scenario->each > 0 ? GTOPK_HIERARCHY_NODE : GTOPK_HIERARCHY_OFF;
     *parts = (parts_t){.count = together ? 2 : 1};
     parts->length[0] = together ? DENSE_PART : DIM;
     parts->length[1] = DIM - DENSE_PART;
@@ -118,9 +123,11 @@ static void take_step(const parts_t *parts, int rank, int number, outcome_t *out
         gradient[i] = (float)random_below(&random, 2000) - 1000.0f;
     gtopk_tensor_t tensors[2];
     parts_tensors(parts, gradient, tensors);
+    parts_residual(parts, outcome->start);
     /* A rank that is broken already keeps its residual through accumulate, too. */
     for (size_t i = 0; i < parts->count; i++)
-        (void)gtopk_reducer_accumulate(parts->reducers[i], NULL, &tensors[i], 1, 1.0, 0, NULL);
+        (void)gtopk_reducer_accumulate(parts->reducers[i], NULL, &tensors[i], 1, 1.0,
+                                       (rank + number) % 2 ? GTOPK_INPUT_STAYS : 0, NULL);
     parts_residual(parts, outcome->before);
     memset(outcome->update, 0x55, sizeof outcome->update);
     parts_tensors(parts, outcome->update, tensors);
@@ -138,12 +145,14 @@ static void *act(void *argument)
     gtopk_comm_config_t net = GTOPK_COMM_CONFIG_INIT;
     transport_t *thread, *ordered = NULL, *faulty;
     gtopk_comm_t *comm;
+    char node[16];
     parts_t parts;
     net.group = self->group;
     net.rank = self->rank;
     net.size = scenario->size;
     net.timeout = TIMEOUT;
     net.warn_after = WARN_AFTER;
+    net.node = ranks_node(self->rank, scenario->each, node);
     REQUIRE(transport_thread_open(&net, &thread) == GTOPK_OK);
     if (self->ordered)
         REQUIRE(ordered_create(self->ordered, thread, &ordered) == GTOPK_OK);
@@ -192,9 +201,9 @@ static void play(scenario_t *scenario)
 
 static void fail_rank(const scenario_t *scenario, int rank, int step, const char *what)
 {
-    fail_msg("%s: rank %d, step %d (algorithm %d, P %d, %s at message %d of rank %d): %s", what, rank, step,
-             scenario->algorithm, scenario->size, fault_name(scenario->kind), scenario->message, scenario->rank,
-             scenario->outcomes[rank][step].text);
+    fail_msg("%s: rank %d, step %d (algorithm %d, P %d, %d a node, %s at message %d of rank %d): %s", what, rank, step,
+             scenario->algorithm, scenario->size, scenario->each, fault_name(scenario->kind), scenario->message,
+             scenario->rank, scenario->outcomes[rank][step].text);
 }
 
 static int steps_done(const scenario_t *scenario, int rank)
@@ -218,6 +227,24 @@ static void check_replicas(const scenario_t *scenario, int number)
     }
 }
 
+/* On nodes a step that fails later than in the sum leaves that in the share of this rank; nothing of it is halfway there. */
+static int is_summed(const scenario_t *scenario, int r, int number)
+{
+    const outcome_t *outcome = &scenario->outcomes[r][number];
+    const int first = scenario->algorithm == ALGORITHM_TWO_PARTS ? DENSE_PART : 0; /* a dense part has no shares */
+    const int each = scenario->each, share = each > 0 ? (DIM - first + each - 1) / each : 0;
+    for (int i = 0; i < DIM && each > 1; i++) {
+        float sum = 0.0f, expected = i < first ? outcome->before[i] : 0.0f;
+        for (int peer = r / each * each; peer < (r / each + 1) * each; peer++)
+            sum += scenario->outcomes[peer][number].gradient[i];
+        if (i >= first && (i - first) / share == r % each)
+            expected = outcome->start[i] + sum;
+        if (memcmp(&expected, &outcome->after[i], sizeof expected) != 0)
+            return 0;
+    }
+    return each > 1;
+}
+
 static void check_rank(const scenario_t *scenario, int r)
 {
     float untouched[DIM];
@@ -230,7 +257,7 @@ static void check_rank(const scenario_t *scenario, int r)
                 fail_rank(scenario, r, number, "a step succeeded after one had failed");
             continue;
         }
-        if (memcmp(outcome->before, outcome->after, sizeof outcome->before) != 0)
+        if (memcmp(outcome->before, outcome->after, sizeof outcome->before) != 0 && !is_summed(scenario, r, number))
             fail_rank(scenario, r, number, "a failed step changed the residual");
         if (memcmp(outcome->update, untouched, sizeof untouched) != 0)
             fail_rank(scenario, r, number, "a failed step wrote outputs");
@@ -269,10 +296,11 @@ static void check(const scenario_t *scenario)
         check_replicas(scenario, number);
 }
 
-static void try_fault(int algorithm, int size, fault_kind_t kind, int rank, int message)
+static void try_fault(int algorithm, int size, int each, fault_kind_t kind, int rank, int message)
 {
     static scenario_t scenario;
-    scenario = (scenario_t){.algorithm = algorithm, .size = size, .kind = kind, .rank = rank, .message = message};
+    scenario = (scenario_t){
+        .algorithm = algorithm, .size = size, .each = each, .kind = kind, .rank = rank, .message = message};
     play(&scenario);
     check(&scenario);
     tally.faults++;
@@ -285,24 +313,33 @@ static int is_noticed(int kind)
     return !ordered_wanted() || (kind != FAULT_FLIP && kind != FAULT_TRUNCATE);
 }
 
-static void try_all_faults(int algorithm)
+static void try_faults_of(int algorithm, int size, int each)
 {
     static scenario_t scenario;
+    scenario = (scenario_t){.algorithm = algorithm, .size = size, .each = each, .message = -1};
+    play(&scenario);
+    check(&scenario);
+    for (int rank = 0; rank < size; rank++) {
+        for (int message = 0; message < scenario.sent[rank]; message++)
+            for (int kind = FAULT_ERROR + 1; kind < FAULT_KINDS; kind++)
+                if (is_noticed(kind))
+                    try_fault(algorithm, size, each, (fault_kind_t)kind, rank, message);
+        for (int call = 0; call < scenario.calls[rank]; call++)
+            try_fault(algorithm, size, each, FAULT_ERROR, rank, call);
+    }
+}
+
+static int largest_size(void)
+{
     const char *limit = getenv("GTOPK_TEST_SIZES");
     const int largest = limit ? atoi(limit) : SIZE_MAX_TESTED;
-    for (int size = 2; size <= largest && size <= SIZE_MAX_TESTED; size++) {
-        scenario = (scenario_t){.algorithm = algorithm, .size = size, .message = -1};
-        play(&scenario);
-        check(&scenario);
-        for (int rank = 0; rank < size; rank++) {
-            for (int message = 0; message < scenario.sent[rank]; message++)
-                for (int kind = FAULT_ERROR + 1; kind < FAULT_KINDS; kind++)
-                    if (is_noticed(kind))
-                        try_fault(algorithm, size, (fault_kind_t)kind, rank, message);
-            for (int call = 0; call < scenario.calls[rank]; call++)
-                try_fault(algorithm, size, FAULT_ERROR, rank, call);
-        }
-    }
+    return largest < SIZE_MAX_TESTED ? largest : SIZE_MAX_TESTED;
+}
+
+static void try_all_faults(int algorithm)
+{
+    for (int size = 2; size <= largest_size(); size++)
+        try_faults_of(algorithm, size, 0);
 }
 
 static void test_dense(void **state)
@@ -342,6 +379,21 @@ static void test_two_reducers_in_one_step(void **state)
     try_all_faults(ALGORITHM_TWO_PARTS);
 }
 
+/* Two exchanges in one: what fails inside a node is everybody's, as well as what fails between nodes. */
+static void test_nodes(void **state)
+{
+    const struct {
+        int size, each;
+    } layouts[] = {{4, 2}, {6, 3}, {6, 2}, {8, 2}, {3, 3}};
+    (void)state;
+    for (size_t l = 0; l < sizeof layouts / sizeof *layouts; l++)
+        for (int algorithm = GTOPK_ALGORITHM_TOPK; algorithm < WIRE_ALGORITHMS; algorithm++)
+            if (layouts[l].size <= largest_size() && (layouts[l].size == 4 || algorithm == GTOPK_ALGORITHM_GTOPK))
+                try_faults_of(algorithm, layouts[l].size, layouts[l].each);
+    if (largest_size() >= 4)
+        try_faults_of(ALGORITHM_TWO_PARTS, 4, 2);
+}
+
 /* Ranks that wait past the warning time say for whom. */
 static void test_waiting_is_warned_of(void **state)
 {
@@ -370,13 +422,10 @@ static void print_tally(void)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gtopk),
-        cmocka_unit_test(test_gtopk_tree),
-        cmocka_unit_test(test_topk),
-        cmocka_unit_test(test_dense),
-        cmocka_unit_test(test_gtopk_split),
-        cmocka_unit_test(test_two_reducers_in_one_step),
-        cmocka_unit_test(test_waiting_is_warned_of),
+        cmocka_unit_test(test_gtopk),       cmocka_unit_test(test_gtopk_tree),
+        cmocka_unit_test(test_topk),        cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_gtopk_split), cmocka_unit_test(test_two_reducers_in_one_step),
+        cmocka_unit_test(test_nodes),       cmocka_unit_test(test_waiting_is_warned_of),
     };
     gtopk_set_log(count_warning, NULL, GTOPK_LOG_WARN);
     const int failed = cmocka_run_group_tests_name("faults", tests, NULL, NULL);

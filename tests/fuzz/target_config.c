@@ -98,6 +98,8 @@ static void make_safe(input_t *input)
     input->reducer.device = devices[input->device % (sizeof devices / sizeof *devices)];
     input->reducer.parallel_for = NULL;
     input->reducer.parallel_context = NULL;
+    input->reducer.allocator = NULL;
+    input->reducer.stream = NULL;
 
     input->count %= LENGTHS + 1;
     uint64_t dim = 0;

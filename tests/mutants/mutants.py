@@ -36,11 +36,70 @@ HOST = "csrc/device/host.c"
 COMMIT = "csrc/device/cpu/commit.c"
 OUTPUT = "csrc/device/cpu/output.c"
 POOL = "csrc/device/cpu/pool.c"
+SHARES = "csrc/core/shares.c"
+NODE = "csrc/exchange/node.c"
 GENERIC = "csrc/device/cpu/kernels_generic.h"
 HEADER = "csrc/wire/header.c"
 TORCH = "python/gtopk/torch/"
+CUDA = "csrc/device/cuda/"
 
 MUTANTS = [
+    # nodes
+    Mutant(
+        "nodes: the sum leaves out a rank",
+        HOST,
+        "for (uint32_t p = 1; p < count; p++)",
+        "for (uint32_t p = 1; p + 1 < count; p++)",
+    ),
+    Mutant("nodes: shares have the same indices", NODE, "(uint32_t)((uint64_t)from * setup->config.dim)", "0"),
+    Mutant(
+        "nodes: a rounding is kept for one rank of a node",
+        COMMIT,
+        "write_mean(store->residual, 1 + journal->others,",
+        "write_mean(store->residual, 1,",
+    ),
+    Mutant(
+        "nodes: what was pending is sent again",
+        SHARES,
+        "? pending_clear(reducer, step->stream) : status;\n}\n\ngtopk_status_t shares_keep",
+        "? GTOPK_OK : status;\n}\n\ngtopk_status_t shares_keep",
+    ),
+    Mutant(
+        "nodes: a velocity moves where nobody gave a gradient",
+        SHARES,
+        "bit_is_set(shares->anywhere, s) ? sum + at : NULL",
+        "sum + at",
+    ),
+    Mutant(
+        "nodes: ranks do not tell each other what they have",
+        SHARES,
+        "status = collective_union(",
+        "if (0) status = collective_union(",
+    ),
+    Mutant(
+        "nodes: the mean is of the nodes",
+        "csrc/transport/places.c",
+        "places.contributors = (uint32_t)map->size;",
+        "places.contributors = (uint32_t)places.size;",
+    ),
+    Mutant(
+        "nodes: auto keeps the slower one",
+        REDUCER,
+        "choice->node_s < choice->off_s;",
+        "choice->node_s >= choice->off_s;",
+    ),
+    Mutant(
+        "nodes: a state of all entries is loaded into a share",
+        STATE,
+        "reducer->shares ? arrays * reducer->record.dim : 0",
+        "0 * arrays",
+    ),
+    Mutant(
+        "nodes: what is cancelled is lost",
+        SHARES,
+        "        return keep_parts(reducer, reducer->stream);",
+        "        return GTOPK_OK;",
+    ),
     # exchange
     Mutant(
         "skip a deposit",
@@ -323,7 +382,7 @@ MUTANTS = [
         "",
     ),
     Mutant("state of another size loads", STATE, "(info.rank != rank || info.size != size)", "(info.rank != rank)"),
-    Mutant("consolidated state loads whole on each rank", STATE, "info.rank == CONSOLIDATED ? size : 1", "1"),
+    Mutant("consolidated state loads whole on each rank", STATE, "info.rank == CONSOLIDATED ? among : OWN", "OWN"),
     Mutant("state checksum not checked", STATE, "if (crc != state_crc(state, bytes))", "if (0)"),
     Mutant("step not restored", STATE, "        reducer->step = info.step;\n", ""),
     Mutant("density not compared", CONFIG, '        {"density", mine->density, theirs->density},\n', ""),
@@ -380,7 +439,7 @@ MUTANTS = [
         "target->values[i] = final->value[i];",
     ),
     Mutant("a failed step commits", OUTPUT, "if (!words->ok)", "if (0)"),
-    Mutant("what 16 bits cannot hold is lost", COMMIT, "if (mean != stored)", "if (0)"),
+    Mutant("what 16 bits cannot hold is lost", COMMIT, "if (mean != stored && residual)", "if (0)"),
     Mutant("velocity is not masked", COMMIT, "            store->velocity[mine] = 0.0f;\n", ""),
     Mutant(
         "the caller's denormals are flushed", "csrc/util/fpenv.h", r"stmxcsr %0\n\tldmxcsr %1", r"stmxcsr %0\n\tnop"
@@ -448,14 +507,14 @@ MUTANTS = [
     Mutant(
         "the loss scale stays in the gradients",
         TORCH + "exchange.py",
-        "accumulate_many(None, table, scale, zero_input",
-        "accumulate_many(None, table, 1.0, zero_input",
+        "                None, table, scale, zero_input",
+        "                None, table, 1.0, zero_input",
     ),
     Mutant(
         "found_inf is not passed on",
         TORCH + "exchange.py",
-        "zero_input=not found_inf, found_inf=found_inf)",
-        "zero_input=not found_inf)",
+        "zero_input=not found_inf, found_inf=found_inf, input_stays=True",
+        "zero_input=not found_inf, input_stays=True",
     ),
     Mutant(
         "gradients are said to be zero and are not",
@@ -560,8 +619,8 @@ MUTANTS = [
     Mutant(
         "DDP: nobody looks for an overflow",
         TORCH + "ddp_hook.py",
-        "found_inf = self.session.scaled and not all(",
-        "found_inf = False and not all(",
+        "found_inf = self.session.scaled and not _all(",
+        "found_inf = False and not _all(",
     ),
     Mutant(
         "an overflow is not agreed on",
@@ -750,4 +809,83 @@ MUTANTS = [
         "if False:",
     ),
     Mutant("DDP: a loaded state is not looked at", TORCH + "ddp_hook.py", "    check_form(state)\n", ""),
+    # GPUs
+    Mutant(
+        "kernels are unloaded while another device has them",
+        CUDA + "module.c",
+        "if (--at->users == 0)",
+        "if (at->users-- > 0)",
+    ),
+    Mutant(
+        "memory of the caller's pool goes to the driver",
+        CUDA + "cuda.c",
+        "if (block && device->allocator.release)",
+        "if (block && !device->driver)",
+    ),
+    Mutant(
+        "memory of the caller's pool is asked for without a stream",
+        CUDA + "cuda.c",
+        "from->allocate(from->context, bytes, stream);",
+        "from->allocate(from->context, bytes, NULL);",
+    ),
+    Mutant(
+        "the pool loses its memory with the context",
+        CUDA + "store.c",
+        "if (entered || device->allocator.release)",
+        "if (entered)",
+    ),
+    Mutant(
+        "every GPU is the first",
+        CUDA + "cuda.c",
+        "device->driver->cuDeviceGet(&device->gpu, ordinal)",
+        "device->driver->cuDeviceGet(&device->gpu, 0)",
+    ),
+    Mutant(
+        "gradients of a GPU are taken from the default stream",
+        "python/gtopk/_devices.py",
+        "return int(cuda.current_stream(self.gpu).cuda_stream)",
+        "return None",
+    ),
+    Mutant(
+        "another package's stream is not used",
+        "python/gtopk/_tensors.py",
+        "return self.device.stream() if self._stream is None else self._stream",
+        "return self.device.stream()",
+    ),
+    Mutant(
+        "a tensor of another GPU is taken",
+        "python/gtopk/_devices.py",
+        "return bool(tensor.is_cuda) and int(tensor.get_device()) == self.gpu",
+        "return bool(tensor.is_cuda)",
+    ),
+    Mutant(
+        "memory of a GPU comes from the driver",
+        "python/gtopk/reducer.py",
+        "allocator=_devices.allocator(named),",
+        "allocator=None,",
+    ),
+    Mutant(
+        "a model on two GPUs is not refused",
+        TORCH + "parameters.py",
+        "if parameter.device != first[1]:",
+        "if parameter.device.type != first[1].type:",
+    ),
+    Mutant(
+        "a model that moved is not noticed",
+        TORCH + "synchronizer.py",
+        "[p.dtype for p in trained], [p.device for p in trained]",
+        "[p.dtype for p in trained], []",
+    ),
+    Mutant(
+        "copies of a GPU's gradients are made on the host",
+        TORCH + "segments.py",
+        "torch.float32, device=self.device)",
+        'torch.float32, device="cpu")',
+    ),
+    Mutant(
+        "the loss scale and what overflowed are mixed up on a GPU",
+        TORCH + "amp.py",
+        "brought = iter(torch.stack(tensors).tolist())",
+        "brought = reversed(torch.stack(tensors).tolist())",
+    ),
 ]

@@ -40,3 +40,30 @@ def test_checkpoints_in_new_processes(saved, loaded, tmp_path):
     environment = {"GTOPK_TEST_FOLDER": str(tmp_path), "OMP_NUM_THREADS": "1"}
     passed(launcher.mpirun(saved, "harness.py", "cases_torch_checkpoint_save", environment=environment), saved)
     passed(launcher.mpirun(loaded, "harness.py", "cases_torch_checkpoint_load", environment=environment), loaded)
+
+
+# Every two (three) ranks on a node, by its name, and hierarchy="node". Optimizer, hook and checkpoints as above.
+def nodes(each, **more):
+    return {"GTOPK_TEST_EACH_NODE": str(each), "OMP_NUM_THREADS": "1", **more}
+
+
+def test_nodes_with_mpirun():
+    cases = ("cases_torch_optimizer", "cases_torch_session")
+    passed(launcher.mpirun(4, "harness.py", *cases, environment=nodes(2)), 4)
+
+
+def test_nodes_with_torchrun():
+    environment = nodes(2, GTOPK_TEST_KIND="torch")
+    passed(launcher.torchrun(4, "harness.py", "cases_torch_ddp", environment=environment), 4)
+
+
+@pytest.mark.long
+def test_nodes_in_mixed_precision():
+    passed(launcher.mpirun(6, "harness.py", "cases_torch_amp", "cases_torch_horovod", environment=nodes(3)), 6)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [((4, 2), (3, 3)), pytest.param((4, 2), (4, 2), marks=pytest.mark.long)])
+def test_checkpoints_on_other_nodes(saved, loaded, tmp_path):
+    folder = {"GTOPK_TEST_FOLDER": str(tmp_path)}
+    for (ranks, each), cases in ((saved, "cases_torch_checkpoint_save"), (loaded, "cases_torch_checkpoint_load")):
+        passed(launcher.mpirun(ranks, "harness.py", cases, environment=nodes(each, **folder)), ranks)

@@ -465,6 +465,59 @@ static gtopk_status_t guarded_copy_set(device_t *device, const device_set_t *fro
     return queue(call);
 }
 
+RUN(stage, stage(inner, call->spans, call->count, &call->stage, call->to, NULL))
+
+static gtopk_status_t guarded_stage(device_t *device, const device_span_t *spans, size_t count,
+                                    const device_stage_t *params, float *out, void *stream)
+{
+    call_t *call = begin(device, stream, run_stage);
+    call->spans = keep_spans(call, spans, count);
+    call->count = count;
+    call->stage = *params;
+    call->to = reach(call, out);
+    return queue(call);
+}
+
+RUN(add_up, add_up(inner, call->from, call->count, call->divisor, call->to, call->k, NULL))
+
+static gtopk_status_t guarded_add_up(device_t *device, const float *parts, size_t stride, uint32_t count, float *out,
+                                     uint64_t length, void *stream)
+{
+    call_t *call = begin(device, stream, run_add_up);
+    call->from = reach(call, parts);
+    call->count = stride;
+    call->divisor = count;
+    call->to = reach(call, out);
+    call->k = length;
+    return queue(call);
+}
+
+RUN(append, append(inner, &call->sets[0], (uint32_t)call->k, &call->sets[1], call->words, NULL))
+
+static gtopk_status_t guarded_append(device_t *device, const device_set_t *set, uint32_t offset, device_set_t *to,
+                                     device_words_t *words, void *stream)
+{
+    call_t *call = begin(device, stream, run_append);
+    call->sets[0] = reach_set(call, set);
+    call->k = offset;
+    call->sets[1] = reach_set(call, to);
+    call->words = reach(call, words);
+    return queue(call);
+}
+
+RUN(write, write(inner, &call->sets[0], call->divisor, &call->target, call->words, NULL))
+
+static gtopk_status_t guarded_write(device_t *device, const device_set_t *final, uint32_t divisor,
+                                    const device_target_t *target, const device_words_t *words, void *stream)
+{
+    call_t *call = begin(device, stream, run_write);
+    call->sets[0] = reach_set(call, final);
+    call->divisor = divisor;
+    call->target = keep_target(call, target);
+    call->words = reach(call, words);
+    return queue(call);
+}
+
 RUN(synchronize, synchronize(inner, NULL))
 
 static gtopk_status_t guarded_synchronize(device_t *device, void *stream)
@@ -506,6 +559,10 @@ static const device_ops_t guarded_ops = {
     .widen = guarded_widen,
     .copy = guarded_copy,
     .copy_set = guarded_copy_set,
+    .stage = guarded_stage,
+    .add_up = guarded_add_up,
+    .append = guarded_append,
+    .write = guarded_write,
     .synchronize = guarded_synchronize,
 };
 

@@ -33,6 +33,7 @@ typedef struct call {
     device_set_t sets[MACHINE_SETS];
     device_span_t *spans;
     device_accumulate_t accumulate;
+    device_stage_t stage;
     device_journal_t journal;
     device_target_t target;
     device_parallel_t parallel;

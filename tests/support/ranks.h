@@ -21,8 +21,18 @@ typedef struct ranks_thread {
     ranks_fn fn;
     void *context;
     double timeout;
-    int rank, size;
+    int rank, size, each;
 } ranks_thread_t;
+
+/* The name of a rank's node. each: ranks of a node, which follow each other; below 0: that many nodes, whose ranks take
+ * turns; 0: the machine's own. */
+static inline const char *ranks_node(int rank, int each, char text[16])
+{
+    if (each == 0)
+        return NULL;
+    (void)snprintf(text, 16, "node-%d", each > 0 ? rank / each : rank % -each);
+    return text;
+}
 
 static gtopk_status_t ranks_open(gtopk_comm_t **comm, const gtopk_comm_config_t *config, ordered_group_t *group)
 {
@@ -45,11 +55,13 @@ static void *ranks_main(void *argument)
     ranks_thread_t *self = argument;
     gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
     gtopk_comm_t *comm;
+    char node[16];
     config.transport = "thread";
     config.group = self->group;
     config.rank = self->rank;
     config.size = self->size;
     config.timeout = self->timeout;
+    config.node = ranks_node(self->rank, self->each, node);
     if (ranks_open(&comm, &config, self->ordered) != GTOPK_OK) {
         (void)fprintf(stderr, "rank %d: %s\n", self->rank, gtopk_last_error());
         abort();
@@ -59,7 +71,7 @@ static void *ranks_main(void *argument)
     return NULL;
 }
 
-static inline void ranks_run_flags(int size, ranks_fn fn, void *context, double timeout, uint32_t flags)
+static inline void ranks_run_on(int size, int each, ranks_fn fn, void *context, double timeout, uint32_t flags)
 {
     ranks_thread_t threads[RANKS_MAX];
     gtopk_thread_group_t *group;
@@ -73,7 +85,8 @@ static inline void ranks_run_flags(int size, ranks_fn fn, void *context, double 
                                       .context = context,
                                       .timeout = timeout,
                                       .rank = r,
-                                      .size = size};
+                                      .size = size,
+                                      .each = each};
         if (pthread_create(&threads[r].thread, NULL, ranks_main, &threads[r]) != 0)
             abort();
     }
@@ -83,10 +96,21 @@ static inline void ranks_run_flags(int size, ranks_fn fn, void *context, double 
     gtopk_thread_group_destroy(group);
 }
 
+static inline void ranks_run_flags(int size, ranks_fn fn, void *context, double timeout, uint32_t flags)
+{
+    ranks_run_on(size, 0, fn, context, timeout, flags);
+}
+
 /* A deadline of 60 s: a deadlock fails the test in place of hanging it. */
 static inline void ranks_run(int size, ranks_fn fn, void *context)
 {
     ranks_run_flags(size, fn, context, 60.0, 0);
+}
+
+/* The same on nodes: see ranks_node. */
+static inline void ranks_run_nodes(int size, int each, ranks_fn fn, void *context)
+{
+    ranks_run_on(size, each, fn, context, 60.0, 0);
 }
 
 #endif

@@ -350,13 +350,175 @@ static void test_lost_context(void **state)
     job_release(&job);
 }
 
+/* ---- several GPUs, several devices on one, memory from the caller ---- */
+
+static void assert_named(const char *name, const char *full)
+{
+    device_t *device;
+    ASSERT_OK(device_open(name, &device));
+    assert_string_equal(device->name, full);
+    device->ops->close(device);
+}
+
+static void test_names(void **state)
+{
+    static const char *const wrong[] = {"cuda:", "cuda:x", "cuda:1x", "cuda:-1", "cuda0", "gpu", "cuda:99999"};
+    char text[128];
+    (void)state;
+    skip_without_kernels();
+    standin->driver(2, 12080, "");
+    assert_named("cuda", "cuda:0");
+    assert_named("cuda:0", "cuda:0");
+    assert_named("cuda:1", "cuda:1");
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        device_t *device;
+        assert_says(device_open(wrong[i], &device), GTOPK_ERR_UNSUPPORTED, "no device");
+    }
+    device_t *device;
+    assert_says(device_open("cuda:2", &device), GTOPK_ERR_UNSUPPORTED, "no GPU 2: the driver finds 2");
+    assert_null(device);
+    ASSERT_OK(gtopk_device_describe("cuda:1", text, sizeof text));
+    assert_string_equal(text, "Stand-in 1, compute capability 9.0, driver for CUDA 12.8");
+    ASSERT_OK(gtopk_device_describe("cpu", text, sizeof text));
+    assert_string_equal(text, device_instruction_set());
+    assert_int_equal(standin->live(), 0);
+    standin->driver(1, 12080, "");
+}
+
+/* Kernels are loaded by the first device on a GPU and unloaded by the last. */
+static void test_kernels_are_loaded_once(void **state)
+{
+    device_t *first, *second, *other;
+    (void)state;
+    skip_without_kernels();
+    standin->driver(2, 12080, "");
+    ASSERT_OK(device_open("cuda:0", &first));
+    standin->inject("cuModuleLoadData", 0, ILLEGAL_ADDRESS);
+    ASSERT_OK(device_open("cuda:0", &second));
+    assert_int_equal(standin->failed(), 0);
+    assert_says(device_open("cuda:1", &other), GTOPK_ERR_DEVICE, "loading gtopk's kernels");
+    ASSERT_OK(device_open("cuda:1", &other)); /* what failed was not kept */
+    standin->inject("cuModuleUnload", 0, ILLEGAL_ADDRESS);
+    first->ops->close(first);
+    assert_int_equal(standin->failed(), 0);
+    second->ops->close(second);
+    assert_int_equal(standin->failed(), 1);
+    standin->inject("", 0, 0);
+    other->ops->close(other);
+    assert_int_equal(standin->live(), 0);
+    standin->driver(1, 12080, "");
+}
+
+typedef struct pool {
+    long live;
+    int left; /* blocks that it still has */
+    void *stream;
+} pool_t;
+
+static void *pool_take(void *context, size_t bytes, void *stream)
+{
+    pool_t *pool = context;
+    if (pool->left-- <= 0)
+        return NULL;
+    pool->live++;
+    pool->stream = stream;
+    return standin->allocate(0, bytes);
+}
+
+static void pool_give_back(void *context, void *block)
+{
+    pool_t *pool = context;
+    pool->live--;
+    standin->release(block);
+}
+
+static void test_allocator(void **state)
+{
+    static int a_stream;
+    pool_t pool = {.left = 1000};
+    const gtopk_allocator_t allocator = {sizeof allocator, &pool, pool_take, pool_give_back};
+    device_t *device;
+    device_store_t *store;
+    (void)state;
+    skip_without_kernels();
+    ASSERT_OK(device_open_with("cuda", &allocator, &device));
+    assert_int_equal(pool.live, 0);
+    ASSERT_OK(device->ops->synchronize(device, &a_stream));
+    ASSERT_OK(device->ops->store_create(device, DIM, K, DEVICE_WITH_VELOCITY, NULL, &store));
+    assert_true(pool.live > 3);
+    assert_ptr_equal(pool.stream, &a_stream); /* its earlier work is done */
+    const long live = pool.live;
+    ASSERT_OK(device->ops->store_resize(store, 2 * K));
+    assert_int_equal(pool.live, live);
+    standin->lose(ILLEGAL_ADDRESS); /* the pool gets its memory back all the same */
+    device->ops->store_destroy(store);
+    standin->lose(0);
+    assert_int_equal(pool.live, 0);
+    for (pool.left = 0;; pool.left++) { /* after so many it has no more */
+        const int had = pool.left;
+        const gtopk_status_t status = device->ops->store_create(device, DIM, K, 0, NULL, &store);
+        if (status == GTOPK_OK)
+            break;
+        assert_says(status, GTOPK_ERR_NOMEM, "allocator has no memory of the GPU left");
+        assert_int_equal(pool.live, 0);
+        pool.left = had;
+    }
+    device->ops->store_destroy(store);
+    device->ops->close(device);
+    assert_int_equal(pool.live, 0);
+    assert_int_equal(standin->live(), 0);
+}
+
+/* A GPU that is used for blocks stays open. */
+static void test_blocks(void **state)
+{
+    uint32_t indices[2] = {0}, *there = standin->allocate(0, sizeof indices);
+    float values[2], *x = standin->allocate(0, DIM * sizeof *x), *chosen = standin->allocate(0, sizeof values);
+    gtopk_set_t set = {there, chosen, 2, 0};
+    (void)state;
+    skip_without_kernels();
+    standin->peek(1);
+    memcpy(x, ones(), DIM * sizeof *x);
+    standin->peek(0);
+    for (int time = 0; time < 2; time++) {
+        ASSERT_OK(gtopk_select_on("cuda:0", x, DIM, 2, &set, NULL));
+        assert_int_equal(set.count, 2);
+        standin->peek(1);
+        memcpy(indices, there, sizeof indices);
+        memcpy(values, chosen, sizeof values);
+        standin->peek(0);
+        assert_int_equal(indices[0], 0);
+        assert_int_equal(indices[1], 97);
+        assert_true(values[0] == -48.5f && values[1] == -48.5f);
+    }
+    assert_says(gtopk_select_on("cuda:0", NULL, DIM, 2, &set, NULL), GTOPK_ERR_INVALID, "takes an array");
+    assert_says(gtopk_merge_on("cuda:0", &set, NULL, 2, &set, NULL), GTOPK_ERR_INVALID, "two sets");
+    standin->inject("cuLaunchCooperativeKernel", 0, ILLEGAL_ADDRESS);
+    assert_says(gtopk_select_on("cuda:0", x, DIM, 2, &set, NULL), GTOPK_ERR_DEVICE, "launching the kernel select");
+    assert_int_equal(set.count, 0);
+    ASSERT_OK(gtopk_select_on("cuda:0", x, DIM, 2, &set, NULL));
+    standin->release(x);
+    standin->release(there);
+    standin->release(chosen);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_no_driver),    cmocka_unit_test(test_old_driver), cmocka_unit_test(test_missing_function),
-        cmocka_unit_test(test_no_gpu),       cmocka_unit_test(test_old_gpu),    cmocka_unit_test(test_images),
-        cmocka_unit_test(test_unpack),       cmocka_unit_test(test_streams),    cmocka_unit_test(test_failing_calls),
+        cmocka_unit_test(test_no_driver),
+        cmocka_unit_test(test_old_driver),
+        cmocka_unit_test(test_missing_function),
+        cmocka_unit_test(test_no_gpu),
+        cmocka_unit_test(test_old_gpu),
+        cmocka_unit_test(test_images),
+        cmocka_unit_test(test_unpack),
+        cmocka_unit_test(test_streams),
+        cmocka_unit_test(test_failing_calls),
         cmocka_unit_test(test_lost_context),
+        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_kernels_are_loaded_once),
+        cmocka_unit_test(test_allocator),
+        cmocka_unit_test(test_blocks),
     };
     return cmocka_run_group_tests_name("cuda driver", tests, open_standin, NULL);
 }

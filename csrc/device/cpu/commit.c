@@ -68,8 +68,8 @@ static void add_deposits(device_store_t *store, const device_set_t *deposit)
     }
 }
 
-/* mean = final / size; what an output cannot hold stays in the residual. */
-static void write_mean(device_store_t *store, const device_set_t *final, uint32_t divisor,
+/* mean = final / divisor; what an output cannot hold stays in the residual, if there is one, for each of `ranks`. */
+static void write_mean(float *residual, uint32_t ranks, const device_set_t *final, uint32_t divisor,
                        const device_target_t *target)
 {
     uint32_t count = *final->count, i = 0;
@@ -82,8 +82,8 @@ static void write_mean(device_store_t *store, const device_set_t *final, uint32_
                 __builtin_prefetch((char *)out->data + (at - out->offset) * output_entry_size(out->dtype), 1, 3);
             float mean = final->value[i] / (float)divisor;
             float stored = output_store(out->data, final->index[i] - out->offset, out->dtype, mean);
-            if (mean != stored)
-                add_finite(&store->residual[final->index[i]], mean - stored);
+            if (mean != stored && residual)
+                add_finite(&residual[final->index[i]], (mean - stored) * (float)ranks);
         }
     }
 }
@@ -109,9 +109,24 @@ gtopk_status_t store_commit(device_store_t *store, const device_journal_t *journ
         add_deposits(store, &journal->deposits[d]);
     if (store->velocity)
         mask_velocity(store, journal);
-    write_mean(store, &journal->final, journal->divisor, target);
+    write_mean(store->residual, 1 + journal->others, &journal->final, journal->divisor, target);
     if (target->indices)
         write_arrays(&journal->final, journal->divisor, target);
+    fpenv_leave(saved);
+    return GTOPK_OK;
+}
+
+gtopk_status_t target_write(device_t *device, const device_set_t *final, uint32_t divisor,
+                            const device_target_t *target, const device_words_t *words, void *stream)
+{
+    (void)device;
+    (void)stream;
+    if (outputs_drop(words, target))
+        return GTOPK_OK;
+    const fpenv_t saved = fpenv_enter();
+    write_mean(NULL, 0, final, divisor, target);
+    if (target->indices)
+        write_arrays(final, divisor, target);
     fpenv_leave(saved);
     return GTOPK_OK;
 }

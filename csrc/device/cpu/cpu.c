@@ -1,5 +1,6 @@
 /* The CPU device: its table of operations. Host memory, no streams; the arithmetic is in the other files here. */
 #include "device/cpu/isa.h"
+#include "device/cpu/output.h"
 #include "device/cpu/sets.h"
 #include "device/cpu/store.h"
 #include "device/host.h"
@@ -44,6 +45,10 @@ static const device_ops_t cpu_ops = {
     .widen = host_widen,
     .copy = host_copy,
     .copy_set = sets_copy,
+    .stage = host_stage,
+    .add_up = host_add_up,
+    .append = host_append,
+    .write = target_write,
     .synchronize = host_synchronize,
 };
 

@@ -36,4 +36,7 @@ static inline int output_is_finite(float value)
  * are cleared unless they are zero. */
 int outputs_drop(const device_words_t *words, const device_target_t *target);
 
+gtopk_status_t target_write(device_t *device, const device_set_t *final, uint32_t divisor,
+                            const device_target_t *target, const device_words_t *words, void *stream);
+
 #endif

@@ -43,6 +43,10 @@ static const device_ops_t reference_ops = {
     .widen = host_widen,
     .copy = host_copy,
     .copy_set = reference_copy_set,
+    .stage = host_stage,
+    .add_up = host_add_up,
+    .append = host_append,
+    .write = reference_write,
     .synchronize = host_synchronize,
 };
 

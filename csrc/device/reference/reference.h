@@ -39,6 +39,8 @@ gtopk_status_t reference_select(device_store_t *store, uint64_t k, device_set_t 
 
 gtopk_status_t reference_commit(device_store_t *store, const device_journal_t *journal, const device_target_t *target,
                                 const device_words_t *words, void *stream);
+gtopk_status_t reference_write(device_t *device, const device_set_t *final, uint32_t divisor,
+                               const device_target_t *target, const device_words_t *words, void *stream);
 gtopk_status_t reference_dense_gather(device_store_t *store, float *out, void *stream);
 gtopk_status_t reference_dense_check(device_store_t *store, const float *sum, device_words_t *words, void *stream);
 gtopk_status_t reference_dense_commit(device_store_t *store, float *sum, uint32_t divisor,

@@ -35,15 +35,11 @@ static float output_write(const device_span_t *span, uint32_t index, float mean)
     }
 }
 
-/* The mean at one index; what its output cannot hold stays in this rank's residual. */
-static void output_mean(device_store_t *store, const device_span_t *outputs, size_t count, uint32_t index, float mean)
+/* The mean at one index; returns what its output cannot hold. */
+static float output_mean(const device_span_t *outputs, size_t count, uint32_t index, float mean)
 {
     const device_span_t *span = output_of(outputs, count, index);
-    if (span) {
-        const float rest = output_write(span, index, mean);
-        if (rest != 0.0f)
-            residual_add(store, index, rest);
-    }
+    return span ? output_write(span, index, mean) : 0.0f;
 }
 
 static void outputs_zero(const device_span_t *outputs, size_t count)
@@ -111,9 +107,31 @@ gtopk_status_t reference_commit(device_store_t *store, const device_journal_t *j
         commit_velocity(store, journal);
     for (uint32_t i = 0; i < *journal->final.count; i++) {
         const float mean = journal->final.value[i] / (float)journal->divisor;
-        output_mean(store, target->spans, target->count, journal->final.index[i], mean);
+        const float rest = output_mean(target->spans, target->count, journal->final.index[i], mean);
+        if (rest != 0.0f)
+            residual_add(store, journal->final.index[i], rest * (float)(1 + journal->others));
         if (target->indices) {
             target->indices[i] = journal->final.index[i];
+            target->values[i] = mean;
+        }
+    }
+    fpenv_leave(saved);
+    return GTOPK_OK;
+}
+
+gtopk_status_t reference_write(device_t *device, const device_set_t *final, uint32_t divisor,
+                               const device_target_t *target, const device_words_t *words, void *stream)
+{
+    (void)device;
+    (void)stream;
+    if (!target_open(target, words))
+        return GTOPK_OK;
+    const fpenv_t saved = fpenv_enter();
+    for (uint32_t i = 0; i < *final->count; i++) {
+        const float mean = final->value[i] / (float)divisor;
+        (void)output_mean(target->spans, target->count, final->index[i], mean);
+        if (target->indices) {
+            target->indices[i] = final->index[i];
             target->values[i] = mean;
         }
     }
@@ -156,7 +174,9 @@ gtopk_status_t reference_dense_commit(device_store_t *store, float *sum, uint32_
     for (uint64_t i = 0; i < store->dim; i++) {
         store->residual[i] = 0.0f;
         sum[i] /= (float)divisor;
-        output_mean(store, target->spans, target->count, (uint32_t)i, sum[i]);
+        const float rest = output_mean(target->spans, target->count, (uint32_t)i, sum[i]);
+        if (rest != 0.0f)
+            residual_add(store, (uint32_t)i, rest);
         if (target->indices && sum[i] != 0.0f) {
             target->indices[entries] = (uint32_t)i;
             target->values[entries++] = sum[i];

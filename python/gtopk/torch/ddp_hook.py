@@ -76,7 +76,7 @@ class GTopKState:
     named_parameters : iterable of (str, Tensor), optional
         The names for checkpoints and errors: ``model.named_parameters()`` of the model inside DDP. Default: numbers, in
         the order in which DDP hands parameters over in its first iteration.
-    density, algorithm, value_type, residual_policy, merge_growth, warmup, dense_below, dense_1d, rollback
+    density, algorithm, value_type, residual_policy, merge_growth, warmup, dense_below, dense_1d, rollback, hierarchy
         See `gtopk.DistributedOptimizer`.
     grad_scaler : torch.amp.GradScaler, optional
         Needed in mixed precision with a scaler: the residual is kept in unscaled units, as the scale changes. When a
@@ -125,6 +125,7 @@ class GTopKState:
         dense_1d: bool = False,
         rollback: bool = False,
         grad_scaler: Any = None,
+        hierarchy: str = "off",
         local_steps: int = 1,
     ) -> None:
         if callable(local_steps) or local_steps != 1:
@@ -140,6 +141,7 @@ class GTopKState:
             dense_below=dense_below,
             dense_1d=bool(dense_1d),
             rollback=bool(rollback),
+            hierarchy=hierarchy,
         )
         self._prepare(options, DensitySchedule(density, warmup), grad_scaler, Names(named_parameters))
         self._session = self._open(process_group)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _devices
 from .._tensors import TensorTable
-from ..comm import Comm
+from ..comm import Comm, Sum
 from ..errors import StateError
 from ..reducer import Reducer, reduce_together
 from ..step_stats import NOTHING, merged, remember
@@ -35,6 +35,7 @@ class Options:
     dense_below: int = 0
     dense_1d: bool = False
     rollback: bool = False
+    hierarchy: str = "off"
 
     def is_dense(self, segment: Segment) -> bool:
         """Whether a segment is sent dense."""
@@ -128,8 +129,10 @@ class Exchange:
         self._where = [places_of[i] for i in range(len(segments))]
         self._plain = all(segment.plain for segment in segments)
         self._density, self._momentum = density, (0.0, False)
-        for place, segment in enumerate(segments):
-            self._unpark(place, self.waiting.pop(segment.name, None))
+        found = [self.waiting.pop(segment.name, None) for segment in segments]
+        for place, entry in enumerate(found):
+            self._unpark(place, entry)
+        self._share_again(found)
 
     def _check_shapes(self, segments: Sequence[Segment]) -> None:
         shapes = {segment.name: segment.shape for segment in self.segments}
@@ -204,7 +207,9 @@ class Exchange:
         # One C call accumulates a part, and zeroes its blocks on the way, so that writing the update takes time for the
         # sent entries only.
         for part, table in zip(self.parts, step.tables, strict=True):
-            part.reducer.accumulate_many(None, table, scale, zero_input=not found_inf, found_inf=found_inf)
+            part.reducer.accumulate_many(
+                None, table, scale, zero_input=not found_inf, found_inf=found_inf, input_stays=True
+            )
 
     def accumulate_some(self, places: Sequence[int], tensors: Sequence[Tensor], scale: float = 1.0) -> None:
         """Both at once for some of the segments, each at most once a step."""
@@ -217,7 +222,7 @@ class Exchange:
         else:
             step.described += len(places)
         for (reducer, segments, _), mine in zip(self._by_part(places, blocks), given, strict=True):
-            reducer.accumulate_many(segments, mine, scale, zero_input=True)
+            reducer.accumulate_many(segments, mine, scale, zero_input=True, input_stays=True)
         for place, tensor, block in zip(places, tensors, blocks, strict=True):
             step.tensors[place], step.blocks[place] = tensor, block
 
@@ -357,7 +362,8 @@ class Exchange:
         """
         part, segment = self._where[place]
         reducer = self.parts[part].reducer
-        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update.to("cpu")))
+        ranks = 1 if reducer.hierarchy == "off" else self.comm.size // reducer.nodes  # whose values lie here
+        reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update.to("cpu"), alpha=ranks))
 
     def _reducer(self, segments: Sequence[Segment], density: float, dense: bool) -> Reducer:
         options = self.options
@@ -369,6 +375,7 @@ class Exchange:
             residual_policy=options.residual_policy,
             merge_growth=1.0 if dense else options.merge_growth,
             momentum_correction=options.momentum_correction and not dense,
+            hierarchy="off" if dense else options.hierarchy,
             rollback=options.rollback,
             device=_devices.of_torch(segments[0].device),
             comm=self.comm,
@@ -394,6 +401,43 @@ class Exchange:
         part.reducer.set_residual(s, segment.flattened(entry.residual))
         if entry.velocity is not None and self._has_velocity(part):
             part.reducer.set_velocity(s, segment.flattened(entry.velocity))
+
+    def _share_again(self, found: Sequence[Waiting | None]) -> None:
+        """Residual and velocity of shares that lie with another rank than before, from what all ranks have. Collective."""
+        for part in self.parts:
+            if part.reducer.hierarchy == "off":
+                continue
+            has_velocity = self._has_velocity(part)
+            given = [
+                _flat(segment, found[place], has_velocity)
+                for segment, place in zip(part.segments, part.places, strict=True)
+            ]
+            taken = [
+                [part.reducer.residual(s), *([part.reducer.velocity(s)] if has_velocity else [])]
+                for s in range(len(given))
+            ]
+            lost = any(
+                not torch.equal(_torch(mine), values)
+                for pair, entry in zip(taken, given, strict=True)
+                for mine, values in zip(pair, entry, strict=True)
+            )
+            if not any_of(self.comm, lost):
+                continue
+            for s, entry in enumerate(given):
+                part.reducer.set_residual(s, self.comm.allreduce(entry[0], Sum).div_(part.reducer.nodes))
+                if has_velocity:
+                    part.reducer.set_velocity(s, self.comm.allreduce(entry[1], Sum).div_(part.reducer.nodes))
+
+
+def _flat(segment: Segment, entry: Waiting | None, with_velocity: bool) -> list[Tensor]:
+    """Residual, and velocity, as memory in order; zeros where there is none."""
+    values = [None if entry is None else entry.residual]
+    if with_velocity:
+        values.append(None if entry is None else entry.velocity)
+    return [
+        torch.zeros(segment.numel, dtype=torch.float32, device="cpu") if one is None else segment.flattened(one)
+        for one in values
+    ]
 
 
 def _copied(entry: Waiting) -> Waiting:

@@ -47,6 +47,7 @@ def DistributedOptimizer(
     residual_decay: float = 1.0,
     backward_passes_per_step: int = 1,
     grad_scaler: Any = None,
+    hierarchy: str = "off",
     comm: _comm.Comm | None = None,
 ) -> OptimizerT:
     """Makes an optimizer exchange its gradients with the other ranks in `step()`.
@@ -94,6 +95,8 @@ def DistributedOptimizer(
         whatever is given here, since nothing happens before `step()`.
     grad_scaler : torch.amp.GradScaler, optional
         Needed when `synchronize()` is called by hand in mixed precision; `step()` alone does without.
+    hierarchy : {"off", "node", "auto"}
+        With several ranks on each machine: see `gtopk.Reducer`, and the guide for several machines.
     comm : Comm, optional
         The ranks to exchange with. Default: those of `gtopk.init()`.
 
@@ -151,6 +154,7 @@ def DistributedOptimizer(
         "momentum_correction": bool(momentum_correction),
         "dense_below": dense_below,
         "dense_1d": bool(dense_1d),
+        "hierarchy": hierarchy,
         "rollback": bool(rollback) and not weights,  # a skipped exchange of weights changes nothing anyway
     }
     schedule = DensitySchedule(density, warmup)

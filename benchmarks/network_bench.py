@@ -1,0 +1,189 @@
+"""Methods side by side over emulated networks: benchmarks/cluster, MPI and gloo. Needs root.
+
+    make bench-network ARGS="--case 4:100mbit:25000000 --json FILE"
+
+A case is RANKS:RATE:ENTRIES, one rank a host. In each round of a case three programs take turns, and in each of them its
+methods do: ``allreduce_bench`` (MPI), ``network_gloo.py`` (torchrun) and ``network_numpy.py`` (the published exchange).
+The time of a step is that of the slowest rank; that of the exchange alone is of the rank which came to it last, and waited
+for nobody. Medians over all rounds; ratios are taken within a case. The file also has the load of the machine, and what the
+links gave before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "examples"))
+CLUSTER = HERE / "cluster" / "cluster.sh"
+CASES = ("4:100mbit:25000000", "2:1gbit:25000000", "4:100mbit:14700000", "4:1gbit:25000000", "8:100mbit:14700000")
+DENSE = ("mpi dense", "mpi MPI_Allreduce", "mpi MPI ring", "gloo gloo")
+BITS = {"100mbit": 1e8, "1gbit": 1e9, "10gbit": 1e10}
+
+
+class Case:
+    def __init__(self, text: str, options: argparse.Namespace) -> None:
+        ranks, self.rate, entries = text.split(":")
+        self.ranks, self.entries, self.options = int(ranks), int(entries), options
+        self.k = max(1, round(options.density * self.entries))
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def call(self, *command: str, limit: float | None = None) -> str:
+        environment = {**os.environ, "CLUSTER": self.options.cluster, "GTOPK_MPI_MODULE": ""}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        done = subprocess.run(
+            [str(CLUSTER), *command], env=environment, capture_output=True, text=True, timeout=limit, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"cluster.sh {' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return done.stdout
+
+    def run(self, kind: str, program: list[str], turns: list[str], limit: float) -> list[dict[str, Any]]:
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            extra = ["--interface", "e0", "--json", file.name]
+            self.call(kind, str(self.ranks), *program, *turns, *extra, limit=limit)
+            rows = json.loads(Path(file.name).read_text())
+        return list(rows["rows"] if isinstance(rows, dict) else rows)
+
+    def keep(self, name: str, seconds: list[float], row: dict[str, Any]) -> None:
+        kept = self.rows.setdefault(name, {"method": name, "ms": [], "exchange_ms": []})
+        kept["ms"] += [round(1e3 * value, 3) for value in seconds]
+        kept["exchange_ms"] += [round(1e3 * value, 3) for value in row.get("exchange_s", [])]
+        kept.update({key: row[key] for key in ("counted_bytes", "bytes", "cpu_s", "wrong") if row.get(key)})
+
+    def round(self) -> None:
+        turns, limit, entries = self.options.turns, self.options.limit, str(self.entries)
+        bench = [str(self.options.bench.resolve()), "--sizes", entries, "--density", str(self.options.density)]
+        for row in self.run("mpirun", bench, ["--iterations", str(turns), "--warmup", "1", "--check", "1"], limit):
+            exchange = [1e-3 * row["exchange_ms"]]
+            self.keep(f"mpi {row['algorithm']}", [1e-3 * row["median_ms"]], {**row, "exchange_s": exchange})
+        gloo = [str(HERE / "network_gloo.py"), "--entries", entries, "--density", str(self.options.density)]
+        for row in self.run("torchrun", gloo, ["--turns", str(turns)], limit):
+            self.keep(f"gloo {row['method']}", row["seconds"], row)
+        published = [sys.executable, str(HERE / "network_numpy.py"), "--entries", entries, "--k", str(self.k)]
+        for row in self.run("mpirun", published, ["--turns", str(max(3, turns))], limit):
+            self.keep("mpi published", row["seconds"], row)
+
+    def measure(self) -> dict[str, Any]:
+        load = [os.getloadavg()[0]]
+        links = [json.loads(self.call("up", str(self.ranks), self.rate).splitlines()[0])]
+        for _ in range(self.options.rounds):
+            self.round()
+            load.append(os.getloadavg()[0])
+        links.append(json.loads(self.call("probe").splitlines()[0]))
+        return {
+            "ranks": self.ranks,
+            "rate": self.rate,
+            "entries": self.entries,
+            "k": self.k,
+            "load": [round(value, 1) for value in load],
+            "links": links,
+            **summary(self.rows, self.ranks, self.rate),
+        }
+
+
+def summary(rows: dict[str, dict[str, Any]], ranks: int, rate: str) -> dict[str, Any]:
+    for row in rows.values():
+        for key in ("ms", "exchange_ms"):
+            if row.get(key):
+                row[f"median_{key}"] = round(statistics.median(row[key]), 3)
+                row[f"min_{key}"] = min(row[key])
+    best = min((name for name in DENSE if name in rows), key=lambda name: float(rows[name]["median_ms"]))
+    for row in rows.values():
+        row["speedup"] = round(rows[best]["median_ms"] / row["median_ms"], 3)
+    own = {name: float(row["median_exchange_ms"]) for name, row in rows.items() if row.get("median_exchange_ms")}
+    bytes_of_gtopk = rows["mpi gtopk"]["bytes"]
+    ratios = {
+        "mpi dense / best dense, exchange": own["mpi dense"] / own[best],
+        "gloo dense / gloo, exchange": own["gloo dense"] / own["gloo gloo"],
+        "mpi gtopk / bare exchanges of its bytes": own["mpi gtopk"] / own["mpi bare"],
+        "bare exchanges / their bytes at the rate": own["mpi bare"] / (8e3 * bytes_of_gtopk / BITS[rate]),
+        "published / mpi gtopk, exchange": own["mpi published"] / own["mpi gtopk"],
+        "best dense / mpi gtopk, exchange": own[best] / own["mpi gtopk"],
+        "ring bf16 / mpi gtopk, exchange": own["mpi ring bf16"] / own["mpi gtopk"],
+        "DDP / DDP with our hook, step": rows["gloo ddp"]["median_ms"] / rows["gloo ddp gtopk"]["median_ms"],
+        "counted / own bytes of mpi gtopk": rows["mpi gtopk"]["counted_bytes"] / bytes_of_gtopk,
+    }
+    return {
+        "best_dense": best,
+        "ratios": {name: round(value, 4) for name, value in ratios.items()},
+        "rows": list(rows.values()),
+    }
+
+
+def print_case(case: dict[str, Any]) -> None:
+    print(
+        f"\n{case['ranks']} ranks, {case['rate']}, {case['entries']} entries, load {case['load']}, best {case['best_dense']}"
+    )
+    for row in case["rows"]:
+        own = row.get("median_exchange_ms", "")
+        print(
+            f"  {row['method']:22} {row['median_ms']:11} {own:11} {row.get('counted_bytes', 0):12} {row['speedup']:8}"
+        )
+    for name, value in case["ratios"].items():
+        print(f"  {value:10}  {name}")
+    sys.stdout.flush()
+
+
+def draw(cases: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(cases), figsize=(4.6 * len(cases), 5.2), squeeze=False, layout="constrained")
+    for axis, case in zip(axes[0], cases, strict=True):
+        rows = list(reversed(case["rows"]))
+        colours = ["tab:blue" if "gtopk" in row["method"] else "tab:gray" for row in rows]
+        axis.barh([row["method"] for row in rows], [row["median_ms"] for row in rows], color=colours)
+        axis.set_xscale("log")
+        axis.set_xlabel("ms a step, median")
+        axis.set_title(f"{case['ranks']} ranks, {case['rate']}, {case['entries'] / 1e6:g}M entries", fontsize=10)
+        axis.tick_params(axis="y", labelsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bench", type=Path, default=Path("build/benchmarks/allreduce_bench"))
+    parser.add_argument("--case", action="append", help="RANKS:RATE:ENTRIES, several times")
+    parser.add_argument("--density", type=float, default=0.001)
+    parser.add_argument("--rounds", type=int, default=2, help="times that each program is run (2)")
+    parser.add_argument("--turns", type=int, default=3, help="steps of each method in a run (3)")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds that a run may take")
+    parser.add_argument(
+        "--power-limit", type=float, default=0, help="seconds for each run of PowerSGD; 0: leave it out"
+    )
+    parser.add_argument("--cluster", default="bench", help="name of the emulated cluster")
+    parser.add_argument("--json", type=Path, help="also writes a picture beside it")
+    options = parser.parse_args()
+
+    from report import machine
+
+    cases: list[dict[str, Any]] = []
+    started = time.strftime("%Y-%m-%d")
+    for text in options.case or CASES:
+        case = Case(text, options)
+        try:
+            cases.append(case.measure())
+        finally:
+            case.call("down")
+        print_case(cases[-1])
+        if options.json:
+            command = f"python benchmarks/network_bench.py {' '.join(sys.argv[1:])}"
+            result = {"machine": machine(), "date": started, "command": command, "cases": cases}
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
+            draw(cases, options.json.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""One size over gloo, under torchrun: all-reduce, our algorithms, and DistributedDataParallel with its hooks, in turns.
+
+    torchrun --nproc-per-node 4 benchmarks/network_gloo.py --entries 25000000 --turns 3 --json FILE
+
+A row a method: seconds of each turn on the slowest rank, those of the exchange alone on the rank that came last, and the bytes
+that the interface counted (--interface), as ``allreduce_bench`` does. A turn of an algorithm is accumulate and reduce; one of
+DDP is forward and backward of a model of n parameters in matrices of 1000 columns that computes next to nothing.
+"ddp power R" is PowerSGD of rank R.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power
+
+import gtopk
+from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
+
+COLUMNS = 1000
+ALGORITHMS = ("dense", "topk", "gtopk", "gtopk-tree", "gtopk-split")
+METHODS = ("gloo", *ALGORITHMS, "ddp", "ddp fp16", "ddp power 1", "ddp power 2", "ddp gtopk")
+
+
+class Matrices(nn.Module):
+    """n parameters and the least possible to compute: the gradient of each is a constant."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        rows = max(1, n // COLUMNS // 25)
+        sizes = [min(rows, n // COLUMNS - at) for at in range(0, n // COLUMNS, rows)]
+        self.parts = nn.ParameterList(nn.Parameter(torch.zeros(size, COLUMNS)) for size in sizes)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(())
+        at = 0
+        for part in self.parts:
+            total = total + torch.dot(part.flatten(), given[at : at + part.numel()])
+            at += part.numel()
+        return total
+
+
+def of_ddp(method: str, n: int, density: float, gradient: torch.Tensor) -> Callable[[], Any]:
+    # PowerSGD waits for a second all-reduce in the callback of its first one, which runs on one of gloo's two threads: with
+    # two buckets under way nobody is left to do it. So it gets all parameters in one.
+    megabytes = 4 * n / 2**20 + 1 if method.startswith("ddp power") else None
+    ddp = nn.parallel.DistributedDataParallel(Matrices(n), bucket_cap_mb=megabytes, gradient_as_bucket_view=True)
+    if method == "ddp fp16":
+        ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    elif method == "ddp gtopk":
+        ddp.register_comm_hook(GTopKState(named_parameters=ddp.module.named_parameters(), density=density), gtopk_hook)
+    elif method.startswith("ddp power"):
+        rank = int(method.split()[-1])
+        state = power.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
+        ddp.register_comm_hook(state, power.powerSGD_hook)
+
+    def turn() -> None:
+        ddp.zero_grad()
+        ddp(gradient).backward()
+
+    return turn
+
+
+def of_reducer(method: str, n: int, density: float, gradient: torch.Tensor) -> Callable[[], Any]:
+    reducer = gtopk.Reducer([n], density=density, algorithm=method)
+    work = torch.empty(n)
+
+    def turn() -> Any:
+        work.copy_(gradient)
+        reducer.accumulate(0, work, zero_input=True)
+        return reducer.reduce([work], outputs_are_zero=True)
+
+    return turn
+
+
+def of_gloo(n: int, gradient: torch.Tensor) -> Callable[[], Any]:
+    work = torch.empty(n)
+
+    def turn() -> None:
+        work.copy_(gradient)
+        dist.all_reduce(work)
+
+    return turn
+
+
+def counted(interface: str | None) -> int:
+    dist.barrier()
+    return int(Path(f"/sys/class/net/{interface}/statistics/tx_bytes").read_text()) if interface else 0
+
+
+def of_all(seconds: list[float], choose: Any) -> list[float]:
+    values = torch.tensor(seconds, dtype=torch.float64)
+    dist.all_reduce(values, op=choose)
+    return [round(value, 6) for value in values.tolist()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entries", type=int, required=True)
+    parser.add_argument("--density", type=float, default=0.001)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--interface")
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    n = options.entries // COLUMNS * COLUMNS
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    gtopk.init()
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    gradient = torch.randn(n, generator=generator) ** 5
+    turns: dict[str, Callable[[], Any]] = {}
+    for method in options.methods.split(","):
+        if method == "gloo":
+            turns[method] = of_gloo(n, gradient)
+        elif method.startswith("ddp"):
+            turns[method] = of_ddp(method, n, options.density, gradient)
+        else:
+            turns[method] = of_reducer(method, n, options.density, gradient)
+    seconds: dict[str, list[float]] = {method: [] for method in turns}
+    cpu: dict[str, float] = dict.fromkeys(turns, 0.0)
+    sent: dict[str, int] = dict.fromkeys(turns, 0)
+    exchange: dict[str, list[float]] = {method: [] for method in turns}
+    stats: dict[str, Any] = {}
+    # DDP builds its buckets anew after its first step, and PowerSGD starts after its second.
+    warm_up = 3 if any(method.startswith("ddp power") for method in turns) else 2
+    for index in range(-warm_up, options.turns):
+        for method, turn in turns.items():
+            before = counted(options.interface)
+            used, start = time.process_time(), time.perf_counter()
+            result = turn()
+            took, used = time.perf_counter() - start, time.process_time() - used
+            after = counted(options.interface)
+            if index >= 0:
+                seconds[method].append(took)
+                cpu[method] += used / options.turns
+                sent[method] += round((after - before) / options.turns)
+                if isinstance(result, dict):
+                    stats[method] = result
+                    exchange[method].append(result["exchange_s"])
+                else:
+                    exchange[method].append(took)
+    rows = []
+    for method in turns:
+        slowest = of_all(seconds[method], dist.ReduceOp.MAX)
+        row = {"method": method, "seconds": slowest, "cpu_s": cpu[method], "counted_bytes": sent[method]}
+        if method in stats:
+            row["bytes"] = stats[method]["bytes_sent"]
+        if not method.startswith("ddp"):
+            row["exchange_s"] = of_all(exchange[method], dist.ReduceOp.MIN)
+        rows.append(row)
+    if dist.get_rank() == 0:
+        options.json.write_text(json.dumps(rows))
+    dist.barrier()
+    gtopk.shutdown()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
