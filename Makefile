@@ -20,6 +20,7 @@ include make/library.mk
 include make/cuda.mk
 include make/environment.mk
 include make/tests.mk
+include make/gpu.mk
 include make/cross.mk
 include make/bench.mk
 include make/lint.mk

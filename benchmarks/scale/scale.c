@@ -231,42 +231,54 @@ static uint64_t weigh_all(const float *values, uint64_t length)
 
 /* ---- a step ---- */
 
-typedef struct result {
-    double seconds;
-    uint64_t bytes, count, wrong_ranks;
-    int lost, rounds;
-} result_t;
+/* Of all ranks, who share this memory; read after a barrier. (SMPI's own reductions set up a map of the nodes for a minute.) */
+static struct {
+    double latest, seconds;
+    uint64_t bytes, hash, given, seen, wrong_ranks;
+} shared;
 
-static void compare(result_t *result, const gtopk_set_t *set, uint64_t given, int size)
+static void note(const gtopk_set_t *set, uint64_t given, double seconds, uint64_t bytes)
 {
-    uint64_t hash = set->count, sum = 0, first, all, differs;
+    uint64_t hash = set->count;
     for (uint64_t i = 0; i < set->count; i++) {
         uint32_t bits;
         memcpy(&bits, &set->values[i], sizeof bits);
         hash = mix(hash ^ ((uint64_t)set->indices[i] << 32 | bits));
-        sum += weigh(set->indices[i], (double)set->values[i] * size);
     }
-    first = hash;
-    MPI_Bcast(&first, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
-    differs = first != hash;
-    MPI_Allreduce(&differs, &result->wrong_ranks, 1, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD);
-    MPI_Allreduce(&given, &all, 1, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD);
-    result->lost = all != sum;
+    if (shared.seen++ == 0)
+        shared.hash = hash;
+    shared.wrong_ranks += hash != shared.hash;
+    shared.given += given;
+    shared.seconds = seconds > shared.seconds ? seconds : shared.seconds;
+    shared.bytes = bytes > shared.bytes ? bytes : shared.bytes;
 }
 
 /* All leave at the same moment, which they leave a barrier not. */
 static double meet(void)
 {
-    double now = MPI_Wtime(), last;
-    MPI_Allreduce(&now, &last, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
-    last += 0.1;
-    const struct timespec rest = {0, (long)((last - MPI_Wtime()) * 1e9)};
+    const double now = MPI_Wtime();
+    shared.latest = now > shared.latest ? now : shared.latest;
+    MPI_Barrier(MPI_COMM_WORLD);
+    const struct timespec rest = {0, (long)((shared.latest + 0.1 - MPI_Wtime()) * 1e9)};
     nanosleep(&rest, NULL);
     return MPI_Wtime();
 }
 
-static result_t step(gtopk_comm_t *comm, int32_t algorithm, uint64_t n, double density, int rank, int size)
+static void print(const char *name, uint64_t n, int size, const gtopk_set_t *set, uint32_t rounds)
 {
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < set->count; i++)
+        sum += weigh(set->indices[i], (double)set->values[i] * size);
+    printf("{\"algorithm\": \"%s\", \"ranks\": %d, \"n\": %" PRIu64 ", \"seconds\": %.9g, \"bytes\": %" PRIu64
+           ", \"rounds\": %" PRIu32 ", \"count\": %" PRIu64 ", \"wrong_ranks\": %" PRIu64 ", \"mass_lost\": %s}\n",
+           name, size, n, shared.seconds, shared.bytes, rounds, set->count, shared.wrong_ranks,
+           shared.given != sum ? "true" : "false");
+    memset(&shared, 0, sizeof shared);
+}
+
+static void step(gtopk_comm_t *comm, const char *name, int32_t algorithm, uint64_t n, double density)
+{
+    const int rank = gtopk_comm_rank(comm), size = gtopk_comm_size(comm);
     const uint64_t touched = n < TOUCHED ? n : TOUCHED, lengths[] = {touched, n - touched};
     gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
     gtopk_stats_t stats = {.struct_size = sizeof stats};
@@ -274,7 +286,6 @@ static result_t step(gtopk_comm_t *comm, int32_t algorithm, uint64_t n, double d
     gtopk_set_t set = {0};
     const gtopk_tensor_t tensor = {shared_gradient, touched, GTOPK_F32, 0};
     const uint32_t segment = 0;
-    result_t result = {0};
     config.algorithm = algorithm;
     config.density = density;
     check(gtopk_reducer_create(&reducer, comm, &config, lengths, 2), "reducer");
@@ -292,14 +303,13 @@ static result_t step(gtopk_comm_t *comm, int32_t algorithm, uint64_t n, double d
     check(gtopk_reducer_residual(reducer, 0, shared_gradient, touched), "residual");
     given -= weigh_all(shared_gradient, touched);
     gtopk_reducer_destroy(reducer);
-    MPI_Allreduce(&seconds, &result.seconds, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
-    MPI_Allreduce(&stats.bytes_sent, &result.bytes, 1, MPI_UINT64_T, MPI_MAX, MPI_COMM_WORLD);
-    result.count = set.count;
-    result.rounds = (int)stats.rounds;
-    compare(&result, &set, given, size);
+    note(&set, given, seconds, stats.bytes_sent);
+    MPI_Barrier(MPI_COMM_WORLD);
+    if (rank == 0)
+        print(name, n, size, &set, stats.rounds);
+    MPI_Barrier(MPI_COMM_WORLD);
     memory_free(set.indices);
     memory_free(set.values);
-    return result;
 }
 
 /* Seconds of a message of `bytes` bytes from the first rank to the last one, the longest way: half of the second of two
@@ -343,13 +353,7 @@ int main(int argc, char **argv)
         for (int32_t algorithm = 0; algorithm < (int32_t)(sizeof names / sizeof *names); algorithm++) {
             if (strcmp(names[algorithm], argv[a]) != 0)
                 continue;
-            const result_t r = step(comm, algorithm, n, density, rank, size);
-            if (rank == 0)
-                printf("{\"algorithm\": \"%s\", \"ranks\": %d, \"n\": %" PRIu64
-                       ", \"seconds\": %.9g, \"bytes\": %" PRIu64 ", \"rounds\": %d, \"count\": %" PRIu64
-                       ", \"wrong_ranks\": %" PRIu64 ", \"mass_lost\": %s}\n",
-                       names[algorithm], size, n, r.seconds, r.bytes, r.rounds, r.count, r.wrong_ranks,
-                       r.lost ? "true" : "false");
+            step(comm, names[algorithm], algorithm, n, density);
         }
     gtopk_comm_destroy(comm);
     MPI_Finalize();

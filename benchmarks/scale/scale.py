@@ -76,6 +76,16 @@ def formula(algorithm: str, ranks: int, n: int, k: int, a: float, b: float) -> f
     }[algorithm]
 
 
+def way(network: Network, ranks: int, algorithm: str) -> float:
+    """The latency of a round, on average: partners in one switch are two links apart, others four. Each round of a ring
+    waits for the longest way."""
+    rounds = int(math.log2(ranks))
+    far = max(0, rounds - 5)
+    if algorithm == "dense":
+        return network.latency * (4 if far else 2)
+    return network.latency * (2 * (rounds - far) + 4 * far) / rounds
+
+
 def write_platform(network: Network, folder: Path) -> None:
     (folder / "platform.xml").write_text(
         f"""<?xml version="1.0"?>
@@ -105,7 +115,7 @@ def simulate(options: argparse.Namespace, network: Network, ranks: int, job: str
         sys.exit(f"{network.name}, {ranks} ranks, {algorithm}: {run.stdout[-1000:]}{run.stderr[-2000:]}")
     a, b = lines[0]["latency"], lines[0]["seconds_a_byte"]
     row = lines[1] | {"network": network.name, "job": job, "k": round(n * density), "latency": a, "seconds_a_byte": b}
-    row["formula"] = formula(algorithm, ranks, n, row["k"], a, b)
+    row["formula"] = formula(algorithm, ranks, n, row["k"], way(network, ranks, algorithm), 1 / network.bandwidth)
     row["ratio"] = row["seconds"] / row["formula"]
     return row
 
@@ -125,7 +135,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             for algorithm in ALGORITHMS:
                 seen = [r for r in rows if (r["algorithm"], r["network"], r["job"]) == (algorithm, network.name, job)]
                 times = [
-                    1e3 * formula(algorithm, p, n, round(n * density), way(network, p), 1 / network.bandwidth)
+                    1e3
+                    * formula(algorithm, p, n, round(n * density), way(network, p, algorithm), 1 / network.bandwidth)
                     for p in sizes
                 ]
                 plot.plot(sizes, times, color=COLOURS[algorithm], linewidth=1, label=algorithm)
@@ -147,10 +158,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0][0].legend(fontsize=8)
     figure.suptitle("Exchange of 25,000 entries (bf16): simulated (dots) and by the formulas (lines)")
     figure.savefig(path, dpi=110)
-
-
-def way(network: Network, ranks: int) -> float:
-    return network.latency * (2 if ranks <= 32 else 4)
 
 
 def main() -> None:

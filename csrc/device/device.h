@@ -239,8 +239,8 @@ typedef struct device_ops {
                              device_set_t *out, device_words_t *words, void *stream);
 
     /* all = a + b over the union, entries that sum to zero left out (capacity >= a.count + b.count); kept = the k
-     * entries of largest key of it (capacity >= min(k, a.count + b.count)). A sum that is not finite is left out and
-     * sets words->nonfinite. Nothing overlaps. */
+     * entries of largest key of it (capacity >= min(k, a.count + b.count)); both are empty when one has no room. A sum
+     * that is not finite is left out and sets words->nonfinite. Nothing overlaps. */
     gtopk_status_t (*merge)(device_t *device, const device_set_t *a, const device_set_t *b, uint64_t k,
                             device_set_t *kept, device_set_t *all, device_words_t *words, void *stream);
 

@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # In this order, since the first ones are fast and catch most. After the program: the device and the transport.
 TESTS = [
     "property/test_exchange",
+    "property/test_split",
+    "property/test_cpu_large",
     "unit/test_reducer",
     "unit/test_reducer_ranks",
     "unit/test_reducers_together",

@@ -139,6 +139,8 @@ static void merge_without_room(world_t *w, uint64_t k, uint64_t room)
     WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_PEER], k, &side->sets[SET_KEPT],
                                 &side->sets[SET_ALL], side->words, NULL));
     expect_no_room(w, which, "merge");
+    world_compare_set(w, which == SET_ALL ? SET_KEPT : SET_ALL, "the other set without room");
+    assert_int_equal(world_set_expected.count, 0);
     world_prepare(w, SET_KEPT, k < room ? k : room);
     world_prepare(w, SET_ALL, room);
     WORLD_CALL_OK(w, ops->merge(side->device, &side->sets[SET_CURRENT], &side->sets[SET_PEER], k, &side->sets[SET_KEPT],

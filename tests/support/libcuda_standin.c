@@ -598,6 +598,35 @@ static cu_result_t standin_cuEventDestroy(cu_event_t name)
     return end(CU_SUCCESS);
 }
 
+/* What a GPU would stumble on: an address of ordinary memory of the host among the arguments of a kernel, where launches
+ * before had one of the GPU's. (Elsewhere two numbers side by side, or what was left in padding, may look like one.) Only
+ * with GTOPK_STANDIN_STRICT in the environment. */
+static int has_host_address(const cuda_emulated_t *kernel, const unsigned char *args)
+{
+    static unsigned char is_address[CUDA_KERNEL_COUNT][CUDA_ARGUMENTS_MAX / 8];
+    static int strict = -1;
+    const uint64_t lowest = 1u << 24, highest = 1ull << 47;
+    if (strict < 0)
+        strict = getenv("GTOPK_STANDIN_STRICT") != NULL;
+    for (size_t at = 0; strict && at + 8 <= kernel->bytes; at += 8) {
+        unsigned char *known = &is_address[kernel - cuda_emulated][at / 8], resident;
+        uint64_t word;
+        memcpy(&word, args + at, sizeof word);
+        if (word < lowest || word >= highest)
+            continue;
+        if (block_of((const void *)(uintptr_t)word)) {
+            *known = 1;
+            continue;
+        }
+        if (!*known || mincore((void *)(uintptr_t)(word / PAGE * PAGE), PAGE, &resident) != 0)
+            continue;
+        (void)fprintf(stderr, "%s: the word at byte %zu of its arguments, %#llx, is an address of the host\n",
+                      kernel->name, at, (unsigned long long)word);
+        return 1;
+    }
+    return 0;
+}
+
 static cu_result_t queue_launch(cu_function_t function, unsigned grid, unsigned block, cu_stream_t stream,
                                 void **parameters, int cooperative)
 {
@@ -610,6 +639,8 @@ static cu_result_t queue_launch(cu_function_t function, unsigned grid, unsigned 
         return 720; /* too large for all to be resident */
     if (kernel->meets && !cooperative)
         return INVALID_VALUE;
+    if (has_host_address(kernel, parameters[0]))
+        return 700; /* an illegal address */
     work_t *work = queue(stream);
     work->kind = WORK_LAUNCH;
     work->kernel = kernel;

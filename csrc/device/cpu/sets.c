@@ -76,6 +76,7 @@ gtopk_status_t sets_merge(device_t *device, const device_set_t *a, const device_
     (void)stream;
     const kernels_t *kernels = cpu_kernels(device);
     uint64_t room = (uint64_t)*a->count + *b->count;
+    *kept->count = *all->count = 0;
     if (!host_has_room(all, room, words) || !host_has_room(kept, k < room ? k : room, words))
         return GTOPK_OK;
     fpenv_t saved = fpenv_enter();

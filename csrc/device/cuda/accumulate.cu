@@ -1,9 +1,10 @@
 /* The pass that matters: residual and gradient are read and written once, and while a sum is in a register it is compared
  * with the floor of the pool.
  *
- * A warp takes a chunk of 1024 entries at a time, in groups of 128. Where both arrays allow it a lane moves vectors of
- * four entries, several groups at once so that enough loads are under way; gradients stream past the cache. Elsewhere
- * the lanes of a group take neighbouring entries one by one. */
+ * A warp takes a chunk of 1024 entries at a time, in groups of 128, two at once so that enough loads are under way;
+ * gradients stream past the cache. Where both arrays allow it a lane moves vectors of four entries; elsewhere the lanes of a
+ * warp take neighbouring entries. Only the ends of a span are taken one by one. Halves are moved by vectors of eight bytes:
+ * with sixteen, each lane's part of the residual would be 32 bytes, of which one instruction moves half. */
 #include "device/cuda/pool.h"
 #include "device/cuda/spans.h"
 
@@ -22,7 +23,7 @@ static inline uint32_t add_entry(const accumulate_args_t *args, int with_velocit
         v = fmaf(args->momentum, *velocity, t);
         sum = *residual + (args->nesterov ? fmaf(args->momentum, v, t) : v);
     } else {
-        sum = args->scale == 1.0f ? *residual + x : fmaf(args->scale, x, *residual);
+        sum = fmaf(args->scale, x, *residual); /* with a scale of 1 the bits of the plain sum */
     }
     if (!is_finite(v) || !is_finite(sum))
         return 1;
@@ -32,6 +33,10 @@ static inline uint32_t add_entry(const accumulate_args_t *args, int with_velocit
 }
 
 /* ---- four entries in registers ---- */
+
+/* Where a lane's four entries lie from `at` on: next to each other, for vectors, or a warp apart, where a span begins
+ * elsewhere in a vector than the residual does. */
+enum { NEXT = 1, APART = CUDA_WARP };
 
 static inline void unpack(uint4 vector, float *values)
 {
@@ -53,12 +58,19 @@ static inline uint4 pack(const float *values)
 
 static inline float half_to_float(uint32_t dtype, uint32_t bits)
 {
-    return dtype == GTOPK_F16 ? convert_float_from_fp16((uint16_t)bits) : convert_float_from_bf16((uint16_t)bits);
+    return dtype == GTOPK_F16 ? float_from_half((uint16_t)bits) : convert_float_from_bf16((uint16_t)bits);
 }
 
-static inline void read_four(const void *data, uint32_t dtype, int64_t at, float *values)
+/* Of the gradient. */
+static inline void read_four(const void *data, uint32_t dtype, int apart, int64_t at, float *values)
 {
-    if (dtype == GTOPK_F32) {
+    if (apart == APART) {
+        UNROLL
+        for (int j = 0; j < 4; j++)
+            values[j] = dtype == GTOPK_F32
+                            ? __ldcs((const float *)data + at + j * APART)
+                            : half_to_float(dtype, __ldcs((const unsigned short *)data + at + j * APART));
+    } else if (dtype == GTOPK_F32) {
         unpack(__ldcs((const uint4 *)((const float *)data + at)), values);
     } else {
         const uint2 halves = __ldcs((const uint2 *)((const uint16_t *)data + at));
@@ -69,9 +81,17 @@ static inline void read_four(const void *data, uint32_t dtype, int64_t at, float
     }
 }
 
-static inline void zero_four(void *data, uint32_t dtype, int64_t at)
+static inline void zero_four(void *data, uint32_t dtype, int apart, int64_t at)
 {
-    if (dtype == GTOPK_F32) {
+    if (apart == APART) {
+        UNROLL
+        for (int j = 0; j < 4; j++) {
+            if (dtype == GTOPK_F32)
+                __stcs((float *)data + at + j * APART, 0.0f);
+            else
+                __stcs((unsigned short *)data + at + j * APART, (unsigned short)0);
+        }
+    } else if (dtype == GTOPK_F32) {
         const float zeros[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         __stcs((uint4 *)((float *)data + at), pack(zeros));
     } else {
@@ -81,11 +101,31 @@ static inline void zero_four(void *data, uint32_t dtype, int64_t at)
     }
 }
 
+/* Of the residual or the velocity. */
+static inline void get_four(const float *from, int apart, float *values)
+{
+    if (apart == NEXT)
+        unpack(*(const uint4 *)from, values);
+    UNROLL
+    for (int j = 0; apart == APART && j < 4; j++)
+        values[j] = from[j * APART];
+}
+
+static inline void put_four(float *to, int apart, const float *values)
+{
+    if (apart == NEXT)
+        *(uint4 *)to = pack(values);
+    UNROLL
+    for (int j = 0; apart == APART && j < 4; j++)
+        to[j * APART] = values[j];
+}
+
 /* ---- a group ---- */
 
-/* Lanes offer four entries from `first` on. Rare, and so a function of its own. Returns what the writer holds. */
+/* Lanes offer four entries from `first` on, which are `apart`. Rare, and so a function of its own. Returns what the writer
+ * holds. */
 FUNCTION uint32_t offer_found(const cuda_pool_t *pool, uint64_t *keys, uint32_t held, uint32_t floor, uint4 bits,
-                              uint32_t first)
+                              uint32_t first, uint32_t apart)
 {
     pool_writer_t writer;
     writer.keys = keys;
@@ -94,49 +134,56 @@ FUNCTION uint32_t offer_found(const cuda_pool_t *pool, uint64_t *keys, uint32_t 
     ROLLED
     for (uint32_t j = 0; j < POOL_OFFERS; j++) {
         const uint32_t magnitude = (j == 0 ? bits.x : j == 1 ? bits.y : j == 2 ? bits.z : bits.w) & MAGNITUDE;
-        pool_offer(&writer, magnitude >= floor, key_make(first + j, magnitude));
+        pool_offer(&writer, magnitude >= floor, key_make(first + j * apart, magnitude));
     }
     return writer.held;
 }
 
 static inline void offer_four(pool_writer_t *writer, const cuda_pool_t *pool, uint32_t floor, uint4 bits,
-                              uint32_t first)
+                              uint32_t first, int apart)
 {
     const int any = (bits.x & MAGNITUDE) >= floor || (bits.y & MAGNITUDE) >= floor || (bits.z & MAGNITUDE) >= floor ||
                     (bits.w & MAGNITUDE) >= floor;
     if (__any_sync(ALL_LANES, any))
-        writer->held = offer_found(pool, writer->keys, writer->held, floor, bits, first);
+        writer->held = offer_found(pool, writer->keys, writer->held, floor, bits, first, (uint32_t)apart);
 }
 
-/* GROUPS_AT_ONCE groups from entry `begin` of the span, all there and aligned. */
-static inline uint32_t accumulate_vectors(const accumulate_args_t *args, const chunk_t *chunk, int64_t begin,
-                                          uint32_t dtype, int with_velocity, pool_writer_t *writer, uint32_t floor)
+/* Groups that are read before the first is written; GROUPS_AT_ONCE would take too many registers with a velocity. */
+static inline uint32_t groups_together(int with_velocity)
+{
+    return with_velocity ? 1 : GROUPS_AT_ONCE;
+}
+
+/* groups_together groups from entry `begin` of the span, all of them there. */
+static inline uint32_t accumulate_whole(const accumulate_args_t *args, const chunk_t *chunk, int64_t begin,
+                                        uint32_t dtype, int with_velocity, int apart, pool_writer_t *writer,
+                                        uint32_t floor)
 {
     float x[GROUPS_AT_ONCE][4], sums[GROUPS_AT_ONCE][4], v[GROUPS_AT_ONCE][4];
-    const int64_t at = begin + 4 * lane_id(), place = chunk->offset + at;
+    const int64_t at = begin + (apart == NEXT ? 4 : 1) * lane_id(), place = chunk->offset + at;
     const float *residual = args->residual + place, *velocity = with_velocity ? args->velocity + place : NULL;
     uint32_t bad = 0;
     UNROLL
-    for (uint32_t g = 0; g < GROUPS_AT_ONCE; g++) {
+    for (uint32_t g = 0; g < groups_together(with_velocity); g++) {
         if (dtype != SCAN_ONLY)
-            read_four(chunk->data, dtype, at + g * GROUP, x[g]);
-        unpack(*(const uint4 *)(residual + g * GROUP), sums[g]);
+            read_four(chunk->data, dtype, apart, at + g * GROUP, x[g]);
+        get_four(residual + g * GROUP, apart, sums[g]);
         if (with_velocity)
-            unpack(*(const uint4 *)(velocity + g * GROUP), v[g]);
+            get_four(velocity + g * GROUP, apart, v[g]);
     }
     UNROLL
-    for (uint32_t g = 0; g < GROUPS_AT_ONCE; g++) {
+    for (uint32_t g = 0; g < groups_together(with_velocity); g++) {
         if (dtype != SCAN_ONLY) {
             UNROLL
             for (uint32_t j = 0; j < 4; j++)
                 bad |= add_entry(args, with_velocity, x[g][j], &sums[g][j], &v[g][j]);
-            *(uint4 *)(args->to + place + g * GROUP) = pack(sums[g]);
+            put_four(args->to + place + g * GROUP, apart, sums[g]);
             if (with_velocity)
-                *(uint4 *)(args->velocity_to + place + g * GROUP) = pack(v[g]);
+                put_four(args->velocity_to + place + g * GROUP, apart, v[g]);
             if (args->zero_input)
-                zero_four(chunk->data, dtype, at + g * GROUP);
+                zero_four(chunk->data, dtype, apart, at + g * GROUP);
         }
-        offer_four(writer, &args->pool, floor, pack(sums[g]), chunk->offset + (uint32_t)(at + g * GROUP));
+        offer_four(writer, &args->pool, floor, pack(sums[g]), chunk->offset + (uint32_t)(at + g * GROUP), apart);
     }
     return bad;
 }
@@ -196,8 +243,13 @@ static inline void accumulate(const accumulate_args_t *args, uint32_t dtype, int
         for (int64_t begin = chunk.begin; begin < chunk.begin + CUDA_CHUNK; begin += GROUPS_AT_ONCE * GROUP) {
             if (begin >= (int64_t)chunk.length)
                 break;
-            if (chunk.aligned && begin >= 0 && begin + GROUPS_AT_ONCE * GROUP <= (int64_t)chunk.length) {
-                bad |= accumulate_vectors(args, &chunk, begin, dtype, with_velocity, &writer, floor);
+            if (begin >= 0 && begin + GROUPS_AT_ONCE * GROUP <= (int64_t)chunk.length) {
+                for (uint32_t g = 0; g < GROUPS_AT_ONCE; g += groups_together(with_velocity)) {
+                    const int64_t at = begin + g * GROUP;
+                    bad |= chunk.aligned
+                               ? accumulate_whole(args, &chunk, at, dtype, with_velocity, NEXT, &writer, floor)
+                               : accumulate_whole(args, &chunk, at, dtype, with_velocity, APART, &writer, floor);
+                }
                 continue;
             }
             ROLLED
@@ -205,7 +257,7 @@ static inline void accumulate(const accumulate_args_t *args, uint32_t dtype, int
                 bad |= accumulate_singly(args, &chunk, begin + g * GROUP, dtype, with_velocity, &writer, floor);
         }
     }
-    pool_flush(&writer, &args->pool, CUDA_PASS_ACCUMULATE);
+    pool_finish(&writer, &args->pool, CUDA_PASS_ACCUMULATE);
     if (__any_sync(ALL_LANES, bad) && lane_id() == 0)
         (void)atomicOr(&args->words->nonfinite, 1u);
 }

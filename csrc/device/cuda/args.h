@@ -158,7 +158,7 @@ typedef struct copy_set_args {
     device_words_t *words;
 } copy_set_args_t;
 
-/* Commit is: fill, journal, mean; each in as many launches as its spans or deposits need. */
+/* Commit is: fill (unless the outputs hold zeros), journal, mean; each in as many launches as its spans or deposits need. */
 typedef struct fill_args {
     cuda_spans_t spans;
     const device_words_t *words;

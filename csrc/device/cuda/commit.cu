@@ -11,19 +11,15 @@ static inline uint32_t nan_bits(uint32_t dtype)
     return dtype == GTOPK_F32 ? 0x7fc00000u : dtype == GTOPK_F16 ? 0x7e007e00u : 0x7fc07fc0u;
 }
 
-KERNEL(fill, fill_args)
+/* All entries of the spans become `bits`: twice, of a type of 16 bits. */
+FUNCTION void fill_spans(const cuda_spans_t *spans, uint32_t size, uint32_t bits)
 {
-    const device_words_t *words = args.words;
-    const uint32_t size = args.dtype == GTOPK_F32 ? 4 : 2;
-    if (!words->ok || !(words->nonfinite || words->joined || args.zero))
-        return;
-    const uint32_t bits = words->nonfinite ? nan_bits(args.dtype) : 0;
     uint4 four;
     uint2 two;
     four.x = four.y = four.z = four.w = two.x = two.y = bits;
     ROLLED
-    for (uint32_t number = grid_warp(); number < args.spans.chunks; number += grid_warps()) {
-        const chunk_t chunk = spans_chunk(&args.spans, number, size);
+    for (uint32_t number = grid_warp(); number < spans->chunks; number += grid_warps()) {
+        const chunk_t chunk = spans_chunk(spans, number, size);
         ROLLED
         for (uint32_t i = 4 * lane_id(); i < CUDA_CHUNK; i += 4 * CUDA_WARP) {
             const int64_t at = chunk.begin + i;
@@ -45,6 +41,22 @@ KERNEL(fill, fill_args)
             }
         }
     }
+}
+
+/* What the outputs of a step become that changes nothing: NaN, or zero where all have joined. */
+static inline void fill_unchanged(const cuda_spans_t *spans, uint32_t dtype, const device_words_t *words)
+{
+    if (words->ok && (words->nonfinite || words->joined))
+        fill_spans(spans, dtype == GTOPK_F32 ? 4 : 2, words->nonfinite ? nan_bits(dtype) : 0);
+}
+
+/* zero: also of a step that is committed. */
+KERNEL(fill, fill_args)
+{
+    if (args.zero && words_commit(args.words))
+        fill_spans(&args.spans, args.dtype == GTOPK_F32 ? 4 : 2, 0);
+    else
+        fill_unchanged(&args.spans, args.dtype, args.words);
 }
 
 /* ---- the residual ---- */
@@ -85,11 +97,14 @@ KERNEL(journal, journal_args)
 
 /* ---- the mean ---- */
 
+/* The outputs hold zeros, or are filled here. */
 KERNEL(mean, mean_args)
 {
-    if (!words_commit(args.words))
-        return;
     const cuda_spans_t *spans = &args.spans;
+    if (!words_commit(args.words)) {
+        fill_unchanged(spans, args.dtype, args.words);
+        return;
+    }
     const uint32_t count = *args.final.count;
     /* Entries that these spans cover. */
     uint32_t begin = 0, end = count;

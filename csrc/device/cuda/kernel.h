@@ -65,6 +65,18 @@ static inline int is_finite(float value)
     return (convert_bits(value) & MAGNITUDE) < CONVERT_INF;
 }
 
+/* One instruction, which knows denormals, in place of the twenty that convert.h takes. Of a NaN it makes another one. */
+static inline float float_from_half(uint16_t bits)
+{
+#ifdef __CUDACC_RTC__
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+#else
+    return convert_float_from_fp16(bits);
+#endif
+}
+
 /* ---- the words of a step ---- */
 
 static inline void words_fail(device_words_t *words, uint32_t error)

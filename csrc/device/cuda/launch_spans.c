@@ -154,7 +154,7 @@ static gtopk_status_t write_mean(const cuda_queue_t *queue, const cuda_memory_t 
 gtopk_status_t launch_commit(const cuda_queue_t *queue, const cuda_memory_t *memory, const device_journal_t *journal,
                              const device_target_t *target, const device_words_t *words, void *stream)
 {
-    gtopk_status_t status = fill(queue, target, !target->are_zero, words, stream);
+    gtopk_status_t status = target->are_zero ? GTOPK_OK : fill(queue, target, 1, words, stream);
     if (status == GTOPK_OK)
         status = change_residual(queue, memory, journal, words, stream);
     return status == GTOPK_OK ? write_mean(queue, memory, journal, target, words, stream) : status;

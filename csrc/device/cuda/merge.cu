@@ -233,7 +233,7 @@ KERNEL(merge, merge_args)
         keep(&args, total, total > args.k ? all_bound(&args, radix, total) : 0);
     bins_clear(scratch->pool_bins[0], CUDA_LEVELS * CUDA_BINS);
     if (is_first_thread()) {
-        *args.all.count = room ? total : 0;
+        *args.all.count = kept_room ? total : 0;
         *args.kept.count = kept_room ? most : 0;
         if (!kept_room)
             words_fail(args.words, DEVICE_NO_ROOM);

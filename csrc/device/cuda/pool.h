@@ -34,9 +34,33 @@ static inline void pool_flush(pool_writer_t *writer, const cuda_pool_t *pool, ui
     __syncwarp(); /* a shuffle is no fence for what the lanes have written */
     ROLLED
     for (uint32_t i = lane_id(); i < writer->held; i += CUDA_WARP)
-        if (base + i < pool->capacity)
+        if ((uint64_t)base + i < pool->capacity)
             pool->keys[base + i] = writer->keys[i];
     __syncwarp();
+    writer->held = 0;
+}
+
+/* All threads of the block, at the end of a pass: what its warps still hold takes room by one atomic. With one a warp the
+ * last of thousands would wait for all others. */
+static inline void pool_finish(pool_writer_t *writer, const cuda_pool_t *pool, uint32_t pass)
+{
+    __shared__ uint32_t held[CUDA_WARPS], base;
+    uint32_t before = 0, all = 0;
+    if (lane_id() == 0)
+        held[warp_id()] = writer->held;
+    __syncthreads();
+    UNROLL
+    for (uint32_t w = 0; w < CUDA_WARPS; w++) {
+        before += w < warp_id() ? held[w] : 0;
+        all += held[w];
+    }
+    if (threadIdx.x == 0 && all != 0)
+        base = atomicAdd(&pool->state->offered[pass], all);
+    __syncthreads();
+    ROLLED
+    for (uint32_t i = lane_id(); i < writer->held; i += CUDA_WARP)
+        if ((uint64_t)base + before + i < pool->capacity)
+            pool->keys[base + before + i] = writer->keys[i];
     writer->held = 0;
 }
 

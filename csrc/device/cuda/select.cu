@@ -37,7 +37,6 @@ FUNCTION void scan_count(const select_args_t *args, const radix_t *radix, uint32
     uint32_t *bins = radix_bins_begin(radix->level);
     const uint64_t step = (uint64_t)SCAN_GROUP * one_in;
     ROLLED
-    ROLLED
     for (uint64_t begin = grid_warp() * step; begin < args->n; begin += grid_warps() * step) {
         uint32_t magnitude[SCAN_AT_ONCE];
         scan_read(args, begin + lane_id(), magnitude);
@@ -72,7 +71,7 @@ FUNCTION void scan_offer(const select_args_t *args, uint64_t bound, uint32_t pas
             pool_offer(&writer, again != 0 && key >= bound, key);
         }
     }
-    pool_flush(&writer, &args->pool, pass);
+    pool_finish(&writer, &args->pool, pass);
 }
 
 /* ---- 1: into the pool ---- */
@@ -268,7 +267,8 @@ KERNEL(select, select_args)
         args.buckets[b] = 0;
     const uint32_t held = pool_fill(&args, &candidates, &missed);
     const uint64_t bound = pool_bound(&args, held);
-    grid_sync(scratch); /* buckets are empty */
+    if (!missed && held <= args.k)
+        grid_sync(scratch); /* buckets are empty; elsewhere the grid has met since */
     write_chosen(&args, held, bound);
 
     bins_clear(scratch->pool_bins[0], CUDA_LEVELS * CUDA_BINS);

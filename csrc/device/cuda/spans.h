@@ -54,7 +54,7 @@ static inline float entry_read(const void *data, uint32_t dtype, uint64_t at)
 {
     if (dtype == GTOPK_F32)
         return ((const float *)data)[at];
-    return dtype == GTOPK_F16 ? convert_float_from_fp16(((const uint16_t *)data)[at])
+    return dtype == GTOPK_F16 ? float_from_half(((const uint16_t *)data)[at])
                               : convert_float_from_bf16(((const uint16_t *)data)[at]);
 }
 

@@ -111,8 +111,10 @@ gtopk_status_t reference_merge(device_t *device, const device_set_t *a, const de
 
     if (!set_add(a, b, &sum))
         words->nonfinite = 1;
-    if (host_has_room(kept, k < count ? k : count, words))
-        status = set_keep_largest(&sum, k, kept);
+    *kept->count = *all->count = 0;
+    if (!host_has_room(kept, k < count ? k : count, words) || !host_has_room(all, count, words))
+        goto cleanup;
+    status = set_keep_largest(&sum, k, kept);
     if (status == GTOPK_OK)
         status = reference_copy_set(device, &sum, all, words, stream);
 
