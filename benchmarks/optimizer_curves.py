@@ -461,6 +461,7 @@ SHOWN = {
     "AdamW .05, warm-up": ("#009E73", "-"),
     "AdamW .01": ("#0072B2", "--"),
     "AdamW .01, warm-up": ("#0072B2", "-"),
+    "Local 4, .08": ("#CC79A7", "-"),
     "SGD, dense": ("#D55E00", "-"),
     "SGD .01, correction, warm-up": ("#E69F00", "-"),
 }

@@ -757,8 +757,8 @@ MUTANTS = [
     Mutant(
         "local steps: weights that were loaded count as learned",
         TORCH + "local_steps.py",
-        "            elif not self.since and not start.is_at(parameter):\n",
-        "            elif False:\n",
+        "            if not self.since and not start.is_at(parameter):\n",
+        "            if False:\n",
     ),
     Mutant(
         "local steps: a rank that has joined does not take the update",

@@ -30,6 +30,11 @@ def test_torchrun():
 
 
 @pytest.mark.long
+def test_local_steps():
+    passed(launcher.mpirun(2, "harness.py", "cases_torch_local", environment=ON_GPU, limit=900), 2)
+
+
+@pytest.mark.long
 def test_three_ranks():
     passed(launcher.mpirun(3, "harness.py", "cases_cuda", "cases_torch_optimizer", environment=ON_GPU), 3)
 

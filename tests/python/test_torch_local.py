@@ -15,6 +15,7 @@ from torch.optim import lr_scheduler
 from torch_support import assert_equal, batch, loss_of, make, train, twins
 
 import gtopk
+import gtopk.horovod as hvd
 from gtopk.torch.ddp_hook import GTopKState
 from gtopk.torch.session import Session
 from gtopk.torch.start import Start, all_finite
@@ -64,6 +65,13 @@ def test_arguments(alone):
         optimizer.skip_synchronize()
     with pytest.raises(gtopk.UnsupportedError, match=r"leave out DistributedDataParallel.*local_steps"):
         GTopKState(local_steps=4)
+
+
+def test_horovod_has_the_average_only(alone):
+    optimizer = optim.SGD(make().parameters(), lr=0.1)
+    with pytest.raises(gtopk.UnsupportedError, match=r"hvd\.Sum is for gradients"):
+        hvd.DistributedOptimizer(optimizer, op=hvd.Sum, local_steps=3)
+    assert hvd.DistributedOptimizer(optimizer, local_steps=3).stats()["local_steps"] == 0
 
 
 def test_zero_redundancy_is_refused(alone):

@@ -48,12 +48,12 @@ class LocalSteps(Synchronizer):
         self.session.undoes = True
         self.done = 0  # steps, over checkpoints; after an exchange those of the rank that did the most
         self.since = 0  # of them since the latest exchange
-        self.velocities: dict[
-            str, Tensor
-        ] = {}  # of the outer momentum, in the shape of parameters; the same on all ranks
+        self.velocities: dict[str, Tensor] = {}  # of the outer momentum, the same on all ranks
         self._starts: dict[str, Start] = {}  # by name: of what was trained at some time in this period
-        self._trained: list[int] = []  # ids of the parameters that are trained now
-        self._built: list[str] | None = None  # names that the reducers were made for
+        self._trained: list[
+            tuple[int, torch.device]
+        ] = []  # ids of the parameters that are trained now, and where they are
+        self._built: list[tuple[str, torch.device]] | None = None  # what the reducers were made for
         self._warning = NonfiniteWarning("a gradient was Inf or NaN, so this rank has left out its local step ({}")
 
     # ---- one step ----
@@ -86,19 +86,21 @@ class LocalSteps(Synchronizer):
 
         Weights that were loaded or broadcast after an exchange are where the next period starts.
         """
-        trained = [id(p) for p in _trained(optimizer)]
+        trained = [(id(p), p.device) for p in _trained(optimizer)]
         if self.session.solo or (self.since and trained == self._trained):
             return
         parameters = {name: p for name, p in self.names.of(optimizer).items() if p.requires_grad and not p.is_complex()}
         if (
             not self.since
-        ):  # what was frozen in the latest period took part in its exchange, and takes no part in the next
+        ):  # what was frozen in the latest period took part in its exchange, and takes no part in the next one
             self._starts = {name: start for name, start in self._starts.items() if name in parameters}
         for name, parameter in parameters.items():
             start = self._starts.get(name)
             if start is None:
                 self._starts[name] = Start(parameter)
-            elif not self.since and not start.is_at(parameter):
+                continue
+            start.weights = start.weights.to(parameter.device)
+            if not self.since and not start.is_at(parameter):
                 start.weights.copy_(parameter.detach())
         self._trained = trained
 
@@ -115,6 +117,7 @@ class LocalSteps(Synchronizer):
     def _exchange(self, optimizer: torch.optim.Optimizer, *, joined: bool) -> bool:
         """True when all ranks have joined, and nothing was exchanged."""
         with record("gtopk.synchronize"):
+            self._remember(optimizer)
             parameters = self._prepare_weights(optimizer)
             differences = [flat(self._starts[name].difference(p)) for name, p in parameters.items()]
             finite = all_finite(differences)
@@ -141,18 +144,18 @@ class LocalSteps(Synchronizer):
         """The parameters to exchange. Makes the reducers where these are others than before."""
 
         def choose() -> tuple[dict[str, Tensor], None]:
-            self._remember(optimizer)
             check_parameters(self.names.of(optimizer), exchanged=True)
             return self._started(optimizer), None
 
         chosen = self._started(optimizer)
-        if self._built == list(chosen) and self._trained == [id(p) for p in _trained(optimizer)]:
+        wanted = [(name, p.device) for name, p in chosen.items()]
+        if wanted == self._built:
             return chosen
         self._built = None  # if this fails, the next exchange tries again
         chosen = self.session.comm.together("step()", choose)
         check_same(self.session.comm, chosen, self._starts, self.velocities)
         self.session.build([Segment(name, self._starts[name].weights) for name in chosen])
-        self._built = list(chosen)
+        self._built = wanted
         return chosen
 
     def _started(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -198,6 +201,7 @@ class LocalSteps(Synchronizer):
             return update
         if name not in self.velocities:
             self.velocities[name] = zeros_like(self._starts[name].weights, torch.float32)
+        self.velocities[name] = self.velocities[name].to(update.device)
         velocity = flat(self.velocities[name])
         velocity.mul_(factor).add_(update)
         return update.add_(velocity * factor)
@@ -232,7 +236,6 @@ class LocalSteps(Synchronizer):
         if self.session.solo:
             self._end_alone(optimizer)
             return 0
-        self._remember(optimizer)
         while self.since:
             self.exchange(optimizer)
         while not self._exchange(optimizer, joined=True):
@@ -251,9 +254,11 @@ class LocalSteps(Synchronizer):
         return {
             "local_steps": [self.done, self.since],
             "start_of": list(weights),
-            "start": {name: tensor.contiguous().clone() for name, tensor in weights.items()},
+            "start": {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in weights.items()},
             "outer_velocity_of": list(self.velocities),
-            "outer_velocity": {name: tensor.contiguous().clone() for name, tensor in self.velocities.items()},
+            "outer_velocity": {
+                name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.velocities.items()
+            },
         }
 
     def consolidate(self, optimizer: torch.optim.Optimizer, summed: dict[str, Any] | None) -> None:
