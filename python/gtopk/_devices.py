@@ -12,7 +12,7 @@ import sys
 from typing import Any, NamedTuple
 
 from . import _c_api
-from .errors import InvalidError
+from .errors import InvalidError, StateError
 
 _log = logging.getLogger("gtopk")
 
@@ -44,6 +44,11 @@ class Device(NamedTuple):
         cuda = _cuda() if self.is_gpu else None
         if cuda is None or self.gpu >= cuda.device_count():  # of the latter the library says that it is not there
             return None
+        if cuda.is_current_stream_capturing():
+            raise StateError(
+                "a CUDA graph is being captured, which cannot hold an exchange with other ranks: capture forward and backward "
+                "alone, and call step() outside"
+            )
         return int(cuda.current_stream(self.gpu).cuda_stream)
 
 

@@ -140,6 +140,19 @@ def case_resizing_gives_back_memory():
         assert torch.cuda.memory_allocated() == small
 
 
+def case_a_graph_cannot_be_captured():
+    capturing = torch.cuda.is_current_stream_capturing
+    with gtopk.Reducer([4], device="cuda") as reducer:
+        x = torch.ones(4, device="cuda")
+        torch.cuda.is_current_stream_capturing = lambda: True
+        try:
+            with raises(gtopk.StateError, "a CUDA graph is being captured"):
+                reducer.accumulate(0, x)
+        finally:
+            torch.cuda.is_current_stream_capturing = capturing
+        reducer.accumulate(0, x)
+
+
 # ---- arrays of other packages ----
 
 
