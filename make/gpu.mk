@@ -4,7 +4,7 @@
 GPU       := $(BUILD)/gpu
 GPU_TESTS := $(addprefix $(GPU)/bin/,bits test_reducer test_reducers_together test_exchange test_reducer_ranks test_state \
     test_faults test_memory)
-GPU_FILES := $(addprefix $(GPU)/,libgtopk.so libgtopk_mpi.so libcuda_standin.so bin/libcuda_count.so bin/gpu_bench)
+GPU_FILES := $(addprefix $(GPU)/,libgtopk.so libgtopk_mpi.so libcuda_standin.so libtorch_cuda_standin.so bin/libcuda_count.so bin/gpu_bench)
 
 comma := ,
 
@@ -44,7 +44,7 @@ $(GPU)/lib%.so: $(BUILD)/lib%.so
 #: make gpu-check-build  what a machine with a GPU needs beside the tree, in build/gpu (at most 64 MiB)
 gpu-check-build: $(GPU_FILES) $(GPU_TESTS) $(VENV)/.installed-mpi $(TEST_READY)
 	@grep -q cubin $(CUDA_IMAGES) || { echo 'gpu-check-build: this build has no CUDA kernels (CUDA=1 shows why)' >&2; exit 1; }
-	@scripts/gpu_check_build.sh $(GPU) $(VENV) $(BUILD) $(BUILD)/tests/unit/test_wire
+	@scripts/gpu_check_build.sh $(GPU) $(VENV) $(BUILD)/tests/unit/test_wire
 
 gpu-check-build: $(BUILD)/tests/unit/test_wire
 

@@ -129,6 +129,8 @@ def run(check: Run, name: str, command: list[str], limit: float, **environment: 
         output, _ = process.communicate()
         status = f"failed (cut after {limit:.0f} s)"
     text = output.decode(errors="replace")
+    if status == "passed" and text.startswith("skipped: "):
+        return missing(text.splitlines()[0].removeprefix("skipped: "))
     result = {"name": name, "status": status, "seconds": round(time.monotonic() - begin, 2)}
     check.log.write(f"\n==== {name}: {status}, {result['seconds']} s: {' '.join(map(str, command))}\n{text}\n")
     if status != "passed":
@@ -301,7 +303,7 @@ def phase_sanitizer(check: Run, limit: float) -> list[dict]:
 
 
 def missing(why: str) -> dict:
-    return {"name": "not there", "status": "skipped", "seconds": 0.0, "why": why}
+    return {"name": "not there", "status": "skipped", "seconds": 0.0, "why": why, "output": ""}
 
 
 # Name, seconds that it may take.

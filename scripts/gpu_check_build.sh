@@ -1,10 +1,10 @@
 #!/bin/bash
 # Puts into FOLDER what a machine with a GPU may lack: cmocka and an MPI. Called by make gpu-check-build.
 #
-#   scripts/gpu_check_build.sh FOLDER VENV BUILD C_TEST      C_TEST: a program that is linked with cmocka
+#   scripts/gpu_check_build.sh FOLDER VENV C_TEST      C_TEST: a program that is linked with cmocka
 set -euo pipefail
 
-folder=${1:?} venv=${2:?} build=${3:?} test=${4:?}
+folder=${1:?} venv=${2:?} test=${3:?}
 
 cmocka=$(ldd "$test" | awk '$1 ~ /^libcmocka/ {print $3}')
 cp -Lf "$cmocka" "$folder/bin/libcmocka.so.0"
@@ -24,9 +24,6 @@ if [ ! -x "$folder/mpi/bin/mpirun" ] || [ "$venv/.installed-mpi" -nt "$folder/mp
     cp -rL "$venv"/etc/*mpi* "$venv"/etc/pmix* "$venv"/etc/prte* "$folder/mpi/etc/"
     touch "$folder/mpi/bin/mpirun"
 fi
-
-# For a rehearsal with PyTorch's tensors.
-[ ! -f "$build/libtorch_cuda_standin.so" ] || cp -f "$build/libtorch_cuda_standin.so" "$folder/"
 
 bytes=$(du -sb "$folder" | cut -f1)
 echo "  gpu   $folder: $((bytes >> 20)) MiB of 64"

@@ -41,6 +41,7 @@ static const fuzz_field_t fields[] = {
     {offsetof(input_t, reducer.momentum_correction), 4},
     {offsetof(input_t, reducer.merge_growth), 8},
     {offsetof(input_t, reducer.rollback), 4},
+    {offsetof(input_t, reducer.hierarchy), 4},
     {offsetof(input_t, count), 8},
     {offsetof(input_t, transport), 1},
     {offsetof(input_t, device), 1},
@@ -66,6 +67,7 @@ static size_t valid_config(random_state_t *random, uint8_t *out)
     input.reducer.residual_policy = (int32_t)random_below(random, 2);
     input.reducer.momentum_correction = (int32_t)random_below(random, 2);
     input.reducer.rollback = (int32_t)random_below(random, 2);
+    input.reducer.hierarchy = (int32_t)random_below(random, 3);
     input.reducer.merge_growth = 1.0 + (double)random_below(random, 3) / 2;
     input.count = 1 + random_below(random, LENGTHS);
     for (int i = 0; i < LENGTHS; i++)
