@@ -39,6 +39,7 @@ lint-shell: $(LINT_READY)
 lint-tree: $(LINT_READY)
 	@echo '  lint  what is committed'
 	@$(VENV_PYTHON) scripts/check_tree.py
+	@$(VENV_PYTHON) tests/mutants/run.py --check
 
 tidy: $(TIDY_FILES)
 

@@ -238,7 +238,7 @@ MUTANTS = [
     Mutant(
         "a failed step stays in the queue",
         STEP,
-        "if (link_give_up(group_link(group)))",
+        "if (status != GTOPK_OK && link_give_up(group_link(group)))",
         "if (0)",
     ),
     Mutant(
@@ -402,8 +402,8 @@ MUTANTS = [
     Mutant(
         "rollback: a cancelled step is forgotten",
         ACCUMULATE,
-        "if (reducer->in_step && reducer->record.rollback) {",
-        "if (0) {",
+        "if (reducer->in_step && reducer->record.rollback)",
+        "if (0)",
     ),
     Mutant(
         "rollback: a residual is read where it was",
@@ -454,8 +454,8 @@ MUTANTS = [
     Mutant(
         "store what is not finite",
         GENERIC,
-        "            bad = 1;\n            sum = r;\n            bits = generic_bits(r);\n        }\n        job->residual[i] = sum;\n        count",
-        "            bad = 1;\n        }\n        job->residual[i] = sum;\n        count",
+        "            bad = 1;\n            sum = r;\n            bits = generic_bits(r);\n        }\n        job->to[i] = sum;\n        count",
+        "            bad = 1;\n        }\n        job->to[i] = sum;\n        count",
     ),
     Mutant(
         "keep a zero",
@@ -598,8 +598,8 @@ MUTANTS = [
     Mutant(
         "a step that is not finite is applied",
         TORCH + "optimizer.py",
-        "        if nonfinite:\n            return loss\n",
-        "",
+        "        if not nonfinite:\n            with sync.wrapped_step",
+        "        if True:\n            with sync.wrapped_step",
     ),
     Mutant(
         "batches are counted on after a join",
@@ -764,7 +764,7 @@ MUTANTS = [
     Mutant(
         "the prefix of compiled models stays in a state",
         TORCH + "checkpoint.py",
-        "    saved = _with_plain_names(saved)\n",
+        "    saved = _with_names_as_in(parameters, saved)\n",
         "",
     ),
     Mutant(
