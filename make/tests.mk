@@ -145,6 +145,8 @@ c-tests: $(C_TEST_BINS)
 	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(QUEUED_TESTS)
 	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=cpu GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(EXCHANGE_TESTS)
 	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=reference GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(EXCHANGE_TESTS)
+	@GTOPK_TEST_SIZES=4 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=nccl GTOPK_NCCL_LIBRARY="$(BUILD)/libnccl_standin.so" \
+	    scripts/run_c_tests.sh $(filter %/test_exchange %/test_reducers_together,$(C_TEST_BINS))
 	@$(MAKE) -s emulated-c-tests
 
 # Of the tests in Python, what goes through the arithmetic is run again without the fast code as well.
