@@ -66,7 +66,7 @@ def exchanges(options):
             if not table.is_file():
                 raise AssertionError(f"{ranks} ranks: {done.stdout[-2000:]}{done.stderr[-3000:]}")
             rows = json.loads(table.read_text())["rows"]
-        assert len(rows) in (4, 8)
+        assert len(rows) >= 4, rows
         assert all(row["wrong"] == 0 for row in rows), rows
         assert done.returncode == 0, done.stderr[-3000:]
         report[f"{ranks} ranks"] = [[row["algorithm"], row["n"], row["median_ms"], row["wrong"]] for row in rows]
