@@ -94,6 +94,7 @@ def environment(standin: bool) -> dict[str, str]:
         OMPI_ALLOW_RUN_AS_ROOT="1",
         OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
         OMP_NUM_THREADS="2",
+        GLOO_SOCKET_IFNAME="lo",
     )
     if standin:
         kept.update(
@@ -232,25 +233,25 @@ def phase_ranks(check: Run, limit: float) -> list[dict]:
     script = str(PARTS / "ranks.py")
     small = ["--entries", "20000"] if check.standin else []
     mpirun = [GPU / "mpi" / "bin" / "mpirun", "--oversubscribe", "--bind-to", "none"]
-    mpirun += ["--mca", "mpi_yield_when_idle", "1"]
+    mpirun += ["--mca", "mpi_yield_when_idle", "1", "-np"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    counts = (2,) if check.standin else (2, 4)
     items = [
         {
             "name": f"mpi, {ranks} ranks",
-            "command": [*mpirun, "-np", str(ranks), sys.executable, script, "--transport", "mpi", *small],
+            "command": [*mpirun, str(ranks), sys.executable, script, "--transport", "mpi", *small],
             "limit": limit,
         }
-        for ranks in ((2,) if check.standin else (2, 4))
+        for ranks in counts
     ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    if check.has_torch and not check.standin:
-        items += [
-            {
-                "name": f"gloo, {ranks} ranks",
-                "command": [*torchrun, str(ranks), script, "--transport", "torch"],
-                "limit": limit,
-            }
-            for ranks in (2, 4)
-        ]
+    items += [
+        {
+            "name": f"gloo, {ranks} ranks",
+            "command": [*torchrun, str(ranks), script, "--transport", "torch", *small],
+            "limit": limit,
+        }
+        for ranks in counts
+    ]
     done = together(check, items, 1)
     done += run_cuda(check, "ranks", limit)
     return done
