@@ -180,9 +180,7 @@ def phase_bits(check: Run, limit: float) -> list[dict]:
 
 def phase_c(check: Run, limit: float) -> list[dict]:
     names = ["reducer", "reducers_together", "exchange", "reducer_ranks", "faults", "state", "memory"]
-    sizes = "5"
-    if check.standin:
-        names, sizes = ["reducer", "reducers_together", "faults"], "2"
+    sizes = "2" if check.standin else "5"
     items = [
         {
             "name": f"test_{name}",

