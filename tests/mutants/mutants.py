@@ -872,6 +872,18 @@ MUTANTS = [
         "if (at->users-- > 0)",
     ),
     Mutant(
+        "packed kernels may end anywhere",
+        CUDA + "unpack.c",
+        "return at == bytes && decoder->in == decoder->end && decoder->code == 0 && !decoder->ran_out;",
+        "return at == bytes;",
+    ),
+    Mutant(
+        "packed kernels: a match is longer than what is left",
+        CUDA + "unpack.c",
+        "if (back > at || length > bytes - at)",
+        "if (back > at || length > bytes - at + 1)",
+    ),
+    Mutant(
         "memory of the caller's pool goes to the driver",
         CUDA + "cuda.c",
         "if (block && device->allocator.release)",
