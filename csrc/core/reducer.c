@@ -282,16 +282,15 @@ void gtopk_reducer_destroy(gtopk_reducer_t *reducer)
 {
     if (!reducer)
         return;
-    if (reducer->device) {
+    if (reducer->device && !reducer->comm->link.stream_lost) { /* what is queued needs all of it */
         const device_ops_t *ops = reducer->device->ops;
-        if (!reducer->comm->link.buffers_lost)
-            (void)ops->synchronize(reducer->device, reducer->stream);
+        (void)ops->synchronize(reducer->device, reducer->stream);
         destroy_exchange(reducer->exchange);
         ops->release(reducer->device, reducer->words);
         ops->release_pinned(reducer->device, reducer->verdict);
         if (reducer->store)
             ops->store_destroy(reducer->store);
-        shares_destroy(reducer->shares, reducer->device, reducer->comm->link.buffers_lost);
+        shares_destroy(reducer->shares, reducer->device);
     }
     segments_destroy(&reducer->segments);
     comm_release(reducer->comm);

@@ -33,6 +33,7 @@ typedef struct link {
     uint8_t *box_out, *box_in;  /* messages of collectives: a header and up to LINK_PIECE bytes each */
     size_t box_bytes;           /* behind the header */
     int buffers_lost;           /* an abandoned request may still write to its buffers: never free them */
+    int stream_lost;            /* nor anything else on the device, whose stream may never pass */
     _Atomic int broken;         /* the first error, GTOPK_OK: none */
     char broken_text[STATUS_TEXT_SIZE];
     link_stats_t stats;

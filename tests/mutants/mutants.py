@@ -244,8 +244,8 @@ MUTANTS = [
     Mutant(
         "what cannot be queued ends nothing",
         LINK,
-        "!(transport->ops->stream_ordered && transport->ops->abandon(transport))",
-        "1",
+        "if (status != GTOPK_OK && transport->ops->stream_ordered)",
+        "if (0)",
     ),
     Mutant("a rank that gave up is not looked for", LINK, "if (gone != TRANSPORT_NONE) {", "if (0) {"),
     Mutant(
