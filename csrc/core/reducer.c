@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "core/trial.h"
+#include "exchange/message.h"
 #include "exchange/node.h"
 #include "util/log.h"
 #include "util/memory.h"
@@ -95,6 +96,14 @@ static gtopk_status_t create_shares(gtopk_reducer_t *reducer)
     return shares_create(&reducer->shares, &comm->map, comm_rank(comm), record->dim, reducer->segments.count);
 }
 
+/* Both ends of a message must have it on the same transport. */
+static int goes_over_data(const gtopk_reducer_t *reducer)
+{
+    link_t *link = &reducer->comm->link;
+    const exchange_setup_t setup = {.device = reducer->device, .link = link};
+    return link->data != link->control && message_transport(&setup) == link->data;
+}
+
 /* The store of an exchange that selects nothing is made for one entry. */
 static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config)
 {
@@ -109,6 +118,7 @@ static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_red
         status = create_shares(reducer);
     if (status != GTOPK_OK)
         return status;
+    reducer->record.over_data = goes_over_data(reducer);
     const device_ops_t *ops = reducer->device->ops;
     reducer->k = config_k(reducer_store_dim(reducer), record->density);
     /* What an allocator gives may be in use by earlier work of the stream. */

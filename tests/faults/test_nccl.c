@@ -350,6 +350,28 @@ static void test_left_behind_is_destroyed(void **state)
 
 /* ---- creation ---- */
 
+/* Ranks whose messages would go different ways do not wait for each other. */
+static void run_apart(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    const uint64_t length = DIM;
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_reducer_t *reducer;
+    (void)size;
+    (void)context;
+    config.device = rank == 1 ? "cpu" : NULL;
+    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_ERR_MISMATCH);
+    REQUIRE(strstr(gtopk_last_error(), "rank 1 on another one") && strstr(gtopk_last_error(), "device"));
+    config.device = "cpu";
+    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
+    gtopk_reducer_destroy(reducer);
+}
+
+static void test_devices_apart(void **state)
+{
+    (void)state;
+    ranks_run(3, run_apart, NULL);
+}
+
 typedef struct creation {
     gtopk_thread_group_t *group;
     const char *function, *data;
@@ -501,11 +523,11 @@ static int prepare(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_library),      cmocka_unit_test(test_creation_fails),
-        cmocka_unit_test(test_codes),        cmocka_unit_test(test_stalls),
-        cmocka_unit_test(test_stuck_inside), cmocka_unit_test(test_interrupt),
-        cmocka_unit_test(test_abort_hangs),  cmocka_unit_test(test_left_behind_is_destroyed),
-
+        cmocka_unit_test(test_library),       cmocka_unit_test(test_creation_fails),
+        cmocka_unit_test(test_codes),         cmocka_unit_test(test_stalls),
+        cmocka_unit_test(test_stuck_inside),  cmocka_unit_test(test_interrupt),
+        cmocka_unit_test(test_abort_hangs),   cmocka_unit_test(test_left_behind_is_destroyed),
+        cmocka_unit_test(test_devices_apart),
     };
     const int failed = cmocka_run_group_tests_name("nccl", tests, prepare, NULL);
     (void)printf("{\"faults\": %ld, \"survived\": %ld}\n", tally_faults, tally_survived);
