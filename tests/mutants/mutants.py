@@ -269,8 +269,8 @@ MUTANTS = [
     Mutant(
         "a reducer goes while its commit is queued",
         REDUCER,
-        "            (void)ops->synchronize(reducer->device, reducer->stream);\n",
-        "            ;\n",
+        "        (void)ops->synchronize(reducer->device, reducer->stream);\n        destroy_exchange(",
+        "        destroy_exchange(",
     ),
     Mutant("one reducer's failure is its own", HOST, "ok &= outcomes[i].words->ok;", "ok = outcomes[i].words->ok;"),
     Mutant(
@@ -325,6 +325,16 @@ MUTANTS = [
     ),
     Mutant(
         "buffers of an abort that hangs are released", NCCL + "nccl.c", "return !self->is_left_behind;", "return 1;"
+    ),
+    Mutant(
+        "NCCL hangs: what its stream needs is released",
+        REDUCER,
+        "reducer->device && !reducer->comm->link.stream_lost",
+        "reducer->device",
+    ),
+    Mutant("NCCL hangs: the device is closed", "csrc/core/comm.c", " && !comm->link.stream_lost; i++", "; i++"),
+    Mutant(
+        "NCCL on one rank, another transport on the next", CONFIG, "if (mine->over_data != theirs->over_data)", "if (0)"
     ),
     Mutant("a hung abort is waited for again and again", NCCL + "nccl.c", "self->is_left_behind ? 0.0 : ", ""),
     Mutant(
