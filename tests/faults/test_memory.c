@@ -313,8 +313,10 @@ static void test_peak_of_a_step(void **state)
     if (device && strncmp(device, "cuda", 4) == 0) /* its residual is not in the host's memory */
         skip();
     ranks_run(2, run_large, &n);
+#ifndef __SANITIZE_ADDRESS__ /* it keeps for a while what was freed: here all messages of the nodes' sums */
     n /= 2;
     ranks_run_nodes(4, 2, run_large, &n);
+#endif
 }
 
 int main(void)
