@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include "core/trial.h"
-#include "exchange/message.h"
 #include "exchange/node.h"
 #include "util/log.h"
 #include "util/memory.h"
@@ -99,9 +98,8 @@ static gtopk_status_t create_shares(gtopk_reducer_t *reducer)
 /* Both ends of a message must have it on the same transport. */
 static int goes_over_data(const gtopk_reducer_t *reducer)
 {
-    link_t *link = &reducer->comm->link;
-    const exchange_setup_t setup = {.device = reducer->device, .link = link};
-    return link->data != link->control && message_transport(&setup) == link->data;
+    const link_t *link = &reducer->comm->link;
+    return link->data != link->control && link_transport(link, reducer->device->name) == link->data;
 }
 
 /* The store of an exchange that selects nothing is made for one entry. */

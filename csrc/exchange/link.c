@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "exchange/check.h"
 #include "util/log.h"
@@ -56,6 +57,12 @@ const char *link_peer_name(const link_t *link, int32_t rank, char *text, size_t 
     else
         (void)snprintf(text, size, "rank %d", (int)rank);
     return text;
+}
+
+transport_t *link_transport(const link_t *link, const char *device)
+{
+    transport_t *data = link->data;
+    return data->device && strcmp(data->device, device) != 0 ? link->control : data;
 }
 
 double link_deadline(const link_t *link)

@@ -56,6 +56,10 @@ typedef struct link_message {
     size_t receive_capacity;
 } link_message_t;
 
+/* The transport that moves the messages of exchanges on a device, by its full name: the data transport, unless that one
+ * queues on the streams of another device. */
+transport_t *link_transport(const link_t *link, const char *device);
+
 /* The moment when an exchange that starts now must have ended. */
 double link_deadline(const link_t *link);
 

@@ -353,8 +353,8 @@ MUTANTS = [
     ),
     Mutant(
         "messages of another device go over NCCL",
-        MESSAGE,
-        "data->device && strcmp(data->device, setup->device->name) != 0 ? setup->link->control : data",
+        LINK,
+        "data->device && strcmp(data->device, device) != 0 ? link->control : data",
         "data",
     ),
     Mutant("a device reads another reducer's message", HEADER, " && header->reducer == expect->reducer", ""),
