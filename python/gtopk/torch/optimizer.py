@@ -347,6 +347,7 @@ class DistributedMixin(torch.optim.Optimizer):
         if saved is not None:
             waiting = checkpoint.check(sync.session, sync.names.of(self), saved, strict)
             sync.check_saved(saved)
+            saved = checkpoint.with_names_as_in(sync.names.of(self), saved)
         super().load_state_dict({name: value for name, value in state_dict.items() if name != KEY})
         if saved is None:
             sync.restore(None, 0, {})
