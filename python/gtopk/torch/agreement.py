@@ -14,7 +14,6 @@ import torch
 from ..comm import Comm, Sum
 from ..errors import DesyncError, MismatchError
 
-
 OPTIONS = "the options"  # the name of a row that describes no parameter
 
 
