@@ -184,6 +184,16 @@ def test_losing_a_rank_learns(tmp_path: Path, ranks: int) -> None:
     assert losses[-1] < 0.5 * losses[0], output
 
 
+def test_losing_a_rank_goes_on_alone(tmp_path: Path) -> None:
+    """One rank has no residual: the checkpoint holds none."""
+    script = EXAMPLES / "losing_a_rank" / "train.py"
+    for steps, first in (("20", "step   0"), ("21", "step  20")):
+        command = [sys.executable, str(script), "--checkpoint", str(tmp_path / "checkpoint.pt"), "--steps", steps]
+        status, output = launcher.run([*command, "--device", "cpu"], {}, limit=300)
+        assert status == 0, output
+        assert output.startswith(first), output
+
+
 def test_the_main_job_alone_ends_at_its_time_limit_with_a_picture(tmp_path: Path) -> None:
     write_cifar10(tmp_path / "images", count=40)
     picture, result = tmp_path / "run.png", tmp_path / "run.json"
