@@ -840,7 +840,7 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "gradients on one rank and weights on another are added up",
+        "ranks are not told that one exchanges gradients and another weights",
         TORCH + "exchange.py",
         '[OPTIONS, f"exchange={self.exchanged}", ',
         "[OPTIONS, ",
