@@ -774,7 +774,7 @@ MUTANTS = [
     Mutant(
         "the prefix of compiled models stays in a state",
         TORCH + "checkpoint.py",
-        "    saved = _with_names_as_in(parameters, saved)\n",
+        "    saved = with_names_as_in(parameters, saved)\n",
         "",
     ),
     Mutant(
@@ -842,6 +842,18 @@ MUTANTS = [
         TORCH + "local_steps.py",
         "        check_same(self.session.comm, chosen, self._starts, self.velocities)\n",
         "",
+    ),
+    Mutant(
+        "local steps: weights start under the names of the state",
+        TORCH + "optimizer.py",
+        "            saved = checkpoint.with_names_as_in(sync.names.of(self), saved)\n",
+        "",
+    ),
+    Mutant(
+        "ranks are not told that one exchanges gradients and another weights",
+        TORCH + "exchange.py",
+        '[OPTIONS, f"exchange={self.exchanged}", ',
+        "[OPTIONS, ",
     ),
     Mutant(
         "local steps: a consolidated state leaves out what was done since the exchange",
