@@ -160,9 +160,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="times that each program is run (2)")
     parser.add_argument("--turns", type=int, default=3, help="steps of each method in a run (3)")
     parser.add_argument("--limit", type=float, default=1800, help="seconds that a run may take")
-    parser.add_argument(
-        "--power-limit", type=float, default=0, help="seconds for each run of PowerSGD; 0: leave it out"
-    )
     parser.add_argument("--cluster", default="bench", help="name of the emulated cluster")
     parser.add_argument("--json", type=Path, help="also writes a picture beside it")
     options = parser.parse_args()

@@ -144,7 +144,7 @@ RUNS = [
     local("Local 4, dense, outer lr 1", lr=4e-3, algorithm="dense", outer_lr=1.0),
     local("Local 4, .08, outer lr 1.25", outer_lr=1.25),
     local("Local 4, .08, seed 2", seed=2),
-    local("Local 4, .08, dense_1d", dense_below=1024),
+    local("Local 4, .08, dense_below 1024", dense_below=1024),
     local("Local 2, .04", local_steps=2, density=0.04),
     local("Local 8, .16", local_steps=8, density=0.16),
     local("Local 4, .08, seed 3", seed=3),

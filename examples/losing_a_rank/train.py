@@ -30,13 +30,17 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=8.0, help="seconds until a lost rank is noticed (%(default)s)")
     parser.add_argument("--lose", type=int, metavar="RANK", help="this rank kills itself ...")
     parser.add_argument("--at", type=int, metavar="STEP", default=50, help="... before this step (%(default)s)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one"
+    )
     options = parser.parse_args()
 
     torch.set_num_threads(1)
     gtopk.init(timeout=options.timeout)
     torch.manual_seed(options.seed)
-    teacher = network()
-    model = network()
+    device = choose_device(options.device)
+    teacher = network().to(device)
+    model = network().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     optimizer = gtopk.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), density=0.01)
 
@@ -67,12 +71,12 @@ def save(file: Path, model: nn.Module, optimizer: Any, step: int) -> None:
 
 def load(file: Path, model: nn.Module, optimizer: Any) -> int:
     """All ranks read the same file; each takes its share of the residual."""
-    saved = torch.load(file, weights_only=True)
+    saved = torch.load(file, map_location="cpu", weights_only=True)
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
 
     again = optimizer.consolidate_state_dict(to=0)
-    if again is not None:
+    if again is not None and saved["optimizer"]["gtopk"]["residual"]:  # one rank alone has none
         before, after = residual(saved["optimizer"]), residual(again)
         difference = float((before - after).abs().max() / before.abs().max())
         say(
@@ -86,12 +90,21 @@ def residual(state: dict[str, Any]) -> Tensor:
     return torch.cat([values.flatten() for values in state["gtopk"]["residual"].values()]).double()
 
 
+def choose_device(name: str) -> str:
+    """Each process of a host has a GPU of its own, as far as they go."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        torch.cuda.set_device(gtopk.local_rank() % torch.cuda.device_count())
+    return name
+
+
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(16, 128), nn.Tanh(), nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 1))
 
 
 def batch(teacher: nn.Module, seed: int, size: int = 64) -> tuple[Tensor, Tensor]:
-    x = torch.randn(size, 16, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(size, 16, generator=torch.Generator().manual_seed(seed)).to(next(teacher.parameters()).device)
     with torch.no_grad():
         return x, 4 * teacher(2 * x)
 

@@ -210,7 +210,7 @@ def DistributedOptimizer(
             type(wrapped).__bases__[0], _StepAfterSynchronize
         )
         if op is Sum:
-            wrapped._gtopk.multiplier = float(size())
+            wrapped._gtopk.multiplier = float(wrapped._gtopk.session.comm.size)
     _Job.optimizers.add(wrapped)
     return wrapped
 
@@ -341,7 +341,7 @@ def gloo_built() -> bool:
 
 
 def nccl_built() -> bool:
-    """False: gradients travel from host memory."""
+    """False: `init` takes MPI or gloo. ``gtopk.init(transport="nccl")`` before it takes NCCL (emulated only)."""
     return False
 
 
@@ -351,7 +351,7 @@ def cuda_built() -> bool:
 
 
 def rocm_built() -> bool:
-    """False: gradients travel from host memory."""
+    """False: there are no kernels for AMD's GPUs."""
     return False
 
 

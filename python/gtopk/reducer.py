@@ -62,7 +62,7 @@ class Reducer:
         What goes over the network where several ranks share a machine. ``node``: they add up their gradients first, each of
         them a share; the algorithm then runs on every share between machines. A machine sends what one rank would send
         alone, and a rank keeps the residual of its share only. Every machine must have as many ranks. ``auto`` tries both
-        when the reducer is made, and keeps the faster one; see `stats`. Dense reducers stay as they are.
+        when the reducer is made, and keeps the faster one; see `stats`. Dense reducers stay as they are. Not on a GPU yet.
     comm : Comm, optional
         Default: the one that ``gtopk.init()`` made.
 
@@ -80,7 +80,7 @@ class Reducer:
 
     On a GPU everything is queued on PyTorch's current stream there (of other packages' arrays, on the stream that they name),
     and memory comes from PyTorch's pool. Arrays are torch tensors, or have ``__cuda_array_interface__`` or DLPack.
-    Residuals and states are copied to host memory. See the guide on GPUs.
+    Residuals and states are copied to host memory. Emulated only: no GPU has run it yet. See the guide on GPUs.
 
     Examples
     --------

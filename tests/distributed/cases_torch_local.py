@@ -9,11 +9,12 @@ from cases_torch_optimizer import ALL, assert_replicas, flat, residuals, wrapped
 from harness import Warnings, assert_same_on_all_ranks, raises
 from torch import nn, optim
 from torch.utils._pytree import tree_map
-from torch_support import batch, loss_of, make, train
+from torch_support import DEVICE, batch, loss_of, make, train
 
 import gtopk
 
 LOCAL = {"density": 0.05, "local_steps": 3, "lr": 0.01}
+NODES = () if DEVICE == "cuda" else ({"hierarchy": "node"}, {"hierarchy": "node", "algorithm": "gtopk-split"})
 
 
 def differ_between_ranks(tensor):
@@ -65,6 +66,7 @@ def case_nothing_is_lost():
             {"value_type": "int8"},
             {"local_steps": lambda step: 1 + step % 3},
             {"local_steps": 1, "exchange": "weights"},
+            *NODES,
         )
     ):
         one = Integers(seed, **options)
@@ -384,6 +386,15 @@ def case_different_options_are_an_error_on_all():
         optimizer = wrapped(model, density=0.1, **option)
         train(model, optimizer, 1, 0, gtopk.rank())
         raises(gtopk.MismatchError, optimizer.synchronize, next(reversed(option)))
+    # Gradients on even ranks, weights on odd ones.
+    model = make()
+    optimizer = wrapped(model, density=0.1, local_steps=1 + gtopk.rank() % 2)
+    texts = "exchange=gradients", "exchange=weights", "on every rank"
+    if gtopk.rank() % 2:
+        train(model, optimizer, 1, 0, gtopk.rank())
+        raises(gtopk.MismatchError, optimizer.synchronize, *texts)
+    else:
+        raises(gtopk.MismatchError, lambda: train(model, optimizer, 1, 0, gtopk.rank()), *texts)
     model = make()
     optimizer = wrapped(model, density=0.1, local_steps=lambda step: 2 + gtopk.rank() * (step > 0))
     train(model, optimizer, 2, 0, gtopk.rank())

@@ -16,7 +16,7 @@ import run_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = sorted((ROOT / "docs").rglob("*.md"))
-READMES = [ROOT / "README.md", ROOT / "examples/README.md", ROOT / "examples/losing_a_rank/README.md"]
+READMES = [ROOT / "README.md", *(ROOT / "examples").rglob("README.md"), *(ROOT / "benchmarks").rglob("README.md")]
 PAGES = [page for page in [ROOT / "README.md", *GUIDE] if run_blocks.blocks(page)]
 SCRIPT = Path(run_blocks.__file__)
 

@@ -184,6 +184,18 @@ def test_losing_a_rank_learns(tmp_path: Path, ranks: int) -> None:
     assert losses[-1] < 0.5 * losses[0], output
 
 
+def test_losing_a_rank_goes_on_alone(tmp_path: Path) -> None:
+    """One rank has no residual: the checkpoint holds none."""
+    script = str(EXAMPLES / "losing_a_rank" / "train.py")
+    arguments = [script, "--checkpoint", str(tmp_path / "checkpoint.pt"), "--device", "cpu"]
+    twice = "import runpy, sys\nfor steps in '20', '21':\n    sys.argv = [*sys.argv[:5], '--steps', steps]\n"
+    twice += "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code = f"import sys\nsys.argv = {arguments!r}\n{twice}"
+    status, output = launcher.run([sys.executable, "-c", code], {}, limit=300)
+    assert status == 0, output
+    assert [line.split()[1] for line in output.splitlines()] == ["0", "20", "20"], output
+
+
 def test_the_main_job_alone_ends_at_its_time_limit_with_a_picture(tmp_path: Path) -> None:
     write_cifar10(tmp_path / "images", count=40)
     picture, result = tmp_path / "run.png", tmp_path / "run.json"

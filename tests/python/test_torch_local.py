@@ -74,6 +74,13 @@ def test_horovod_has_the_average_only(alone):
     assert hvd.DistributedOptimizer(optimizer, local_steps=3).stats()["local_steps"] == 0
 
 
+def test_horovods_sum_is_that_of_the_communicator(alone, monkeypatch):
+    with gtopk.Comm() as comm:
+        monkeypatch.setattr(comm, "size", 3)
+        optimizer = optim.SGD(make().parameters(), lr=0.1)
+        assert hvd.DistributedOptimizer(optimizer, op=hvd.Sum, comm=comm)._gtopk.multiplier == 3.0
+
+
 def test_zero_redundancy_is_refused(alone):
     class ZeroRedundancyOptimizer(optim.Adam):
         pass
@@ -229,6 +236,20 @@ def test_a_state_goes_on_bit_for_bit_in_any_memory_order(state):
         optimizer.load_state_dict(copy.deepcopy(state[0]), strict=True)
         assert optimizer.stats()["local_steps"] == 2
         optimizer.synchronize()
+        results.append(model)
+    assert_equal(*results)
+
+
+def test_a_state_of_a_model_inside_another(state):
+    """All names begin with "module.", as inside DataParallel."""
+    results = []
+    for inside in (False, True):
+        model = make(channels_last=True)
+        model.load_state_dict(state[1])
+        holder = nn.ModuleDict({"module": model}) if inside else model
+        optimizer = wrapped(holder, density=0.02, outer_momentum=0.5)
+        optimizer.load_state_dict(copy.deepcopy(state[0]), strict=True)
+        train(model, optimizer, 3)
         results.append(model)
     assert_equal(*results)
 

@@ -14,6 +14,8 @@ import torch
 from ..comm import Comm, Sum
 from ..errors import DesyncError, MismatchError
 
+OPTIONS = "the options"  # the name of a row that describes no parameter
+
 
 def agree(comm: Comm, what: str, rows: list[list[Any]]) -> None:
     """Raises `MismatchError` on every rank unless all have the same rows. Collective.
@@ -72,6 +74,11 @@ def _progress(at: list[int] | None) -> str:
 
 def _first_difference(what: str, first: list[list[Any]], second: list[list[Any]], rank: int) -> str:
     for mine, theirs in zip(first, second, strict=False):
+        if mine != theirs and mine[0] == theirs[0] == OPTIONS:
+            return (
+                f"ranks have different options: rank 0 has {_row(_without(mine, theirs))}, rank {rank} has "
+                f"{_row(_without(theirs, mine))}: give the same on every rank"
+            )
         if mine != theirs:
             return (
                 f"ranks have different {what}: rank 0 has {_row(mine)}, rank {rank} has {_row(theirs)} in its place. "
@@ -83,6 +90,10 @@ def _first_difference(what: str, first: list[list[Any]], second: list[list[Any]]
         f"ranks have different {what}: rank 0 has {len(first)}, rank {rank} has {len(second)}; {_row(extra)} is on rank "
         f"{holder} only. Build the same model on every rank, with the same parameters frozen"
     )
+
+
+def _without(row: list[Any], other: list[Any]) -> list[Any]:
+    return [part for part in row if part not in other]
 
 
 def _row(row: list[Any]) -> str:

@@ -118,7 +118,7 @@ def check(
         It belongs to another model, and the text names the first difference; or, with `strict`, to another rank.
     """
     check_form(saved)
-    saved = _with_names_as_in(parameters, saved)
+    saved = with_names_as_in(parameters, saved)
     _check_model(parameters, saved)
     entries = {name: Waiting(values, saved["velocity"].get(name)) for name, values in saved["residual"].items()}
     if saved["velocity"] and not session.exchange.options.momentum_correction:
@@ -144,7 +144,7 @@ def check(
     return {}
 
 
-def _with_names_as_in(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_names_as_in(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """A state of a model that was compiled, or inside DDP, when it was saved, by the names that its parameters have here."""
     renamed = {name: plain_name(name) for name in saved["names"]}
     here, there = (
@@ -156,7 +156,7 @@ def _with_names_as_in(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]
         renamed = {name: _DDP + plain for name, plain in renamed.items()}
     if len(set(renamed.values())) < len(renamed):
         return saved
-    by_name = ("residual", "velocity")
+    by_name = [what for what in ("residual", "velocity", "start", "outer_velocity") if what in saved]
     return {
         **saved,
         "names": list(renamed.values()),

@@ -6,9 +6,9 @@ Knows segments and reducers; knows nothing of parameters, optimizers, schedules 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ..comm import Comm, Sum
 from ..errors import StateError
 from ..reducer import Reducer, reduce_together
 from ..step_stats import NOTHING, merged, remember
-from .agreement import any_of
+from .agreement import OPTIONS, any_of
 from .segments import Segment, all_flat, disjoint, flat_view, resized_text, sharing
 
 
@@ -37,14 +37,16 @@ class Options:
     rollback: bool = False
     hierarchy: str = "off"
 
+    exchanged: ClassVar[str] = "gradients"
+
     def is_dense(self, segment: Segment) -> bool:
         """Whether a segment is sent dense."""
         return segment.numel < self.dense_below or (self.dense_1d and len(segment.shape) <= 1)
 
     def describe(self) -> list[Any]:
-        """For the comparison of ranks: what the library does not compare by itself."""
-        names = ("dense_below", "dense_1d", "momentum_correction")
-        return ["the options", *(f"{name}={getattr(self, name)}" for name in names)]
+        """For the comparison of ranks, by the names that users know."""
+        names = [field.name for field in fields(Options)]
+        return [OPTIONS, f"exchange={self.exchanged}", *(f"{name}={getattr(self, name)}" for name in names)]
 
 
 class Part(NamedTuple):

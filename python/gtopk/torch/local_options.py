@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 
@@ -24,12 +24,14 @@ class LocalOptions(Options):
     outer_momentum: float = 0.0
     residual_decay: float = 1.0
 
+    exchanged: ClassVar[str] = "weights"
+
     def describe(self) -> list[Any]:
         """For the comparison of ranks."""
         length = "a function" if callable(self.local_steps) else self.local_steps
         names = ("outer_lr", "outer_momentum", "residual_decay")
-        own = ["exchange=weights", f"local_steps={length}", *(f"{name}={getattr(self, name)}" for name in names)]
-        return [*super().describe(), *own]
+        own = (f"{name}={getattr(self, name)}" for name in names)
+        return [*super().describe(), f"local_steps={length}", *own]
 
     def period(self, step: int) -> int:
         """How many steps the period has that begins after `step` steps."""

@@ -21,7 +21,7 @@ from ..errors import DesyncError, MismatchError
 from .amp import Scaled
 from .local_options import LocalOptions
 from .nonfinite import NonfiniteWarning
-from .parameters import check_parameters, plain_name
+from .parameters import check_parameters
 from .profile import record
 from .segments import Segment
 from .start import Start, all_finite, check_same, flat, zeros_like
@@ -153,8 +153,8 @@ class LocalSteps(Synchronizer):
             return chosen
         self._built = None  # if this fails, the next exchange tries again
         chosen = self.session.comm.together("step()", choose)
-        check_same(self.session.comm, chosen, self._starts, self.velocities)
         self.session.build([Segment(name, self._starts[name].weights) for name in chosen])
+        check_same(self.session.comm, chosen, self._starts, self.velocities)
         self._built = wanted
         return chosen
 
@@ -301,14 +301,12 @@ class LocalSteps(Synchronizer):
         own = (saved["rank"], saved["size"]) == (self.session.comm.rank, self.session.comm.size)
         parameters = self.names.of(optimizer)
         with torch.no_grad():
-            for given, values in saved["start"].items():
-                name = plain_name(given)
+            for name, values in saved["start"].items():
                 start = self._starts[name] = Start(parameters[name])
                 start.weights.copy_(values)
                 if not own:
                     parameters[name].copy_(start.weights)
-            for given, values in saved["outer_velocity"].items():
-                name = plain_name(given)
+            for name, values in saved["outer_velocity"].items():
                 self.velocities[name] = zeros_like(parameters[name], torch.float32).copy_(values)
 
     def progress(self) -> list[int] | None:

@@ -77,7 +77,8 @@ def DistributedOptimizer(
         Parameters with one dimension or none (biases, normalisation layers) are sent dense, whatever their size.
     rollback : bool
         A step that is skipped because a gradient was not finite on some rank leaves the residuals of all ranks as they were
-        before it, without a GradScaler too. Takes 4 more bytes a parameter (8 with momentum correction).
+        before it, without a GradScaler too. Takes 4 more bytes a parameter (8 with momentum correction). Of no effect where
+        weights are exchanged: what is skipped there changes nothing anyway.
     local_steps : int, or callable of the step
         Each rank does so many steps by itself, with its own gradients, before the differences of weights are exchanged
         in place of gradients. A function is given the number of steps done. 1: gradients, in every step. Takes 4 bytes
@@ -347,6 +348,7 @@ class DistributedMixin(torch.optim.Optimizer):
         if saved is not None:
             waiting = checkpoint.check(sync.session, sync.names.of(self), saved, strict)
             sync.check_saved(saved)
+            saved = checkpoint.with_names_as_in(sync.names.of(self), saved)
         super().load_state_dict({name: value for name, value in state_dict.items() if name != KEY})
         if saved is None:
             sync.restore(None, 0, {})
