@@ -325,7 +325,8 @@ typedef struct gtopk_reducer_config {
     size_t struct_size;          /* sizeof(gtopk_reducer_config_t) */
     const char *device;          /* "cpu"; "cuda" (the GPU that is current in this thread), "cuda:1" (the second one);
                                     "reference" (obvious and slow); NULL: GTOPK_DEVICE, else "cpu". One for all
-                                    reducers that take steps together. Ranks may differ in it */
+                                    reducers that take steps together. Ranks may differ in it, but for whether it is
+                                    the one that the communicator's `data` is for */
     double density;              /* (0, 1] */
     int32_t algorithm;           /* gtopk_algorithm_t */
     int32_t value_type;          /* gtopk_value_type_t */

@@ -4,7 +4,10 @@
 GPU       := $(BUILD)/gpu
 GPU_TESTS := $(addprefix $(GPU)/bin/,bits test_reducer test_reducers_together test_exchange test_reducer_ranks test_state \
     test_faults test_memory)
-GPU_FILES := $(addprefix $(GPU)/,libgtopk.so libgtopk_mpi.so libcuda_standin.so libtorch_cuda_standin.so bin/libcuda_count.so bin/gpu_bench)
+GPU_FILES := $(addprefix $(GPU)/,libgtopk.so libgtopk_mpi.so libcuda_standin.so libtorch_cuda_standin.so libnccl_standin.so \
+    bin/libcuda_count.so bin/gpu_bench)
+# Programs for mpirun, in the same places as in $(BUILD).
+GPU_RANKS := $(addprefix $(GPU)/,benchmarks/allreduce_bench tests/distributed/step_until_error)
 
 comma := ,
 
@@ -41,8 +44,12 @@ $(GPU)/lib%.so: $(BUILD)/lib%.so
 	@mkdir -p $(@D)
 	$(Q)strip -g -o $@ $<
 
+$(GPU_RANKS): $(GPU)/%: $(BUILD)/%
+	@mkdir -p $(@D)
+	$(Q)strip -o $@ $<
+
 #: make gpu-check-build  what a machine with a GPU needs beside the tree, in build/gpu (at most 64 MiB)
-gpu-check-build: $(GPU_FILES) $(GPU_TESTS) $(VENV)/.installed-mpi $(TEST_READY)
+gpu-check-build: $(GPU_FILES) $(GPU_RANKS) $(GPU_TESTS) $(VENV)/.installed-mpi $(TEST_READY)
 	@grep -q cubin $(CUDA_IMAGES) || { echo 'gpu-check-build: this build has no CUDA kernels (CUDA=1 shows why)' >&2; exit 1; }
 	@scripts/gpu_check_build.sh $(GPU) $(VENV) $(BUILD)/tests/unit/test_wire
 

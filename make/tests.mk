@@ -100,7 +100,7 @@ EXCHANGE_TESTS := $(filter %/test_exchange %/test_split %/test_state %/test_redu
     %/test_reducers_together %/test_rollback %/test_faults,$(C_TEST_BINS))
 QUEUED_TESTS   := $(EXCHANGE_TESTS) $(filter %/test_memory %/test_queue,$(C_TEST_BINS))
 
-#: make test             everything but what takes hours; at most 25 minutes on 2 cores
+#: make test             everything but what takes hours; at most 30 minutes on 2 cores
 test: c-tests test-bits test-asan test-tsan fuzz py-tests
 
 # What starts processes, or builds.

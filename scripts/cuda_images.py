@@ -141,49 +141,24 @@ def compile_all(nvrtc: Nvrtc) -> list[tuple[str, int, bytes]]:
 
 
 def pack(data: bytes) -> bytes:
-    """A block of LZ4, which csrc/device/cuda/unpack.c reads. Cubins become a third as long."""
-    out, seen, anchor, at = bytearray(), {}, 0, 0
+    """LZMA without a header, which csrc/device/cuda/unpack.c reads. Instructions have 16 bytes, so the position counts."""
+    import lzma  # some builds of Python have none, and then the library is built without kernels
 
-    def put_length(length: int) -> None:
-        while length >= 255:
-            out.append(255)
-            length -= 255
-        out.append(length)
+    settings = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 1, "lp": 2, "pb": 4}
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=[settings])
 
-    def put(end: int, match: int, back: int) -> None:
-        literals = end - anchor
-        out.append(min(literals, 15) << 4 | min(match - 4, 15) if match else min(literals, 15) << 4)
-        if literals >= 15:
-            put_length(literals - 15)
-        out.extend(data[anchor:end])
-        if match:
-            out.extend(back.to_bytes(2, "little"))
-            if match >= 19:
-                put_length(match - 19)
 
-    def longest(at: int) -> tuple[int, int]:
-        best, back = 0, 0
-        for candidate in reversed(seen.get(data[at : at + 4], [])[-16:]):
-            if at - candidate > 65535:
-                break
-            length = 4
-            while at + length < len(data) - 5 and data[candidate + length] == data[at + length]:
-                length += 1
-            if length > best:
-                best, back = length, at - candidate
-        return best, back
-
-    # The format keeps the last five bytes out of matches, and does not let one begin among the last twelve.
-    while at < len(data) - 12:
-        match, back = longest(at)
-        if match:
-            put(at, match, back)
-        for i in range(at, at + max(match, 1)):
-            seen.setdefault(data[i : i + 4], []).append(i)
-        at += max(match, 1)
-        anchor = at if match else anchor
-    put(len(data), 0, 0)
-    return bytes(out)
+def crc(data: bytes) -> int:
+    """CRC-32C, as csrc/wire/crc.c has it."""
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    register = 0xFFFFFFFF
+    for byte in data:
+        register = register >> 8 ^ table[(register ^ byte) & 255]
+    return register ^ 0xFFFFFFFF
 
 
 def c_file(images: list[tuple[str, int, bytes]], version: str) -> str:
@@ -203,7 +178,7 @@ def c_file(images: list[tuple[str, int, bytes]], version: str) -> str:
         lines.append("};")
     lines.append("const cuda_image_t cuda_images[] = {")
     lines += [
-        f"    {{{arch}, {int(kind == 'ptx')}, {len(code)}, {sizes[kind, arch]}, {kind}_{arch}}},"
+        f"    {{{arch}, {int(kind == 'ptx')}, {len(code)}, {crc(code):#x}u, {sizes[kind, arch]}, {kind}_{arch}}},"
         for kind, arch, code in images
     ]
     lines += ["};", f"const size_t cuda_image_count = {len(images)};", ""]
@@ -228,7 +203,7 @@ def main() -> int:
             images = compile_all(nvrtc)
             text = c_file(images, version)
             print(f"  nvrtc {len(images)} images, {sum(len(code) for _, _, code in images)} bytes before packing")
-    except (OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError) as error:
         print(f"cuda_images.py: {error}", file=sys.stderr)
         return 1
     options.output.parent.mkdir(parents=True, exist_ok=True)

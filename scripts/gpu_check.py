@@ -10,6 +10,7 @@ to be missing where not. Phases, in the order in which their results matter, eac
     bench      accumulate, select, a merge round, 200 parameters, beside a copy; calls of the driver in a step
     python     tests in Python on CUDA tensors
     ranks      two and four ranks on this GPU, through MPI and through gloo: the CPU's bits on all of them
+    nccl       two and four ranks on this GPU, through NCCL: nothing wrong, killed ranks, DistributedDataParallel
     torch      the same work by PyTorch's add_, abs, topk and zero_; memory; waits for the GPU in PyTorch's profile
     sanitizer  compute-sanitizer's memcheck, racecheck, initcheck and synccheck on small bits
     training   ResNet-20 and VGG-16, dense beside gtopk
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -82,6 +84,7 @@ def environment(standin: bool) -> dict[str, str]:
         GTOPK_BUILD=str(GPU),
         GTOPK_LIBRARY=str(GPU / "libgtopk.so"),
         GTOPK_MPI_MODULE=str(GPU / "libgtopk_mpi.so"),
+        GTOPK_MPIRUN=str(mpi / "bin" / "mpirun"),
         LD_LIBRARY_PATH=os.pathsep.join(
             [str(mpi / "lib"), str(mpi / "lib" / "openmpi"), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
         ),
@@ -91,6 +94,7 @@ def environment(standin: bool) -> dict[str, str]:
         OMPI_ALLOW_RUN_AS_ROOT="1",
         OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
         OMP_NUM_THREADS="2",
+        GLOO_SOCKET_IFNAME="lo",
     )
     if standin:
         kept.update(
@@ -102,6 +106,16 @@ def environment(standin: bool) -> dict[str, str]:
 def has_module(name: str) -> bool:
     command = [sys.executable, "-c", f"import {name}"]
     return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
+
+
+def end(process: subprocess.Popen[bytes]) -> bytes:
+    """Lets it end what it has started, then kills its group. Returns its output."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=5)[0]
+    return b"(its output stayed open)"
 
 
 def run(check: Run, name: str, command: list[str], limit: float, **environment: str) -> dict:
@@ -124,9 +138,7 @@ def run(check: Run, name: str, command: list[str], limit: float, **environment: 
         output, _ = process.communicate(timeout=limit)
         status = "passed" if process.returncode == 0 else f"failed (status {process.returncode})"
     except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
+        output = end(process)
         status = f"failed (cut after {limit:.0f} s)"
     text = output.decode(errors="replace")
     if status == "passed" and text.startswith("skipped: "):
@@ -221,27 +233,55 @@ def phase_ranks(check: Run, limit: float) -> list[dict]:
     script = str(PARTS / "ranks.py")
     small = ["--entries", "20000"] if check.standin else []
     mpirun = [GPU / "mpi" / "bin" / "mpirun", "--oversubscribe", "--bind-to", "none"]
-    mpirun += ["--mca", "mpi_yield_when_idle", "1"]
+    mpirun += ["--mca", "mpi_yield_when_idle", "1", "-np"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    counts = (2,) if check.standin else (2, 4)
     items = [
         {
             "name": f"mpi, {ranks} ranks",
-            "command": [*mpirun, "-np", str(ranks), sys.executable, script, "--transport", "mpi", *small],
+            "command": [*mpirun, str(ranks), sys.executable, script, "--transport", "mpi", *small],
             "limit": limit,
         }
-        for ranks in ((2,) if check.standin else (2, 4))
+        for ranks in counts
     ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    if check.has_torch and not check.standin:
-        items += [
-            {
-                "name": f"gloo, {ranks} ranks",
-                "command": [*torchrun, str(ranks), script, "--transport", "torch"],
-                "limit": limit,
-            }
-            for ranks in (2, 4)
-        ]
+    items += [
+        {
+            "name": f"gloo, {ranks} ranks",
+            "command": [*torchrun, str(ranks), script, "--transport", "torch", *small],
+            "limit": limit,
+        }
+        for ranks in counts
+    ]
     done = together(check, items, 1)
     done += run_cuda(check, "ranks", limit)
+    return done
+
+
+def find_nccl(check: Run) -> str:
+    """A libnccl.so.2 that loads; "": there is none."""
+    if check.standin:
+        return str(GPU / "libnccl_standin.so")
+    command = [sys.executable, "-c", "from gtopk import _nccl; print(*_nccl.files(), sep='\\n')"]
+    done = subprocess.run(command, env=check.environment, capture_output=True, text=True, timeout=60, check=False)
+    for file in done.stdout.split("\n"):
+        with contextlib.suppress(OSError):
+            if file and ctypes.CDLL(file):
+                return file
+    return ""
+
+
+def phase_nccl(check: Run, limit: float) -> list[dict]:
+    nccl = find_nccl(check)
+    if not nccl:
+        return [missing("there is no NCCL")]
+    parts = ["exchanges", "kills", "ddp"] if check.has_torch and not check.standin else ["exchanges", "kills"]
+    command = [sys.executable, ROOT / "tests" / "distributed" / "nccl_on_one_gpu.py", "--build", GPU]
+    command += ["--kills", "2", "--standin"] if check.standin else ["--kills", "4"]
+    done, until = [], time.monotonic() + limit
+    for part in parts:
+        left = until - time.monotonic()
+        done.append(run(check, f"nccl, {part}", [*command, "--parts", part], left, GTOPK_NCCL_LIBRARY=nccl))
+        report(check, done[-1])
     return done
 
 
@@ -259,8 +299,6 @@ def phase_torch(check: Run, limit: float) -> list[dict]:
 def phase_training(check: Run, limit: float) -> list[dict]:
     if not check.has_torch:
         return [missing("this Python has no PyTorch")]
-    if check.standin:
-        return [missing("a stand-in trains no networks")]
     command = [
         sys.executable,
         PARTS / "training.py",
@@ -269,6 +307,8 @@ def phase_training(check: Run, limit: float) -> list[dict]:
         "--seconds",
         str(limit - 15),
     ]
+    if check.standin:  # which trains no networks: the same on the CPU
+        command += ["--device", "cpu", "--batch", "4", "--steps", "4"]
     result = run(check, "training", command, limit)
     check.say(result["output"].rstrip()[-3000:] if result["status"] == "passed" else "")
     report(check, result)
@@ -313,6 +353,7 @@ PHASES = {
     "bench": (phase_bench, 50),
     "python": (phase_python, 70),
     "ranks": (phase_ranks, 70),
+    "nccl": (phase_nccl, 90),
     "torch": (phase_torch, 40),
     "sanitizer": (phase_sanitizer, 80),
     "training": (phase_training, 90),

@@ -1,19 +1,37 @@
 #!/bin/bash
-# Runs test programs one after the other, whatever fails, and then says which did. Each prints its own summary.
+# Runs test programs, as many at once as there are processors, whatever fails, and then says which did. What a program
+# prints comes in one piece when it has ended; each prints its own summary.
 #
-#   scripts/run_c_tests.sh PROGRAM...      LIMIT: seconds for each (600); RUNNER: a command that runs them (qemu-...)
+#   scripts/run_c_tests.sh PROGRAM...      JOBS: how many at once; LIMIT: seconds for each (600); RUNNER: a command that
+#                                          runs them (qemu-...)
 set -uo pipefail
 
-failed=()
+jobs=${JOBS:-$(nproc)}
 read -ra runner <<<"${RUNNER:-}"
-for program in "$@"; do
-    echo "== ${program#*/}"
-    timeout --kill-after=10 "${LIMIT:-600}" "${runner[@]}" "$program" </dev/null
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+run() { # run NUMBER PROGRAM
+    local said=$folder/$1 program=$2 begin=$SECONDS status
+    timeout --kill-after=10 "${LIMIT:-600}" "${runner[@]}" "$program" </dev/null >"$said" 2>&1
     status=$?
-    [ $status -eq 0 ] || failed+=("${program#*/} (status $status)")
+    exec 9>>"$folder/printing"
+    flock 9
+    echo "== ${program#*/}: $((SECONDS - begin)) s"
+    cat "$said"
     [ $status -ne 124 ] || echo "${program#*/}: killed after ${LIMIT:-600} s" >&2
+    [ $status -eq 0 ] || echo "${program#*/} (status $status)" >>"$folder/failed"
+}
+
+number=0
+for program in "$@"; do
+    [ "$(jobs -rp | wc -l)" -lt "$jobs" ] || wait -n
+    number=$((number + 1))
+    run $number "$program" &
 done
-if [ ${#failed[@]} -gt 0 ]; then
+wait
+if [ -s "$folder/failed" ]; then
+    mapfile -t failed <"$folder/failed"
     echo "C tests: ${#failed[@]} of $# programs failed: ${failed[*]}" >&2
     exit 1
 fi

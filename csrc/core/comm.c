@@ -169,7 +169,7 @@ void comm_release(gtopk_comm_t *comm)
         if (comm->link.data != comm->link.control)
             comm->link.data->ops->close(comm->link.data);
         comm->link.control->ops->close(comm->link.control);
-        for (size_t i = 0; i < COMM_DEVICES && comm->devices[i].device; i++)
+        for (size_t i = 0; i < COMM_DEVICES && comm->devices[i].device && !comm->link.stream_lost; i++)
             comm->devices[i].device->ops->close(comm->devices[i].device);
     }
     link_close(&comm->link);
@@ -224,7 +224,7 @@ void comm_forget_device(gtopk_comm_t *comm, const device_t *device)
         last++;
     if (i == COMM_DEVICES)
         return;
-    if (!comm->link.buffers_lost)
+    if (!comm->link.stream_lost)
         comm->devices[i].device->ops->close(comm->devices[i].device);
     comm->devices[i] = comm->devices[last];
     comm->devices[last].device = NULL;

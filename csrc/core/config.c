@@ -143,6 +143,12 @@ static gtopk_status_t compare_records(int32_t rank, const config_record_t *mine,
         if (status != GTOPK_OK)
             return status;
     }
+    if (mine->over_data != theirs->over_data)
+        return status_set(
+            GTOPK_ERR_MISMATCH,
+            "rank %d computes on a device that the data transport is for, and rank %d on another one: give "
+            "all reducers the device of the data transport (\"cuda\"), or make the communicator without one",
+            (int)(mine->over_data ? rank : other), (int)(mine->over_data ? other : rank));
     if (mine->lengths_hash != theirs->lengths_hash)
         return status_set(GTOPK_ERR_MISMATCH,
                           "the segments have other lengths on rank %d than on rank %d (the same number and the "

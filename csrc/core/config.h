@@ -13,7 +13,7 @@ typedef struct config_record {
     uint32_t reducer;  /* id within the communicator */
     int32_t status;    /* of this rank's own checks and allocations */
     int32_t each_node; /* ranks of a node that have a share each; 1: there are no shares */
-    int32_t reserved;
+    int32_t over_data; /* 1: messages go over the data transport beside the control transport */
 } config_record_t;
 
 /* The caller's config in full, defaults where its struct ends earlier. INVALID for any value out of range. */

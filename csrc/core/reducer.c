@@ -95,6 +95,13 @@ static gtopk_status_t create_shares(gtopk_reducer_t *reducer)
     return shares_create(&reducer->shares, &comm->map, comm_rank(comm), record->dim, reducer->segments.count);
 }
 
+/* Both ends of a message must have it on the same transport. */
+static int goes_over_data(const gtopk_reducer_t *reducer)
+{
+    const link_t *link = &reducer->comm->link;
+    return link->data != link->control && link_transport(link, reducer->device->name) == link->data;
+}
+
 /* The store of an exchange that selects nothing is made for one entry. */
 static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config)
 {
@@ -109,6 +116,7 @@ static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_red
         status = create_shares(reducer);
     if (status != GTOPK_OK)
         return status;
+    reducer->record.over_data = goes_over_data(reducer);
     const device_ops_t *ops = reducer->device->ops;
     reducer->k = config_k(reducer_store_dim(reducer), record->density);
     /* What an allocator gives may be in use by earlier work of the stream. */
@@ -282,16 +290,15 @@ void gtopk_reducer_destroy(gtopk_reducer_t *reducer)
 {
     if (!reducer)
         return;
-    if (reducer->device) {
+    if (reducer->device && !reducer->comm->link.stream_lost) { /* what is queued needs all of it */
         const device_ops_t *ops = reducer->device->ops;
-        if (!reducer->comm->link.buffers_lost)
-            (void)ops->synchronize(reducer->device, reducer->stream);
+        (void)ops->synchronize(reducer->device, reducer->stream);
         destroy_exchange(reducer->exchange);
         ops->release(reducer->device, reducer->words);
         ops->release_pinned(reducer->device, reducer->verdict);
         if (reducer->store)
             ops->store_destroy(reducer->store);
-        shares_destroy(reducer->shares, reducer->device, reducer->comm->link.buffers_lost);
+        shares_destroy(reducer->shares, reducer->device);
     }
     segments_destroy(&reducer->segments);
     comm_release(reducer->comm);

@@ -42,11 +42,11 @@ static gtopk_status_t read_array(gtopk_reducer_t *reducer, int which, uint32_t s
     const int written = reducer->record.rollback && reducer->in_step && reducer->segments.seen[segment] &&
                         !reducer->shares;
     gtopk_status_t status = written ? ops->swap(reducer->store, reducer->stream) : GTOPK_OK;
-    if (status == GTOPK_OK)
-        status = reducer_read(reducer, which, reducer->segments.offsets[segment], length, out);
-    if (written && status == GTOPK_OK)
-        status = ops->swap(reducer->store, reducer->stream);
-    return status;
+    if (status != GTOPK_OK)
+        return status;
+    status = reducer_read(reducer, which, reducer->segments.offsets[segment], length, out);
+    const gtopk_status_t back = written ? ops->swap(reducer->store, reducer->stream) : GTOPK_OK;
+    return status == GTOPK_OK ? back : status;
 }
 
 static gtopk_status_t read_segment(gtopk_reducer_t *reducer, int which, uint32_t segment, float *out, uint64_t length)

@@ -36,7 +36,7 @@ gtopk_status_t shares_create(shares_t **out, const places_map_t *map, int32_t ra
     if (status == GTOPK_OK)
         status = memory_alloc(&shares->anywhere, bits_bytes(segments), 1, "the segments of a step");
     if (status != GTOPK_OK) {
-        shares_destroy(shares, NULL, 0);
+        shares_destroy(shares, NULL);
         return status;
     }
     shares->node = places_of_node(map, rank, shares->ranks);
@@ -51,12 +51,12 @@ gtopk_status_t shares_create(shares_t **out, const places_map_t *map, int32_t ra
     return GTOPK_OK;
 }
 
-void shares_destroy(shares_t *shares, device_t *device, int buffers_lost)
+void shares_destroy(shares_t *shares, device_t *device)
 {
     if (!shares)
         return;
     scatter_destroy(shares->scatter);
-    if (shares->pending && !buffers_lost)
+    if (shares->pending)
         device->ops->release(device, shares->pending);
     memory_free(shares->parts);
     memory_free(shares->given);

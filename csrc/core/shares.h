@@ -28,7 +28,7 @@ typedef struct shares {
 gtopk_status_t shares_create(shares_t **shares, const places_map_t *map, int32_t rank, uint64_t dim, size_t segments);
 
 /* What was queued has passed. NULL is accepted. */
-void shares_destroy(shares_t *shares, device_t *device, int buffers_lost);
+void shares_destroy(shares_t *shares, device_t *device);
 
 /* ---- one step ---- */
 

@@ -11,11 +11,12 @@ enum { STEPS = 4 }; /* the first of which does not count */
 
 #define PART ((uint64_t)1 << 18)
 
-/* A gradient in the device's memory, and a tensor of it for each segment. */
+/* A gradient in the device's memory, a tensor of it for each segment, and what all ranks say of a step. */
 typedef struct gradient {
     device_t *device;
     float *values, *part; /* part: pinned */
     gtopk_tensor_t *tensors;
+    double *seconds; /* of each rank */
 } gradient_t;
 
 static void gradient_destroy(gradient_t *gradient)
@@ -23,6 +24,7 @@ static void gradient_destroy(gradient_t *gradient)
     gradient->device->ops->release(gradient->device, gradient->values);
     gradient->device->ops->release_pinned(gradient->device, gradient->part);
     memory_free(gradient->tensors);
+    memory_free(gradient->seconds);
 }
 
 static gtopk_status_t gradient_create(gradient_t *gradient, const gtopk_reducer_t *reducer)
@@ -41,6 +43,9 @@ static gtopk_status_t gradient_create(gradient_t *gradient, const gtopk_reducer_
     gradient->part = part;
     if (status == GTOPK_OK)
         status = memory_alloc(&gradient->tensors, segments->count, sizeof *gradient->tensors, "its tensors");
+    if (status == GTOPK_OK)
+        status = memory_alloc(&gradient->seconds, (size_t)comm_size(reducer->comm), sizeof *gradient->seconds,
+                              "the ranks' times");
     for (size_t s = 0; s < segments->count && status == GTOPK_OK; s++)
         gradient->tensors[s] = (gtopk_tensor_t){gradient->values + segments->offsets[s], segments->lengths[s],
                                                 GTOPK_F32, 0};
@@ -84,16 +89,12 @@ static gtopk_status_t time_step(gtopk_reducer_t *reducer, const gradient_t *grad
 }
 
 /* The longest time of any rank. */
-static gtopk_status_t slowest(gtopk_comm_t *comm, double mine, double *seconds)
+static gtopk_status_t slowest(gtopk_comm_t *comm, double mine, double *all, double *seconds)
 {
-    double *all;
-    gtopk_status_t status = memory_alloc(&all, (size_t)comm_size(comm), sizeof *all, "the ranks' times");
-    if (status == GTOPK_OK)
-        status = gtopk_allgather(comm, &mine, sizeof mine, all);
+    const gtopk_status_t status = gtopk_allgather(comm, &mine, sizeof mine, all);
     *seconds = 0.0;
     for (int32_t r = 0; r < comm_size(comm) && status == GTOPK_OK; r++)
         *seconds = fmax(*seconds, all[r]);
-    memory_free(all);
     return status;
 }
 
@@ -116,13 +117,15 @@ gtopk_status_t trial_time(gtopk_reducer_t *reducer, double *seconds)
     gtopk_status_t status = agree(comm, gradient_create(&gradient, reducer));
     for (int step = 0; step < STEPS && status == GTOPK_OK; step++) {
         status = gradient_fill(&gradient, reducer, (uint32_t)(step * comm_size(comm) + comm_rank(comm)));
+        if (status != GTOPK_OK)
+            status = reducer_lose(reducer, status); /* the others would wait */
         if (status == GTOPK_OK)
             status = time_step(reducer, &gradient, &taken);
         if (status == GTOPK_OK && step > 0)
             best = fmin(best, taken);
     }
     if (status == GTOPK_OK)
-        status = slowest(comm, best, seconds);
+        status = slowest(comm, best, gradient.seconds, seconds);
     gradient_destroy(&gradient);
     return status;
 }

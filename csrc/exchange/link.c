@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "exchange/check.h"
 #include "util/log.h"
@@ -56,6 +57,12 @@ const char *link_peer_name(const link_t *link, int32_t rank, char *text, size_t 
     else
         (void)snprintf(text, size, "rank %d", (int)rank);
     return text;
+}
+
+transport_t *link_transport(const link_t *link, const char *device)
+{
+    transport_t *data = link->data;
+    return data->device && strcmp(data->device, device) != 0 ? link->control : data;
 }
 
 double link_deadline(const link_t *link)
@@ -137,13 +144,21 @@ static gtopk_status_t wait_until(link_t *link, transport_t *transport, int32_t p
     return status;
 }
 
+/* Gives up what is under way, or queued. What cannot be given up keeps its memory. */
+static void abandon(link_t *link, transport_t *transport)
+{
+    if (transport->ops->abandon(transport))
+        return;
+    link->buffers_lost = 1;
+    link->stream_lost |= transport->ops->stream_ordered;
+}
+
 /* One of the two sides that a message names is the one waited for. */
 static gtopk_status_t fail_wait(link_t *link, transport_t *transport, int32_t peer, gtopk_status_t status)
 {
     char name[96];
     const char *who = peer >= 0 ? link_peer_name(link, peer, name, sizeof name) : "the other ranks";
-    if (!transport->ops->abandon(transport))
-        link->buffers_lost = 1;
+    abandon(link, transport);
     if (status == GTOPK_ERR_TIMEOUT)
         return status_set(
             status,
@@ -244,9 +259,9 @@ gtopk_status_t link_finish(link_t *link, double deadline)
 
 int link_give_up(link_t *link)
 {
-    if (link->data->ops->stream_ordered && !link->data->ops->abandon(link->data))
-        link->buffers_lost = 1;
-    return !link->buffers_lost;
+    if (link->data->ops->stream_ordered)
+        abandon(link, link->data);
+    return !link->stream_lost;
 }
 
 /* ---- the transport's own collectives ---- */
@@ -254,7 +269,9 @@ int link_give_up(link_t *link)
 /* One that blocks cannot be called back; what is queued can be given up. */
 static void fail_collective(link_t *link, transport_t *transport, gtopk_status_t status)
 {
-    if (status != GTOPK_OK && !(transport->ops->stream_ordered && transport->ops->abandon(transport)))
+    if (status != GTOPK_OK && transport->ops->stream_ordered)
+        abandon(link, transport);
+    else if (status != GTOPK_OK)
         link->buffers_lost = 1;
 }
 

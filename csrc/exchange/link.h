@@ -33,6 +33,7 @@ typedef struct link {
     uint8_t *box_out, *box_in;  /* messages of collectives: a header and up to LINK_PIECE bytes each */
     size_t box_bytes;           /* behind the header */
     int buffers_lost;           /* an abandoned request may still write to its buffers: never free them */
+    int stream_lost;            /* nor anything else on the device, whose stream may never pass */
     _Atomic int broken;         /* the first error, GTOPK_OK: none */
     char broken_text[STATUS_TEXT_SIZE];
     link_stats_t stats;
@@ -54,6 +55,10 @@ typedef struct link_message {
     uint8_t *receive;
     size_t receive_capacity;
 } link_message_t;
+
+/* The transport that moves the messages of exchanges on a device, by its full name: the data transport, unless that one
+ * queues on the streams of another device. */
+transport_t *link_transport(const link_t *link, const char *device);
 
 /* The moment when an exchange that starts now must have ended. */
 double link_deadline(const link_t *link);

@@ -1,12 +1,9 @@
 /* Messages on their way out. */
 #include "exchange/message.h"
 
-#include <string.h>
-
 transport_t *message_transport(const exchange_setup_t *setup)
 {
-    transport_t *data = setup->link->data;
-    return data->device && strcmp(data->device, setup->device->name) != 0 ? setup->link->control : data;
+    return link_transport(setup->link, setup->device->name);
 }
 
 static int has_tail(const exchange_setup_t *setup)

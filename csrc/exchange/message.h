@@ -8,8 +8,7 @@
 
 #include "exchange/exchange.h"
 
-/* The transport that moves this exchange's messages: the link's data transport, unless that one queues on the streams of
- * another device. */
+/* The transport that moves this exchange's messages: see link_transport. */
 transport_t *message_transport(const exchange_setup_t *setup);
 
 /* Memory that the data transport takes, and the device reaches. */

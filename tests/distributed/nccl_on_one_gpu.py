@@ -2,8 +2,8 @@
 
     python3 tests/distributed/nccl_on_one_gpu.py [--build build] [--parts exchanges,kills,ddp] [--kills 20] [--standin]
 
-Needs what `make build` and `make build/tests/distributed/step_until_error` made, an mpirun, NCCL, and pytest beside this
-Python; for `ddp` also PyTorch with CUDA. Parts:
+Needs what `make build` and `make build/tests/distributed/step_until_error` made, an mpirun (GTOPK_MPIRUN names one) and NCCL;
+for `ddp` also PyTorch with CUDA. Parts:
 
     exchanges   2 and 4 ranks, all algorithms, by allreduce_bench: nothing wrong
     kills       kill -9 of one rank of 2 and of 4: the others return an error within the deadline + 1 s, their residual is as
@@ -157,6 +157,7 @@ def main():
     options = parser.parse_args()
     sys.path.insert(0, str(HERE))
     os.environ.update(settings(options))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # jobs are ended
     failed = 0
     for name in options.parts.split(","):
         start = time.monotonic()

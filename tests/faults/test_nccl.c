@@ -301,14 +301,88 @@ static void test_interrupt(void **state)
     play_fault(FAULT_INTERRUPT, 0, NULL, 0);
 }
 
-static void test_abort_hangs(void **state)
+/* In a process of its own, which ends without being asked for the memory that was left behind. */
+static void apart(void (*play_it)(void))
 {
-    (void)state;
+    int status = -1;
+    (void)fflush(stdout);
+    const pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        play_it();
+        _exit(0);
+    }
+    assert_true(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void play_hang(void)
+{
     play_well(GTOPK_ALGORITHM_GTOPK, 2);
     play_fault(FAULT_HANG, 0, NULL, 0);
 }
 
+static void test_abort_hangs(void **state)
+{
+    (void)state;
+    apart(play_hang);
+}
+
+/* The same, and the stream stands for good: what is queued needs its memory though reducer and communicator are destroyed,
+ * which does not wait either. The guarded device ends the process when something goes that is still needed. */
+static void run_left_behind(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    const uint64_t length = DIM;
+    gtopk_reducer_t *reducer;
+    float x[DIM] = {1.0f};
+    const gtopk_tensor_t tensor = {x, DIM, GTOPK_F32, 0};
+    (void)size;
+    (void)context;
+    REQUIRE(gtopk_reducer_create(&reducer, comm, NULL, &length, 1) == GTOPK_OK);
+    comm->link.timeout = SHORT;
+    if (rank == 0) {
+        standin->hang(1);
+        standin->stall(0);
+    }
+    REQUIRE(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, 0, NULL) == GTOPK_OK);
+    REQUIRE(step_reduce(reducer, &tensor, 1, 0, NULL) != GTOPK_OK);
+    REQUIRE(comm->link.stream_lost == (rank == 0) && (guarded_queued() > 0) == (rank == 0));
+    gtopk_reducer_destroy(reducer);
+}
+
+static void play_left_behind(void)
+{
+    ranks_run(2, run_left_behind, NULL);
+}
+
+static void test_left_behind_is_destroyed(void **state)
+{
+    (void)state;
+    apart(play_left_behind);
+}
+
 /* ---- creation ---- */
+
+/* Ranks whose messages would go different ways do not wait for each other. */
+static void run_apart(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    const uint64_t length = DIM;
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_reducer_t *reducer;
+    (void)size;
+    (void)context;
+    config.device = rank == 1 ? "cpu" : NULL;
+    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_ERR_MISMATCH);
+    REQUIRE(strstr(gtopk_last_error(), "rank 1 on another one") && strstr(gtopk_last_error(), "device"));
+    config.device = "cpu";
+    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
+    gtopk_reducer_destroy(reducer);
+}
+
+static void test_devices_apart(void **state)
+{
+    (void)state;
+    ranks_run(3, run_apart, NULL);
+}
 
 typedef struct creation {
     gtopk_thread_group_t *group;
@@ -461,9 +535,11 @@ static int prepare(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_library),     cmocka_unit_test(test_creation_fails), cmocka_unit_test(test_codes),
-        cmocka_unit_test(test_stalls),      cmocka_unit_test(test_stuck_inside),   cmocka_unit_test(test_interrupt),
-        cmocka_unit_test(test_abort_hangs),
+        cmocka_unit_test(test_library),       cmocka_unit_test(test_creation_fails),
+        cmocka_unit_test(test_codes),         cmocka_unit_test(test_stalls),
+        cmocka_unit_test(test_stuck_inside),  cmocka_unit_test(test_interrupt),
+        cmocka_unit_test(test_abort_hangs),   cmocka_unit_test(test_left_behind_is_destroyed),
+        cmocka_unit_test(test_devices_apart),
     };
     const int failed = cmocka_run_group_tests_name("nccl", tests, prepare, NULL);
     (void)printf("{\"faults\": %ld, \"survived\": %ld}\n", tally_faults, tally_survived);

@@ -15,19 +15,14 @@
 
 #include <cmocka.h>
 
-#include "device/cuda/images.h"
 #include "support/check.h"
+#include "support/elf_for_90.h"
 #include "support/nccl.h"
 #include "support/random.h"
 #include "support/step.h"
 #include "util/clock.h"
 
 enum { SIZE = 8, DIM = 500, STEPS = 2 };
-
-/* In place of the embedded ones, as in test_cuda.c: the stand-in for the driver has its own kernels. */
-static const uint8_t elf_for_90[2 + 64] = {0xf0, 64 - 15, 0x7f, 'E', 'L', 'F', [2 + 48] = 90};
-const cuda_image_t cuda_images[] = {{90, 0, 64, sizeof elf_for_90, elf_for_90}};
-const size_t cuda_image_count = 1;
 
 #define TIMEOUT 1.0
 #define LATE 4.0 /* machines may be busy */

@@ -97,6 +97,9 @@ static void make_safe(input_t *input)
     input->network.interrupt = NULL;
     input->network.interrupt_context = NULL;
     input->network.node = input->network.size % 2 == 0 ? NULL : "a node";
+    static const char *const data[] = {NULL, "", "auto", "nccl", "tcp"};
+    input->network.data = data[(uint32_t)input->network.size % (sizeof data / sizeof *data)];
+    input->network.data_library = NULL;
     input->reducer.device = devices[input->device % (sizeof devices / sizeof *devices)];
     input->reducer.parallel_for = NULL;
     input->reducer.parallel_context = NULL;

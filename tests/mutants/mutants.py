@@ -244,8 +244,8 @@ MUTANTS = [
     Mutant(
         "what cannot be queued ends nothing",
         LINK,
-        "!(transport->ops->stream_ordered && transport->ops->abandon(transport))",
-        "1",
+        "if (status != GTOPK_OK && transport->ops->stream_ordered)",
+        "if (0)",
     ),
     Mutant("a rank that gave up is not looked for", LINK, "if (gone != TRANSPORT_NONE) {", "if (0) {"),
     Mutant(
@@ -269,8 +269,8 @@ MUTANTS = [
     Mutant(
         "a reducer goes while its commit is queued",
         REDUCER,
-        "            (void)ops->synchronize(reducer->device, reducer->stream);\n",
-        "            ;\n",
+        "        (void)ops->synchronize(reducer->device, reducer->stream);\n        destroy_exchange(",
+        "        destroy_exchange(",
     ),
     Mutant("one reducer's failure is its own", HOST, "ok &= outcomes[i].words->ok;", "ok = outcomes[i].words->ok;"),
     Mutant(
@@ -326,6 +326,16 @@ MUTANTS = [
     Mutant(
         "buffers of an abort that hangs are released", NCCL + "nccl.c", "return !self->is_left_behind;", "return 1;"
     ),
+    Mutant(
+        "NCCL hangs: what its stream needs is released",
+        REDUCER,
+        "reducer->device && !reducer->comm->link.stream_lost",
+        "reducer->device",
+    ),
+    Mutant("NCCL hangs: the device is closed", "csrc/core/comm.c", " && !comm->link.stream_lost; i++", "; i++"),
+    Mutant(
+        "NCCL on one rank, another transport on the next", CONFIG, "if (mine->over_data != theirs->over_data)", "if (0)"
+    ),
     Mutant("a hung abort is waited for again and again", NCCL + "nccl.c", "self->is_left_behind ? 0.0 : ", ""),
     Mutant(
         "an error of NCCL is told at the deadline",
@@ -343,8 +353,8 @@ MUTANTS = [
     ),
     Mutant(
         "messages of another device go over NCCL",
-        MESSAGE,
-        "data->device && strcmp(data->device, setup->device->name) != 0 ? setup->link->control : data",
+        LINK,
+        "data->device && strcmp(data->device, device) != 0 ? link->control : data",
         "data",
     ),
     Mutant("a device reads another reducer's message", HEADER, " && header->reducer == expect->reducer", ""),
@@ -882,6 +892,18 @@ MUTANTS = [
         CUDA + "module.c",
         "if (--at->users == 0)",
         "if (at->users-- > 0)",
+    ),
+    Mutant(
+        "packed kernels may end anywhere",
+        CUDA + "unpack.c",
+        "return at == bytes && decoder->in == decoder->end && decoder->code == 0 && !decoder->ran_out;",
+        "return at == bytes;",
+    ),
+    Mutant(
+        "packed kernels: a match is longer than what is left",
+        CUDA + "unpack.c",
+        "if (back > at || length > bytes - at)",
+        "if (back > at || length > bytes - at + 1)",
     ),
     Mutant(
         "memory of the caller's pool goes to the driver",

@@ -5,16 +5,10 @@ int test_device_main(void);
 #include "test_device.c"
 #undef main
 
-#include "device/cuda/images.h"
+#include "support/elf_for_90.h"
 #include "support/standin.h"
 
 enum { CUDA_RUNS_DEFAULT = 25 };
-
-/* In place of the embedded ones, which this build need not have: the stand-in has its own kernels. Packed, that is 64 bytes
- * as they are. */
-static const uint8_t elf_for_90[2 + 64] = {0xf0, 64 - 15, 0x7f, 'E', 'L', 'F', [2 + 48] = 90};
-const cuda_image_t cuda_images[] = {{90, 0, 64, sizeof elf_for_90, elf_for_90}};
-const size_t cuda_image_count = 1;
 
 static const standin_control_t *standin;
 

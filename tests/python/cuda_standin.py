@@ -23,6 +23,7 @@ class Control(ctypes.Structure):
         ("count", ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(ctypes.c_uint64))),
         ("live", ctypes.CFUNCTYPE(ctypes.c_long)),
         ("peek", ctypes.CFUNCTYPE(None, ctypes.c_int)),
+        ("enqueue", ctypes.c_void_p),
         ("allocate", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)),
         ("release", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
         ("pass_", ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)),

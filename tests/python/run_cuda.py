@@ -62,9 +62,8 @@ def launches():
     """What is started, and with what environment."""
     harness = str(ROOT / "tests/distributed/harness.py")
     both = ["cases_cuda", "cases_torch_session", "cases_torch_optimizer", "cases_torch_amp"]
-    mpirun = shutil.which(
-        "mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    )
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    mpirun = os.environ.get("GTOPK_MPIRUN") or shutil.which("mpirun", path=places)
     if mpirun and (BUILD / "libgtopk_mpi.so").is_file():
         command = [mpirun, "--oversubscribe", "--bind-to", "none", "-np", "2", sys.executable, harness, *both]
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}

@@ -5,15 +5,21 @@ The layout of a cubin's `.nv.info` sections is not documented by NVIDIA; attribu
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / os.environ.get("GTOPK_BUILD", "build") / "cuda" / "images.c"
+LIBRARY = IMAGES.parents[1] / "libgtopk.so"
+LARGEST = 1_000_000  # bytes of the library without its debug information and symbols
+PACKED = {"id": lzma.FILTER_LZMA1, "lc": 1, "lp": 2, "pb": 4, "dict_size": 1 << 26}
 FRAME_SIZE, MIN_STACK_SIZE, PARAMETER_BYTES, REGISTERS = 0x11, 0x12, 0x19, 0x2F
 WITHOUT_VALUE, ONE_BYTE, TWO_BYTES = 1, 2, 3
 
@@ -24,35 +30,8 @@ def kernels() -> set[str]:
     return {f"gtopk_cuda_{name}" for name in names}
 
 
-def unpack(packed: bytes) -> bytes:
-    """A block of LZ4, as csrc/device/cuda/unpack.c has it."""
-    out, at = bytearray(), 0
-
-    def length(start: int) -> int:
-        nonlocal at
-        total = start
-        while start == 15:
-            total += packed[at]
-            start = 15 if packed[at] == 255 else 0
-            at += 1
-        return total
-
-    while at < len(packed):
-        token = packed[at]
-        at += 1
-        literals = length(token >> 4)
-        out += packed[at : at + literals]
-        at += literals
-        if at < len(packed):
-            back = packed[at] | packed[at + 1] << 8
-            at += 2
-            for _ in range(length(token & 15) + 4):
-                out.append(out[-back])
-    return bytes(out)
-
-
 def images() -> dict[str, bytes]:
-    """Unpacked, by name: cubin_90, ptx_75."""
+    """Unpacked, by name: cubin_90, ptx_75. The library's own unpacking: tests/unit/test_cuda_driver.c."""
     text = IMAGES.read_text() if IMAGES.is_file() else ""
     if "cubin_90" not in text:
         pytest.skip("this build has no CUDA kernels")
@@ -60,7 +39,8 @@ def images() -> dict[str, bytes]:
     found = {}
     for name, words in re.findall(r"const uint64_t (\w+)\[\] = \{(.*?)\};", text, re.DOTALL):
         values = [int(word, 16) for word in re.findall(r"0x[0-9a-f]+", words)]
-        found[name] = unpack(struct.pack(f"<{len(values)}Q", *values)[: sizes[name]])
+        packed = struct.pack(f"<{len(values)}Q", *values)[: sizes[name]]
+        found[name] = lzma.decompress(packed, lzma.FORMAT_RAW, filters=[PACKED])
     return found
 
 
@@ -145,3 +125,12 @@ def test_instructions(binaries: dict[str, bytes]) -> None:
         assert body.count("fma.rn.f32") >= 17, kernel
         assert "div" not in body, kernel
         assert ("cvt.f32.f16" in body) == (kernel == "f16")
+
+
+@pytest.mark.skipif(not shutil.which("strip"), reason="there is no strip")
+def test_size_of_the_library(binaries: dict[str, bytes], tmp_path: Path) -> None:
+    """With every image in."""
+    assert len(binaries) == 6
+    stripped = tmp_path / "libgtopk.so"
+    subprocess.run(["strip", "-o", stripped, LIBRARY], check=True)
+    assert stripped.stat().st_size <= LARGEST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("torch")
 import cuda_one_process
 import torch_cuda
+from cuda_standin import Control
 
 pytestmark = pytest.mark.skipif(not torch_cuda.available(), reason="there is no GPU, and nothing stands in for one")
 needs_standin = pytest.mark.skipif(torch_cuda.REAL, reason="of the stand-in alone")
@@ -27,6 +29,13 @@ def installed():
 @pytest.mark.parametrize("name", CASES)
 def test_one_process(alone, name):
     getattr(cuda_one_process, name)()
+
+
+def test_the_standins_controls_are_those_of_its_header():
+    header = (Path(__file__).resolve().parents[1] / "support" / "cuda_standin.h").read_text()
+    named = re.findall(r"^    \w.*?\(\*(\w+)\)\(", header, re.MULTILINE)
+    assert len(named) > 10
+    assert [name.rstrip("_") for name, _ in Control._fields_] == named
 
 
 # ---- what the doctor says ----

@@ -14,6 +14,7 @@
 #include "device/device.h"
 #include "support/check.h"
 #include "support/standin.h"
+#include "wire/wire.h"
 
 enum { DIM = 5000, K = 50, ROOM = 2 * K };
 enum { OUT_OF_MEMORY = 2, ILLEGAL_ADDRESS = 700 };
@@ -104,6 +105,7 @@ static void test_images(void **state)
         char *code = malloc(image->bytes);
         assert_non_null(code);
         assert_int_equal(image_unpack(image->packed, image->packed_bytes, code, image->bytes), 1);
+        assert_int_equal(wire_crc(0, code, image->bytes), image->crc);
         assert_int_equal(image_unpack(image->packed, image->packed_bytes - 1, code, image->bytes), 0);
         assert_int_equal(image_unpack(image->packed, image->packed_bytes, code, image->bytes - 1), 0);
         free(code);
@@ -119,38 +121,67 @@ static void test_images(void **state)
     assert_int_equal(standin->live(), 0);
 }
 
-static int unpacks(const char *packed, size_t bytes, const char *to)
+/* Python: lzma.compress(text, lzma.FORMAT_RAW, filters=...) with the settings of scripts/cuda_images.py. */
+static const struct {
+    const char *text;
+    size_t packed_bytes;
+    const char *packed;
+} texts[] = {
+    {"", 10, "\x00\x83\xff\xfb\xff\xff\xc0\x00\x00\x00"},
+    {"hello", 15, "\x00\x34\x19\x49\x98\x6f\x83\xff\xff\xff\xff\xc0\x00\x00\x00"},
+    {"aaaaaaaa", 12, "\x00\x30\xea\xbd\xff\xff\xff\xff\xe0\x00\x00\x00"}, /* overlaps itself */
+    {"abcabcabcxbcabc", 17, "\x00\x30\x98\x88\x72\x04\x78\x8c\xb7\xef\x76\xff\xff\xfd\xac\x90\x00"},
+};
+
+/* As image_unpack, with nothing behind the packed bytes, and a byte behind the others that must not change. */
+static int unpacks(const void *packed, size_t packed_bytes, char *out, size_t bytes)
 {
-    char out[64];
-    const size_t length = strlen(to);
-    return image_unpack(packed, bytes, out, length) && memcmp(out, to, length) == 0;
+    void *const in = malloc(packed_bytes + !packed_bytes);
+    char *const to = malloc(bytes + 1);
+    assert_non_null(in);
+    assert_non_null(to);
+    memcpy(in, packed, packed_bytes);
+    to[bytes] = '!';
+    const int good = image_unpack(in, packed_bytes, to, bytes);
+    assert_int_equal(to[bytes], '!');
+    memcpy(out, to, good ? bytes : 0);
+    free(in);
+    free(to);
+    return good;
 }
 
 static void test_unpack(void **state)
 {
+    char out[64];
     (void)state;
-    assert_true(unpacks("\x50hello", 6, "hello"));
-    assert_true(unpacks("\x12"
-                        "a\x01\0\x10"
-                        "b",
-                        6, "aaaaaaab"));             /* overlaps itself */
-    assert_false(unpacks("\x50hell", 5, "hello"));   /* ends within literals */
-    assert_false(unpacks("\x50hello", 6, "hell"));   /* longer than it should be */
-    assert_false(unpacks("\x50hello", 6, "hello!")); /* shorter */
-    assert_false(unpacks("\x10"
-                         "a\x02\0",
-                         4, "aaaaa")); /* from before the start */
-    assert_false(unpacks("\x10"
-                         "a\0\0",
-                         4, "aaaaa")); /* from itself */
-    assert_false(unpacks("\x10"
-                         "a\x01",
-                         3, "aaaaa")); /* ends within a distance */
-    assert_false(unpacks("\x1f"
-                         "a\x01\0\xff",
-                         5, "aaaaa"));
-    assert_false(unpacks("\xf0\xff", 2, "aaaaa"));
-    assert_false(unpacks("", 0, "a"));
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+        const size_t bytes = strlen(texts[i].text), packed_bytes = texts[i].packed_bytes;
+        assert_true(unpacks(texts[i].packed, packed_bytes, out, bytes));
+        assert_memory_equal(out, texts[i].text, bytes);
+        assert_false(unpacks(texts[i].packed, packed_bytes, out, bytes + 1));
+        assert_false(bytes > 0 && unpacks(texts[i].packed, packed_bytes, out, bytes - 1));
+        for (size_t cut = 0; cut < packed_bytes; cut++)
+            assert_false(unpacks(texts[i].packed, cut, out, bytes));
+    }
+}
+
+/* Most damage is found; the CRC is for the rest. None leads astray, and that is for the sanitizers to say. */
+static void test_unpack_damaged(void **state)
+{
+    static const uint8_t zeros[64];
+    char out[64];
+    uint8_t packed[32];
+    size_t flips = 0, taken = 0;
+    (void)state;
+    assert_false(unpacks(zeros, sizeof zeros, out, sizeof out));
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
+        for (size_t bit = 0; bit < texts[i].packed_bytes * 8; bit++, flips++) {
+            memcpy(packed, texts[i].packed, texts[i].packed_bytes);
+            packed[bit / 8] ^= (uint8_t)(1u << bit % 8);
+            (void)unpacks(packed, texts[i].packed_bytes, out, sizeof out);
+            taken += unpacks(packed, texts[i].packed_bytes, out, strlen(texts[i].text)) > 0;
+        }
+    assert_true(taken < flips / 4);
 }
 
 /* ---- a small step ---- */
@@ -512,6 +543,7 @@ int main(void)
         cmocka_unit_test(test_old_gpu),
         cmocka_unit_test(test_images),
         cmocka_unit_test(test_unpack),
+        cmocka_unit_test(test_unpack_damaged),
         cmocka_unit_test(test_streams),
         cmocka_unit_test(test_failing_calls),
         cmocka_unit_test(test_lost_context),

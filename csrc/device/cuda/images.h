@@ -10,6 +10,7 @@ typedef struct cuda_image {
     int architecture; /* 75: sm_75, or, of a PTX, compute_75 */
     int is_ptx;
     size_t bytes; /* unpacked */
+    uint32_t crc; /* of these, by wire_crc */
     size_t packed_bytes;
     const void *packed;
 } cuda_image_t;
@@ -18,8 +19,8 @@ typedef struct cuda_image {
 extern const cuda_image_t cuda_images[];
 extern const size_t cuda_image_count;
 
-/* Unpacks a block of LZ4 (github.com/lz4/lz4, doc/lz4_Block_format.md) to exactly `bytes` bytes. Returns 0 when it is not
- * that; nothing is read or written beyond either side. */
+/* Unpacks LZMA without a header, which ends with its mark, to exactly `bytes` bytes. Returns 0 when it is not that; nothing
+ * is read or written beyond either side. */
 int image_unpack(const void *packed, size_t packed_bytes, void *out, size_t bytes);
 
 #endif

@@ -6,6 +6,7 @@
 #include "device/cuda/images.h"
 #include "util/log.h"
 #include "util/memory.h"
+#include "wire/wire.h"
 
 static const struct {
     const char *name;
@@ -69,7 +70,8 @@ static gtopk_status_t unpack_and_load(const device_cuda_t *device, const cuda_im
     gtopk_status_t status = memory_alloc(&code, image->bytes, 1, "the GPU's kernels");
     if (status != GTOPK_OK)
         return status;
-    if (!image_unpack(image->packed, image->packed_bytes, code, image->bytes))
+    if (!image_unpack(image->packed, image->packed_bytes, code, image->bytes) ||
+        wire_crc(0, code, image->bytes) != image->crc)
         status = status_set(GTOPK_ERR_INTERNAL, "the kernels for the GPU in this library are damaged");
     else
         status = cuda_check(device, device->driver->cuModuleLoadData(module, code),
