@@ -1,11 +1,16 @@
-"""For all tests in Python: what the launchers that they start leave behind."""
+"""For all tests in Python: what the launchers that they start leave behind, and what a shell has its jobs ignore."""
 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 
 import pytest
+
+# What a shell starts in the background ignores Ctrl-C, and so would all processes that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VARIABLE = "PRTE_MCA_prte_tmpdir_base"  # PRRTE's own spelling
 

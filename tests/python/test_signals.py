@@ -31,10 +31,7 @@ def in_c(*calls: Callable[[], object]) -> list[object]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    # What a shell starts in the background ignores Ctrl-C.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
     assert not _signals.pending()
 
 
