@@ -136,17 +136,24 @@ emulated-c-tests: $(EMULATED_TESTS) $(BUILD)/libcuda_standin.so
 	    GTOPK_TEST_SIZES=3 GTOPK_DEVICE=cuda GTOPK_CUDA_DRIVER="$(BUILD)/libcuda_standin.so" scripts/run_c_tests.sh $(EMULATED_TESTS); \
 	else echo "skipped: this build has no CUDA kernels"; fi
 
+# Each program with the settings it runs with, in quotes. What takes longest comes first, so that nothing waits for it alone.
+with        = $(foreach program,$(2),"$(1) $(program)")
+ORDERED    := GTOPK_TEST_SIZES=5 GTOPK_TEST_TRANSPORT=ordered
+OVER_NCCL  := GTOPK_TEST_SIZES=4 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=nccl \
+    GTOPK_NCCL_LIBRARY=$(BUILD)/libnccl_standin.so
+each_way    = $(call with,GTOPK_DEVICE=reference,$(1)) $(call with,GTOPK_ISA=scalar,$(1)) \
+    $(call with,GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded,$(1)) $(call with,$(ORDERED) GTOPK_DEVICE=guarded,$(1)) \
+    $(call with,$(ORDERED) GTOPK_DEVICE=cpu,$(1)) $(call with,$(ORDERED) GTOPK_DEVICE=reference,$(1))
+QUEUED_ONLY := $(filter-out $(EXCHANGE_TESTS),$(QUEUED_TESTS))
+LONGEST     := $(filter %/test_faults,$(C_TEST_BINS))
+ALL_C_TESTS  = $(LONGEST) $(call each_way,$(LONGEST)) $(filter-out $(LONGEST),$(C_TEST_BINS)) \
+    $(call each_way,$(filter-out $(LONGEST),$(EXCHANGE_TESTS))) \
+    $(call with,GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded,$(QUEUED_ONLY)) $(call with,$(ORDERED) GTOPK_DEVICE=guarded,$(QUEUED_ONLY)) \
+    $(call with,$(OVER_NCCL),$(filter %/test_exchange %/test_reducers_together,$(C_TEST_BINS)))
+
 #: make c-tests          all tests in C (make build/tests/unit/test_wire: one of them)
 c-tests: $(C_TEST_BINS)
-	@scripts/run_c_tests.sh $(C_TEST_BINS)
-	@GTOPK_DEVICE=reference scripts/run_c_tests.sh $(EXCHANGE_TESTS)
-	@GTOPK_ISA=scalar scripts/run_c_tests.sh $(EXCHANGE_TESTS)
-	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded scripts/run_c_tests.sh $(QUEUED_TESTS)
-	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(QUEUED_TESTS)
-	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=cpu GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(EXCHANGE_TESTS)
-	@GTOPK_TEST_SIZES=5 GTOPK_DEVICE=reference GTOPK_TEST_TRANSPORT=ordered scripts/run_c_tests.sh $(EXCHANGE_TESTS)
-	@GTOPK_TEST_SIZES=4 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=nccl GTOPK_NCCL_LIBRARY="$(BUILD)/libnccl_standin.so" \
-	    scripts/run_c_tests.sh $(filter %/test_exchange %/test_reducers_together,$(C_TEST_BINS))
+	@scripts/run_c_tests.sh $(ALL_C_TESTS)
 	@$(MAKE) -s emulated-c-tests
 
 # Of the tests in Python, what goes through the arithmetic is run again without the fast code as well.
@@ -179,8 +186,9 @@ SAME_LAYOUT = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 sanitized-c-tests: export UBSAN_OPTIONS := print_stacktrace=1
 sanitized-c-tests: export LSAN_OPTIONS := suppressions=tests/support/leaks.txt:print_suppressions=0
 sanitized-c-tests: $(C_TEST_BINS)
-	@$(SAME_LAYOUT) scripts/run_c_tests.sh $(C_TEST_BINS)
-	@GTOPK_TEST_SIZES=4 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=ordered $(SAME_LAYOUT) scripts/run_c_tests.sh $(QUEUED_TESTS)
+	@$(SAME_LAYOUT) scripts/run_c_tests.sh $(LONGEST) \
+	    $(call with,GTOPK_TEST_SIZES=4 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=ordered,$(QUEUED_TESTS)) \
+	    $(filter-out $(LONGEST),$(C_TEST_BINS))
 
 #: make test-mutants     breaks the sources in named ways and says which test notices (ARGS=--help)
 test-mutants: build $(BUILD)/libcuda_standin.so $(BUILD)/libtorch_cuda_standin.so $(TEST_READY) $(CMOCKA)/libs
