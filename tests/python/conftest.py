@@ -28,3 +28,17 @@ def alone():
     gtopk.init(transport="self")
     yield gtopk
     gtopk.shutdown()
+
+
+@pytest.fixture
+def exchanging(alone, monkeypatch):
+    """As `alone`, but gradients go through a reducer, as with several processes."""
+    from gtopk.torch.session import Session
+
+    monkeypatch.setattr(Session, "solo", False)
+    return alone
+
+
+@pytest.fixture(params=["alone", "exchanging"])
+def either(request):
+    return request.getfixturevalue(request.param)

@@ -15,14 +15,7 @@ from torch import nn, optim
 from torch_support import make, train
 
 import gtopk
-from gtopk.torch.session import Session
 from gtopk.torch.state_form import FIELDS
-
-
-@pytest.fixture
-def exchanging(alone, monkeypatch):
-    monkeypatch.setattr(Session, "solo", False)
-    return alone
 
 
 def new(model=None, **options):

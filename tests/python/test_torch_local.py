@@ -12,29 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn, optim
 from torch.optim import lr_scheduler
-from torch_support import assert_equal, batch, loss_of, make, train, twins
+from torch_support import ALL, assert_equal, batch, loss_of, make, train, twins
 
 import gtopk
 import gtopk.horovod as hvd
 from gtopk.torch.ddp_hook import GTopKState
-from gtopk.torch.session import Session
 from gtopk.torch.start import Start, all_finite
 from gtopk.torch.state_form import LOCAL_FIELDS
-
-ALL = {"density": 1.0, "value_type": "fp32"}
-
-
-@pytest.fixture
-def exchanging(alone, monkeypatch):
-    monkeypatch.setattr(Session, "solo", False)
-    return alone
-
-
-@pytest.fixture(params=["solo", "exchanging"])
-def either(request, alone, monkeypatch):
-    if request.param == "exchanging":
-        monkeypatch.setattr(Session, "solo", False)
-    return alone
 
 
 def wrapped(model, kind=optim.AdamW, lr=0.01, **options):

@@ -18,26 +18,9 @@ torch = pytest.importorskip("torch")
 
 from torch import nn, optim
 from torch.optim import lr_scheduler
-from torch_support import Net, assert_equal, batch, loss_of, make, train, twins
+from torch_support import ALL, Net, assert_equal, batch, loss_of, make, train, twins
 
 import gtopk
-from gtopk.torch.session import Session
-
-ALL = {"density": 1.0, "value_type": "fp32"}
-
-
-@pytest.fixture
-def exchanging(alone, monkeypatch):
-    monkeypatch.setattr(Session, "solo", False)
-    return alone
-
-
-@pytest.fixture(params=["solo", "exchanging"])
-def either(request, alone, monkeypatch):
-    if request.param == "exchanging":
-        monkeypatch.setattr(Session, "solo", False)
-    return alone
-
 
 OPTIMIZERS = {
     "sgd": lambda p: optim.SGD(p, lr=0.1),

@@ -9,13 +9,6 @@ torch = pytest.importorskip("torch")
 from torch import nn, optim
 
 import gtopk
-from gtopk.torch.session import Session
-
-
-@pytest.fixture
-def exchanging(alone, monkeypatch):
-    monkeypatch.setattr(Session, "solo", False)
-    return alone
 
 
 def new(nesterov=False):

@@ -10,21 +10,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn, optim
-from torch_support import assert_equal, make, train, twins
+from torch_support import ALL, assert_equal, make, train, twins
 
 import gtopk
 from gtopk.torch.optimizer import DistributedMixin
-from gtopk.torch.session import Session
 
-ALL = {"density": 1.0, "value_type": "fp32"}
 T = TypeVar("T")
-
-
-@pytest.fixture(params=["solo", "exchanging"])
-def either(request, alone, monkeypatch):
-    if request.param == "exchanging":
-        monkeypatch.setattr(Session, "solo", False)
-    return alone
 
 
 class Steps(Protocol):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 DEVICE = os.environ.get("GTOPK_TEST_DEVICE", "cpu")
+ALL = {"density": 1.0, "value_type": "fp32"}  # options with which the mean update is the mean gradient
 
 
 class Net(nn.Module):
