@@ -95,20 +95,27 @@ gtopk_status_t blocks_check_finite(const float *values, uint32_t count)
     return GTOPK_OK;
 }
 
+gtopk_status_t blocks_check_select(const char *call, const float *x, uint64_t n, uint64_t k, gtopk_set_t *set,
+                                   uint64_t *kept)
+{
+    *kept = at_most(n, k);
+    if (n > UINT32_MAX || (n > 0 && !x))
+        return status_set(GTOPK_ERR_INVALID, "%s takes an array of at most 2^32 - 1 entries, not %llu", call,
+                          x ? (unsigned long long)n : 0ull);
+    const gtopk_status_t status = blocks_check_room(call, set, *kept);
+    if (status == GTOPK_OK)
+        set->count = 0;
+    return status;
+}
+
 gtopk_status_t gtopk_select_parallel(const float *x, uint64_t n, uint64_t k, gtopk_set_t *set,
                                      gtopk_parallel_for_fn parallel_for, void *parallel_context)
 {
     const device_parallel_t parallel = {parallel_for, parallel_context};
-    const uint64_t kept = at_most(n, k);
-    if (n > UINT32_MAX || (n > 0 && !x))
-        return status_set(GTOPK_ERR_INVALID, "gtopk_select takes an array of at most 2^32 - 1 entries, not %llu",
-                          x ? (unsigned long long)n : 0ull);
-    gtopk_status_t status = blocks_check_room("gtopk_select", set, kept);
-    if (status != GTOPK_OK)
+    uint64_t kept;
+    gtopk_status_t status = blocks_check_select("gtopk_select", x, n, k, set, &kept);
+    if (status != GTOPK_OK || kept == 0)
         return status;
-    set->count = 0;
-    if (kept == 0)
-        return GTOPK_OK;
     device_t *device;
     status = open_host_device(&device);
     if (status != GTOPK_OK)

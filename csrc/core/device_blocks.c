@@ -142,17 +142,11 @@ static gtopk_status_t select_on(const call_t *call, const float *x, uint64_t n, 
 gtopk_status_t gtopk_select_on(const char *device, const float *x, uint64_t n, uint64_t k, gtopk_set_t *set,
                                void *stream)
 {
-    const uint64_t kept_entries = n < k ? n : k;
+    uint64_t kept_entries;
     call_t call;
-    if (n > UINT32_MAX || (n > 0 && !x))
-        return status_set(GTOPK_ERR_INVALID, "gtopk_select_on takes an array of at most 2^32 - 1 entries, not %llu",
-                          x ? (unsigned long long)n : 0ull);
-    gtopk_status_t status = blocks_check_room("gtopk_select_on", set, kept_entries);
-    if (status != GTOPK_OK)
+    gtopk_status_t status = blocks_check_select("gtopk_select_on", x, n, k, set, &kept_entries);
+    if (status != GTOPK_OK || kept_entries == 0)
         return status;
-    set->count = 0;
-    if (kept_entries == 0)
-        return GTOPK_OK;
     status = call_begin(&call, device, (size_t)kept_entries, 0, stream);
     if (status == GTOPK_OK)
         status = select_on(&call, x, n, kept_entries, set);

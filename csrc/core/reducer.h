@@ -9,6 +9,9 @@
 #include "exchange/exchange.h"
 #include "util/fpenv.h"
 
+/* Floats that go between a device and the host at a time: 1 MiB. */
+#define REDUCER_PART ((size_t)1 << 18)
+
 struct gtopk_reducer {
     gtopk_comm_t *comm;
     device_t *device; /* the communicator's */

@@ -7,9 +7,6 @@
 #include "exchange/collective.h"
 #include "util/memory.h"
 
-/* Floats that are brought to the host, or from it, at a time. */
-#define PART ((uint64_t)1 << 18)
-
 /* ---- life ---- */
 
 static size_t bits_bytes(size_t count)
@@ -246,7 +243,7 @@ void shares_end(gtopk_reducer_t *reducer)
 static gtopk_status_t pending_read(gtopk_reducer_t *reducer, uint64_t at, uint64_t length, float *out)
 {
     const device_ops_t *ops = reducer->device->ops;
-    const uint64_t most = length < PART ? length : PART;
+    const uint64_t most = length < REDUCER_PART ? length : REDUCER_PART;
     void *block = NULL;
     gtopk_status_t status = ops->allocate_pinned(reducer->device, most * sizeof(float), "a part of a residual", &block);
     for (uint64_t done = 0; done < length && status == GTOPK_OK; done += most) {

@@ -21,8 +21,7 @@
 #define STATE_CRC_AT 52u
 #define HAS_VELOCITY 1u
 #define CONSOLIDATED (-1)
-#define OWN (-1)               /* a state that is divided among nobody */
-#define PART ((size_t)1 << 18) /* floats handled at a time: 1 MiB */
+#define OWN (-1) /* a state that is divided among nobody */
 
 static const char magic[4] = {'G', 'T', 'K', 'S'};
 
@@ -96,7 +95,7 @@ static gtopk_status_t check_buffer(const gtopk_reducer_t *reducer, const void *b
 static gtopk_status_t part_create(const gtopk_reducer_t *reducer, float **part)
 {
     void *block = NULL;
-    const uint64_t most = reducer->record.dim < PART ? reducer->record.dim : PART;
+    const uint64_t most = reducer->record.dim < REDUCER_PART ? reducer->record.dim : REDUCER_PART;
     const gtopk_status_t status = reducer->device->ops->allocate_pinned(reducer->device, most * sizeof **part,
                                                                         "a part of a state", &block);
     *part = block;
@@ -111,7 +110,7 @@ static void part_destroy(const gtopk_reducer_t *reducer, float *part)
 static uint64_t part_length(const gtopk_reducer_t *reducer, uint64_t at)
 {
     const uint64_t left = reducer->record.dim - at;
-    return left < PART ? left : PART;
+    return left < REDUCER_PART ? left : REDUCER_PART;
 }
 
 /* Where in a state the entries from `at` on begin. */
@@ -123,7 +122,7 @@ static size_t part_place(const gtopk_reducer_t *reducer, int which, uint64_t at)
 static gtopk_status_t save_array(gtopk_reducer_t *reducer, int which, float *part, uint8_t *state)
 {
     gtopk_status_t status = GTOPK_OK;
-    for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += PART) {
+    for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += REDUCER_PART) {
         const uint64_t length = part_length(reducer, at);
         status = reducer_read(reducer, which, at, length, part);
         memcpy(state + part_place(reducer, which, at), part, length * sizeof *part);
@@ -163,7 +162,7 @@ static gtopk_status_t consolidate_array(gtopk_reducer_t *reducer, int which, flo
     gtopk_comm_t *comm = reducer->comm;
     const places_t all = places_of_all(&comm->map, comm_rank(comm));
     gtopk_status_t status = GTOPK_OK;
-    for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += PART) {
+    for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += REDUCER_PART) {
         const uint64_t length = part_length(reducer, at);
         status = reducer_read(reducer, which, at, length, part);
         if (status == GTOPK_OK)
@@ -317,7 +316,7 @@ static int is_ours(const gtopk_reducer_t *reducer, uint64_t at)
 static gtopk_status_t load_array(gtopk_reducer_t *reducer, int which, float *part, const uint8_t *state, int32_t ranks)
 {
     gtopk_status_t status = GTOPK_OK;
-    for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += PART) {
+    for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += REDUCER_PART) {
         const uint64_t length = part_length(reducer, at);
         memcpy(part, state + part_place(reducer, which, at), length * sizeof *part);
         for (uint64_t i = 0; i < length && ranks != OWN; i++)

@@ -9,8 +9,6 @@
 
 enum { STEPS = 4 }; /* the first of which does not count */
 
-#define PART ((uint64_t)1 << 18)
-
 /* A gradient in the device's memory, a tensor of it for each segment, and what all ranks say of a step. */
 typedef struct gradient {
     device_t *device;
@@ -38,8 +36,8 @@ static gtopk_status_t gradient_create(gradient_t *gradient, const gtopk_reducer_
                                           &values);
     gradient->values = values;
     if (status == GTOPK_OK)
-        status = ops->allocate_pinned(reducer->device, (dim < PART ? dim : PART) * sizeof(float), "a part of it",
-                                      &part);
+        status = ops->allocate_pinned(reducer->device, (dim < REDUCER_PART ? dim : REDUCER_PART) * sizeof(float),
+                                      "a part of it", &part);
     gradient->part = part;
     if (status == GTOPK_OK)
         status = memory_alloc(&gradient->tensors, segments->count, sizeof *gradient->tensors, "its tensors");
@@ -58,8 +56,8 @@ static gtopk_status_t gradient_fill(const gradient_t *gradient, const gtopk_redu
     const device_ops_t *ops = gradient->device->ops;
     gtopk_status_t status = GTOPK_OK;
     uint32_t state = seed * 2654435761u + 1;
-    for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += PART) {
-        const uint64_t left = reducer->record.dim - at, length = left < PART ? left : PART;
+    for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += REDUCER_PART) {
+        const uint64_t left = reducer->record.dim - at, length = left < REDUCER_PART ? left : REDUCER_PART;
         for (uint64_t i = 0; i < length; i++) {
             state = state * 1664525u + 1013904223u;
             const float x = (float)(int32_t)state * 0x1p-31f;

@@ -66,6 +66,25 @@ typedef struct device_span {
     int32_t dtype;
 } device_span_t;
 
+static inline size_t device_entry_size(int32_t dtype)
+{
+    return dtype == GTOPK_F32 ? 4 : 2;
+}
+
+/* What of a span is in [begin, end), with offsets from `begin`; length 0: nothing. */
+static inline device_span_t device_span_part(const device_span_t *span, uint64_t begin, uint64_t end)
+{
+    const uint64_t from = span->offset > begin ? span->offset : begin;
+    const uint64_t last = span->offset + span->length, to = last < end ? last : end;
+    const uint64_t skipped = from - span->offset;
+    return (device_span_t){
+        .offset = from - begin,
+        .length = to > from ? to - from : 0,
+        .data = span->data && to > from ? (char *)span->data + skipped * device_entry_size(span->dtype) : NULL,
+        .dtype = span->dtype,
+    };
+}
+
 typedef struct device_accumulate {
     float scale;
     int zero_input;

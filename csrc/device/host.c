@@ -174,7 +174,7 @@ static void stage_span(const device_span_t *span, const device_stage_t *params, 
         for (uint64_t i = 0; i < span->length; i++)
             to[i] = (params->add ? to[i] : 0.0f) + params->scale * read_entry(span, i);
     if (params->zero_input)
-        memset(span->data, 0, (size_t)span->length * (span->dtype == GTOPK_F32 ? 4 : 2));
+        memset(span->data, 0, (size_t)span->length * device_entry_size(span->dtype));
 }
 
 gtopk_status_t host_stage(device_t *device, const device_span_t *spans, size_t count, const device_stage_t *params,

@@ -93,26 +93,6 @@ static uint8_t *message_of(const gather_t *gather, int32_t place)
     return gather->gathered + (size_t)place * gather->capacity;
 }
 
-/* One to the right and one from the left, at growing distance. */
-static gtopk_status_t gather_by_messages(gather_t *gather, const exchange_step_t *step)
-{
-    const exchange_setup_t *setup = &gather->base.setup;
-    const int32_t size = setup->places.size, place = setup->places.place;
-    gtopk_status_t status = GTOPK_OK;
-    for (int32_t shift = 1; shift < size && status == GTOPK_OK; shift++) {
-        const message_route_t route = {
-            .to = (place + shift) % size,
-            .from = (place - shift + size) % size,
-            .out = bounds_of(setup),
-            .in = bounds_of(setup),
-            .send = gather->out,
-            .receive = message_of(gather, (place - shift + size) % size),
-        };
-        status = message_carry(setup, step, &route);
-    }
-    return status;
-}
-
 /* The transport's own all-gather is one of all its ranks. */
 static int transport_gathers(const exchange_setup_t *setup)
 {
@@ -125,7 +105,7 @@ static gtopk_status_t gather_messages(gather_t *gather, const exchange_step_t *s
 {
     const exchange_setup_t *setup = &gather->base.setup;
     if (!transport_gathers(setup))
-        return gather_by_messages(gather, step);
+        return message_gather(setup, step, 0, bounds_of(setup), gather->out, gather->gathered, gather->capacity);
     gtopk_status_t status = message_flush(setup, step);
     if (status == GTOPK_OK)
         status = link_allgather(setup->link, message_transport(setup), gather->out, gather->capacity, gather->gathered,

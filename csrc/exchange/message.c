@@ -104,3 +104,25 @@ gtopk_status_t message_carry(const exchange_setup_t *setup, const exchange_step_
         return status;
     return link_exchange(setup->link, message_transport(setup), &message, step->deadline, &expect, NULL, step->stream);
 }
+
+/* One to the right and one from the left, at growing distance. */
+gtopk_status_t message_gather(const exchange_setup_t *setup, const exchange_step_t *step, uint16_t round,
+                              message_bounds_t bounds, uint8_t *send, uint8_t *gathered, size_t capacity)
+{
+    const int32_t size = setup->places.size, place = setup->places.place;
+    gtopk_status_t status = GTOPK_OK;
+    for (int32_t shift = 1; shift < size && status == GTOPK_OK; shift++) {
+        const int32_t from = (place - shift + size) % size;
+        const message_route_t route = {
+            .to = (place + shift) % size,
+            .from = from,
+            .round = round,
+            .out = bounds,
+            .in = bounds,
+            .send = send,
+            .receive = gathered + (size_t)from * capacity,
+        };
+        status = message_carry(setup, step, &route);
+    }
+    return status;
+}

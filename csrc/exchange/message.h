@@ -45,6 +45,10 @@ typedef struct message_route {
 /* Carries both. What was received is checked as far as the host sees it, and by decode in any case. */
 gtopk_status_t message_carry(const exchange_setup_t *setup, const exchange_step_t *step, const message_route_t *route);
 
+/* Carries the message `send` to every other place and theirs to `gathered`, each `capacity` bytes behind the one before. */
+gtopk_status_t message_gather(const exchange_setup_t *setup, const exchange_step_t *step, uint16_t round,
+                              message_bounds_t bounds, uint8_t *send, uint8_t *gathered, size_t capacity);
+
 /* Everything queued has been written: for collectives of a transport that takes host memory. */
 gtopk_status_t message_flush(const exchange_setup_t *setup, const exchange_step_t *step);
 

@@ -94,27 +94,14 @@ static uint8_t *message_of(const node_t *node, int32_t place)
     return node->gathered + (size_t)place * node->capacity;
 }
 
-/* One to the right and one from the left, at growing distance. */
 static gtopk_status_t gather(node_t *node, const exchange_step_t *step, const device_set_t *update)
 {
     const exchange_setup_t *setup = &node->base.setup;
-    const int32_t size = setup->places.size, place = setup->places.place;
     const wire_header_t header = message_header(setup, step, NODE_UPDATE, bounds_of(node));
     gtopk_status_t status = setup->device->ops->encode(setup->device, update, &header, node->out, &node->decoded,
                                                        step->words, step->stream);
-    for (int32_t shift = 1; shift < size && status == GTOPK_OK; shift++) {
-        const int32_t from = (place - shift + size) % size;
-        const message_route_t route = {
-            .to = (place + shift) % size,
-            .from = from,
-            .round = NODE_UPDATE,
-            .out = bounds_of(node),
-            .in = bounds_of(node),
-            .send = node->out,
-            .receive = message_of(node, from),
-        };
-        status = message_carry(setup, step, &route);
-    }
+    if (status == GTOPK_OK)
+        status = message_gather(setup, step, NODE_UPDATE, bounds_of(node), node->out, node->gathered, node->capacity);
     if (status != GTOPK_OK)
         status = status_prefix(status, "step %llu, update of the node", (unsigned long long)step->number);
     return status;
@@ -165,16 +152,9 @@ static device_target_t own_part(const node_t *node, const device_target_t *targe
     const uint64_t begin = (uint64_t)setup->places.place * setup->config.dim, end = begin + setup->config.dim;
     size_t count = 0;
     for (size_t s = 0; s < target->count; s++) {
-        const device_span_t *span = &target->spans[s];
-        const uint64_t from = span->offset > begin ? span->offset : begin;
-        const uint64_t to = set_at_most(end, span->offset + span->length);
-        if (from < to)
-            node->spans[count++] = (device_span_t){
-                .offset = from - begin,
-                .length = to - from,
-                .data = (uint8_t *)span->data + (from - span->offset) * (span->dtype == GTOPK_F32 ? 4 : 2),
-                .dtype = span->dtype,
-            };
+        const device_span_t part = device_span_part(&target->spans[s], begin, end);
+        if (part.length > 0)
+            node->spans[count++] = part;
     }
     return (device_target_t){.spans = node->spans, .count = count, .are_zero = 1};
 }

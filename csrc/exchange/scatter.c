@@ -74,35 +74,16 @@ typedef struct range {
     uint64_t begin, end;
 } range_t;
 
-static uint64_t at_most(uint64_t value, uint64_t limit)
-{
-    return value < limit ? value : limit;
-}
-
 static range_t piece_of(const scatter_t *scatter, int32_t place, uint64_t piece)
 {
     const uint64_t share = scatter->setup.config.dim, first = (uint64_t)place * share;
-    const uint64_t begin = first + piece * PIECE, end = at_most(begin + PIECE, first + share);
-    return (range_t){at_most(begin, scatter->dim), at_most(end, scatter->dim)};
+    const uint64_t begin = first + piece * PIECE, end = set_at_most(begin + PIECE, first + share);
+    return (range_t){set_at_most(begin, scatter->dim), set_at_most(end, scatter->dim)};
 }
 
 static float *floats_of(const scatter_t *scatter, int32_t place)
 {
     return (float *)(void *)(scatter->in + (size_t)place * message_bytes(scatter) + WIRE_HEADER_SIZE);
-}
-
-/* The part of a span that lies in the range, as one of a piece. */
-static device_span_t clip(const device_span_t *span, range_t range)
-{
-    const uint64_t begin = span->offset > range.begin ? span->offset : range.begin;
-    const uint64_t end = at_most(span->offset + span->length, range.end);
-    const size_t item = span->dtype == GTOPK_F32 ? 4 : 2;
-    return (device_span_t){
-        .offset = begin - range.begin,
-        .length = end > begin ? end - begin : 0,
-        .data = span->data ? (uint8_t *)span->data + (begin - span->offset) * item : NULL,
-        .dtype = span->dtype,
-    };
 }
 
 /* The first part that ends behind `at`. */
@@ -133,7 +114,7 @@ static gtopk_status_t stage(const scatter_t *scatter, const exchange_step_t *ste
     /* Parts that cover the range leave nothing to be cleared. */
     uint64_t covered = 0;
     for (size_t j = i; j < count && parts[j].span.offset < range.end; j++)
-        covered += parts[j].span.data ? clip(&parts[j].span, range).length : 0;
+        covered += parts[j].span.data ? device_span_part(&parts[j].span, range.begin, range.end).length : 0;
     gtopk_status_t status = covered == whole.length ? GTOPK_OK
                                                     : device->ops->stage(device, &whole, 1, &params, out, step->stream);
     for (; i < count && parts[i].span.offset < range.end && status == GTOPK_OK; i++) {
@@ -146,7 +127,7 @@ static gtopk_status_t stage(const scatter_t *scatter, const exchange_step_t *ste
             held = 0;
         }
         params = (device_stage_t){.scale = part->scale, .zero_input = part->zero_input};
-        spans[held++] = clip(&part->span, range);
+        spans[held++] = device_span_part(&part->span, range.begin, range.end);
     }
     return status == GTOPK_OK && held > 0 ? device->ops->stage(device, spans, held, &params, out, step->stream)
                                           : status;

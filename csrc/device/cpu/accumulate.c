@@ -80,7 +80,7 @@ static void pass_block(pass_t *pass, const device_span_t *span, uint64_t block, 
         store->kernels->scan(&job, found);
     } else {
         job.to = (store->second ? store->second : store->residual) + first;
-        job.input = (char *)span->data + begin * (span->dtype == GTOPK_F32 ? 4u : 2u);
+        job.input = (char *)span->data + begin * device_entry_size(span->dtype);
         job.scale = pass->params->scale;
         job.zero_input = pass->params->zero_input;
         job.momentum = pass->params->momentum;

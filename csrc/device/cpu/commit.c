@@ -79,7 +79,7 @@ static void write_mean(float *residual, uint32_t ranks, const device_set_t *fina
         for (; i < count && final->index[i] < end; i++) {
             uint32_t at = i + AHEAD < count ? final->index[i + AHEAD] : 0;
             if (at >= out->offset && at < end)
-                __builtin_prefetch((char *)out->data + (at - out->offset) * output_entry_size(out->dtype), 1, 3);
+                __builtin_prefetch((char *)out->data + (at - out->offset) * device_entry_size(out->dtype), 1, 3);
             float mean = final->value[i] / (float)divisor;
             float stored = output_store(out->data, final->index[i] - out->offset, out->dtype, mean);
             if (mean != stored && residual)

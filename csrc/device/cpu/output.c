@@ -8,7 +8,7 @@ static void clear(const device_span_t *outputs, size_t count)
 {
     for (size_t s = 0; s < count; s++)
         if (outputs[s].length)
-            memset(outputs[s].data, 0, (size_t)outputs[s].length * output_entry_size(outputs[s].dtype));
+            memset(outputs[s].data, 0, (size_t)outputs[s].length * device_entry_size(outputs[s].dtype));
 }
 
 static void fill_nan(const device_span_t *outputs, size_t count)

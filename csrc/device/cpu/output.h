@@ -6,11 +6,6 @@
 #include "gtopk.h"
 #include "wire/convert.h"
 
-static inline size_t output_entry_size(int dtype)
-{
-    return dtype == GTOPK_F32 ? 4 : 2;
-}
-
 /* Stores a finite value, the largest finite one where it does not fit, and returns what was stored. */
 static inline float output_store(void *data, uint64_t at, int dtype, float value)
 {

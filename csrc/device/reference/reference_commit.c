@@ -46,7 +46,7 @@ static void outputs_zero(const device_span_t *outputs, size_t count)
 {
     for (const device_span_t *span = outputs; span < outputs + count; span++)
         if (span->length > 0)
-            memset(span->data, 0, span->length * (span->dtype == GTOPK_F32 ? 4 : 2));
+            memset(span->data, 0, span->length * device_entry_size(span->dtype));
 }
 
 static void outputs_nan(const device_span_t *outputs, size_t count)
