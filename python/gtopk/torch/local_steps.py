@@ -50,9 +50,8 @@ class LocalSteps(Synchronizer):
         self.since = 0  # of them since the latest exchange
         self.velocities: dict[str, Tensor] = {}  # of the outer momentum, the same on all ranks
         self._starts: dict[str, Start] = {}  # by name: of what was trained at some time in this period
-        self._trained: list[
-            tuple[int, torch.device]
-        ] = []  # ids of the parameters that are trained now, and where they are
+        # Ids of the parameters that are trained now, and where they are.
+        self._trained: list[tuple[int, torch.device]] = []
         self._built: list[tuple[str, torch.device]] | None = None  # what the reducers were made for
         self._warning = NonfiniteWarning("a gradient was Inf or NaN, so this rank has left out its local step ({}")
 
@@ -90,9 +89,8 @@ class LocalSteps(Synchronizer):
         if self.session.solo or (self.since and trained == self._trained):
             return
         parameters = {name: p for name, p in self.names.of(optimizer).items() if p.requires_grad and not p.is_complex()}
-        if (
-            not self.since
-        ):  # what was frozen in the latest period took part in its exchange, and takes no part in the next one
+        # What was frozen in the latest period took part in its exchange, and takes no part in the next one.
+        if not self.since:
             self._starts = {name: start for name, start in self._starts.items() if name in parameters}
         for name, parameter in parameters.items():
             start = self._starts.get(name)
