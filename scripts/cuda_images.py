@@ -46,6 +46,13 @@ HEADERS = {
 }
 
 
+WRONG_SOURCES = 3  # exit status: NVRTC is there, and what it was given cannot be compiled
+
+
+class CompileError(Exception):
+    """The kernels are wrong: no build may go on without them."""
+
+
 class Nvrtc:
     """The few functions of NVRTC that are needed, with errors as exceptions."""
 
@@ -81,7 +88,7 @@ class Nvrtc:
         failed = self.library.nvrtcCompileProgram(program, len(options), flags)
         log = self.text(program, "ProgramLog").rstrip(b"\0").decode()
         if failed:
-            raise RuntimeError(f"{' '.join(options)}:\n{log}")
+            raise CompileError(f"{' '.join(options)}:\n{log}")
         code = self.text(program, kind)
         self.call("nvrtcDestroyProgram", ctypes.byref(program))
         return code, log
@@ -131,9 +138,9 @@ def compile_all(nvrtc: Nvrtc) -> list[tuple[str, int, bytes]]:
         code, log = nvrtc.compile(source, (f"--gpu-architecture=sm_{arch}", *OPTIONS, *includes), "CUBIN")
         faults = spills(log)
         if "bytes stack frame" not in log:
-            raise RuntimeError(f"sm_{arch}: ptxas does not say what the kernels use:\n{log}")
+            raise CompileError(f"sm_{arch}: ptxas does not say what the kernels use:\n{log}")
         if faults:
-            raise RuntimeError(f"sm_{arch}: kernels with local memory: {'; '.join(faults)}")
+            raise CompileError(f"sm_{arch}: kernels with local memory: {'; '.join(faults)}")
         images.append(("cubin", arch, code))
     options = (f"--gpu-architecture=compute_{PTX_ARCHITECTURE}", *OPTIONS, *includes)
     images.append(("ptx", PTX_ARCHITECTURE, nvrtc.compile(source, options, "PTX")[0]))
@@ -203,9 +210,9 @@ def main() -> int:
             images = compile_all(nvrtc)
             text = c_file(images, version)
             print(f"  nvrtc {len(images)} images, {sum(len(code) for _, _, code in images)} bytes before packing")
-    except (ImportError, OSError, RuntimeError) as error:
+    except (ImportError, OSError, RuntimeError, CompileError) as error:
         print(f"cuda_images.py: {error}", file=sys.stderr)
-        return 1
+        return WRONG_SOURCES if isinstance(error, CompileError) else 1
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(text)
     if kept and not kept.is_file():

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Makes the C file with the compiled CUDA kernels, or, where that cannot be, one that has none.
+# Makes the C file with the compiled CUDA kernels, or, where there is no NVRTC, one that has none.
+# Kernels that NVRTC refuses are an error whatever the setting.
 #
 #   scripts/cuda_images.sh SETTING OUTPUT.c CACHE VENV MAKE...
 #
@@ -28,17 +29,23 @@ compile() {
 rm -f "$output"
 if [ "$setting" = 0 ]; then
     without
-elif log=$(mktemp) && compile "$@" >"$log" 2>&1; then
+    exit
+fi
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+status=0
+compile "$@" >"$log" 2>&1 || status=$?
+if [ $status = 0 ]; then
     cat "$log"
-    rm -f "$log"
+elif [ $status = 3 ]; then # of cuda_images.py: the sources are wrong
+    cat "$log" >&2
+    exit 1
 elif [ "$setting" = 1 ]; then
     cat "$log" >&2
-    rm -f "$log"
     echo "cuda_images.sh: the CUDA kernels cannot be compiled, and CUDA=1 asks for them" >&2
     exit 1
 else
     grep -m 1 -E '^[a-z_]+\.(sh|py): ' "$log" || true # the first of our own says why
-    rm -f "$log"
     echo "  note  NVRTC is not at hand: this build is without GPU (CUDA=1 shows why, CUDA=0 is quiet)"
     without
 fi

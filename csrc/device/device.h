@@ -76,13 +76,14 @@ static inline device_span_t device_span_part(const device_span_t *span, uint64_t
 {
     const uint64_t from = span->offset > begin ? span->offset : begin;
     const uint64_t last = span->offset + span->length, to = last < end ? last : end;
-    const uint64_t skipped = from - span->offset;
-    return (device_span_t){
-        .offset = from - begin,
-        .length = to > from ? to - from : 0,
-        .data = span->data && to > from ? (char *)span->data + skipped * device_entry_size(span->dtype) : NULL,
-        .dtype = span->dtype,
-    };
+    device_span_t part = *span; /* no compound literal: the kernels, in C++, read this header too */
+    part.offset = from - begin;
+    part.length = to > from ? to - from : 0;
+    if (part.length == 0)
+        part.data = NULL;
+    else if (span->data)
+        part.data = (char *)span->data + (from - span->offset) * device_entry_size(span->dtype);
+    return part;
 }
 
 typedef struct device_accumulate {
