@@ -11,6 +11,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,22 @@ def test_size_of_the_library(binaries: dict[str, bytes], tmp_path: Path) -> None
     stripped = tmp_path / "libgtopk.so"
     subprocess.run(["strip", "-o", stripped, LIBRARY], check=True)
     assert stripped.stat().st_size <= LARGEST
+
+
+def test_a_wrong_kernel_ends_the_build(binaries: dict[str, bytes], tmp_path: Path) -> None:
+    """Whatever the setting: a library without its kernels looks like one built where there is no NVRTC."""
+    for part in ("csrc", "include", "scripts/cuda_images.py", "scripts/cuda_images.sh"):
+        source, copy = ROOT / part, tmp_path / part
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copytree(source, copy) if source.is_dir() else shutil.copy(source, copy)
+    with (tmp_path / "csrc/device/cuda/kernels.cu").open("a") as kernels_file:
+        kernels_file.write("\nint wrong = ;\n")
+    script, output = tmp_path / "scripts/cuda_images.sh", tmp_path / "images.c"
+    venv = Path(sys.prefix)
+    for setting in ("auto", "1"):
+        command = [script, setting, output, tmp_path / "cache", venv, "true"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "kernels.cu" in done.stderr
+        assert "expected an expression" in done.stderr
+        assert not output.exists()
