@@ -31,7 +31,18 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-__all__ = ["DataError", "DataSet", "Split", "augment", "cache_folder", "debian_files", "load", "locate", "make_folder", "normalise"]
+__all__ = [
+    "DataError",
+    "DataSet",
+    "Split",
+    "augment",
+    "cache_folder",
+    "debian_files",
+    "load",
+    "locate",
+    "make_folder",
+    "normalise",
+]
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -186,7 +197,10 @@ def _cifar10(download: bool, seconds: float, progress: bool) -> Path:
 
 
 def _fashion_mnist(download: bool) -> Path:
-    return debian_files(FASHION_PACKAGE, FASHION_FILES, FASHION_SYSTEM, cache_folder() / FASHION_FOLDER, download)
+    try:
+        return debian_files(FASHION_PACKAGE, FASHION_FILES, FASHION_SYSTEM, cache_folder() / FASHION_FOLDER, download)
+    except DataError as error:
+        raise DataError(f"Fashion-MNIST could not be had either ({error})") from error
 
 
 def debian_files(package: str, names: list[str], system: Path, folder: Path, download: bool) -> Path:
@@ -198,7 +212,7 @@ def debian_files(package: str, names: list[str], system: Path, folder: Path, dow
         if all((candidate / name).is_file() for name in names):
             return candidate
     if not download:
-        raise DataError(f"{', '.join(names)} of Debian's package {package} are neither in {folder} nor in {system}")
+        raise DataError(f"{names[0]} of Debian's package {package} is neither in {folder} nor in {system}")
 
     def fill(scratch: Path, target: Path) -> None:
         done = subprocess.run([DEBIAN_SCRIPT, package, scratch], capture_output=True, text=True, check=False)

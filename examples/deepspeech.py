@@ -1,7 +1,7 @@
 """Deep Speech 2 without a language model: Amodei et al., ICML 2016, in the form that gTop-k's authors trained.
 
 Two convolutions over the spectrum, five LSTMs of 800 cells one after the other in time, a convolution that looks ahead, and
-a letter for each step. 27 million parameters. Knows nothing of gtopk.
+a letter for each step. 27.6 million parameters. Knows nothing of gtopk.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ from workload import Workload, epoch_order
 __all__ = ["ImageNet", "import_torchvision"]
 
 CLASSES = 1000
-MADE_UP = {"train": 1_281_167, "test": 256}
+MADE_UP = {"train": 1_281_167, "test": 64}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def import_torchvision() -> Any:
-    """torchvision. PyPI's is built for CUDA; beside a CPU build of PyTorch it misses two operators, which are of no use here."""
+    """PyPI's torchvision is built for CUDA; beside a CPU build of PyTorch it misses two operators, of no use here."""
     try:
         import torchvision
     except RuntimeError as error:
@@ -54,16 +54,23 @@ class ImageNet(Workload):
         parser.add_argument("--workers", type=int, default=2, help="processes a rank that read images (%(default)s)")
         parser.add_argument("--test-images", type=int, help="test on so many images only, the same in every run")
 
+    def fetch(self, options: argparse.Namespace, progress: bool) -> None:
+        """ImageNet has to be fetched by hand."""
+        if options.data is not None and not options.data.is_dir():
+            raise DataError(f"{options.data} is no folder")
+
     def load(self, options: argparse.Namespace, rank: int, size: int) -> str:
         self._vision = import_torchvision()
         self._rank, self._size, self._options = rank, size, options
         self._at, self._batches = -1, iter(())
-        train: Dataset[Any]
+        self._train: Dataset[Any]
+        self._test: Dataset[Any]
         if options.data is None:
             self.data, self.samples, self._classes = "made-up images", dict(MADE_UP), CLASSES
-            train, self._test = MadeUp(MADE_UP["train"], options.image_size), MadeUp(0, options.image_size)
-            self._train = train
-            return "MADE-UP IMAGES, for throughput: loss and accuracy say nothing. Give a folder with images with --data"
+            self._train, self._test = (MadeUp(MADE_UP[part], options.image_size) for part in ("train", "test"))
+            return (
+                "MADE-UP IMAGES, for throughput: loss and accuracy say nothing. Give a folder with images with --data"
+            )
         train, test = (self._folder(options.data, part) for part in ("train", "val"))
         if train.classes != test.classes:
             raise DataError(f"{options.data}/train and val have different classes")
@@ -112,9 +119,7 @@ class ImageNet(Workload):
         )
         draw = torch.Generator().manual_seed((options.seed * 1_000_003 + step) * self._size + self._rank)
         return iter(
-            DataLoader(
-                self._train, batch_sampler=order[place:].tolist(), num_workers=options.workers, generator=draw
-            )
+            DataLoader(self._train, batch_sampler=order[place:].tolist(), num_workers=options.workers, generator=draw)
         )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

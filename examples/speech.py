@@ -15,6 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -124,7 +125,9 @@ def _read(folder: Path, part: str) -> Iterator[tuple[str, bytes, str]]:
         file = folder / "wav" / f"{name}.raw"
         words = said.get(file.stem)
         if not words or set(words) - set(LETTERS[1:]):
-            raise DataError(f"{folder}/etc/an4_{part}.transcription has no words in capitals for {file.stem}: {words!r}")
+            raise DataError(
+                f"{folder}/etc/an4_{part}.transcription has no words in capitals for {file.stem}: {words!r}"
+            )
         try:
             content = file.read_bytes()
         except OSError as error:
@@ -141,7 +144,7 @@ def _byte_order(content: bytes) -> str:
 
 def _utterance(name: str, sound: npt.NDArray[np.int16], words: str) -> Utterance:
     """CTC needs a step for each letter, and one between letters that are alike; a step is two strides."""
-    needed = len(words) + sum(a == b for a, b in zip(words, words[1:], strict=False))
+    needed = len(words) + sum(a == b for a, b in pairwise(words))
     if len(sound) // (2 * STRIDE) < needed:
         raise DataError(f"{name} lasts {len(sound) / RATE:.2f} s, too short for {words!r}: it is truncated")
     return Utterance(name, sound, words)
@@ -157,8 +160,9 @@ def spectra(utterances: list[Utterance], device: torch.device) -> tuple[Tensor, 
     frames = []
     for utterance in utterances:
         sound = torch.from_numpy(utterance.sound).to(device).float() / 32768
-        # As stft: there is no padding with copies of the sound in front and behind that would be heard.
-        spectrum = torch.stft(sound, WINDOW, STRIDE, window=window, center=True, pad_mode="constant", return_complex=True)
+        spectrum = torch.stft(
+            sound, WINDOW, STRIDE, window=window, center=True, pad_mode="constant", return_complex=True
+        )
         magnitude = spectrum.abs().log1p()
         frames.append(((magnitude - magnitude.mean()) / magnitude.std().clamp(min=1e-6)).t())
     lengths = torch.tensor([len(one) for one in frames])

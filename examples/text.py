@@ -87,9 +87,7 @@ def load(folder: Path, most_words: int = 10_000) -> Corpus:
     frequent = sorted(counts, key=lambda word: (-counts[word], word))
     words += [word for word in frequent if word not in words][: max(0, most_words - len(words))]
     numbers = {word: number for number, word in enumerate(words)}
-    parts = {
-        part: torch.tensor([numbers.get(word, numbers[UNKNOWN]) for word in text]) for part, text in texts.items()
-    }
+    parts = {part: torch.tensor([numbers.get(word, numbers[UNKNOWN]) for word in text]) for part, text in texts.items()}
     return Corpus(name, folder, words, parts)
 
 

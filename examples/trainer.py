@@ -210,7 +210,9 @@ class Training:
                     self.history.append(line)
                     say(self._text(line))
                     if not math.isfinite(line["loss"]):
-                        say("the loss is not finite: try a smaller --lr, a longer --warmup-epochs, --momentum-correction")
+                        say(
+                            "the loss is not finite: try a smaller --lr, a longer --warmup-epochs, --momentum-correction"
+                        )
                         raise SystemExit(1)
                     curves.add(line, stats, self.workload.metric)
                     window = Window()
@@ -273,7 +275,9 @@ class Training:
             return 0
         on_every_rank(lambda: checkpoint.restore(saved, self.workload.name, self.model, self.optimizer))
         self.history = saved["history"]
-        first = round(saved["epoch"] * self.plan.steps_an_epoch)  # with another number of ranks epochs have other lengths
+        first = round(
+            saved["epoch"] * self.plan.steps_an_epoch
+        )  # with another number of ranks epochs have other lengths
         say(f"going on from {file}: epoch {saved['epoch']:.2f}, saved by {saved['ranks']} ranks")
         if first >= self.plan.steps:
             raise SystemExit(f"{file} is of step {first} and the run ends at {self.plan.steps}: nothing is left to do")

@@ -32,8 +32,9 @@ class Workload(ABC):
         """Options of this workload alone."""
         parser.add_argument("--data", help="a folder with the data")
 
+    @abstractmethod
     def fetch(self, options: argparse.Namespace, progress: bool) -> None:
-        """Downloads what is missing. Only one process of each host is asked."""
+        """Downloads or unpacks what is missing. Only one process of each host is asked. Raises `data.DataError`."""
 
     @abstractmethod
     def load(self, options: argparse.Namespace, rank: int, size: int) -> str:
