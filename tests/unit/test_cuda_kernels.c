@@ -70,6 +70,8 @@ static void assert_scratch_is_clean(void)
     assert_memory_equal(scratch->pool_bins, clean.pool_bins, sizeof clean.pool_bins);
     assert_memory_equal(scratch->scan_bins, clean.scan_bins, sizeof clean.scan_bins);
     assert_memory_equal(scratch->sample_bins, clean.sample_bins, sizeof clean.sample_bins);
+    assert_memory_equal(scratch->near_bins, clean.near_bins, sizeof clean.near_bins);
+    assert_int_equal(scratch->finished, 0);
 }
 
 /* ---- sets ---- */

@@ -21,18 +21,20 @@ enum { CUDA_LEVELS = 6, CUDA_BINS = 4096 };
 /* One a device. Operations on one stream follow each other, so all can use it. Whoever uses a histogram, `largest`,
  * `faults` or `finished` leaves it zero. */
 typedef struct cuda_scratch {
+    uint32_t pool_bins[CUDA_LEVELS][CUDA_BINS]; /* first: histograms are read in vectors */
+    uint32_t scan_bins[CUDA_LEVELS][CUDA_BINS];
+    uint32_t sample_bins[CUDA_BINS];
+    uint32_t near_bins[2][CUDA_BINS];
     const uint32_t *halt; /* pinned: not zero when the device was halted. NULL: it never is */
     uint32_t barrier;     /* where the blocks of a grid meet */
     uint32_t finished;    /* blocks that have come to the end */
     uint32_t largest;
     uint32_t faults;
+    uint32_t halted;                /* what decode saw of `halt` at its beginning */
     uint64_t total;                 /* of entries, when arrays are written */
     uint32_t counts[CUDA_GRID_MAX]; /* each block's own */
     uint32_t kept[CUDA_GRID_MAX];   /* the same, of what is counted next */
     double squares[CUDA_GRID_MAX];
-    uint32_t pool_bins[CUDA_LEVELS][CUDA_BINS];
-    uint32_t scan_bins[CUDA_LEVELS][CUDA_BINS];
-    uint32_t sample_bins[CUDA_BINS];
 } cuda_scratch_t;
 
 /* How the threshold is predicted: see cpu/hint.h. */

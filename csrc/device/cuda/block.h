@@ -71,12 +71,9 @@ FUNCTION void grid_sync(cuda_scratch_t *scratch)
     __syncthreads();
     if (threadIdx.x == 0) {
         const uint32_t add = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
-        volatile uint32_t *word = &scratch->barrier;
-        __threadfence();
-        const uint32_t old = atomicAdd(&scratch->barrier, add);
-        while (((old ^ *word) & 0x80000000u) == 0)
+        const uint32_t old = add_in_order(&scratch->barrier, add);
+        while (((old ^ read_in_order(&scratch->barrier)) & 0x80000000u) == 0)
             SPIN();
-        __threadfence();
     }
     __syncthreads();
 }
@@ -88,11 +85,9 @@ FUNCTION int grid_is_done(cuda_scratch_t *scratch)
     __syncthreads();
     if (threadIdx.x != 0)
         return 0;
-    __threadfence();
-    if (atomicAdd(&scratch->finished, 1u) != gridDim.x - 1)
+    if (add_in_order(&scratch->finished, 1u) != gridDim.x - 1)
         return 0;
     scratch->finished = 0;
-    __threadfence();
     return 1;
 }
 

@@ -51,7 +51,8 @@ KERNEL(decode, decode_args)
     __shared__ header_t header;
     __shared__ uint32_t head[WIRE_HEADER_SIZE / 4];
     cuda_scratch_t *scratch = args.scratch;
-    const uint32_t halted = threadIdx.x == 0 && is_halted(scratch);
+    if (is_first_thread()) /* one alone: it is memory of the host */
+        scratch->halted = is_halted(scratch);
     if (threadIdx.x < WIRE_HEADER_SIZE / 4 && args.capacity >= WIRE_HEADER_SIZE)
         head[threadIdx.x] = load32(args.message + 4 * threadIdx.x);
     __syncthreads();
@@ -98,7 +99,7 @@ KERNEL(decode, decode_args)
         return;
 
     device_words_t *words = args.words;
-    const uint32_t faults = scratch->faults;
+    const uint32_t faults = scratch->faults, halted = scratch->halted;
     scratch->faults = 0;
     *args.out.count = faults || halted ? 0 : count;
     if (halted) {

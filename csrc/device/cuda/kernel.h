@@ -81,6 +81,33 @@ static inline float float_from_half(uint16_t bits)
 #endif
 }
 
+/* ---- between blocks ---- */
+
+/* Adds to a word, after all that the thread has written or seen; what others did before they added is seen by what follows.
+ * A fence that orders everything would take longer. */
+static inline uint32_t add_in_order(uint32_t *word, uint32_t add)
+{
+#ifdef __CUDACC_RTC__
+    uint32_t old;
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], %2;" : "=r"(old) : "l"(word), "r"(add) : "memory");
+    return old;
+#else
+    return atomicAdd(word, add);
+#endif
+}
+
+/* Reads a word, before all that follows. */
+static inline uint32_t read_in_order(const uint32_t *word)
+{
+#ifdef __CUDACC_RTC__
+    uint32_t value;
+    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+    return value;
+#else
+    return *(const volatile uint32_t *)word;
+#endif
+}
+
 /* ---- the words of a step ---- */
 
 static inline void words_fail(device_words_t *words, uint32_t error)

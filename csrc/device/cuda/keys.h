@@ -105,12 +105,12 @@ FUNCTION void radix_bins_end(uint32_t level, const uint32_t *bins, uint32_t *sum
             (void)atomicAdd(&sum[b], bins[b]);
 }
 
-/* Takes the next digit from the grid's histogram. All threads of the block: each has up to 16 neighbouring bins in its
- * registers, because loads that wait for one another would take longer than all the rest. */
-FUNCTION void radix_descend(radix_t *radix, const uint32_t *sum)
+/* Takes a digit of so many bits from the grid's histogram. All threads of the block: each has up to 16 neighbouring bins in
+ * its registers, because loads that wait for one another would take longer than all the rest. */
+FUNCTION void radix_take(radix_t *radix, const uint32_t *sum, uint32_t bits)
 {
     enum { FOURS = CUDA_BINS / CUDA_THREADS / 4 };
-    const uint32_t count = 1u << digit_bits(radix->level), rank = radix->wanted;
+    const uint32_t count = 1u << bits, rank = radix->wanted;
     const uint32_t each = count / CUDA_THREADS > 4 ? count / CUDA_THREADS : 4, skipped = threadIdx.x * each;
     uint32_t mine = 0, own[4 * FOURS];
     UNROLL
@@ -138,7 +138,7 @@ FUNCTION void radix_descend(radix_t *radix, const uint32_t *sum)
             }
             rest -= found ? 0 : own[b];
         }
-        radix->prefix = radix->prefix << digit_bits(radix->level) | digit;
+        radix->prefix = radix->prefix << bits | digit;
         radix->wanted = rest;
         radix->inside = inside;
     }
@@ -148,6 +148,34 @@ FUNCTION void radix_descend(radix_t *radix, const uint32_t *sum)
         radix->level++;
     }
     __syncthreads();
+}
+
+static inline void radix_descend(radix_t *radix, const uint32_t *sum)
+{
+    radix_take(radix, sum, digit_bits(radix->level));
+}
+
+/* ---- keys above a floor ---- */
+
+/* The wanted key is mostly within a factor of four of the floor that all keys are above. Counted from there its magnitude
+ * has two digits of NEAR_BITS, one less than in general. */
+#define NEAR_BITS 12u
+
+static inline uint32_t near_offset(uint64_t key, uint32_t floor)
+{
+    return key_magnitude(key) - floor;
+}
+
+static inline uint32_t near_is_far(uint32_t offset)
+{
+    return offset >> NEAR_BITS >= (1u << NEAR_BITS) - 1;
+}
+
+static inline uint32_t near_digit(uint32_t offset, uint32_t level)
+{
+    if (level == 1)
+        return offset & ((1u << NEAR_BITS) - 1);
+    return near_is_far(offset) ? (1u << NEAR_BITS) - 1 : offset >> NEAR_BITS;
 }
 
 /* The grid leaves a histogram as it found it. */

@@ -9,7 +9,6 @@ _Static_assert(sizeof(mean_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel
 _Static_assert(sizeof(dense_spans_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
 _Static_assert(sizeof(journal_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
 _Static_assert(sizeof(verdict_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
-_Static_assert(offsetof(cuda_scratch_t, pool_bins) % 16 == 0, "histograms are read in vectors");
 _Static_assert(sizeof(device_words_t) % 4 == 0, "kernels clear it word by word");
 
 /* Room beyond 4k: a hint that is low is no reason to read everything again. While a residual grows in the first steps of a
@@ -88,7 +87,13 @@ gtopk_status_t launch_select(const cuda_queue_t *queue, const cuda_memory_t *mem
                           (unsigned long long)k, (unsigned long long)memory->k, out->capacity);
     select_args_t args = select_of(queue, memory, memory->residual, k, out);
     args.words = words;
-    return LAUNCH(queue, select, blocks_for(queue, CUDA_KERNEL_select, memory->dim, 4 * CUDA_THREADS), args, stream);
+    uint32_t blocks = blocks_for(queue, CUDA_KERNEL_select, memory->dim, 4 * CUDA_THREADS);
+    /* Blocks that have few candidates wait for each other; without a hint some more would be faster. */
+    const uint32_t enough = memory->pool.capacity / (4 * CUDA_THREADS);
+    const uint32_t most = enough > queue->processors ? enough : queue->processors;
+    if (blocks > most && most > 0)
+        blocks = most;
+    return LAUNCH(queue, select, blocks, args, stream);
 }
 
 gtopk_status_t launch_array_select(const cuda_queue_t *queue, const cuda_memory_t *memory, const float *x, uint64_t k,

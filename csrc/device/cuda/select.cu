@@ -127,25 +127,27 @@ static inline uint64_t exact_bound(const select_args_t *args)
     return radix_bound(radix);
 }
 
-/* Returns how many keys are in the pool. *candidates: how many were offered in all. */
-static inline uint32_t pool_fill(const select_args_t *args, uint64_t *candidates, int *missed)
+/* Returns how many keys are in the pool. *candidates: how many were offered in all; *floor: no magnitude is below. */
+static inline uint32_t pool_fill(const select_args_t *args, uint64_t *candidates, int *missed, uint32_t *floor)
 {
     const cuda_pool_t *pool = &args->pool;
     const uint32_t offered = pool->state->offered[CUDA_PASS_ACCUMULATE];
     *candidates = args->whole ? 0 : offered;
-    *missed = args->whole || !pool_is_complete(offered, pool->state->floor, pool->capacity, args->k);
+    *floor = pool->state->floor;
+    *missed = args->whole || !pool_is_complete(offered, *floor, pool->capacity, args->k);
     if (!*missed)
         return offered;
     if (args->k >= SAMPLE_ONE_IN * SAMPLE_RANK_MIN) {
-        const uint32_t floor = sample_floor(args);
-        scan_offer(args, key_make(UINT32_MAX, floor), CUDA_PASS_SAMPLED);
+        *floor = sample_floor(args);
+        scan_offer(args, key_make(UINT32_MAX, *floor), CUDA_PASS_SAMPLED);
         grid_sync(args->scratch);
         const uint32_t sampled = pool->state->offered[CUDA_PASS_SAMPLED];
         *candidates += sampled;
-        if (pool_is_complete(sampled, floor, pool->capacity, args->k))
+        if (pool_is_complete(sampled, *floor, pool->capacity, args->k))
             return sampled;
     }
     const uint64_t bound = exact_bound(args);
+    *floor = key_magnitude(bound);
     scan_offer(args, bound, CUDA_PASS_EXACT);
     grid_sync(args->scratch);
     *candidates += pool->state->offered[CUDA_PASS_EXACT];
@@ -154,11 +156,46 @@ static inline uint32_t pool_fill(const select_args_t *args, uint64_t *candidates
 
 /* ---- 2: the key of rank k ---- */
 
-static inline uint64_t pool_bound(const select_args_t *args, uint32_t held)
+/* The magnitude of the wanted key, if it is near the floor: then 1, and the digits that are left are those of its index. */
+static inline int near_descend(const select_args_t *args, radix_t *radix, uint32_t held, uint32_t floor)
+{
+    ROLLED
+    for (uint32_t level = 0; level < 2; level++) {
+        uint32_t *bins = radix_bins_begin(0), *sum = args->scratch->near_bins[level];
+        const uint64_t prefix = radix->prefix;
+        ROLLED
+        for (uint64_t i = grid_thread(); i < held; i += grid_threads()) {
+            const uint32_t offset = near_offset(args->pool.keys[i], floor);
+            if (level == 0 || (offset >> NEAR_BITS == prefix && !near_is_far(offset)))
+                (void)atomicAdd(&bins[near_digit(offset, level)], 1u);
+        }
+        radix_bins_end(0, bins, sum);
+        grid_sync(args->scratch);
+        radix_take(radix, sum, NEAR_BITS);
+        if (level == 0 && radix->prefix == (1u << NEAR_BITS) - 1)
+            return 0;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        radix->prefix += floor;
+        radix->level = 3;
+    }
+    __syncthreads();
+    return 1;
+}
+
+/* floor: no key in the pool has a smaller magnitude. */
+static inline uint64_t pool_bound(const select_args_t *args, uint32_t held, uint32_t floor)
 {
     radix_t *radix = radix_begin(args->k);
     if (held <= args->k)
         return 0;
+    if (floor > 1 && near_descend(args, radix, held, floor)) {
+        if (radix->wanted == radix->inside)
+            return radix_bound(radix);
+    } else {
+        (void)radix_begin(args->k);
+    }
     while (radix->level < CUDA_LEVELS) {
         uint32_t *bins = radix_bins_begin(radix->level), *sum = args->scratch->pool_bins[radix->level];
         for (uint64_t i = grid_thread(); i < held; i += grid_threads())
@@ -281,6 +318,7 @@ MEETING_KERNEL(select, select_args)
 {
     cuda_scratch_t *scratch = args.scratch;
     uint64_t candidates;
+    uint32_t floor;
     int missed;
     if (args.k == 0 || (args.words && args.words->nonfinite)) {
         if (is_first_thread())
@@ -290,13 +328,14 @@ MEETING_KERNEL(select, select_args)
     ROLLED
     for (uint64_t b = grid_thread(); b < 2 * CUDA_BUCKETS; b += grid_threads())
         args.buckets[b] = 0;
-    const uint32_t held = pool_fill(&args, &candidates, &missed);
-    const uint64_t bound = pool_bound(&args, held);
+    const uint32_t held = pool_fill(&args, &candidates, &missed, &floor);
+    const uint64_t bound = pool_bound(&args, held, floor);
     if (!missed && held <= args.k)
         grid_sync(scratch); /* buckets are empty; elsewhere the grid has met since */
     write_chosen(&args, held, bound);
 
     bins_clear(scratch->pool_bins[0], CUDA_LEVELS * CUDA_BINS);
+    bins_clear(scratch->near_bins[0], 2 * CUDA_BINS);
     if (missed) {
         bins_clear(scratch->scan_bins[0], CUDA_LEVELS * CUDA_BINS);
         bins_clear(scratch->sample_bins, CUDA_BINS);

@@ -42,7 +42,13 @@ KERNEL(verdict, verdict_args)
             words->count = *final_count;
         if (words->nonfinite || words->joined)
             words->count = 0;
-        *args.host[i] = *words;
+    }
+    __syncthreads();
+    if (args.phases & CUDA_APPLY) { /* all threads: one would wait for each word before it writes it */
+        enum { WORDS = sizeof(device_words_t) / 4 };
+        ROLLED
+        for (uint32_t w = i; w < args.count * WORDS; w += CUDA_THREADS)
+            ((uint32_t *)args.host[w / WORDS])[w % WORDS] = ((const uint32_t *)args.words[w / WORDS])[w % WORDS];
     }
     __syncthreads();
     if (i == 0 && args.phases & CUDA_LAST)
