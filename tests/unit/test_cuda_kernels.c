@@ -70,6 +70,8 @@ static void assert_scratch_is_clean(void)
     assert_memory_equal(scratch->pool_bins, clean.pool_bins, sizeof clean.pool_bins);
     assert_memory_equal(scratch->scan_bins, clean.scan_bins, sizeof clean.scan_bins);
     assert_memory_equal(scratch->sample_bins, clean.sample_bins, sizeof clean.sample_bins);
+    assert_memory_equal(scratch->near_bins, clean.near_bins, sizeof clean.near_bins);
+    assert_int_equal(scratch->finished, 0);
 }
 
 /* ---- sets ---- */
@@ -129,7 +131,7 @@ static cuda_memory_t memory_make(float *x, uint64_t n, uint64_t k, uint64_t capa
         .k = k,
         .residual = x,
         .pool = {zeros(capacity * 8), zeros(sizeof(cuda_pool_state_t)), (uint32_t)capacity},
-        .buckets = zeros(cuda_bucket_count(n) * 4),
+        .buckets = zeros(2 * CUDA_BUCKETS * 4),
         .chosen = zeros(k * 8),
     };
 }
