@@ -179,7 +179,7 @@ def phase_bits(check: Run, limit: float) -> list[dict]:
 
 
 def phase_c(check: Run, limit: float) -> list[dict]:
-    names = ["reducer", "reducers_together", "exchange", "reducer_ranks", "faults", "state", "memory"]
+    names = ["reducer", "reducers_together", "exchange", "reducer_ranks", "nodes", "nodes_reducer", "faults", "state", "memory"]
     sizes = "2" if check.standin else "5"
     items = [
         {
