@@ -7,7 +7,7 @@ GPU_TESTS := $(addprefix $(GPU)/bin/,bits test_reducer test_reducers_together te
 GPU_FILES := $(addprefix $(GPU)/,libgtopk.so libgtopk_mpi.so libcuda_standin.so libtorch_cuda_standin.so libnccl_standin.so \
     bin/libcuda_count.so bin/gpu_bench)
 # Programs for mpirun, in the same places as in $(BUILD).
-GPU_RANKS := $(addprefix $(GPU)/,benchmarks/allreduce_bench tests/distributed/step_until_error)
+GPU_RANKS := $(addprefix $(GPU)/,benchmarks/allreduce_bench tests/distributed/step_until_error tests/distributed/trace_step)
 
 comma := ,
 
