@@ -17,8 +17,8 @@ to be missing where not. Phases, in the order in which their results matter, eac
     training   ResNet-20 and VGG-16, dense beside gtopk
 
 Into FOLDER ($OUT, else build/gpu-check) go, as soon as they are there: results.json, log.txt (all output), bench.json,
-torch.json, training.json, nccl_trace.json. Ends with 1 when a check failed. --standin runs on what stands in for a GPU, with small sizes: a
-rehearsal. That is also what happens where there is no GPU.
+torch.json, training.json, nccl_trace.json. Ends with 1 when a check failed. --standin runs on what stands in for a GPU, with
+small sizes: a rehearsal. That is also what happens where there is no GPU.
 """
 
 from __future__ import annotations
