@@ -191,14 +191,14 @@ def phase_c(check: Run, limit: float) -> list[dict]:
         "state",
         "memory",
     ]
-    sizes = "2" if check.standin else "5"
+    sizes = {"faults": "3"}  # it makes a thousand reducers, each with memory of its own
     items = [
         {
             "name": f"test_{name}",
             "command": [GPU / "bin" / f"test_{name}"],
             "limit": limit,
             "GTOPK_DEVICE": "cuda",
-            "GTOPK_TEST_SIZES": sizes,
+            "GTOPK_TEST_SIZES": "2" if check.standin else sizes.get(name, "5"),
         }
         for name in names
     ]

@@ -28,7 +28,7 @@ static cuda_memory_t memory_make(float *x, uint64_t n, uint64_t k, uint64_t capa
         .k = k,
         .residual = x,
         .pool = {zeros(capacity * 8), zeros(sizeof(cuda_pool_state_t)), (uint32_t)capacity},
-        .buckets = zeros(cuda_bucket_count(n) * 4),
+        .buckets = zeros(2 * CUDA_BUCKETS * 4),
         .chosen = zeros(k * 8),
     };
 }

@@ -9,7 +9,8 @@ enum {
     CUDA_THREADS = 256, /* of every block */
     CUDA_WARP = 32,
     CUDA_WARPS = CUDA_THREADS / CUDA_WARP,
-    CUDA_GRID_MAX = 512 /* blocks of a kernel that has barriers of the grid */
+    CUDA_GRID_MAX = 512,    /* blocks of a kernel that has barriers of the grid */
+    CUDA_MEETING_BLOCKS = 2 /* of them on a multiprocessor: more would wait for each other longer than they work */
 };
 
 /* ---- memory that operations share ---- */
@@ -27,6 +28,7 @@ typedef struct cuda_scratch {
     uint32_t faults;
     uint64_t total;                 /* of entries, when arrays are written */
     uint32_t counts[CUDA_GRID_MAX]; /* each block's own */
+    uint32_t kept[CUDA_GRID_MAX];   /* the same, of what is counted next */
     double squares[CUDA_GRID_MAX];
     uint32_t pool_bins[CUDA_LEVELS][CUDA_BINS];
     uint32_t scan_bins[CUDA_LEVELS][CUDA_BINS];
@@ -95,20 +97,24 @@ typedef struct select_args {
     uint32_t k;
     uint32_t whole; /* 1: no pass has filled the pool; NaN and Inf count as the largest; no words, no hint */
     cuda_pool_t pool;
-    uint32_t *buckets; /* of indices: n / CUDA_BUCKET + 1 */
-    uint64_t *chosen;  /* room for k keys */
+    uint32_t *buckets;    /* 2 * CUDA_BUCKETS words */
+    uint32_t bucket_bits; /* 2^bits neighbouring indices are a bucket */
+    uint64_t *chosen;     /* room for k keys */
     device_set_t out;
     device_words_t *words;
     cuda_scratch_t *scratch;
 } select_args_t;
 
-enum { CUDA_BUCKET_BITS = 13, CUDA_BUCKET = 1 << CUDA_BUCKET_BITS };
+/* A block finds where all of the buckets begin; a warp sorts 2^CUDA_PART_BITS indices of one at a time. */
+enum { CUDA_BUCKETS = 4096, CUDA_PART_BITS = 13, CUDA_PART = 1 << CUDA_PART_BITS };
 
 typedef struct encode_args {
     device_set_t set;
     wire_header_t header;
     uint8_t *message; /* aligned to 8 */
     device_set_t decoded;
+    uint32_t most;        /* entries that there is room for */
+    uint64_t index_words; /* of 32 bits, that the index part of up to so many can have */
     device_words_t *words;
     cuda_scratch_t *scratch;
 } encode_args_t;
@@ -127,6 +133,8 @@ typedef struct decode_args {
     device_words_t *words;
     cuda_scratch_t *scratch;
 } decode_args_t;
+
+enum { CUDA_MERGE_EACH = 2, CUDA_MERGE_TILE = CUDA_THREADS * CUDA_MERGE_EACH }; /* entries of a thread, of a block */
 
 typedef struct merge_args {
     device_set_t a, b, kept, all;

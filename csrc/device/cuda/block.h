@@ -81,6 +81,21 @@ FUNCTION void grid_sync(cuda_scratch_t *scratch)
     __syncthreads();
 }
 
+/* 1 for one thread, of the block that comes last: all others have done what is before their call. Cheaper than grid_sync,
+ * which all wait for. */
+FUNCTION int grid_is_done(cuda_scratch_t *scratch)
+{
+    __syncthreads();
+    if (threadIdx.x != 0)
+        return 0;
+    __threadfence();
+    if (atomicAdd(&scratch->finished, 1u) != gridDim.x - 1)
+        return 0;
+    scratch->finished = 0;
+    __threadfence();
+    return 1;
+}
+
 /* The part of [0, count) that is this block's. */
 static inline uint64_t slice_begin(uint64_t count, uint32_t block)
 {

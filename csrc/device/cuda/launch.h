@@ -21,13 +21,12 @@ typedef struct cuda_memory {
     float *residual, *velocity;      /* velocity NULL: none */
     float *second, *second_velocity; /* NULL: accumulate writes where it reads */
     cuda_pool_t pool;
-    uint32_t *buckets;
+    uint32_t *buckets; /* 2 * CUDA_BUCKETS */
     uint64_t *chosen;
 } cuda_memory_t;
 
-/* Candidates that the pool of a store has room for, and entries of `buckets`. */
+/* Candidates that the pool of a store has room for. */
 uint32_t cuda_pool_capacity(uint64_t dim, uint64_t k);
-size_t cuda_bucket_count(uint64_t dim);
 
 gtopk_status_t launch_begin(const cuda_queue_t *queue, const cuda_memory_t *memory, device_words_t *words,
                             void *stream);

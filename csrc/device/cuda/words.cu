@@ -24,11 +24,12 @@ KERNEL(verdict, verdict_args)
     cuda_scratch_t *scratch = args.scratch;
     const uint32_t i = threadIdx.x;
     if (i < args.count && args.phases & CUDA_GATHER) {
-        if (args.words[i]->nonfinite)
+        const uint32_t halted = is_halted(scratch), nonfinite = args.words[i]->nonfinite, ok = args.words[i]->ok;
+        if (nonfinite)
             (void)atomicOr(&scratch->largest, 1u);
-        if (is_halted(scratch)) /* the last look before commit */
+        if (halted) /* the last look before commit */
             words_fail(args.words[i], DEVICE_HALTED);
-        if (!args.words[i]->ok)
+        if (halted || !ok)
             (void)atomicOr(&scratch->faults, 1u);
     }
     __syncthreads();
