@@ -190,12 +190,12 @@ typedef struct journal_args {
 
 typedef struct mean_args {
     cuda_spans_t spans;
-    float *residual;
+    float *residual; /* NULL: what a type cannot hold goes nowhere */
     device_set_t final;
     uint32_t *indices; /* NULL: no arrays */
     float *values;
     const device_words_t *words;
-    uint32_t dtype, divisor;
+    uint32_t dtype, divisor, ranks; /* whose values lie in the residual */
 } mean_args_t;
 
 typedef struct dense_check_args {
@@ -223,6 +223,28 @@ typedef struct dense_spans_args {
     const device_words_t *words;
     uint32_t dtype;
 } dense_spans_args_t;
+
+/* To spans of one type, which `out` has at their offsets. */
+typedef struct stage_args {
+    cuda_spans_t spans;
+    float *out;
+    float scale;
+    uint32_t add, zero_input;
+} stage_args_t;
+
+typedef struct add_up_args {
+    const float *parts;
+    float *out;
+    uint64_t stride, length;
+    uint32_t count;
+} add_up_args_t;
+
+typedef struct append_args {
+    device_set_t set, to;
+    uint32_t offset;
+    device_words_t *words;
+    cuda_scratch_t *scratch;
+} append_args_t;
 
 typedef struct square_args {
     const float *x;
@@ -287,6 +309,12 @@ typedef struct forget_args {
     X(dense_check, dense_check_args, 0)    \
     X(dense_mean, dense_mean_args, 1)      \
     X(dense_spans, dense_spans_args, 0)    \
+    X(stage_f32, stage_args, 0)            \
+    X(stage_f16, stage_args, 0)            \
+    X(stage_bf16, stage_args, 0)           \
+    X(stage_nothing, stage_args, 0)        \
+    X(add_up, add_up_args, 0)              \
+    X(append, append_args, 1)              \
     X(square, square_args, 1)              \
     X(join, join_args, 0)                  \
     X(verdict, verdict_args, 0)

@@ -138,7 +138,7 @@ KERNEL(mean, mean_args)
         if (index - spans->offset[s] >= spans->length[s])
             continue;
         const float rest = entry_write(spans->data[s], args.dtype, index - spans->offset[s], mean);
-        if (rest != 0.0f)
-            residual_add(args.residual, index, rest);
+        if (rest != 0.0f && args.residual)
+            residual_add(args.residual, index, rest * (float)args.ranks);
     }
 }

@@ -155,27 +155,46 @@ static inline void radix_descend(radix_t *radix, const uint32_t *sum)
     radix_take(radix, sum, digit_bits(radix->level));
 }
 
-/* ---- keys above a floor ---- */
+/* ---- keys near a floor ---- */
 
-/* The wanted key is mostly within a factor of four of the floor that all keys are above. Counted from there its magnitude
- * has two digits of NEAR_BITS, one less than in general. */
-#define NEAR_BITS 12u
+/* Where a magnitude is known that the wanted one is seldom below, and seldom four times as large as, two digits counted from
+ * there are enough, one less than in general. Both have NEAR_BITS; the first and the last bin of the first one stand for
+ * all that is not near. */
+enum { NEAR_BITS = 12, NEAR_LAST = (1 << NEAR_BITS) - 1 };
 
-static inline uint32_t near_offset(uint64_t key, uint32_t floor)
+static inline uint32_t near_first(uint32_t magnitude, uint32_t floor)
 {
-    return key_magnitude(key) - floor;
+    const uint32_t offset = magnitude < floor ? 0 : (magnitude - floor) >> NEAR_BITS;
+    return offset < NEAR_LAST ? offset : NEAR_LAST;
 }
 
-static inline uint32_t near_is_far(uint32_t offset)
+/* Counts a magnitude for radix's level, 0 or 1. */
+static inline void near_count(const radix_t *radix, uint32_t *bins, uint32_t magnitude, uint32_t floor)
 {
-    return offset >> NEAR_BITS >= (1u << NEAR_BITS) - 1;
+    const uint32_t first = near_first(magnitude, floor);
+    if (radix->level == 0)
+        (void)atomicAdd(&bins[first], 1u);
+    else if (first == radix->prefix)
+        (void)atomicAdd(&bins[(magnitude - floor) & NEAR_LAST], 1u);
 }
 
-static inline uint32_t near_digit(uint32_t offset, uint32_t level)
+/* Takes a digit from the grid's histogram; all threads of the block. 0: the wanted key is not near, radix is as it was at
+ * its beginning, for k. After the second digit the magnitude is known, and digits of the index follow. */
+FUNCTION int near_take(radix_t *radix, const uint32_t *sum, uint32_t floor, uint32_t k)
 {
-    if (level == 1)
-        return offset & ((1u << NEAR_BITS) - 1);
-    return near_is_far(offset) ? (1u << NEAR_BITS) - 1 : offset >> NEAR_BITS;
+    radix_take(radix, sum, NEAR_BITS);
+    if (radix->level == 1) {
+        if (radix->prefix != 0 && radix->prefix != NEAR_LAST)
+            return 1;
+        (void)radix_begin(k);
+        return 0;
+    }
+    if (threadIdx.x == 0) {
+        radix->prefix += floor;
+        radix->level = 3;
+    }
+    __syncthreads();
+    return 1;
 }
 
 /* The grid leaves a histogram as it found it. */

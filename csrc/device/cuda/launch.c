@@ -8,6 +8,7 @@ _Static_assert(sizeof(fill_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel
 _Static_assert(sizeof(mean_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
 _Static_assert(sizeof(dense_spans_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
 _Static_assert(sizeof(journal_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
+_Static_assert(sizeof(stage_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
 _Static_assert(sizeof(verdict_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
 _Static_assert(sizeof(device_words_t) % 4 == 0, "kernels clear it word by word");
 
@@ -206,6 +207,20 @@ gtopk_status_t launch_copy_set(const cuda_queue_t *queue, const device_set_t *fr
 {
     const copy_set_args_t args = {.from = *from, .to = *to, .words = words};
     return LAUNCH(queue, copy_set, blocks_for(queue, CUDA_KERNEL_copy_set, from->capacity, CUDA_THREADS), args, stream);
+}
+
+gtopk_status_t launch_append(const cuda_queue_t *queue, const device_set_t *set, uint32_t offset,
+                             const device_set_t *to, device_words_t *words, void *stream)
+{
+    const append_args_t args = {.set = *set, .to = *to, .offset = offset, .words = words, .scratch = queue->scratch};
+    return LAUNCH(queue, append, blocks_for(queue, CUDA_KERNEL_append, set->capacity, CUDA_THREADS), args, stream);
+}
+
+gtopk_status_t launch_add_up(const cuda_queue_t *queue, const float *parts, size_t stride, uint32_t count, float *out,
+                             uint64_t length, void *stream)
+{
+    const add_up_args_t args = {.parts = parts, .out = out, .stride = stride, .length = length, .count = count};
+    return LAUNCH(queue, add_up, blocks_for(queue, CUDA_KERNEL_add_up, length, 4 * CUDA_THREADS), args, stream);
 }
 
 /* ---- words ---- */

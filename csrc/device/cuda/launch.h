@@ -46,6 +46,10 @@ gtopk_status_t launch_array_select(const cuda_queue_t *queue, const cuda_memory_
 gtopk_status_t launch_commit(const cuda_queue_t *queue, const cuda_memory_t *memory, const device_journal_t *journal,
                              const device_target_t *target, const device_words_t *words, void *stream);
 
+/* The last part of commit alone, without a residual. */
+gtopk_status_t launch_write(const cuda_queue_t *queue, const device_set_t *final, uint32_t divisor,
+                            const device_target_t *target, const device_words_t *words, void *stream);
+
 gtopk_status_t launch_dense_check(const cuda_queue_t *queue, const cuda_memory_t *memory, const float *sum,
                                   device_words_t *words, void *stream);
 gtopk_status_t launch_dense_commit(const cuda_queue_t *queue, const cuda_memory_t *memory, float *sum, uint32_t divisor,
@@ -69,6 +73,12 @@ gtopk_status_t launch_deposit(const cuda_queue_t *queue, const device_set_t *all
 gtopk_status_t launch_cut(const cuda_queue_t *queue, const device_set_t *set, device_range_t range,
                           const device_set_t *out, device_words_t *words, void *stream);
 gtopk_status_t launch_widen(const cuda_queue_t *queue, const device_set_t *set, device_range_t range, void *stream);
+gtopk_status_t launch_stage(const cuda_queue_t *queue, const device_span_t *spans, size_t count,
+                            const device_stage_t *params, float *out, void *stream);
+gtopk_status_t launch_add_up(const cuda_queue_t *queue, const float *parts, size_t stride, uint32_t count, float *out,
+                             uint64_t length, void *stream);
+gtopk_status_t launch_append(const cuda_queue_t *queue, const device_set_t *set, uint32_t offset,
+                             const device_set_t *to, device_words_t *words, void *stream);
 gtopk_status_t launch_copy_set(const cuda_queue_t *queue, const device_set_t *from, const device_set_t *to,
                                device_words_t *words, void *stream);
 

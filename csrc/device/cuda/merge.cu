@@ -112,6 +112,19 @@ typedef struct own {
     int held; /* 1: they are in its threads' registers as well */
 } own_t;
 
+/* A magnitude that few entries are below, from a sample of a set that was selected. All threads of the block. */
+static inline uint32_t sampled_floor(const device_set_t *set, uint32_t count)
+{
+    __shared__ uint32_t smallest; /* inverted */
+    const uint32_t at = (uint32_t)((uint64_t)count * threadIdx.x / CUDA_THREADS);
+    if (threadIdx.x == 0)
+        smallest = 0;
+    __syncthreads();
+    block_max_into(count > 0 ? ~(convert_bits(set->value[at]) & MAGNITUDE) : 0, &smallest);
+    __syncthreads();
+    return ~smallest;
+}
+
 static inline uint64_t found_key(const found_t *found, uint32_t n)
 {
     return key_make(found->index[n], convert_bits(found->sum[n]) & MAGNITUDE);
@@ -122,24 +135,46 @@ static inline uint64_t all_key(const merge_args_t *args, uint64_t i)
     return key_make(args->all.index[i], convert_bits(args->all.value[i]) & MAGNITUDE);
 }
 
-/* radix's first digit was counted while merging. */
-static inline uint64_t bound_of(const merge_args_t *args, radix_t *radix, const found_t *found, own_t own)
+/* Counts the block's entries for radix's level, which is one from the floor or one of all digits. */
+static inline void count_own(const merge_args_t *args, const radix_t *radix, uint32_t *bins, const found_t *found,
+                             own_t own, int near, uint32_t floor)
+{
+    UNROLL
+    for (uint32_t n = 0; n < CUDA_MERGE_EACH; n++) {
+        if (!own.held || found->sum[n] == 0.0f)
+            continue;
+        if (near)
+            near_count(radix, bins, key_magnitude(found_key(found, n)), floor);
+        else
+            radix_count(radix, bins, found_key(found, n));
+    }
+    ROLLED
+    for (uint64_t i = own.begin + threadIdx.x; !own.held && i < own.end; i += CUDA_THREADS) {
+        if (near)
+            near_count(radix, bins, key_magnitude(all_key(args, i)), floor);
+        else
+            radix_count(radix, bins, all_key(args, i));
+    }
+}
+
+/* The first digit from the floor was counted while merging. */
+static inline uint64_t bound_of(const merge_args_t *args, radix_t *radix, const found_t *found, own_t own,
+                                uint32_t floor)
 {
     cuda_scratch_t *scratch = args->scratch;
-    radix_descend(radix, scratch->pool_bins[0]);
+    int near = near_take(radix, scratch->near_bins[0], floor, args->k);
     ROLLED
-    while (radix->level < CUDA_LEVELS && radix->wanted != radix->inside) {
-        uint32_t *bins = radix_bins_begin(radix->level), *sum = scratch->pool_bins[radix->level];
-        UNROLL
-        for (uint32_t n = 0; n < CUDA_MERGE_EACH; n++)
-            if (own.held && found->sum[n] != 0.0f)
-                radix_count(radix, bins, found_key(found, n));
-        ROLLED
-        for (uint64_t i = own.begin + threadIdx.x; !own.held && i < own.end; i += CUDA_THREADS)
-            radix_count(radix, bins, all_key(args, i));
-        radix_bins_end(radix->level, bins, sum);
+    while (near || (radix->level < CUDA_LEVELS && radix->wanted != radix->inside)) {
+        const uint32_t level = near ? 0 : radix->level;
+        uint32_t *bins = radix_bins_begin(level), *sum = near ? scratch->near_bins[1] : scratch->pool_bins[level];
+        count_own(args, radix, bins, found, own, near, floor);
+        radix_bins_end(level, bins, sum);
         grid_sync(scratch);
-        radix_descend(radix, sum);
+        if (near)
+            (void)near_take(radix, sum, floor, args->k);
+        else
+            radix_descend(radix, sum);
+        near = 0;
     }
     return radix_bound(radix);
 }
@@ -194,6 +229,7 @@ MEETING_KERNEL(merge, merge_args)
     const uint32_t begin = (uint32_t)slice_begin(tiles, blockIdx.x), end = (uint32_t)slice_begin(tiles, blockIdx.x + 1);
     radix_t *radix = radix_begin(args.k);
     uint32_t *bins = radix_bins_begin(0);
+    const uint32_t floor = sampled_floor(&args.a, a_count);
     uint32_t bad = 0, at = 0, total = 0, stay = 0;
     int room = 1;
     own_t own = {0, 0, end - begin <= 1};
@@ -222,7 +258,7 @@ MEETING_KERNEL(merge, merge_args)
                 if (found.sum[n] == 0.0f)
                     continue;
                 if (pass == 0) {
-                    radix_count(radix, bins, found_key(&found, n));
+                    near_count(radix, bins, key_magnitude(found_key(&found, n)), floor);
                 } else {
                     args.all.index[to] = found.index[n];
                     args.all.value[to++] = found.sum[n];
@@ -235,7 +271,7 @@ MEETING_KERNEL(merge, merge_args)
         stay = at;
         if (threadIdx.x == 0)
             scratch->counts[blockIdx.x] = stay;
-        radix_bins_end(0, bins, scratch->pool_bins[0]);
+        radix_bins_end(0, bins, scratch->near_bins[0]);
         grid_sync(scratch);
         const scan_t offset = grid_scan(scratch->counts);
         at = scan_before(offset);
@@ -249,8 +285,9 @@ MEETING_KERNEL(merge, merge_args)
     __syncthreads(); /* what the block has written it reads */
 
     if (room)
-        keep(&args, &found, own, total > args.k ? bound_of(&args, radix, &found, own) : 0);
+        keep(&args, &found, own, total > args.k ? bound_of(&args, radix, &found, own, floor) : 0);
     bins_clear(scratch->pool_bins[0], CUDA_LEVELS * CUDA_BINS);
+    bins_clear(scratch->near_bins[0], 2 * CUDA_BINS);
     if (is_first_thread()) {
         *args.all.count = room && !halted ? total : 0;
         *args.kept.count = room && !halted ? (args.k < total ? args.k : total) : 0;

@@ -156,32 +156,20 @@ static inline uint32_t pool_fill(const select_args_t *args, uint64_t *candidates
 
 /* ---- 2: the key of rank k ---- */
 
-/* The magnitude of the wanted key, if it is near the floor: then 1, and the digits that are left are those of its index. */
-static inline int near_descend(const select_args_t *args, radix_t *radix, uint32_t held, uint32_t floor)
+/* The magnitude of the wanted key, if it is near the floor; else nothing. */
+static inline void near_descend(const select_args_t *args, radix_t *radix, uint32_t held, uint32_t floor)
 {
     ROLLED
     for (uint32_t level = 0; level < 2; level++) {
         uint32_t *bins = radix_bins_begin(0), *sum = args->scratch->near_bins[level];
-        const uint64_t prefix = radix->prefix;
         ROLLED
-        for (uint64_t i = grid_thread(); i < held; i += grid_threads()) {
-            const uint32_t offset = near_offset(args->pool.keys[i], floor);
-            if (level == 0 || (offset >> NEAR_BITS == prefix && !near_is_far(offset)))
-                (void)atomicAdd(&bins[near_digit(offset, level)], 1u);
-        }
+        for (uint64_t i = grid_thread(); i < held; i += grid_threads())
+            near_count(radix, bins, key_magnitude(args->pool.keys[i]), floor);
         radix_bins_end(0, bins, sum);
         grid_sync(args->scratch);
-        radix_take(radix, sum, NEAR_BITS);
-        if (level == 0 && radix->prefix == (1u << NEAR_BITS) - 1)
-            return 0;
+        if (!near_take(radix, sum, floor, args->k))
+            return;
     }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        radix->prefix += floor;
-        radix->level = 3;
-    }
-    __syncthreads();
-    return 1;
 }
 
 /* floor: no key in the pool has a smaller magnitude. */
@@ -190,12 +178,10 @@ static inline uint64_t pool_bound(const select_args_t *args, uint32_t held, uint
     radix_t *radix = radix_begin(args->k);
     if (held <= args->k)
         return 0;
-    if (floor > 1 && near_descend(args, radix, held, floor)) {
-        if (radix->wanted == radix->inside)
-            return radix_bound(radix);
-    } else {
-        (void)radix_begin(args->k);
-    }
+    if (floor > 1)
+        near_descend(args, radix, held, floor);
+    if (radix->wanted == radix->inside)
+        return radix_bound(radix);
     while (radix->level < CUDA_LEVELS) {
         uint32_t *bins = radix_bins_begin(radix->level), *sum = args->scratch->pool_bins[radix->level];
         for (uint64_t i = grid_thread(); i < held; i += grid_threads())
