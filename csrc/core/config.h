@@ -14,6 +14,7 @@ typedef struct config_record {
     int32_t status;    /* of this rank's own checks and allocations */
     int32_t each_node; /* ranks of a node that have a share each; 1: there are no shares */
     int32_t over_data; /* 1: messages go over the data transport beside the control transport */
+    int32_t open;      /* 1: the algorithm is chosen by the library: GTOPK_ALGORITHM_AUTO */
 } config_record_t;
 
 /* The caller's config in full, defaults where its struct ends earlier. INVALID for any value out of range. */
