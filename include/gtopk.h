@@ -524,7 +524,7 @@ gtopk_status_t gtopk_predict(const gtopk_costs_t *costs, const gtopk_reducer_con
  * next step. Where another algorithm is predicted, or was found, to take at least 5 % less than what was measured, it is taken
  * from the next step on. Another density begins with predictions again. What has to be allocated for it on some rank and
  * cannot is not taken. With hierarchy node dense is not among the choices; with hierarchy AUTO that is settled first, by
- * steps of gtopk. */
+ * steps of gtopk. One rank by itself has nothing to choose: it stays with gtopk. */
 enum { GTOPK_CHOICES = 8 };
 
 typedef struct gtopk_choice_info {

@@ -49,16 +49,12 @@ int32_t choice_predict(const gtopk_reducer_t *reducer, double density, choice_t 
     if (shares)
         costs.each_node = 1;
     *choice = (choice_t){.window = CHOICE_FIRST};
-    int32_t best = GTOPK_ALGORITHM_GTOPK;
     for (size_t i = 0; i < ALGORITHMS; i++) {
         const int32_t algorithm = algorithms[i];
-        if (shares && !exchange_find(algorithm)->selects)
-            continue;
-        choice->predicted[algorithm] = cost_of(&costs, &job, algorithm);
-        if (choice->predicted[algorithm] < choice->predicted[best])
-            best = algorithm;
+        if (!shares || exchange_find(algorithm)->selects)
+            choice->predicted[algorithm] = cost_of(&costs, &job, algorithm);
     }
-    return best;
+    return choice_pick(choice->predicted, choice->measured, GTOPK_ALGORITHM_GTOPK);
 }
 
 void choice_log(const gtopk_reducer_t *reducer, const char *why)
@@ -117,6 +113,8 @@ gtopk_status_t choice_begin(gtopk_reducer_t *reducer, const gtopk_reducer_config
     gtopk_comm_t *comm = reducer->comm;
     gtopk_reducer_config_t full;
     gtopk_status_t status = config_check(config, &full);
+    if (!choice_is_open(reducer))
+        return status;
     if (status == GTOPK_OK)
         status = measure_once(comm, &full);
     if (status == GTOPK_OK)
@@ -139,7 +137,7 @@ void choice_review(gtopk_reducer_t *reducer)
     const int32_t current = reducer->record.algorithm;
     const double seconds = stats->accumulate_s + stats->select_s + stats->exchange_s + stats->commit_s;
     double all;
-    if (!reducer->record.open || comm_size(reducer->comm) == 1)
+    if (!choice_is_open(reducer))
         return;
     choice->steps++;
     if (choice->warm && !stats->nonfinite && !stats->all_joined) /* the first one learns its hint */

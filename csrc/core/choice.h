@@ -5,11 +5,17 @@
 
 #include "core/reducer.h"
 
+/* One rank by itself has nothing to choose: it stays with gtopk. */
+static inline int choice_is_open(const gtopk_reducer_t *reducer)
+{
+    return reducer->record.open && comm_size(reducer->comm) > 1;
+}
+
 /* The algorithm to take in place of `current`: the one of least seconds, measured where that is known, else predicted; but
  * `current` unless that one takes at least 5 % less. An algorithm predicted as 0 or INFINITY is not among the choices. */
 int32_t choice_pick(const double *predicted, const double *measured, int32_t current);
 
-/* Predictions for a density, nothing measured; returns the algorithm to take. */
+/* Predictions for a density, nothing measured; returns the algorithm to take: gtopk unless another one takes 5 % less. */
 int32_t choice_predict(const gtopk_reducer_t *reducer, double density, choice_t *choice);
 
 /* Collective. Of a new reducer: measures, once a communicator, and takes the algorithm of the least predicted time. */

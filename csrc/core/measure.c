@@ -8,11 +8,10 @@
 #include "exchange/collective.h"
 #include "exchange/cost.h"
 #include "exchange/probe.h"
-#include "util/clock.h"
 #include "util/memory.h"
 
-/* Entries of a step that is timed, and of sets that are merged. */
-enum { ENTRIES = 1 << 20, SET = 1 << 13, TIMES = 5 };
+/* Of a step that is timed. */
+enum { ENTRIES = 1 << 20 };
 
 /* ---- this rank alone ---- */
 
@@ -54,77 +53,6 @@ static gtopk_status_t measure_steps(gtopk_comm_t *self, const gtopk_reducer_conf
     return GTOPK_OK;
 }
 
-/* Two sets that have every other index in common, their sum, and a message. */
-typedef struct merging {
-    gtopk_set_t a, b, sum, back;
-    uint8_t *message;
-    size_t capacity;
-} merging_t;
-
-static gtopk_status_t set_create(gtopk_set_t *set, uint32_t stride)
-{
-    gtopk_status_t status = memory_alloc(&set->indices, SET, sizeof *set->indices, "a set to be timed");
-    if (status == GTOPK_OK)
-        status = memory_alloc(&set->values, SET, sizeof *set->values, "a set to be timed");
-    set->capacity = SET;
-    for (uint32_t i = 0; i < SET && status == GTOPK_OK; i++) {
-        set->indices[i] = i * stride;
-        set->values[i] = (float)(1 + (i * 2654435761u >> 20));
-    }
-    set->count = status == GTOPK_OK ? SET : 0;
-    return status;
-}
-
-static void set_destroy(gtopk_set_t *set)
-{
-    memory_free(set->indices);
-    memory_free(set->values);
-}
-
-static gtopk_status_t time_merge(merging_t *merging, double *seconds)
-{
-    const uint64_t dim = (uint64_t)SET * 1024;
-    uint64_t found;
-    gtopk_status_t status = GTOPK_OK;
-    *seconds = INFINITY;
-    for (int i = 0; i < TIMES && status == GTOPK_OK; i++) {
-        size_t bytes = merging->capacity;
-        const double start = clock_now();
-        status = gtopk_encode(&merging->a, dim, GTOPK_VALUE_BF16, merging->message, &bytes);
-        if (status == GTOPK_OK)
-            status = gtopk_decode(merging->message, bytes, &merging->back, &found);
-        if (status == GTOPK_OK)
-            status = gtopk_merge(&merging->back, &merging->b, SET, &merging->sum);
-        *seconds = fmin(*seconds, clock_now() - start);
-    }
-    return status;
-}
-
-/* On the host: sets are where messages are, but for transports that queue on a device. */
-static gtopk_status_t measure_merge(gtopk_costs_t *costs)
-{
-    merging_t merging = {.capacity = gtopk_encode_bound((uint64_t)SET * 1024, SET, GTOPK_VALUE_BF16)};
-    double seconds = 0.0;
-    gtopk_status_t status = set_create(&merging.a, 512);
-    if (status == GTOPK_OK)
-        status = set_create(&merging.b, 1024);
-    if (status == GTOPK_OK)
-        status = set_create(&merging.sum, 1);
-    if (status == GTOPK_OK)
-        status = set_create(&merging.back, 1);
-    if (status == GTOPK_OK)
-        status = memory_alloc(&merging.message, merging.capacity, 1, "a message to be timed");
-    if (status == GTOPK_OK)
-        status = time_merge(&merging, &seconds);
-    costs->merge_s = seconds / SET;
-    set_destroy(&merging.a);
-    set_destroy(&merging.b);
-    set_destroy(&merging.sum);
-    set_destroy(&merging.back);
-    memory_free(merging.message);
-    return status;
-}
-
 static gtopk_status_t measure_alone(const gtopk_reducer_config_t *config, gtopk_costs_t *costs)
 {
     gtopk_comm_t *self;
@@ -133,7 +61,7 @@ static gtopk_status_t measure_alone(const gtopk_reducer_config_t *config, gtopk_
         return status;
     status = measure_steps(self, config, costs);
     gtopk_comm_destroy(self);
-    return status == GTOPK_OK ? measure_merge(costs) : status;
+    return status;
 }
 
 /* ---- between the ranks ---- */
@@ -170,6 +98,8 @@ static gtopk_status_t measure(gtopk_comm_t *comm, const gtopk_reducer_config_t *
     gtopk_status_t status = measure_alone(config, costs);
     if (status == GTOPK_OK)
         status = comm_device(comm, config->device, config->allocator, &device);
+    if (status == GTOPK_OK)
+        status = probe_merge(device, &costs->merge_s);
     if (status == GTOPK_OK)
         status = probe_allocate(link, device, &buffer);
     status = comm_agree(comm, status, "measuring what a step costs");

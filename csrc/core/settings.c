@@ -108,7 +108,7 @@ gtopk_status_t gtopk_reducer_set_density(gtopk_reducer_t *reducer, double densit
     status = reducer_check_between_steps(reducer, "gtopk_reducer_set_density");
     if (status == GTOPK_OK)
         status = config_check_density(density);
-    if (status == GTOPK_OK && record.open)
+    if (status == GTOPK_OK && choice_is_open(reducer))
         record.algorithm = choice_predict(reducer, density, &choice);
     const int32_t before = reducer->record.algorithm;
     status = change(reducer, status, &record);

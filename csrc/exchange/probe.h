@@ -13,4 +13,7 @@ void probe_release(link_t *link, device_t *device, void *buffer);
  * queues on the device's streams is measured by its sums alone. On an error the link is the caller's to break. */
 gtopk_status_t probe_network(link_t *link, device_t *device, void *buffer, gtopk_costs_t *costs);
 
+/* Seconds that encoding, decoding and merging an entry of a message take on a device. */
+gtopk_status_t probe_merge(device_t *device, double *entry_s);
+
 #endif

@@ -140,10 +140,24 @@ static void run_auto(gtopk_comm_t *comm, int rank, int size, void *context)
     gtopk_reducer_destroy(reducer);
 }
 
+/* Nothing is measured for one rank. */
+static void run_alone(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    gtopk_reducer_t *reducer = create(comm, GTOPK_ALGORITHM_AUTO, 0.01, GTOPK_HIERARCHY_OFF);
+    (void)size;
+    (void)context;
+    for (int i = 0; i < 2 * CHOICE_FIRST; i++)
+        step(reducer, rank);
+    REQUIRE(gtopk_reducer_set_density(reducer, 1.0) == GTOPK_OK);
+    REQUIRE(choice_of(reducer).algorithm == GTOPK && choice_of(reducer).is_auto == 1 && comm->costs.struct_size == 0);
+    gtopk_reducer_destroy(reducer);
+}
+
 static void test_auto(void **state)
 {
     (void)state;
-    for (int size = 1; size <= 5; size += 2)
+    ranks_run(1, run_alone, NULL);
+    for (int size = 2; size <= 5; size += 3)
         ranks_run(size, run_auto, NULL);
 }
 
