@@ -532,7 +532,7 @@ typedef struct gtopk_choice_info {
     int32_t algorithm;                 /* gtopk_algorithm_t: of the next step */
     int32_t is_auto;                   /* 1: it was chosen */
     double predicted_s[GTOPK_CHOICES]; /* by gtopk_algorithm_t: seconds of a step; 0: not among the choices */
-    double measured_s[GTOPK_CHOICES];  /* the fastest of the latest steps that were looked at; 0: none yet */
+    double measured_s[GTOPK_CHOICES];  /* median of the steps that were looked at last; 0: none yet */
 } gtopk_choice_info_t;
 
 gtopk_status_t gtopk_reducer_choice(const gtopk_reducer_t *reducer, gtopk_choice_info_t *info);

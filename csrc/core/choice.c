@@ -77,7 +77,21 @@ void choice_log(const gtopk_reducer_t *reducer, const char *why)
 
 /* ---- review ---- */
 
-/* The fastest of the steps since the last time on any rank: who comes last to an exchange waits least. */
+/* The time in the middle. */
+static double median(const choice_t *choice)
+{
+    const uint32_t count = choice->timed < CHOICE_TIMES ? choice->timed : CHOICE_TIMES;
+    double sorted[CHOICE_TIMES];
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t at = i;
+        for (; at > 0 && sorted[at - 1] > choice->times[i]; at--)
+            sorted[at] = sorted[at - 1];
+        sorted[at] = choice->times[i];
+    }
+    return count > 0 ? sorted[count / 2] : INFINITY;
+}
+
+/* The least of the ranks' medians: who comes last to an exchange waits least. */
 static gtopk_status_t fastest(gtopk_comm_t *comm, double mine, double *seconds)
 {
     double *all;
@@ -141,14 +155,13 @@ void choice_review(gtopk_reducer_t *reducer)
         return;
     choice->steps++;
     if (choice->warm && !stats->nonfinite && !stats->all_joined) /* the first one learns its hint */
-        choice->least = choice->least > 0.0 ? fmin(choice->least, seconds) : seconds;
+        choice->times[choice->timed++ % CHOICE_TIMES] = seconds;
     choice->warm = 1;
     if (choice->steps < choice->window)
         return;
-    if (fastest(reducer->comm, choice->least > 0.0 ? choice->least : INFINITY, &all) != GTOPK_OK)
+    if (fastest(reducer->comm, median(choice), &all) != GTOPK_OK)
         return;
-    choice->steps = 0;
-    choice->least = 0.0;
+    choice->steps = choice->timed = 0;
     choice->window = choice->window < CHOICE_LAST ? 2 * choice->window : CHOICE_LAST;
     if (!isfinite(all))
         return;

@@ -13,12 +13,13 @@
 #define REDUCER_PART ((size_t)1 << 18)
 
 /* Steps until the times of an algorithm that was taken are looked at, the first time and at last. */
-enum { CHOICE_FIRST = 4, CHOICE_LAST = 1024 };
+enum { CHOICE_FIRST = 4, CHOICE_LAST = 1024, CHOICE_TIMES = 32 };
 
 /* What is known of the algorithms, by their numbers, where the choice is the library's: see choice.h. */
 typedef struct choice {
     double predicted[GTOPK_CHOICES], measured[GTOPK_CHOICES]; /* seconds of a step; measured 0: not yet */
-    double least;                                             /* of the steps since the last time; 0: none */
+    double times[CHOICE_TIMES];                               /* of the latest steps since the last time */
+    uint32_t timed;                                           /* how many were */
     uint32_t steps, window;                                   /* since then, and until the next time */
     int warm;                                                 /* this algorithm has taken a step */
 } choice_t;
