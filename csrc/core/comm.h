@@ -20,6 +20,7 @@ typedef struct comm_device {
 struct gtopk_comm {
     link_t link;
     places_map_t map;
+    gtopk_costs_t costs; /* measured; struct_size 0: not yet */
     comm_device_t devices[COMM_DEVICES];
     device_t *data_device; /* whose streams the data transport queues on; NULL: none */
     atomic_flag busy;
