@@ -191,7 +191,9 @@ def ddp(options):
         for rank in ranks:
             rank.kill()
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(output[-3000:] for output in outputs)
-    return {"said": outputs[0].strip().splitlines()[-1]}
+    said = [line for line in outputs[0].splitlines() if "the same weights" in line]
+    assert len(said) == 2, outputs[0][-3000:]
+    return {"said": said}
 
 
 PARTS = {"exchanges": exchanges, "nodes": nodes, "trace": trace, "kills": kills, "ddp": ddp}
