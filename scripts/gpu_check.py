@@ -299,7 +299,7 @@ def phase_nccl(check: Run, limit: float) -> list[dict]:
     parts = ["exchanges", "nodes", "trace", "kills", *(["ddp"] if check.has_torch and not check.standin else [])]
     command = [sys.executable, ROOT / "tests" / "distributed" / "nccl_on_one_gpu.py", "--build", GPU]
     command += ["--trace", check.out / "nccl_trace.json"]
-    command += ["--kills", "2", "--standin"] if check.standin else ["--kills", str(check.kills), "--at-once", "4"]
+    command += ["--kills", "2", "--standin"] if check.standin else ["--kills", str(check.kills)]
     done, until = [], time.monotonic() + limit
     for part in parts:
         left = until - time.monotonic()
@@ -377,7 +377,7 @@ PHASES = {
     "bench": (phase_bench, 50),
     "python": (phase_python, 70),
     "ranks": (phase_ranks, 70),
-    "nccl": (phase_nccl, 90),
+    "nccl": (phase_nccl, 170),
     "torch": (phase_torch, 40),
     "sanitizer": (phase_sanitizer, 80),
     "training": (phase_training, 90),
