@@ -202,10 +202,15 @@ typedef struct gtopk_comm_config {
     const char
         *data; /* how messages of exchanges travel: NULL: as `transport`; "nccl"; "auto". The same on all ranks */
     const char *data_library; /* nccl: a file to try before the system's libnccl.so.2; NULL: none */
+    /* Another communicator, whose ranks hold the other parts of one model and exchange each of them on a communicator of
+     * their own, all with this setting: a step happens on all of them or on none, and is non-finite on all when it is so on
+     * one. They tell each other before anything is committed. Stays the caller's, and is kept alive; not used by
+     * another thread meanwhile. NULL: none. */
+    gtopk_comm_t *peers;
 } gtopk_comm_config_t;
 
 #define GTOPK_COMM_CONFIG_INIT \
-    {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
+    {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
 
 /* Collective. Opens the transport and compares library and wire format versions of all ranks.
  * Errors: INVALID, NOT_FOUND (module or MPI; the text says what to install), MISMATCH, TIMEOUT, TRANSPORT, NOMEM,
