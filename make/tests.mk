@@ -104,7 +104,7 @@ QUEUED_TESTS   := $(EXCHANGE_TESTS) $(filter %/test_memory %/test_queue,$(C_TEST
 test: c-tests test-bits test-asan test-tsan fuzz py-tests
 
 # What starts processes, or builds.
-SLOW_TESTS := distributed torch_distributed torch_frameworks examples docs install memory
+SLOW_TESTS := distributed torch_distributed torch_fsdp torch_frameworks examples docs install memory
 
 #: make test-quick       the unit tests in C, and those in Python that start no processes; under 90 s
 test-quick: lib $(BUILD)/libcuda_standin.so $(BUILD)/libtorch_cuda_standin.so $(TEST_READY) $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))

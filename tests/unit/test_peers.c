@@ -131,7 +131,7 @@ static void test_peers_change_no_finite_step(void **state)
     run_grid(&together);
     run_grid(&alone);
     assert_memory_equal(together.residuals, alone.residuals, sizeof alone.residuals);
-    assert_true(alone.residuals[0][0][0][0] != 0.0f);
+    assert_true(alone.residuals[STEPS - 1][0][0][1] != 0.0f || alone.residuals[STEPS - 1][0][0][2] != 0.0f);
     for (int n = 0; n < NODES; n++)
         for (int s = 0; s < SHARDS; s++)
             assert_int_equal(together.nonfinite[n][s], 0);

@@ -20,6 +20,7 @@ from ..errors import MismatchError, StateError
 from .exchange import Waiting
 from .parameters import plain_name
 from .session import Session
+from .shards import Shards
 from .state_form import CONSOLIDATED, FORMAT, check_form
 
 _log = logging.getLogger("gtopk")
@@ -37,12 +38,14 @@ _DCP_TEXT = (
 # ---- saving ----
 
 
-def save(session: Session, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
-    """This rank's residual and progress."""
-    return _document(session, parameters, session.comm.rank, _entries(session, parameters))
+def save(session: Session, parameters: Mapping[str, Tensor], shards: Shards | None = None) -> dict[str, Any]:
+    """This rank's residual and progress. `parameters`: what this rank holds of them."""
+    return _document(session, parameters, session.comm.rank, _entries(session, parameters), shards)
 
 
-def consolidate(session: Session, parameters: Mapping[str, Tensor], to: int) -> dict[str, Any] | None:
+def consolidate(
+    session: Session, parameters: Mapping[str, Tensor], to: int, shards: Shards | None = None
+) -> dict[str, Any] | None:
     """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective."""
     mine = session.comm.together("consolidate_state_dict()", lambda: (_entries(session, parameters), None))
     listed = session.comm.allgather_json([[name, entry.velocity is not None] for name, entry in mine.items()])
@@ -57,7 +60,7 @@ def consolidate(session: Session, parameters: Mapping[str, Tensor], to: int) -> 
         residual = _summed(session, None if entry is None else entry.residual, shape)
         velocity = _summed(session, None if entry is None else entry.velocity, shape) if velocities[name] else None
         total[name] = Waiting(residual, velocity)
-    return _document(session, parameters, CONSOLIDATED, total) if session.comm.rank == to else None
+    return _document(session, parameters, CONSOLIDATED, total, shards) if session.comm.rank == to else None
 
 
 def _entries(session: Session, parameters: Mapping[str, Tensor]) -> dict[str, Waiting]:
@@ -81,9 +84,14 @@ def _summed(session: Session, mine: Tensor | None, shape: torch.Size) -> Tensor:
 
 
 def _document(
-    session: Session, parameters: Mapping[str, Tensor], rank: int, entries: Mapping[str, Waiting]
+    session: Session,
+    parameters: Mapping[str, Tensor],
+    rank: int,
+    entries: Mapping[str, Waiting],
+    shards: Shards | None,
 ) -> dict[str, Any]:
     return {
+        **({} if shards is None else {"shard": [shards.peers.rank, shards.peers.size]}),
         "format": FORMAT,
         "rank": rank,
         "size": session.comm.size,
@@ -106,7 +114,11 @@ def _document(
 
 
 def check(
-    session: Session, parameters: Mapping[str, Tensor], saved: Mapping[str, Any], strict: bool
+    session: Session,
+    parameters: Mapping[str, Tensor],
+    saved: Mapping[str, Any],
+    strict: bool,
+    shards: Shards | None = None,
 ) -> dict[str, Waiting]:
     """What this rank is to go on with. Changes nothing.
 
@@ -119,6 +131,7 @@ def check(
     """
     check_form(saved)
     saved = with_names_as_in(parameters, saved)
+    _check_shard(saved.get("shard"), None if shards is None else [shards.peers.rank, shards.peers.size])
     _check_model(parameters, saved)
     entries = {name: Waiting(values, saved["velocity"].get(name)) for name, values in saved["residual"].items()}
     if saved["velocity"] and not session.exchange.options.momentum_correction:
@@ -162,6 +175,15 @@ def with_names_as_in(parameters: Mapping[str, Tensor], saved: Mapping[str, Any])
         "names": list(renamed.values()),
         **{what: {renamed[name]: values for name, values in saved[what].items()} for what in by_name},
     }
+
+
+def _check_shard(saved: Any, mine: list[int] | None) -> None:
+    if saved != mine:
+        theirs, here = ("no shard" if one is None else f"shard {one[0]} of {one[1]}" for one in (saved, mine))
+        raise MismatchError(
+            f"the state has {theirs}, and this rank has {here}: load the state that this rank saved, or save with "
+            "optimizer.sharded_state_dict() and torch.distributed.checkpoint, which fits any number of nodes and shards"
+        )
 
 
 def _check_model(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:

@@ -20,6 +20,8 @@ from .checkpoint import KEY
 from .exchange import Options
 from .local_options import LocalOptions, Period, check_local, check_outer, exchanges_weights
 from .local_steps import LocalSteps
+from .parameters import Names
+from .shards import Shards, find
 from .synchronizer import Synchronizer
 from .warmup import DensitySchedule, Warmup
 
@@ -49,6 +51,7 @@ def DistributedOptimizer(
     grad_scaler: Any = None,
     hierarchy: str = "off",
     comm: _comm.Comm | None = None,
+    group: Any = None,
 ) -> OptimizerT:
     """Makes an optimizer exchange its gradients with the other ranks in `step()`.
 
@@ -100,6 +103,9 @@ def DistributedOptimizer(
         With several ranks on each machine: see `gtopk.Reducer`, and the guide for several machines.
     comm : Comm, optional
         The ranks to exchange with. Default: those of `gtopk.init()`.
+    group : {"replicas"}, ProcessGroup or one-dimensional DeviceMesh, optional
+        For models under ``torch.distributed.fsdp.fully_shard`` on each node's own mesh: the ranks that hold the same shard,
+        which exchange it; "replicas" finds them. Then this call is collective over all ranks. See the guide on FSDP2.
 
     Returns
     -------
@@ -112,8 +118,8 @@ def DistributedOptimizer(
         `gtopk.init()` was not called, or the optimizer is wrapped already.
     UnsupportedError
         Optimizers that evaluate the model several times in a step (LBFGS, SAM) or need sparse gradients (SparseAdam);
-        complex parameters; on more than one rank, DTensors, and parameters on two devices or on others than CPU and CUDA;
-        momentum correction for anything but SGD without dampening.
+        complex parameters; on more than one rank, DTensors without ``group``, and parameters on two devices or on others
+        than CPU and CUDA; momentum correction for anything but SGD without dampening.
 
     Notes
     -----
@@ -160,6 +166,11 @@ def DistributedOptimizer(
     }
     schedule = DensitySchedule(density, warmup)
     ranks = _comm.current() if comm is None else comm
+    held = None
+    if group is not None:
+        named_parameters = None if named_parameters is None else list(named_parameters)
+        held = _shards(optimizer, named_parameters, group, comm, hierarchy)
+        ranks = held.replicas
     sync: Synchronizer
     if weights:
         outer: dict[str, Any] = {
@@ -168,9 +179,9 @@ def DistributedOptimizer(
             "residual_decay": residual_decay,
         }
         local = LocalOptions(**options, local_steps=local_steps, **outer)
-        sync = LocalSteps(ranks, optimizer, named_parameters, local, schedule, grad_scaler)
+        sync = LocalSteps(ranks, optimizer, named_parameters, local, schedule, grad_scaler, held)
     else:
-        sync = Synchronizer(ranks, optimizer, named_parameters, Options(**options), schedule, grad_scaler)
+        sync = Synchronizer(ranks, optimizer, named_parameters, Options(**options), schedule, grad_scaler, held)
     optimizer.__dict__.pop("step", None)  # a scheduler's patch of the old class's step
     optimizer.__class__ = distributed_class(type(optimizer))  # type: ignore[assignment]
     cast(DistributedMixin, optimizer)._gtopk = sync
@@ -329,7 +340,7 @@ class DistributedMixin(torch.optim.Optimizer):
         checkpoint.reject_dcp_state()
         with _stepping(sync):
             state = super().state_dict()
-        state[KEY] = {**checkpoint.save(sync.session, sync.names.of(self)), **sync.saved_fields()}
+        state[KEY] = {**checkpoint.save(sync.session, sync.tensors(self), sync.shards), **sync.saved_fields()}
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False) -> None:
@@ -346,7 +357,7 @@ class DistributedMixin(torch.optim.Optimizer):
         saved = state_dict.get(KEY)
         waiting = {}
         if saved is not None:
-            waiting = checkpoint.check(sync.session, sync.names.of(self), saved, strict)
+            waiting = checkpoint.check(sync.session, sync.tensors(self), saved, strict, sync.shards)
             sync.check_saved(saved)
             saved = checkpoint.with_names_as_in(sync.names.of(self), saved)
         super().load_state_dict({name: value for name, value in state_dict.items() if name != KEY})
@@ -375,7 +386,7 @@ class DistributedMixin(torch.optim.Optimizer):
             own = self._gtopk_own("consolidate_state_dict")
             if own is not None:
                 own(to)
-            summed = checkpoint.consolidate(sync.session, sync.names.of(self), to)
+            summed = checkpoint.consolidate(sync.session, sync.tensors(self), to, sync.shards)
             sync.consolidate(self, summed)
             if summed is None:
                 return None
@@ -443,6 +454,20 @@ def _stepping(sync: Synchronizer) -> Iterator[None]:
 # are done by the wrapped optimizer's own step, which runs inside.
 DistributedMixin.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 DistributedMixin.step.hooked = True  # type: ignore[attr-defined]
+
+
+def _shards(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: list[tuple[str, Tensor]] | None,
+    group: Any,
+    comm: _comm.Comm | None,
+    hierarchy: str,
+) -> Shards:
+    if comm is not None:
+        raise InvalidError("group= is for shards and comm= for other ranks than all: give one of them")
+    if hierarchy != "off":
+        raise InvalidError(f"hierarchy={hierarchy!r} with group=: there is one replica a node, so leave out hierarchy")
+    return find(group, Names(named_parameters).of(optimizer), _comm.current())
 
 
 def _check_wrappable(optimizer: Any) -> None:
