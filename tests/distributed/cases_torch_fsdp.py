@@ -501,4 +501,4 @@ def case_own_states_resume_bit_for_bit():
         assert torch.equal(flat(again), flat(model))
         assert torch.equal(residuals(resumed), residuals(optimizer))
         state["gtopk"]["shard"][0] = (shard() + 1) % mesh()["shards"].size()
-        raises(gtopk.MismatchError, lambda state=state: resumed.load_state_dict(state), "sharded_state_dict")
+        raises(gtopk.MismatchError, lambda one=resumed, state=state: one.load_state_dict(state), "sharded_state_dict")

@@ -28,10 +28,9 @@ _log = logging.getLogger("gtopk")
 KEY = "gtopk"
 _DDP = "module."  # what DistributedDataParallel puts before the names of its model's parameters
 _DCP = "torch.distributed.checkpoint.state_dict"
-_DCP_TEXT = (
-    "get_optimizer_state_dict and get_state_dict of torch.distributed.checkpoint {what}, so they cannot be used with a "
-    "gtopk optimizer: save optimizer.state_dict() itself, with each rank's residual under a name of its own, for example "
-    'state = optimizer.state_dict(); dcp.save({{"optimizer": state, f"gtopk.{{gtopk.rank()}}": state.pop("gtopk")}}, ...)'
+VELOCITY_TEXT = (
+    "the state was saved with momentum_correction=True and holds a velocity: wrap the optimizer with "
+    "momentum_correction=True before loading it"
 )
 
 
@@ -135,10 +134,7 @@ def check(
     _check_model(parameters, saved)
     entries = {name: Waiting(values, saved["velocity"].get(name)) for name, values in saved["residual"].items()}
     if saved["velocity"] and not session.exchange.options.momentum_correction:
-        raise MismatchError(
-            "the state was saved with momentum_correction=True and holds a velocity: wrap the optimizer with "
-            "momentum_correction=True before loading it"
-        )
+        raise MismatchError(VELOCITY_TEXT)
     if saved["rank"] == CONSOLIDATED:
         return {name: _share(entry, session.comm.size) for name, entry in entries.items()}
     if (saved["rank"], saved["size"]) == (session.comm.rank, session.comm.size) or not entries:
@@ -216,22 +212,27 @@ def _divided(values: Tensor, ranks: int) -> Tensor:
 # ---- torch.distributed.checkpoint ----
 
 
-def reject_dcp_step(optimizer: torch.optim.Optimizer) -> None:
-    """An error when torch.distributed.checkpoint calls step() with learning rate 0 to make the optimizer's state."""
+def is_dcp_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether torch.distributed.checkpoint calls step() with learning rate 0, to have the optimizer make its state."""
     if any("lr" in group and group["lr"] != 0 for group in optimizer.param_groups):
-        return
+        return False
     frame: FrameType | None = sys._getframe(1)
     for _ in range(8):
         if frame is None:
-            return
+            return False
         if frame.f_globals.get("__name__") == _DCP:
-            raise StateError(
-                _DCP_TEXT.format(what="call step() with a learning rate of 0, which would exchange gradients")
-            )
+            return True
         frame = frame.f_back
+    return False
 
 
-def reject_dcp_state() -> None:
-    """An error when torch.distributed.checkpoint is about to drop the residual from state_dict()."""
-    if sys._getframe(2).f_globals.get("__name__") == _DCP:
-        raise StateError(_DCP_TEXT.format(what="drop the residual from optimizer.state_dict()"))
+def reject_dcp_state(session: Session) -> None:
+    """An error when torch.distributed.checkpoint is about to drop a residual that was not saved beside it."""
+    if sys._getframe(2).f_globals.get("__name__") != _DCP or session.run is None:
+        return
+    if session.given_at != session.steps:
+        raise StateError(
+            "get_optimizer_state_dict and get_state_dict of torch.distributed.checkpoint drop the residual from the "
+            "optimizer's state: call optimizer.sharded_state_dict() before them, after the same step, and save what it "
+            'returns beside it, dcp.save({..., "gtopk": residual}, ...)'
+        )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..comm import Comm, Sum
-from ..errors import DesyncError, MismatchError
+from ..errors import DesyncError, MismatchError, StateError
 from .agreement import any_of
 from .amp import Scaled
 from .local_options import LocalOptions
@@ -274,6 +274,16 @@ class LocalSteps(Synchronizer):
                 name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.velocities.items()
             },
         }
+
+    def sharded_fields(self) -> dict[str, Any]:
+        """The same, for `sharded_state`."""
+        if self.since:
+            raise StateError(
+                f"sharded_state_dict() after {self.since} local steps: the nodes have different weights, of which a checkpoint "
+                "keeps one. Call optimizer.synchronize() first, on all ranks"
+            )
+        fields = self.saved_fields()
+        return {"done": self.done, "start": fields["start"], "outer_velocity": fields["outer_velocity"]}
 
     def consolidate(self, optimizer: torch.optim.Optimizer, summed: dict[str, Any] | None) -> None:
         """Adds the same to a consolidated state, with what all ranks have done since the latest exchange as residual.

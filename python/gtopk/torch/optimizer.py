@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import comm as _comm
 from ..errors import InvalidError, StateError, UnsupportedError
-from . import amp, checkpoint, momentum
+from . import amp, checkpoint, momentum, sharded_state
 from .checkpoint import KEY
 from .exchange import Options
 from .local_options import LocalOptions, Period, check_local, check_outer, exchanges_weights
@@ -239,7 +239,9 @@ class DistributedMixin(torch.optim.Optimizer):
         The closure's loss, or what the wrapped optimizer returns.
         """
         sync = self._gtopk
-        checkpoint.reject_dcp_step(self)
+        if checkpoint.is_dcp_step(self):  # nothing to exchange, and other ranks may not be at it
+            with _stepping(sync):
+                return super().step()
         self.__dict__["_opt_called"] = True  # what a scheduler's patch of step() would note
         loss = None
         if closure is not None:
@@ -337,7 +339,7 @@ class DistributedMixin(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state, and under "gtopk" this rank's residual; loads with ``weights_only=True``."""
         sync = self._gtopk
-        checkpoint.reject_dcp_state()
+        checkpoint.reject_dcp_state(sync.session)
         with _stepping(sync):
             state = super().state_dict()
         state[KEY] = {**checkpoint.save(sync.session, sync.tensors(self), sync.shards), **sync.saved_fields()}
@@ -393,6 +395,50 @@ class DistributedMixin(torch.optim.Optimizer):
             state = super().state_dict()
         state[KEY] = summed
         return state
+
+    def sharded_state_dict(self) -> dict[str, Tensor]:
+        """The residual for ``torch.distributed.checkpoint.save``: under any key, on all ranks. See the guide on checkpoints.
+
+        With ``local_steps`` right after an exchange only: call `synchronize` before.
+        """
+        sync = self._gtopk
+        state = sharded_state.save(sync, self)
+        sync.session.given_at = sync.session.steps
+        return state
+
+    def load_sharded_state(self, checkpoint_id: Any = None, *, key: str = "gtopk", storage_reader: Any = None) -> None:
+        """Goes on from what `sharded_state_dict` gave, on any number of nodes and shards: nothing is lost. Collective.
+
+        Parameters
+        ----------
+        checkpoint_id : str or os.PathLike
+            The folder that ``dcp.save`` wrote.
+        key : str
+            Under which the residual was saved there.
+        storage_reader : torch.distributed.checkpoint.StorageReader, optional
+            In place of ``checkpoint_id``, where the checkpoint is no folder.
+
+        Notes
+        -----
+        Model and the wrapped optimizer's own state are loaded before. On as many nodes as there were the run goes on
+        bit for bit, whatever the number of shards.
+        """
+        sync = self._gtopk
+        everyone = sync.session.comm if sync.shards is None else sync.shards.everyone
+
+        def read() -> tuple[sharded_state.Loaded, None]:
+            reader = storage_reader
+            if reader is None:
+                from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+                reader = FileSystemReader(checkpoint_id)
+            loaded = sharded_state.load(sync, self, reader, key)
+            sync.check_saved(loaded.saved)
+            return loaded, None
+
+        loaded = everyone.together("load_sharded_state()", read)
+        sync.restore(loaded.run, loaded.steps, loaded.waiting)
+        sync.go_on(self, loaded.saved)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise StateError(

@@ -64,6 +64,7 @@ class Session:
         self.run: int | None = None  # random id of the training run, the same on all ranks and over checkpoints
         self.steps = 0  # exchanges done, over checkpoints
         self.scaled = False  # some rank has a GradScaler: flags are agreed on before a step
+        self.given_at = -1  # the step after which the residual was given to be saved by torch.distributed.checkpoint
         self.undoes = False  # the front end puts residuals back after a step that was skipped
         self.stats: dict[str, Any] = {}
         self._warning = NonfiniteWarning()

@@ -289,6 +289,10 @@ class Synchronizer:
         """What a state has beside the residual."""
         return {}
 
+    def sharded_fields(self) -> dict[str, Any]:
+        """The same, for `sharded_state`: tensors by name, and with local steps how many were done."""
+        return {}
+
     def consolidate(self, optimizer: torch.optim.Optimizer, summed: dict[str, Any] | None) -> None:
         """Adds the same to a consolidated state. Collective."""
 
