@@ -60,6 +60,9 @@ static const name_t VALUE_NAMES[] = {{"f32", GTOPK_VALUE_F32},
                                      {"int8", GTOPK_VALUE_I8},
                                      {NULL, 0}};
 
+static const name_t HIERARCHY_NAMES[] = {
+    {"off", GTOPK_HIERARCHY_OFF}, {"node", GTOPK_HIERARCHY_NODE}, {"auto", GTOPK_HIERARCHY_AUTO}, {NULL, 0}};
+
 /* What MPI does without gtopk: baseline_mpi.c. */
 typedef int (*sum_fn)(float *values, float *scratch, uint64_t count);
 typedef int (*exchange_fn)(const void *out, void *in, uint64_t bytes, int distance);
@@ -77,7 +80,7 @@ typedef struct options {
     size_t size_count;
     name_t algorithms[ALGORITHMS];
     size_t algorithm_count;
-    name_t value_type;
+    name_t value_type, hierarchy;
     double density;
     int iterations, warmup;
     size_t checked; /* segments */
@@ -116,6 +119,7 @@ static const char USAGE[] = "mpirun -n RANKS allreduce_bench [options]\n"
                             "  --density D         share of the entries that a rank sends (0.001)\n"
                             "  --value-type T      f32, f16, bf16 or int8 (bf16)\n"
                             "  --algorithms A,..   dense, topk, gtopk, gtopk-tree, gtopk-split (all)\n"
+                            "  --hierarchy H       off, node or auto (off)\n"
                             "  --iterations I      steps that are measured (10)\n"
                             "  --warmup W          steps before them (2)\n"
                             "  --device D          cpu, cuda or reference (GTOPK_DEVICE, else cpu)\n"
@@ -193,6 +197,7 @@ static options_t parse_options(int argc, char **argv)
                    .size_count = 3,
                    .algorithm_count = ALGORITHMS,
                    .value_type = {"bf16", GTOPK_VALUE_BF16},
+                   .hierarchy = {"off", GTOPK_HIERARCHY_OFF},
                    .density = 0.001,
                    .iterations = 10,
                    .warmup = 2,
@@ -213,6 +218,8 @@ static options_t parse_options(int argc, char **argv)
             o.algorithm_count = parse_algorithms(value, o.algorithms);
         else if (strcmp(option, "--value-type") == 0)
             o.value_type = find_name(VALUE_NAMES, value, strlen(value), option);
+        else if (strcmp(option, "--hierarchy") == 0)
+            o.hierarchy = find_name(HIERARCHY_NAMES, value, strlen(value), option);
         else if (strcmp(option, "--density") == 0)
             o.density = parse_number(value, option, 1e-9, 1);
         else if (strcmp(option, "--iterations") == 0)
@@ -313,7 +320,9 @@ static double run_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, arena_t *a,
     stats->struct_size = sizeof *stats;
     check(gtopk_barrier(comm), "barrier");
     const double start = now();
-    check(gtopk_reducer_accumulate(reducer, NULL, a->tensors, a->segments, 1.0, GTOPK_ZERO_INPUT, NULL), "accumulate");
+    check(gtopk_reducer_accumulate(reducer, NULL, a->tensors, a->segments, 1.0, GTOPK_ZERO_INPUT | GTOPK_INPUT_STAYS,
+                                   NULL),
+          "accumulate");
     check(gtopk_reducer_reduce(reducer, a->tensors, a->segments, GTOPK_OUTPUT_IS_ZERO, NULL, stats), "reduce");
     check(gtopk_reducer_wait(reducer, NULL), "wait");
     return now() - start;
@@ -523,6 +532,7 @@ static size_t measure_size(gtopk_comm_t *comm, const options_t *o, const baselin
         config.density = o->density;
         config.algorithm = o->algorithms[r].value;
         config.value_type = o->value_type.value;
+        config.hierarchy = o->hierarchy.value;
         check(gtopk_reducer_create(&reducers[r], comm, &config, a.lengths, a.segments), "creating a reducer");
         start_row(&rows[r], o, o->algorithms[r], n);
     }

@@ -6,6 +6,7 @@ gpu_check.json   what passed and what failed, with the machine, the driver, PyTo
 gpu_bench.json   the device by itself (benchmarks/gpu_bench.c)
 gpu_torch.json   beside PyTorch's operators (tests/gpu/torch_bench.py)
 gpu_training.json  ResNet-20 and VGG-16, dense beside gtopk (tests/gpu/training.py)
+gpu_nccl_trace.json  what the host does in steps over NCCL (tests/distributed/trace_step.c)
 gpu_bench.png    time of accumulate against the bytes that it moves, and that of a copy of as many
 
 A rehearsal on what stands in for a GPU is refused: its times mean nothing.
@@ -20,7 +21,12 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-KEPT = {"bench.json": "gpu_bench.json", "torch.json": "gpu_torch.json", "training.json": "gpu_training.json"}
+KEPT = {
+    "bench.json": "gpu_bench.json",
+    "torch.json": "gpu_torch.json",
+    "training.json": "gpu_training.json",
+    "nccl_trace.json": "gpu_nccl_trace.json",
+}
 # What the design asks for at 25M entries and density .001: column, part of the benchmark, limit, whether less is better.
 TARGETS = (
     ("step", "fp32", "of_copy", 0.85, False),

@@ -31,7 +31,18 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-__all__ = ["DataError", "DataSet", "Split", "augment", "cache_folder", "epoch_order", "load", "locate", "normalise"]
+__all__ = [
+    "DataError",
+    "DataSet",
+    "Split",
+    "augment",
+    "cache_folder",
+    "debian_files",
+    "load",
+    "locate",
+    "make_folder",
+    "normalise",
+]
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -179,43 +190,53 @@ def _cifar10(download: bool, seconds: float, progress: bool) -> Path:
         _unpack(archive, CIFAR10_TRAIN + CIFAR10_TEST, target)
 
     try:
-        _make_folder(folder, fill)
+        make_folder(folder, fill)
     except (OSError, tarfile.TarError, EOFError) as error:
         raise DataError(f"CIFAR-10 could not be downloaded ({error})") from error
     return folder
 
 
 def _fashion_mnist(download: bool) -> Path:
-    folder = cache_folder() / FASHION_FOLDER
-    for candidate in (folder, FASHION_SYSTEM):
-        if _is_fashion_mnist(candidate):
+    try:
+        return debian_files(FASHION_PACKAGE, FASHION_FILES, FASHION_SYSTEM, cache_folder() / FASHION_FOLDER, download)
+    except DataError as error:
+        raise DataError(f"Fashion-MNIST could not be had either ({error})") from error
+
+
+def debian_files(package: str, names: list[str], system: Path, folder: Path, download: bool) -> Path:
+    """A folder with the files called `names` of a Debian package: that of the installed package, else `folder`.
+
+    `folder` is filled from the package, which is unpacked and not installed, if need be and `download` allows it.
+    """
+    for candidate in (folder, system):
+        if all((candidate / name).is_file() for name in names):
             return candidate
     if not download:
-        raise DataError(f"Fashion-MNIST is neither in {folder} nor in {FASHION_SYSTEM}")
+        raise DataError(f"{names[0]} of Debian's package {package} is neither in {folder} nor in {system}")
 
     def fill(scratch: Path, target: Path) -> None:
-        done = subprocess.run([DEBIAN_SCRIPT, FASHION_PACKAGE, scratch], capture_output=True, text=True, check=False)
+        done = subprocess.run([DEBIAN_SCRIPT, package, scratch], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             last = (done.stderr or done.stdout).strip().splitlines()[-1:]
             raise OSError(f"{DEBIAN_SCRIPT.name}: {''.join(last) or f'exit status {done.returncode}'}")
         target.mkdir()
-        for name in FASHION_FILES:
+        for name in names:
             found = next(scratch.rglob(name), None)
             if found is None:
                 raise OSError(f"the package has no {name}")
             shutil.move(found, target / name)
 
     try:
-        _make_folder(folder, fill)
+        make_folder(folder, fill)
     except OSError as error:
-        raise DataError(f"Debian's package {FASHION_PACKAGE} could not be had ({error})") from error
+        raise DataError(f"Debian's package {package} could not be had ({error})") from error
     return folder
 
 
 # ---- fetching -------------------------------------------------------------------------------------------------------
 
 
-def _make_folder(folder: Path, fill: Callable[[Path, Path], None]) -> None:
+def make_folder(folder: Path, fill: Callable[[Path, Path], None]) -> None:
     """Makes `folder` appear at once and complete: `fill(scratch, target)` writes `target`, which is then renamed.
 
     What an interrupted or failed run leaves behind is never under the final name. Of two processes that do this at the
@@ -349,17 +370,6 @@ def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ---- batches --------------------------------------------------------------------------------------------------------
-
-
-def epoch_order(count: int, epoch: int, *, batch: int, rank: int, size: int, seed: int) -> Tensor:
-    """The order in which `rank` reads the data in an epoch: (steps, batch) indices.
-
-    All ranks shuffle alike and take every size-th index, so that no two read the same image; the few that do not fill
-    a batch on every rank are left out.
-    """
-    steps = count // (batch * size)
-    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-    return shuffled[: steps * batch * size].view(steps, batch, size)[:, :, rank]
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The options of cifar_resnet20.py, and the plan made of them: how long to train, with which learning rate and density.
+"""The options that all workloads share, and the plan made of them: how long to train, with which learning rate and density.
 
-The defaults are the recipe of Shi et al., "A distributed synchronous SGD algorithm with global top-k sparsification for
-low bandwidth networks", ICDCS 2019. Knows neither gtopk nor PyTorch.
+A workload's `Recipe` gives the defaults. Everything is counted in epochs and in samples a worker, so that a recipe reads
+the same whatever the number of ranks. Knows neither gtopk nor PyTorch.
 """
 
 from __future__ import annotations
@@ -11,10 +11,26 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-__all__ = ["Plan", "parse_arguments"]
+__all__ = ["Plan", "Recipe", "make_parser", "parse"]
 
 
-def parse_arguments(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Recipe:
+    """How a workload was published. The learning rate rises to `lr` during `warmup_epochs`."""
+
+    epochs: float
+    batch_size: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_epochs: float = 10.0
+    lr_drops: str = ""
+    lr_divisor: float = 1.0
+    clip: float | None = None
+
+
+def make_parser(description: str, recipe: Recipe, unit: str) -> argparse.ArgumentParser:
+    """`unit` is what a batch consists of: "images"."""
     parser = argparse.ArgumentParser(description=description)
     numbers = partial(_numbers, parser)
     exchange = parser.add_argument_group("exchange")
@@ -26,8 +42,9 @@ def parse_arguments(description: str, arguments: list[str] | None = None) -> arg
         "--density-warmup",
         type=numbers,
         default="0.25,0.0725,0.015,0.004",
-        help="densities during warm-up, each for an equal part of it (%(default)s); '' for none",
+        help="densities to begin with, each for an equal part of --density-warmup-epochs (%(default)s); '' for none",
     )
+    exchange.add_argument("--density-warmup-epochs", type=float, default=4.0, help="(%(default)s)")
     exchange.add_argument("--value-type", choices=("fp32", "bf16", "fp16", "int8"), default="bf16")
     exchange.add_argument("--momentum-correction", action="store_true", help="momentum before compression (DGC)")
     exchange.add_argument(
@@ -36,32 +53,57 @@ def parse_arguments(description: str, arguments: list[str] | None = None) -> arg
         default="off",
         help="with several processes a machine (%(default)s)",
     )
-    recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--epochs", type=float, default=160.0, help="(%(default)s)")
-    recipe.add_argument("--steps", type=int, help="train for so many steps instead of --epochs")
-    recipe.add_argument("--batch-size", type=int, default=32, help="images a worker and step (%(default)s)")
-    recipe.add_argument("--lr", type=float, default=0.1, help="learning rate (%(default)s)")
-    recipe.add_argument(
-        "--lr-drops", type=numbers, default="81,122,155", help="epochs at which it is divided by 10 (%(default)s)"
+    plan = parser.add_argument_group("recipe")
+    plan.add_argument("--epochs", type=float, default=recipe.epochs, help="(%(default)s)")
+    plan.add_argument("--steps", type=int, help="train for so many steps instead of --epochs")
+    plan.add_argument(
+        "--batch-size", type=int, default=recipe.batch_size, help=f"{unit} a worker and step (%(default)s)"
     )
-    recipe.add_argument("--warmup-epochs", type=float, default=4.0, help="(%(default)s)")
-    recipe.add_argument("--momentum", type=float, default=0.9, help="(%(default)s)")
-    recipe.add_argument("--weight-decay", type=float, default=1e-4, help="(%(default)s)")
-    recipe.add_argument("--seed", type=int, default=1, help="(%(default)s)")
-    inputs = parser.add_argument_group("input and device")
-    inputs.add_argument("--data", help="a folder with CIFAR-10 or Fashion-MNIST; or cifar10; or fashion-mnist")
-    inputs.add_argument("--subset", type=int, help="train on so many images only, the same in every run")
-    inputs.add_argument("--test-images", type=int, help="test on so many images only, the same in every run")
-    inputs.add_argument("--device", default="auto", help="auto, cpu, cuda (a GPU a process) or cuda:N (%(default)s)")
-    inputs.add_argument("--threads", type=int, help="CPU threads a process (cores / processes on this host)")
+    plan.add_argument("--lr", type=float, default=recipe.lr, help="learning rate (%(default)s)")
+    plan.add_argument(
+        "--lr-drops", type=numbers, default=recipe.lr_drops, help="epochs at which it is divided by 10 (%(default)s)"
+    )
+    plan.add_argument(
+        "--lr-divisor", type=float, default=recipe.lr_divisor, help="it is divided by this each epoch (%(default)s)"
+    )
+    plan.add_argument(
+        "--warmup-epochs", type=float, default=recipe.warmup_epochs, help="in which it rises (%(default)s)"
+    )
+    plan.add_argument("--momentum", type=float, default=recipe.momentum, help="(%(default)s)")
+    plan.add_argument("--weight-decay", type=float, default=recipe.weight_decay, help="(%(default)s)")
+    plan.add_argument("--clip", type=float, default=recipe.clip, help="largest norm of a gradient (%(default)s)")
+    plan.add_argument(
+        "--clip-of",
+        choices=("update", "gradient"),
+        default="update",
+        help="the mean update, as published, or each rank's own gradient (%(default)s)",
+    )
+    plan.add_argument("--seed", type=int, default=1, help="(%(default)s)")
+    device = parser.add_argument_group("input and device")
+    device.add_argument("--device", default="auto", help="auto, cpu, cuda (a GPU a process) or cuda:N (%(default)s)")
+    device.add_argument("--threads", type=int, help="CPU threads a process (cores / processes on this host)")
     output = parser.add_argument_group("output")
     output.add_argument("--report-every", type=int, help="steps between lines (an epoch, or a tenth of --steps)")
     output.add_argument("--time-limit", type=float, help="stop at the first line after so many seconds")
+    output.add_argument("--checkpoint", type=Path, help="file that is written after each epoch and at the end")
+    output.add_argument("--save-every", type=int, help="steps between checkpoints (an epoch)")
+    output.add_argument(
+        "--resume", action="store_true", help="go on from --checkpoint, if it is there, on any number of ranks"
+    )
+    output.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write curves for TensorBoard")
     output.add_argument("--plot", type=Path, help="write a picture (PNG, PDF or SVG)")
     output.add_argument("--json", type=Path, help="write what was measured")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
+    """Ends with a message where options contradict each other."""
     options = parser.parse_args(arguments)
-    if options.batch_size < 1 or (options.steps is not None and options.steps < 1):
-        parser.error("--batch-size and --steps must be at least 1")
+    for name in ("batch_size", "steps", "report_every", "save_every"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.resume and not options.checkpoint:
+        parser.error("--resume needs --checkpoint FILE")
     return options
 
 
@@ -79,34 +121,35 @@ class Plan:
     steps: int
     steps_an_epoch: int
     report_every: int
+    save_every: int
     warmup_steps: int
     density_warmup: list[tuple[int, float]] | None
     lr: float
     lr_drops: list[float]
+    lr_divisor: float
 
     @staticmethod
-    def make(options: argparse.Namespace, images: int, ranks: int) -> Plan:
-        images = min(images, options.subset or images)
-        epoch = images // (options.batch_size * ranks)
-        if epoch == 0:
-            raise SystemExit(f"{images} images are too few for {ranks} ranks with batches of {options.batch_size}")
+    def make(options: argparse.Namespace, epoch: int) -> Plan:
+        """`epoch` is its number of steps."""
         steps = options.steps or max(1, round(options.epochs * epoch))
-        warmup = round(options.warmup_epochs * epoch)
         parts = options.density_warmup if options.algorithm != "dense" else []
+        warmup = round(options.density_warmup_epochs * epoch)
         ends = [warmup * (i + 1) // len(parts) for i in range(len(parts))]
         stages = [(end - begin, part) for begin, end, part in zip([0, *ends], ends, parts, strict=False)]
         return Plan(
             steps=steps,
             steps_an_epoch=epoch,
             report_every=options.report_every or min(epoch, max(1, steps // 10)),
-            warmup_steps=warmup,
+            save_every=options.save_every or epoch,
+            warmup_steps=round(options.warmup_epochs * epoch),
             density_warmup=[stage for stage in stages if stage[0] > 0] or None,
             lr=options.lr,
             lr_drops=options.lr_drops,
+            lr_divisor=options.lr_divisor,
         )
 
     def learning_rate(self, step: int) -> float:
-        """Rises evenly to `lr` during warm-up, then falls to a tenth at each drop."""
+        """Rises evenly to `lr` during warm-up; falls to a tenth at each drop, and by `lr_divisor` each epoch."""
         rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
         drops = sum(step >= drop * self.steps_an_epoch for drop in self.lr_drops)
-        return float(self.lr * rise * 0.1**drops)
+        return float(self.lr * rise * 0.1**drops / self.lr_divisor ** (step // self.steps_an_epoch))

@@ -1,6 +1,6 @@
 """Tables and pictures of what the examples measured, and the prediction for slower networks.
 
-Takes the dictionaries that `cifar_resnet20.py --json` writes. Knows neither gtopk nor PyTorch.
+Takes the dictionaries that the examples' `--json` writes. Knows neither gtopk nor PyTorch.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def size_text(size: float) -> str:
 
 def table(runs: list[Run]) -> str:
     """A line a run, and what the columns mean. Bytes are those that one rank sent, in the mean over the ranks."""
-    head = ["", "density", "ranks", "steps", "loss", "accuracy", "images/s", "steps/s", "communication", "sent a step*",
-            "sent in all"]  # fmt: skip
+    head = ["", "density", "ranks", "steps", "loss", runs[0]["metric"], f"{runs[0]['unit']}/s", "steps/s",
+            "communication", "sent a step*", "sent in all"]  # fmt: skip
     rows = [
         [
             _NAMES[run["algorithm"]],
@@ -76,8 +76,8 @@ def table(runs: list[Run]) -> str:
             str(run["ranks"]),
             str(run["steps"]),
             f"{run['loss']:.4f}",
-            f"{run['accuracy']:.4f}",
-            f"{run['images_per_s']:.0f}",
+            f"{run['score']:.4f}",
+            f"{run['samples_per_s']:.0f}",
             f"{run['steps_per_s']:.2f}",
             f"{run['communication_share']:.1%}",
             size_text(run["history"][-1]["bytes_sent_per_step"]),
@@ -163,7 +163,7 @@ def predict(
     local = {algorithm: 0.0 if algorithm == "dense" else seconds for algorithm, seconds in own.items()}
     predictions = []
     models = (
-        (f"ResNet-20, {_millions(runs[0]['parameters'])}", runs[0]["parameters"], computing),
+        (f"{runs[0]['model']}, {_millions(runs[0]['parameters'])}", runs[0]["parameters"], computing),
         (f"a model of {_millions(other_entries)}", other_entries, other_computing),
     )
     for name, entries, compute in models:
@@ -229,7 +229,7 @@ STYLE: dict[Any, Any] = {
 
 
 def plot(runs: list[Run], file: Path, predictions: list[Prediction] | None = None) -> None:
-    """Loss, accuracy and bytes by step; and the predicted step times, or the share of time in communication."""
+    """Loss, score and bytes by step; and the predicted step times, or the share of time in communication."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -237,24 +237,23 @@ def plot(runs: list[Run], file: Path, predictions: list[Prediction] | None = Non
 
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(2, 2, figsize=(10, 7.2), layout="constrained")
-        (loss, accuracy), (sent, last) = axes
+        (loss, score), (sent, last) = axes
+        run = runs[0]
         _curves(loss, runs, "loss", "Training loss")
-        _curves(accuracy, runs, "accuracy", "Accuracy on the test images")
+        _curves(score, runs, "score", f"{run['metric'].capitalize()} on the test {run['unit']}")
         _sent(sent, runs)
         if predictions:
             _bars(last, predictions)
         else:
             _curves(last, runs, "communication_share", "Share of time in communication")
             last.set_ylim(bottom=0)
-        for curves in (loss, accuracy, sent):
+        for curves in (loss, score, sent):
             curves.set_xlabel("step")
             curves.set_xlim(left=0)
         loss.legend()
-        run = runs[0]
+        title = f"{run['model']} on {run['data']}, {run['ranks']} processes, batch {run['batch_size']} each"
         figure.suptitle(
-            f"ResNet-20 on {run['data']}, {run['ranks']} processes, batch {run['batch_size']} each, on one machine"
-            if predictions
-            else f"ResNet-20 on {run['data']}, {run['ranks']} processes, batch {run['batch_size']} each",
+            f"{title}, on one machine" if predictions else title,
             x=0.01,
             ha="left",
             fontsize=12,

@@ -129,7 +129,7 @@ def steps_that_fit(trial: dict[str, Any], seconds: float, most: int) -> int:
     Some time is left over, for a machine that becomes slower; a run that is late all the same stops at its time limit.
     """
     batch = trial["batch_size"] * trial["ranks"]
-    steps_per_s = trial["history"][-1]["images_per_s"] / batch
+    steps_per_s = trial["history"][-1]["samples_per_s"] / batch
     testing = LINES * TEST_IMAGES * FORWARD_SHARE / batch  # in steps
     fitting = int(0.9 * seconds * steps_per_s - testing)
     return max(LINES, min(most, fitting) // LINES * LINES)
@@ -138,7 +138,8 @@ def steps_that_fit(trial: dict[str, Any], seconds: float, most: int) -> int:
 def schedule(steps: int, steps_an_epoch: int) -> list[str]:
     """The recipe's shape, shortened: density and learning rate warm up for 40 %, the last quarter is at a tenth."""
     epochs = steps / steps_an_epoch
-    return ["--warmup-epochs", f"{0.4 * epochs:.4f}", "--lr-drops", f"{0.75 * epochs:.4f}"]
+    warmup = f"{0.4 * epochs:.4f}"
+    return ["--warmup-epochs", warmup, "--density-warmup-epochs", warmup, "--lr-drops", f"{0.75 * epochs:.4f}"]
 
 
 # ---- the end --------------------------------------------------------------------------------------------------------

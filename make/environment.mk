@@ -3,7 +3,8 @@
 
 VENV_PYTHON := $(VENV)/bin/python
 RUN_READY   := $(VENV)/.installed-run $(VENV)/.installed-gtopk
-TEST_READY  := $(RUN_READY) $(VENV)/.installed-test
+WORK_READY  := $(RUN_READY) $(VENV)/.installed-workloads
+TEST_READY  := $(WORK_READY) $(VENV)/.installed-test
 
 $(VENV)/.created: scripts/make_venv.sh
 	@GTOPK_CACHE="$(CACHE)" scripts/make_venv.sh "$(PYTHON)" "$(VENV)"
@@ -26,8 +27,21 @@ build: lib module $(BUILD)/benchmarks/allreduce_bench $(BUILD)/benchmarks/baseli
 run: build $(RUN_READY)
 	$(VENV_PYTHON) examples/run_demo.py $(ARGS)
 
+# What they need beside torch comes after torch, so that pip leaves that as it is.
+$(VENV)/.installed-workloads: $(VENV)/.installed-run
+
+#: make workloads        what the six published workloads need, in .venv
+workloads: build $(WORK_READY)
+
+MODEL ?= resnet20
+RANKS ?= 4
+
+#: make train MODEL=vgg16 RANKS=4   trains one of them: resnet20, vgg16, alexnet, resnet50, lstm, lstman4 (ARGS="--steps 100")
+train: workloads
+	dnn="$(MODEL)" nworkers="$(RANKS)" PYTHON="$(VENV_PYTHON)" ./train.sh $(ARGS)
+
 # The versions in requirements/ keep to this file where it is given; `make env` installs all of them.
 #: make env              .venv with everything for running, testing and linting
 env: build $(TEST_READY) $(VENV)/.installed-lint
 
-.PHONY: build run env
+.PHONY: build run workloads train env

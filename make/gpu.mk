@@ -3,11 +3,11 @@
 
 GPU       := $(BUILD)/gpu
 GPU_TESTS := $(addprefix $(GPU)/bin/,bits test_reducer test_reducers_together test_exchange test_reducer_ranks test_state \
-    test_faults test_memory)
+    test_nodes test_nodes_reducer test_faults test_memory)
 GPU_FILES := $(addprefix $(GPU)/,libgtopk.so libgtopk_mpi.so libcuda_standin.so libtorch_cuda_standin.so libnccl_standin.so \
     bin/libcuda_count.so bin/gpu_bench)
 # Programs for mpirun, in the same places as in $(BUILD).
-GPU_RANKS := $(addprefix $(GPU)/,benchmarks/allreduce_bench tests/distributed/step_until_error)
+GPU_RANKS := $(addprefix $(GPU)/,benchmarks/allreduce_bench tests/distributed/step_until_error tests/distributed/trace_step)
 
 comma := ,
 

@@ -34,7 +34,7 @@ lint-python: $(LINT_READY)
 
 lint-shell: $(LINT_READY)
 	@echo '  lint  shellcheck'
-	@$(VENV)/bin/shellcheck $(wildcard scripts/*.sh tests/*/*.sh examples/*.sh benchmarks/*/*.sh) .ci/run
+	@$(VENV)/bin/shellcheck $(wildcard scripts/*.sh tests/*/*.sh examples/*.sh benchmarks/*/*.sh) train.sh .ci/run
 
 lint-tree: $(LINT_READY)
 	@echo '  lint  what is committed'

@@ -10,14 +10,15 @@ to be missing where not. Phases, in the order in which their results matter, eac
     bench      accumulate, select, a merge round, 200 parameters, beside a copy; calls of the driver in a step
     python     tests in Python on CUDA tensors
     ranks      two and four ranks on this GPU, through MPI and through gloo: the CPU's bits on all of them
-    nccl       two and four ranks on this GPU, through NCCL: nothing wrong, killed ranks, DistributedDataParallel
+    nccl       two and four ranks on this GPU, through NCCL: nothing wrong, also on nodes; the host's calls in a step; killed
+               ranks; DistributedDataParallel
     torch      the same work by PyTorch's add_, abs, topk and zero_; memory; waits for the GPU in PyTorch's profile
     sanitizer  compute-sanitizer's memcheck, racecheck, initcheck and synccheck on small bits
     training   ResNet-20 and VGG-16, dense beside gtopk
 
 Into FOLDER ($OUT, else build/gpu-check) go, as soon as they are there: results.json, log.txt (all output), bench.json,
-torch.json, training.json. Ends with 1 when a check failed. --standin runs on what stands in for a GPU, with small sizes: a
-rehearsal. That is also what happens where there is no GPU.
+torch.json, training.json, nccl_trace.json. Ends with 1 when a check failed. --standin runs on what stands in for a GPU, with
+small sizes: a rehearsal. That is also what happens where there is no GPU.
 """
 
 from __future__ import annotations
@@ -179,15 +180,25 @@ def phase_bits(check: Run, limit: float) -> list[dict]:
 
 
 def phase_c(check: Run, limit: float) -> list[dict]:
-    names = ["reducer", "reducers_together", "exchange", "reducer_ranks", "faults", "state", "memory"]
-    sizes = "2" if check.standin else "5"
+    names = [
+        "reducer",
+        "reducers_together",
+        "exchange",
+        "reducer_ranks",
+        "nodes",
+        "nodes_reducer",
+        "faults",
+        "state",
+        "memory",
+    ]
+    sizes = {"faults": "3"}  # it makes a thousand reducers, each with memory of its own
     items = [
         {
             "name": f"test_{name}",
             "command": [GPU / "bin" / f"test_{name}"],
             "limit": limit,
             "GTOPK_DEVICE": "cuda",
-            "GTOPK_TEST_SIZES": sizes,
+            "GTOPK_TEST_SIZES": "2" if check.standin else sizes.get(name, "5"),
         }
         for name in names
     ]
@@ -234,6 +245,7 @@ def phase_ranks(check: Run, limit: float) -> list[dict]:
     mpirun += ["--mca", "mpi_yield_when_idle", "1", "-np"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     counts = (2,) if check.standin else (2, 4)
+    nodes = ["--each-node", "2", "--hierarchy", "node"]
     items = [
         {
             "name": f"mpi, {ranks} ranks",
@@ -249,6 +261,18 @@ def phase_ranks(check: Run, limit: float) -> list[dict]:
             "limit": limit,
         }
         for ranks in counts
+    ]
+    items += [
+        {
+            "name": "mpi, 4 ranks on 2 nodes",
+            "command": [*mpirun, "4", sys.executable, script, "--transport", "mpi", *nodes, *small],
+            "limit": limit,
+        },
+        {
+            "name": "gloo, 4 ranks on 2 nodes",
+            "command": [*torchrun, "4", script, "--transport", "torch", *nodes, *small],
+            "limit": limit,
+        },
     ]
     done = together(check, items, 1)
     done += run_cuda(check, "ranks", limit)
@@ -272,13 +296,15 @@ def phase_nccl(check: Run, limit: float) -> list[dict]:
     nccl = find_nccl(check)
     if not nccl:
         return [missing("there is no NCCL")]
-    parts = ["exchanges", "kills", "ddp"] if check.has_torch and not check.standin else ["exchanges", "kills"]
+    parts = ["exchanges", "nodes", "trace", "kills", *(["ddp"] if check.has_torch and not check.standin else [])]
     command = [sys.executable, ROOT / "tests" / "distributed" / "nccl_on_one_gpu.py", "--build", GPU]
-    command += ["--kills", "2", "--standin"] if check.standin else ["--kills", "4"]
+    command += ["--trace", check.out / "nccl_trace.json"]
+    command += ["--kills", "2", "--standin"] if check.standin else ["--kills", str(check.kills), "--at-once", "4"]
     done, until = [], time.monotonic() + limit
     for part in parts:
         left = until - time.monotonic()
         done.append(run(check, f"nccl, {part}", [*command, "--parts", part], left, GTOPK_NCCL_LIBRARY=nccl))
+        done[-1]["said"] = done[-1].get("output", "").strip()[-2000:]
         report(check, done[-1])
     return done
 
@@ -389,6 +415,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(default), help="folder for results (%(default)s)")
     parser.add_argument("--phases", default=os.environ.get("PHASES", ""), help="some only, with commas between")
     parser.add_argument("--standin", action="store_true", help="without a GPU")
+    parser.add_argument("--kills", type=int, default=20, help="ranks that are killed in phase nccl (%(default)s)")
     options = parser.parse_args()
     chosen = options.phases.split(",") if options.phases else list(PHASES)
     for name in chosen:
@@ -400,6 +427,7 @@ def main() -> int:
     has_gpu = not found["gpu"].startswith("not there")
     check = Run(options.out.resolve(), options.standin or not has_gpu)
     check.has_torch = has_module("torch")
+    check.kills = options.kills
     check.results["machine"] = found
     check.say(
         f"{found}"

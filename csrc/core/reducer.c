@@ -89,9 +89,6 @@ static gtopk_status_t create_shares(gtopk_reducer_t *reducer)
     gtopk_comm_t *comm = reducer->comm;
     if (record->each_node == 1)
         return GTOPK_OK;
-    if (!reducer->device->ops->stage)
-        return status_set(GTOPK_ERR_UNSUPPORTED, "device \"%s\" does not know hierarchy \"node\": use \"off\"",
-                          reducer->device->ops->name);
     return shares_create(&reducer->shares, &comm->map, comm_rank(comm), record->dim, reducer->segments.count);
 }
 

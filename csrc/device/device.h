@@ -282,14 +282,14 @@ typedef struct device_ops {
     gtopk_status_t (*copy_set)(device_t *device, const device_set_t *from, device_set_t *to, device_words_t *words,
                                void *stream);
 
-    /* ---- for exchanges on nodes, whose stores hold a share of all entries; all NULL: the device has none of this ---- */
+    /* ---- for exchanges on nodes, whose stores hold a share of all entries ---- */
 
-    /* out[offset + i] = scale * x[i] in float for each span, or is added to; zero for spans without data. With zero_input
-     * x becomes zero. */
+    /* out[offset + i] = scale * x[i] in float for each span, or is added to; zero for spans without data, or left alone. With
+     * zero_input x becomes zero. Spans do not overlap. Which NaN a NaN becomes is the device's own. */
     gtopk_status_t (*stage)(device_t *device, const device_span_t *spans, size_t count, const device_stage_t *params,
                             float *out, void *stream);
 
-    /* out[i] = ((part 0 + part 1) + ...)[i] of `count` parts, which begin `stride` floats apart. */
+    /* out[i] = ((part 0 + part 1) + ...)[i] of `count` parts, which begin `stride` floats apart. out is no part. */
     gtopk_status_t (*add_up)(device_t *device, const float *parts, size_t stride, uint32_t count, float *out,
                              uint64_t length, void *stream);
 

@@ -171,8 +171,10 @@ static void stage_span(const device_span_t *span, const device_stage_t *params, 
     if (span->dtype == GTOPK_F32)
         stage_floats(span->data, span->length, params->scale, params->add, to);
     else
-        for (uint64_t i = 0; i < span->length; i++)
-            to[i] = (params->add ? to[i] : 0.0f) + params->scale * read_entry(span, i);
+        for (uint64_t i = 0; i < span->length; i++) {
+            const float x = params->scale * read_entry(span, i);
+            to[i] = params->add ? to[i] + x : x;
+        }
     if (params->zero_input)
         memset(span->data, 0, (size_t)span->length * device_entry_size(span->dtype));
 }

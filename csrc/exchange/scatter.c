@@ -6,15 +6,17 @@
 #include "exchange/sets.h"
 #include "util/memory.h"
 
-/* Floats of a piece. */
+/* Floats of a piece. Where messages are queued, each takes the host some tens of microseconds, and little time to travel. */
 #define PIECE ((uint64_t)1 << 18)
+#define PIECE_QUEUED ((uint64_t)1 << 20)
 
 struct scatter {
     exchange_setup_t setup;
     uint64_t dim;
-    uint64_t most; /* floats of the longest piece */
-    uint8_t *out;  /* a message */
-    uint8_t *in;   /* one of each place, headers included; this rank's own part among them */
+    uint64_t piece; /* floats, if there are as many */
+    uint64_t most;  /* those of the longest piece */
+    uint8_t *out;   /* a message */
+    uint8_t *in;    /* one of each place, headers included; this rank's own part among them */
     float *sum;
     device_set_t nothing, decoded; /* for headers that the device writes and judges */
 };
@@ -33,7 +35,7 @@ void scatter_destroy(scatter_t *scatter)
         return;
     message_release(&scatter->setup, scatter->out);
     message_release(&scatter->setup, scatter->in);
-    message_release(&scatter->setup, scatter->sum);
+    scatter->setup.device->ops->release(scatter->setup.device, scatter->sum);
     set_release(scatter->setup.device, &scatter->nothing);
     set_release(scatter->setup.device, &scatter->decoded);
     memory_free(scatter);
@@ -48,13 +50,17 @@ gtopk_status_t scatter_create(scatter_t **out, const exchange_setup_t *setup, ui
         return status;
     scatter->setup = *setup;
     scatter->dim = dim;
-    scatter->most = share < PIECE ? share : PIECE;
+    scatter->piece = message_transport(setup)->ops->stream_ordered ? PIECE_QUEUED : PIECE;
+    scatter->most = share < scatter->piece ? share : scatter->piece;
     const size_t bytes = message_bytes(scatter);
+    void *sum = NULL;
     status = message_allocate(setup, bytes, "a send buffer", &scatter->out);
     if (status == GTOPK_OK)
         status = message_allocate(setup, bytes * (size_t)setup->places.size, "receive buffers", &scatter->in);
     if (status == GTOPK_OK)
-        status = message_allocate(setup, (size_t)share * sizeof(float), "the node's sum of a share", &scatter->sum);
+        status = setup->device->ops->allocate(setup->device, (size_t)share * sizeof(float), "the node's sum of a share",
+                                              &sum);
+    scatter->sum = sum;
     if (status == GTOPK_OK)
         status = set_allocate(setup->device, &scatter->nothing, 0);
     if (status == GTOPK_OK)
@@ -77,7 +83,8 @@ typedef struct range {
 static range_t piece_of(const scatter_t *scatter, int32_t place, uint64_t piece)
 {
     const uint64_t share = scatter->setup.config.dim, first = (uint64_t)place * share;
-    const uint64_t begin = first + piece * PIECE, end = set_at_most(begin + PIECE, first + share);
+    const uint64_t begin = first + piece * scatter->piece;
+    const uint64_t end = set_at_most(begin + scatter->piece, first + share);
     return (range_t){set_at_most(begin, scatter->dim), set_at_most(end, scatter->dim)};
 }
 
@@ -227,14 +234,14 @@ static gtopk_status_t add_piece(scatter_t *scatter, const exchange_step_t *step,
     if (status != GTOPK_OK || my_bytes == 0)
         return status;
     return setup->device->ops->add_up(setup->device, floats_of(scatter, 0), message_bytes(scatter) / sizeof(float),
-                                      (uint32_t)size, scatter->sum + piece * PIECE, mine.end - mine.begin,
+                                      (uint32_t)size, scatter->sum + piece * scatter->piece, mine.end - mine.begin,
                                       step->stream);
 }
 
 gtopk_status_t scatter_run(scatter_t *scatter, const exchange_step_t *step, const scatter_part_t *parts, size_t count,
                            float **sum)
 {
-    const uint64_t pieces = (scatter->setup.config.dim + PIECE - 1) / PIECE;
+    const uint64_t pieces = (scatter->setup.config.dim + scatter->piece - 1) / scatter->piece;
     gtopk_status_t status = GTOPK_OK;
     *sum = scatter->sum;
     for (uint64_t piece = 0; piece < pieces && status == GTOPK_OK; piece++)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 import torch_cuda
 from harness import assert_same_on_all_ranks, raises
@@ -51,9 +52,18 @@ def case_the_bits_of_the_cpu():
     )
     settings = [{"algorithm": a, "value_type": t} for a, t in zip(algorithms, types, strict=True)]
     settings += [{"momentum": True}, {"merge_growth": 2.0, "residual_policy": "paper"}, {"density": 1.0}]
+    settings += [{"hierarchy": "node"}, {"hierarchy": "node", "momentum": True, "algorithm": "gtopk-split"}]
     for options in settings:
         for one, other in zip(three_steps("cpu", **options), three_steps(CUDA, **options), strict=True):
             assert torch.equal(one, other), options
+
+
+def case_hierarchies_are_tried():
+    with gtopk.Reducer([20_000], density=0.01, hierarchy="auto", device=CUDA) as reducer:
+        tried = reducer.hierarchy_seconds
+        assert tried.keys() == {"off", "node"}
+        assert reducer.hierarchy == ("node" if tried["node"] < tried["off"] else "off")
+        assert_same_on_all_ranks(np.array([tried["off"], tried["node"]]))
 
 
 def case_ranks_on_different_devices():
@@ -91,6 +101,7 @@ def case_an_optimizer_has_the_bits_of_the_cpu():
         {"dense_below": 100},
         {"momentum_correction": True},
         {"value_type": "int8", "algorithm": "topk"},
+        {"hierarchy": "node", "momentum_correction": True},
     ):
         (one, a), (other, b) = trained("cpu", **options), trained(CUDA, **options)
         for p, q in zip(one.parameters(), other.parameters(), strict=True):

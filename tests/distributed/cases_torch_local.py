@@ -9,12 +9,12 @@ from cases_torch_optimizer import ALL, assert_replicas, flat, residuals, wrapped
 from harness import Warnings, assert_same_on_all_ranks, raises
 from torch import nn, optim
 from torch.utils._pytree import tree_map
-from torch_support import DEVICE, batch, loss_of, make, train
+from torch_support import batch, loss_of, make, train
 
 import gtopk
 
 LOCAL = {"density": 0.05, "local_steps": 3, "lr": 0.01}
-NODES = () if DEVICE == "cuda" else ({"hierarchy": "node"}, {"hierarchy": "node", "algorithm": "gtopk-split"})
+NODES = ({"hierarchy": "node"}, {"hierarchy": "node", "algorithm": "gtopk-split"})
 
 
 def differ_between_ranks(tensor):

@@ -1,22 +1,25 @@
 """Transport nccl with several ranks on one GPU, which NCCL takes for ranks of several machines: each has its own host id.
 
-    python3 tests/distributed/nccl_on_one_gpu.py [--build build] [--parts exchanges,kills,ddp] [--kills 20] [--standin]
+    python3 tests/distributed/nccl_on_one_gpu.py [--build build] [--parts exchanges,nodes,...] [--kills 20] [--standin]
 
-Needs what `make build` and `make build/tests/distributed/step_until_error` made, an mpirun (GTOPK_MPIRUN names one) and NCCL;
-for `ddp` also PyTorch with CUDA. Parts:
+Needs what `make build` and `make build/tests/distributed/step_until_error build/tests/distributed/trace_step` made, an mpirun
+(GTOPK_MPIRUN names one) and NCCL; for `trace` also libcuda_count.so (--counter), for `ddp` PyTorch with CUDA. Parts:
 
     exchanges   2 and 4 ranks, all algorithms, by allreduce_bench: nothing wrong
+    nodes       4 ranks on 2 nodes and on one, by their names, with hierarchy "node": nothing wrong
+    trace       what the host does in a step, by trace_step: 2 ranks, and 4 on 2 nodes; it waits for the GPU at verdicts alone
     kills       kill -9 of one rank of 2 and of 4: the others return an error within the deadline + 1 s, their residual is as
                 it was, a later call fails at once
     ddp         2 ranks, DistributedDataParallel with backend nccl and our hook: the ranks' weights stay the same
 
-Prints one line of JSON a part, and ends with 1 when one failed. --standin: on what stands in for driver and NCCL, with small
-sizes; a rehearsal, without `ddp`.
+Prints one line of JSON a part, and ends with 1 when one failed. --trace FILE keeps the traces. --standin: on what stands in
+for driver and NCCL, with small sizes; a rehearsal, without `ddp`.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import os
 import random
@@ -41,40 +44,81 @@ def settings(options):
     return found
 
 
-def mpi_command(ranks, program, *mpi_options):
+def mpi_command(ranks, program, *mpi_options, each_node=0):
+    """each_node: so many ranks share a node, by its name; 0: the machine's own."""
     from jobs import mpirun_command
 
     command, extra = mpirun_command(ranks, *mpi_options)
-    own_host = 'NCCL_HOSTID=host$OMPI_COMM_WORLD_RANK exec "$@"'
-    return [*command, "sh", "-c", own_host, "rank", *program], extra
+    start = "NCCL_HOSTID=host$OMPI_COMM_WORLD_RANK "
+    if each_node:
+        start += f"GTOPK_NODE=node$((OMPI_COMM_WORLD_RANK / {each_node})) "
+    return [*command, "sh", "-c", start + 'exec "$@"', "rank", *program], extra
+
+
+def run_ranks(ranks, program, each_node=0, **environment):
+    """Their output, when all ended well."""
+    command, extra = mpi_command(ranks, program, each_node=each_node)
+    done = subprocess.run(
+        command, env={**os.environ, **extra, **environment}, capture_output=True, text=True, timeout=150, check=False
+    )
+    assert done.returncode == 0, f"{ranks} ranks: {done.stdout[-2000:]}{done.stderr[-3000:]}"
+
+
+def bench(options, ranks, *more, each_node=0):
+    """Rows of allreduce_bench, none of which is wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "table.json"
+        program = [str(Path(options.build).resolve() / "benchmarks/allreduce_bench"), "--device", "cuda"]
+        program += ["--transport", "nccl", "--json", str(table), *more]
+        program += ["--sizes", "3000" if options.standin else "100000,10000000"]
+        program += ["--iterations", "1" if options.standin else "10", "--warmup", "0" if options.standin else "2"]
+        run_ranks(ranks, program, each_node)
+        rows = json.loads(table.read_text())["rows"]
+    assert len(rows) >= 4, rows
+    assert all(row["wrong"] == 0 for row in rows), rows
+    return [[row["algorithm"], row["n"], row["median_ms"], row["wrong"]] for row in rows]
 
 
 def exchanges(options):
     """Nothing wrong, for 2 and 4 ranks."""
-    report = {}
-    for ranks in (2, 4):
+    return {f"{ranks} ranks": bench(options, ranks) for ranks in (2, 4)}
+
+
+def nodes(options):
+    """Nothing wrong where ranks of a node act as one."""
+    sparse = ["--hierarchy", "node", "--algorithms", "gtopk,gtopk-split,gtopk-tree,topk"]
+    return {f"4 ranks, {each} a node": bench(options, 4, *sparse, each_node=each) for each in (2, 4)}
+
+
+def trace(options):
+    """Steps with a counting driver in between."""
+    if not Path(options.counter).is_file():
+        return {"skipped": f"there is no {options.counter}"}
+    program = str(Path(options.build).resolve() / "tests/distributed/trace_step")
+    found = []
+    for ranks, each, hierarchy in ((2, 0, "off"), (4, 2, "node")):
+        size = ["3000", "2"] if options.standin else ["2500000" if each else "25000000", "10"]
         with tempfile.TemporaryDirectory() as folder:
-            table = Path(folder) / "table.json"
-            program = [str(Path(options.build).resolve() / "benchmarks/allreduce_bench"), "--device", "cuda"]
-            program += ["--transport", "nccl", "--json", str(table)]
-            program += ["--sizes", "3000" if options.standin else "100000,10000000"]
-            program += ["--iterations", "1" if options.standin else "10", "--warmup", "0" if options.standin else "2"]
-            command, extra = mpi_command(ranks, program)
-            done = subprocess.run(
-                command, env={**os.environ, **extra}, capture_output=True, text=True, timeout=150, check=False
-            )
-            if not table.is_file():
-                raise AssertionError(f"{ranks} ranks: {done.stdout[-2000:]}{done.stderr[-3000:]}")
-            rows = json.loads(table.read_text())["rows"]
-        assert len(rows) >= 4, rows
-        assert all(row["wrong"] == 0 for row in rows), rows
-        assert done.returncode == 0, done.stderr[-3000:]
-        report[f"{ranks} ranks"] = [[row["algorithm"], row["n"], row["median_ms"], row["wrong"]] for row in rows]
-    return report
+            table = Path(folder) / "trace.json"
+            counted = os.environ.get("GTOPK_CUDA_DRIVER", "libcuda.so.1")
+            between = {"GTOPK_CUDA_DRIVER": str(Path(options.counter).resolve()), "GTOPK_COUNTED_DRIVER": counted}
+            run_ranks(ranks, [program, str(table), *size, hierarchy], each, **between)
+            found.append(json.loads(table.read_text()))
+    if options.trace:
+        Path(options.trace).write_text(json.dumps(found) + "\n")
+    kept = ("algorithm", "rounds", "launches", "verdicts", "waits", "waits_before_verdict", "host_us", "step_us")
+    rows = [row for one in found for row in one["rows"]]
+    assert all(row["waits"] == row["verdicts"] and row["waits_before_verdict"] == 0 for row in rows), rows
+    assert len(rows) == 9 and all(row["launches"] >= 8 for row in rows), rows
+    return {
+        f"{one['ranks']} ranks, {one['hierarchy']}": [{name: row[name] for name in kept} for row in one["rows"]]
+        for one in found
+    }
 
 
 def strike(ranks, deadline, dice, standin):
-    """Kills one rank; returns how many seconds the slowest of the others took to return."""
+    """Kills one rank; returns how many seconds it took until the ranks were there, until they had taken steps, until the
+    slowest of the others returned, and until all were gone."""
     from jobs import Job, build_folder, kill
 
     program = [
@@ -84,9 +128,11 @@ def strike(ranks, deadline, dice, standin):
         *(["400"] if standin else []),
     ]
     command, extra = mpi_command(ranks, program, "--enable-recovery")
+    begin = time.time()
     job = Job([(command, extra)])
     try:
         pids = job.wait_for(lambda text: len(job.pids) == ranks and job.pids, 60, f"the start of {ranks} ranks")
+        there = time.time()
         step = 3 if standin else 50
         job.wait_for(lambda text: f"step {step}\n" in text, 100, f"step {step}")
         time.sleep(dice.uniform(0.0, 0.3))
@@ -102,21 +148,24 @@ def strike(ranks, deadline, dice, standin):
         for rank, name, _, kept, later in lines:
             assert kept == "1", f"rank {rank} ({name}): the residual changed in the failed step"
             assert later == "1", f"rank {rank} ({name}): a later call did not fail at once with the same error"
-        return max(float(line[2]) for line in lines) - struck
+        returned = max(float(line[2]) for line in lines) - struck
     finally:
+        ending = time.time()
         job.end()
+    return {"start": there - begin, "steps": struck - there, "return": returned, "end": time.time() - ending}
 
 
 def kills(options):
     """Survivors return in time, however often one is killed."""
     dice = random.Random(1)
     deadline = 6.0 if options.standin else 2.0
-    took = [
-        strike(2 if i % 2 else 4 - 2 * options.standin, deadline, dice, options.standin) for i in range(options.kills)
-    ]
-    late = [seconds for seconds in took if seconds > deadline + 1.0]
+    jobs = [(2 if i % 2 else 4 - 2 * options.standin, random.Random(dice.random())) for i in range(options.kills)]
+    with concurrent.futures.ThreadPoolExecutor(options.at_once) as pool:
+        took = list(pool.map(lambda job: strike(job[0], deadline, job[1], options.standin), jobs))
+    late = [one["return"] for one in took if one["return"] > deadline + 1.0]
     assert not late, f"{len(late)} of {len(took)} took longer than {deadline} + 1 s: {late}"
-    return {"kills": len(took), "deadline_s": deadline, "slowest_s": round(max(took), 3)}
+    slowest = {f"slowest_{what}_s": round(max(one[what] for one in took), 3) for what in took[0]}
+    return {"kills": len(took), "deadline_s": deadline, **slowest}
 
 
 def ddp(options):
@@ -145,7 +194,7 @@ def ddp(options):
     return {"said": outputs[0].strip().splitlines()[-1]}
 
 
-PARTS = {"exchanges": exchanges, "kills": kills, "ddp": ddp}
+PARTS = {"exchanges": exchanges, "nodes": nodes, "trace": trace, "kills": kills, "ddp": ddp}
 
 
 def main():
@@ -153,8 +202,13 @@ def main():
     parser.add_argument("--build", default="build")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--at-once", type=int, default=1, help="jobs of `kills` (1)")
+    parser.add_argument("--counter", default="", help="libcuda_count.so (BUILD/gpu/bin, else BUILD/bin)")
+    parser.add_argument("--trace", default="", help="a file for the traces")
     parser.add_argument("--standin", action="store_true")
     options = parser.parse_args()
+    places = [Path(options.build) / folder / "libcuda_count.so" for folder in ("gpu/bin", "bin")]
+    options.counter = options.counter or str(next((place for place in places if place.is_file()), places[0]))
     sys.path.insert(0, str(HERE))
     os.environ.update(settings(options))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # jobs are ended

@@ -192,6 +192,7 @@ gtopk_status_t __wrap_gtopk_reducer_accumulate(gtopk_reducer_t *reducer, const u
     if (!is_wanted())
         return __real_gtopk_reducer_accumulate(reducer, segments, tensors, count, scale, flags, stream);
     moved_t moved = move_in(tensors, count);
+    flags &= ~(uint32_t)GTOPK_INPUT_STAYS; /* a copy goes when this returns */
     const gtopk_status_t status = __real_gtopk_reducer_accumulate(reducer, segments, tensors_of(&moved), count, scale,
                                                                   flags, stream);
     move_out(&moved, status == GTOPK_OK);

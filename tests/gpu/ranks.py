@@ -4,13 +4,14 @@
 
 Each rank makes the same steps twice, with reducers on the GPU and on the CPU: gradients of three types, one reducer for all
 parameters, skewed against each other; then the updates, the residuals and what was counted are compared, and a hash of the
-updates between ranks.
+updates between ranks. --hierarchy node --each-node 2: every two of them are a node.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -30,7 +31,13 @@ def gradients(lengths: list[int], dtype: torch.dtype, rank: int, step: int) -> l
 
 def steps(device: str, lengths: list[int], dtype: torch.dtype, options: Any) -> tuple[list[torch.Tensor], float]:
     """Updates, counts and residuals of all steps, on the CPU, and seconds of the last step."""
-    reducer = gtopk.Reducer(lengths, density=options.density, algorithm=options.algorithm, device=device)
+    reducer = gtopk.Reducer(
+        lengths,
+        density=options.density,
+        algorithm=options.algorithm,
+        hierarchy=options.hierarchy,
+        device=device,
+    )
     seen, seconds = [], 0.0
     for step in range(options.steps):
         moved = [gradient.to(device) for gradient in gradients(lengths, dtype, gtopk.rank(), step)]
@@ -65,7 +72,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--density", type=float, default=0.001)
     parser.add_argument("--algorithm", default="gtopk")
+    parser.add_argument("--hierarchy", default="off")
+    parser.add_argument("--each-node", type=int, default=0, help="so many ranks share a node, by its name")
     options = parser.parse_args()
+    if options.each_node:
+        rank = int(os.environ.get("RANK") or os.environ["OMPI_COMM_WORLD_RANK"])
+        os.environ["GTOPK_NODE"] = f"node-{rank // options.each_node}"
     if not torch.cuda.is_available():
         import torch_cuda
 
@@ -87,7 +99,8 @@ def main() -> None:
             digest.update(update.view(torch.uint8).numpy().tobytes())
         if gtopk.rank() == 0:
             print(
-                f"{gtopk.size()} ranks, {options.transport}, {dtype}: the CPU's bits; the last step took {seconds:.4f} s"
+                f"{gtopk.size()} ranks, {options.transport}, hierarchy {options.hierarchy}, {dtype}: the CPU's bits; the last "
+                f"step took {seconds:.4f} s"
             )
     hashed = int.from_bytes(digest.digest()[:4], "little")
     mine = torch.tensor([float(hashed >> 16), float(hashed & 0xFFFF)], dtype=torch.float64)

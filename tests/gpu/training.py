@@ -22,24 +22,7 @@ import gtopk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 from resnet20 import ResNet20
-
-VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
-
-
-def vgg16() -> nn.Module:
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in VGG16:
-        if width == 0:
-            layers.append(nn.MaxPool2d(2))
-        else:
-            layers += [
-                nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            ]
-            channels = width
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
+from vgg16 import VGG16
 
 
 class Clock:
@@ -114,8 +97,8 @@ def main() -> None:
     jobs = [
         ("ResNet-20", ResNet20, False),
         ("ResNet-20", ResNet20, True),
-        ("VGG-16", vgg16, False),
-        ("VGG-16", vgg16, True),
+        ("VGG-16", VGG16, False),
+        ("VGG-16", VGG16, True),
     ]
     for number, (name, make, sparse) in enumerate(jobs):
         until = begin + options.seconds * (number + 1) / len(jobs)

@@ -39,11 +39,13 @@ OUTPUT = "csrc/device/cpu/output.c"
 POOL = "csrc/device/cpu/pool.c"
 SHARES = "csrc/core/shares.c"
 NODE = "csrc/exchange/node.c"
+SCATTER = "csrc/exchange/scatter.c"
 GENERIC = "csrc/device/cpu/kernels_generic.h"
 HEADER = "csrc/wire/header.c"
 NCCL = "csrc/transport/nccl/"
 TORCH = "python/gtopk/torch/"
 CUDA = "csrc/device/cuda/"
+STAGE = CUDA + "stage.cu"
 
 MUTANTS = [
     # shards
@@ -145,6 +147,38 @@ MUTANTS = [
         SHARES,
         "        return keep_parts(reducer, reducer->stream);",
         "        return GTOPK_OK;",
+    ),
+    Mutant(
+        "nodes: pieces of the sum lie on each other", SCATTER, "scatter->sum + piece * scatter->piece", "scatter->sum"
+    ),
+    Mutant("nodes on CUDA: what is there is overwritten", STAGE, "x[g][j] = old[g][j] + x[g][j];", "continue;"),
+    Mutant("nodes on CUDA: an end of a span is overwritten", STAGE, "args->add ? *out + x : x", "x"),
+    Mutant("nodes on CUDA: a gradient stays", STAGE, "            zero_four(", "            if (0) zero_four("),
+    Mutant("nodes on CUDA: parts lie close", STAGE, "part * args.stride + i, NEXT", "part * args.length + i, NEXT"),
+    Mutant(
+        "nodes on CUDA: what is not divisible by four is left out",
+        STAGE,
+        "i = whole + grid_thread()",
+        "i = args.length",
+    ),
+    Mutant(
+        "nodes on CUDA: blocks count what others have added",
+        STAGE,
+        "    grid_sync(args.scratch); /* all have",
+        "    /* all have",
+    ),
+    Mutant("nodes on CUDA: a set grows beyond its room", STAGE, "room ? before + count : 0", "before + count"),
+    Mutant(
+        "nodes on CUDA: what nobody gave is cleared when adding",
+        CUDA + "launch_spans.c",
+        "params->add ? KIND_BF16 : KIND_NONE",
+        "KIND_NONE",
+    ),
+    Mutant(
+        "nodes on CUDA: a rounding is kept for one rank of a node",
+        CUDA + "commit.cu",
+        "rest * (float)args.ranks",
+        "rest",
     ),
     # exchange
     Mutant(

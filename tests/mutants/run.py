@@ -57,6 +57,8 @@ TESTS = [
 ]
 # For what is about NCCL: these notice first.
 NCCL_TESTS = ["unit/test_wire", "property/test_device", "faults/test_nccl", "faults/test_nccl_processes"]
+# For the kernels, which these have compiled as C: the library needs no others then.
+KERNEL_TESTS = ["unit/test_cuda_nodes", "unit/test_cuda_kernels"]
 # The same for mutants of the Python package: arguments of pytest.
 PYTHON_TESTS = [
     "test_torch_session.py",
@@ -93,9 +95,9 @@ def copy_tree(to: Path) -> None:
             shutil.copy(ROOT / name, to / name)
 
 
-def build(tree: Path, cache: str, target: str) -> None:
+def build(tree: Path, cache: str, target: str, *settings: str) -> None:
     done = subprocess.run(
-        ["make", "-j2", f"CACHE={cache}", "CFLAGS=-O1", "BUILD=build", target],
+        ["make", "-j2", f"CACHE={cache}", "CFLAGS=-O1", "BUILD=build", *settings, target],
         cwd=tree,
         capture_output=True,
         text=True,
@@ -126,7 +128,7 @@ def run(tree: Path, command: list[str], environment: dict[str, str], limit: int)
 
 def run_c(tree: Path, cache: str, test: str) -> str | None:
     program, *where = test.split()
-    build(tree, cache, f"build/tests/{program}")
+    build(tree, cache, f"build/tests/{program}", *(["CUDA=0"] if test in KERNEL_TESTS else []))
     settings = dict(zip(("GTOPK_DEVICE", "GTOPK_TEST_TRANSPORT"), where, strict=False))
     return run(tree, [f"build/tests/{program}"], {**ENVIRONMENT, **settings}, 180)
 
@@ -153,9 +155,22 @@ def is_of_nccl(mutant: Mutant) -> bool:
     return "nccl" in mutant.file or "data.c" in mutant.file or "NCCL" in mutant.name
 
 
-def caught_by(tree: Path, cache: str, in_python: bool, of_nccl: bool = False) -> tuple[str, str] | None:
-    for test in PYTHON_TESTS if in_python else NCCL_TESTS if of_nccl else TESTS:
-        said = (run_python if in_python else run_c)(tree, cache, test)
+def is_of_kernels(mutant: Mutant) -> bool:
+    return mutant.file.endswith((".cu", "cuda/launch.c", "cuda/launch_spans.c"))
+
+
+def tests_for(mutants: list[Mutant]) -> list[str]:
+    """Of mutants that are all in Python, or none of them."""
+    if is_python(mutants[0]):
+        return PYTHON_TESTS
+    if all(is_of_kernels(mutant) for mutant in mutants):
+        return KERNEL_TESTS
+    return NCCL_TESTS if all(is_of_nccl(mutant) for mutant in mutants) else TESTS
+
+
+def caught_by(tree: Path, cache: str, mutants: list[Mutant]) -> tuple[str, str] | None:
+    for test in tests_for(mutants):
+        said = (run_python if is_python(mutants[0]) else run_c)(tree, cache, test)
         if said is not None:
             return test, said
     return None
@@ -192,14 +207,14 @@ def main() -> int:
             if (ROOT / "build" / name).is_file():
                 shutil.copy(ROOT / "build" / name, tree / "build")
         for in_python in sorted({is_python(mutant) for mutant in chosen}):
-            whole = caught_by(tree, options.cache, in_python, all(is_of_nccl(mutant) for mutant in chosen))
+            whole = caught_by(tree, options.cache, [mutant for mutant in chosen if is_python(mutant) == in_python])
             if whole:
                 raise SystemExit(f"a test fails though nothing is broken: {whole}")
         for number, mutant in enumerate(chosen, 1):
             path = tree / mutant.file
             text = path.read_text()
             path.write_text(text.replace(mutant.old, mutant.new))
-            caught = caught_by(tree, options.cache, is_python(mutant), is_of_nccl(mutant))
+            caught = caught_by(tree, options.cache, [mutant])
             path.write_text(text)
             os.utime(path)
             test, said = caught or ("", "SURVIVED")

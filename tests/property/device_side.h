@@ -21,7 +21,8 @@ enum {
     SIDE_DIM_MAX = 120000,
     SIDE_SET_MAX = 2 * SIDE_DIM_MAX,
     SIDE_ARENA = 4 * SIDE_DIM_MAX + (1 << 16),
-    SIDE_CANARIES = 4
+    SIDE_CANARIES = 4,
+    SIDE_BEHIND = 16 /* floats behind those of a dense vector */
 };
 enum { SIDE_MESSAGE = WIRE_HEADER_SIZE + 12 * SIDE_SET_MAX };
 
@@ -101,7 +102,7 @@ static inline void side_open(side_t *side, const char *name, device_t *device)
     SIDE_OK(device->ops->allocate_pinned(device, 2 * sizeof *side->told, "a test's words", (void **)&side->told));
     side->arena = side_allocate(side, SIDE_ARENA);
     side->message = side_allocate(side, SIDE_MESSAGE);
-    side->dense = side_allocate(side, SIDE_DIM_MAX * sizeof(float));
+    side->dense = side_allocate(side, (SIDE_DIM_MAX + SIDE_BEHIND) * sizeof(float));
     for (int s = 0; s < SET_COUNT; s++) {
         side->sets[s].index = side_allocate(side, (SIDE_SET_MAX + SIDE_CANARIES) * sizeof(uint32_t));
         side->sets[s].value = side_allocate(side, (SIDE_SET_MAX + SIDE_CANARIES) * sizeof(float));

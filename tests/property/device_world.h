@@ -26,7 +26,7 @@ typedef struct world {
 /* Scratch memory of the comparisons: too large for the stack. */
 static union world_bytes {
     uint8_t bytes[SIDE_MESSAGE];
-    float floats[SIDE_DIM_MAX];
+    float floats[SIDE_DIM_MAX + SIDE_BEHIND];
 } world_expected, world_got;
 static host_set_t world_set_expected, world_set_got;
 

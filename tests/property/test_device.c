@@ -2,6 +2,7 @@
  * that can be seen is compared after each call. GTOPK_TEST_SEED: another sequence; GTOPK_TEST_RUNS: how many. */
 #include "device_accumulate.h"
 #include "device_message.h"
+#include "device_nodes.h"
 #include "device_parallel.h"
 
 enum { RUNS_DEFAULT = 300, ROUNDS_MAX = 3 };
@@ -326,13 +327,25 @@ static void compare_arrays(world_t *w, const place_t *place, uint64_t count)
     WORLD_COMPARE(w, sets[SET_UPDATE].value, place->entries * sizeof(float));
 }
 
+static void write_first(world_t *w, const place_t *place, const device_span_t *spans, const size_t *at, size_t used,
+                        uint32_t divisor)
+{
+    WORLD_CALL_OK(w, ops->write(side->device, &side->sets[SET_FINAL], divisor,
+                                place_on(side, place, outputs_on(side, spans, at)), side->words, NULL));
+    WORLD_COMPARE(w, arena, used);
+    const device_words_t words = world_words(w);
+    compare_arrays(w, place, words.ok ? words.count : 0);
+    world_compare_store(w);
+    world_upload(w, arena_of, arena, used); /* as they were */
+}
+
 static void commit(world_t *w, uint32_t rounds)
 {
     random_state_t *random = &w->random;
     device_span_t spans[WORLD_SEGMENTS];
     size_t at[WORLD_SEGMENTS];
     const int final_only = random_chance(random, 3);
-    const uint32_t divisor = draw_size(random);
+    const uint32_t divisor = draw_size(random), others = (uint32_t)random_below(random, 4);
     device_words_t words = world_words(w);
     words.ok = !random_chance(random, 12);
     world_set_words(w, words);
@@ -341,6 +354,8 @@ static void commit(world_t *w, uint32_t rounds)
     const size_t used = draw_outputs(w, spans, at, place.zero);
     if (words.count != (words.nonfinite || words.joined ? 0 : place.entries))
         WORLD_FAIL(w, w->sides, "a verdict counts %llu entries of %zu", (unsigned long long)words.count, place.entries);
+    if (random_chance(random, 3)) /* as commit, of the outputs alone */
+        write_first(w, &place, spans, at, used, divisor);
     WORLD_CALL_OK(w, ops->commit(side->store,
                                  &(device_journal_t){.selected = side->sets[SET_SELECTED],
                                                      .first = side->sets[SET_FIRST],
@@ -348,7 +363,8 @@ static void commit(world_t *w, uint32_t rounds)
                                                      .deposit_count = rounds,
                                                      .final = side->sets[SET_FINAL],
                                                      .clear_final_only = final_only,
-                                                     .divisor = divisor},
+                                                     .divisor = divisor,
+                                                     .others = others},
                                  place_on(side, &place, outputs_on(side, spans, at)), side->words, NULL));
     WORLD_COMPARE(w, arena, used);
     compare_arrays(w, &place, words.ok ? words.count : 0);
@@ -389,6 +405,10 @@ static void sparse_step(world_t *w)
     const int rounds = (int)random_below(&w->random, ROUNDS_MAX + 1);
     for (int round = 0; round < rounds; round++)
         merge_round(w, round, round == rounds - 1 && random_chance(&w->random, 2));
+    if (random_chance(&w->random, 3)) {
+        assert_true(side_download_set(w->sides, SET_CURRENT, &current));
+        append_part(w, &current);
+    }
     world_prepare(w, SET_FINAL, world_count(w, SET_CURRENT));
     WORLD_CALL_OK(w, ops->copy_set(side->device, &side->sets[SET_CURRENT], &side->sets[SET_FINAL], side->words, NULL));
     commit(w, (uint32_t)rounds);
@@ -460,6 +480,10 @@ static void between_steps(world_t *w)
     }
     if (random_chance(random, 4))
         compare_squares(w);
+    if (random_chance(random, 3))
+        stage_all(w);
+    if (random_chance(random, 3))
+        add_up_parts(w);
 }
 
 /* Another reducer takes the step as well, or not. */

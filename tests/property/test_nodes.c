@@ -1,11 +1,13 @@
 /* Promises 2 and 3 on nodes, through the public API: replicas agree bit for bit, mass is kept, whatever the algorithm is,
  * however many ranks a node has, whoever copies; and what a step with one rank a node gives, with the sums of the nodes
- * as gradients, is what a step on nodes gives. Nodes are names. */
+ * as gradients, is what a step on nodes gives. Nodes are names. GTOPK_TEST_SIZES: no more ranks than these, but at least 4,
+ * and gradients given in one way for each setting. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -170,11 +172,21 @@ static job_t *run_job(const job_t *made, int check_mass)
     return &job;
 }
 
+static int most_ranks(void)
+{
+    const char *sizes = getenv("GTOPK_TEST_SIZES");
+    const int most = sizes ? atoi(sizes) : RANKS;
+    return most < 4 ? 4 : most;
+}
+
 static void run_layouts(int algorithm)
 {
     for (size_t l = 0; l < sizeof layouts / sizeof *layouts; l++)
         for (int type = 0; type < 4; type++)
             for (int how = COPIED; how <= BY_TURNS; how++) {
+                if (layouts[l].size > most_ranks() ||
+                    (most_ranks() < RANKS && how != COPIED + (algorithm + type + (int)l) % 3))
+                    continue;
                 job_t made = {.config = GTOPK_REDUCER_CONFIG_INIT, .size = layouts[l].size, .each = layouts[l].each};
                 made.config.algorithm = algorithm;
                 made.config.value_type = type;
@@ -222,7 +234,7 @@ static void test_outputs_of_16_bits(void **state)
     static job_t job;
     (void)state;
     for (size_t l = 0; l < sizeof layouts / sizeof *layouts; l++)
-        for (int algorithm = 0; algorithm < WIRE_ALGORITHMS; algorithm++) {
+        for (int algorithm = 0; algorithm < WIRE_ALGORITHMS && layouts[l].size <= most_ranks(); algorithm++) {
             job = (job_t){.config = GTOPK_REDUCER_CONFIG_INIT, .size = layouts[l].size, .each = layouts[l].each};
             job.config.algorithm = algorithm;
             job.config.density = 0.05;
@@ -246,7 +258,7 @@ static void test_same_as_the_sums_of_nodes(void **state)
     static job_t whole;
     static job_t alone;
     (void)state;
-    for (int each = 2; each <= 3; each++) {
+    for (int each = 2; each <= 3 && 3 * each <= most_ranks(); each++) {
         job_t made = {.config = GTOPK_REDUCER_CONFIG_INIT, .size = 3 * each, .each = each, .give = STAYING};
         made.config.density = 1.0; /* then selection does not depend on the shares */
         made.config.value_type = GTOPK_VALUE_F32;
@@ -270,11 +282,56 @@ static void test_same_as_the_sums_of_nodes(void **state)
     }
 }
 
+/* ---- more than one piece of the sum ---- */
+
+enum { LONG = (5 << 19) + 3 };
+
+/* Small integers: the mass is kept exactly. */
+static void run_long(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    const uint64_t length = LONG;
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_reducer_t *reducer;
+    float *x = malloc(LONG * sizeof *x), *mass = malloc(LONG * sizeof *mass);
+    (void)context;
+    REQUIRE(x && mass);
+    config.hierarchy = GTOPK_HIERARCHY_NODE;
+    config.value_type = GTOPK_VALUE_F32;
+    const gtopk_tensor_t tensor = {x, length, GTOPK_F32, 0};
+    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
+    for (uint64_t i = 0; i < LONG; i++)
+        mass[i] = x[i] = (float)((i * 2654435761u + (uint64_t)rank * 40503u) >> 7 & 63u) - 31.0f;
+    REQUIRE(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, GTOPK_INPUT_STAYS, NULL) == GTOPK_OK);
+    REQUIRE(step_reduce(reducer, &tensor, 1, 0, NULL) == GTOPK_OK);
+    float *residual = malloc(LONG * sizeof *residual);
+    REQUIRE(residual && gtopk_reducer_residual(reducer, 0, residual, length) == GTOPK_OK);
+    for (uint64_t i = 0; i < LONG; i++)
+        mass[i] -= residual[i] + x[i];
+    REQUIRE(gtopk_allreduce(comm, mass, length, GTOPK_F32) == GTOPK_OK);
+    for (uint64_t i = 0; i < LONG; i++)
+        REQUIRE(mass[i] == 0.0f);
+    (void)size;
+    free(residual);
+    free(mass);
+    free(x);
+    gtopk_reducer_destroy(reducer);
+}
+
+static void test_pieces(void **state)
+{
+    (void)state;
+    if (most_ranks() < 5)
+        skip();
+    ranks_run_nodes(4, 2, run_long, NULL);
+}
+
 /* ---- what leaves a node ---- */
 
 static void test_bytes_of_a_node(void **state)
 {
     (void)state;
+    if (most_ranks() < 8)
+        skip();
     /* The tree's ranks follow each other on a node: it crosses from node to node once as it is. */
     for (int algorithm = GTOPK_ALGORITHM_TOPK; algorithm <= GTOPK_ALGORITHM_GTOPK; algorithm++) {
         job_t made = {.config = GTOPK_REDUCER_CONFIG_INIT, .size = 8, .each = 4, .give = STAYING};
@@ -333,6 +390,7 @@ int main(void)
         cmocka_unit_test(test_every_algorithm),
         cmocka_unit_test(test_outputs_of_16_bits),
         cmocka_unit_test(test_same_as_the_sums_of_nodes),
+        cmocka_unit_test(test_pieces),
         cmocka_unit_test(test_bytes_of_a_node),
         cmocka_unit_test(test_unequal_nodes_are_refused_on_every_rank),
     };

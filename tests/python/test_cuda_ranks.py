@@ -29,6 +29,19 @@ def test_torchrun():
     passed(launcher.torchrun(2, "harness.py", "cases_cuda", "cases_cuda_ddp", environment=environment), 2)
 
 
+# Two nodes of two ranks, by their names.
+ON_NODES = {**ON_GPU, "GTOPK_TEST_EACH_NODE": "2"}
+
+
+def test_nodes_with_mpirun():
+    passed(launcher.mpirun(4, "harness.py", "cases_torch_session", environment=ON_NODES), 4)
+
+
+def test_nodes_with_torchrun():
+    environment = {**ON_NODES, "GTOPK_TEST_KIND": "torch"}
+    passed(launcher.torchrun(4, "harness.py", "cases_cuda_ddp", environment=environment), 4)
+
+
 @pytest.mark.long
 def test_local_steps():
     passed(launcher.mpirun(2, "harness.py", "cases_torch_local", environment=ON_GPU, limit=900), 2)

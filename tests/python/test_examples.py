@@ -43,21 +43,47 @@ def test_resnet20_is_the_published_one() -> None:
     assert torch.equal(block(x), expected)
 
 
-def test_the_plan_is_the_papers_recipe() -> None:
-    from recipe import Plan, parse_arguments
+def test_the_plan_is_the_published_recipe() -> None:
+    from cifar import Cifar
+    from recipe import Plan, make_parser, parse
 
-    plan = Plan.make(parse_arguments("", []), 50_000, ranks=4)
-    assert plan.steps_an_epoch == 390 and plan.steps == 160 * 390
+    def plan_of(epoch: int, *arguments: str) -> Plan:
+        return Plan.make(parse(make_parser("", Cifar.recipe, "images"), list(arguments)), epoch)
+
+    plan = plan_of(390)
+    assert plan.steps == 141 * 390 and plan.report_every == plan.save_every == 390
     assert plan.density_warmup == [(390, 0.25), (390, 0.0725), (390, 0.015), (390, 0.004)]
-    rates = {epoch: plan.learning_rate(epoch * 390) for epoch in (4, 80, 81, 122, 155)}
-    assert rates == pytest.approx({4: 0.1, 80: 0.1, 81: 0.01, 122: 0.001, 155: 0.0001})
-    assert 0 < plan.learning_rate(0) < plan.learning_rate(780) < 0.1
+    rates = {epoch: plan.learning_rate(epoch * 390) for epoch in (10, 80, 81, 122, 155)}
+    assert rates == pytest.approx({10: 0.1, 80: 0.1, 81: 0.01, 122: 0.001, 155: 0.0001})
+    assert 0 < plan.learning_rate(0) < plan.learning_rate(1950) < 0.06
 
-    options = parse_arguments("", ["--steps", "30", "--subset", "1280", "--warmup-epochs", "0.25"])
-    short = Plan.make(options, 50_000, ranks=4)
-    assert short.steps == 30 and short.steps_an_epoch == 10
+    short = plan_of(10, "--steps", "30", "--density-warmup-epochs", "0.25")
+    assert short.steps == 30
     assert short.density_warmup == [(1, 0.0725), (1, 0.004)]  # two steps of warm-up have room for two of the four
-    assert Plan.make(parse_arguments("", ["--algorithm", "dense"]), 50_000, ranks=4).density_warmup is None
+    assert plan_of(390, "--algorithm", "dense").density_warmup is None
+
+    falling = plan_of(10, "--warmup-epochs", "0", "--lr-drops", "", "--lr-divisor", "1.01")
+    assert falling.learning_rate(9) == pytest.approx(0.1) and falling.learning_rate(20) == pytest.approx(0.1 / 1.01**2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--resume"], "--resume needs --checkpoint"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--save-every", "-1"], "--save-every must be at least 1"),
+        (["--lr-drops", "1,x"], "'1,x' is not a list of numbers"),
+    ],
+)
+def test_wrong_options_end_with_a_line(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cifar import Cifar
+    from recipe import make_parser, parse
+
+    with pytest.raises(SystemExit):
+        parse(make_parser("", Cifar.recipe, "images"), arguments)
+    assert complaint in capsys.readouterr().err
 
 
 def test_prediction_follows_the_formula() -> None:
@@ -79,7 +105,7 @@ def test_prediction_follows_the_formula() -> None:
 
 
 def run_of(algorithm: str, local_ms: float, share: float) -> dict[str, object]:
-    line = {"step": 10, "loss": 1.0, "accuracy": 0.5, "communication_share": share, "bytes_sent_per_step": 2000.0}
+    line = {"step": 10, "loss": 1.0, "score": 0.5, "communication_share": share, "bytes_sent_per_step": 2000.0}
     return {
         "algorithm": algorithm,
         "density": None if algorithm == "dense" else 0.001,
@@ -89,8 +115,11 @@ def run_of(algorithm: str, local_ms: float, share: float) -> dict[str, object]:
         "batch_size": 32,
         "steps": 20,
         "loss": 1.0,
-        "accuracy": 0.5,
-        "images_per_s": 1280.0,
+        "model": "a model",
+        "metric": "accuracy",
+        "unit": "images",
+        "score": 0.5,
+        "samples_per_s": 1280.0,
         "steps_per_s": 10.0,
         "communication_share": share,
         "bytes_sent": 40_000.0,
@@ -135,7 +164,7 @@ def test_the_main_job_on_two_ranks(tmp_path: Path) -> None:
     write_cifar10(tmp_path / "images", count=40)
     result = tmp_path / "run.json"
     arguments = ["--data", str(tmp_path / "images"), "--batch-size", "8", "--steps", "6", "--report-every", "4"]
-    arguments += ["--subset", "160", "--density", "0.01", "--density-warmup", "0.1", "--warmup-epochs", "0.2"]
+    arguments += ["--subset", "160", "--density", "0.01", "--density-warmup", "0.1", "--density-warmup-epochs", "0.2"]
     status, output = launcher.mpirun(2, EXAMPLES / "cifar_resnet20.py", *arguments, "--json", str(result))
     assert status == 0, output
     assert output.count("data: CIFAR-10 from") == 1, output
@@ -143,7 +172,7 @@ def test_the_main_job_on_two_ranks(tmp_path: Path) -> None:
     assert run["replicas_identical"] and run["ranks"] == 2 and run["steps"] == 6
     first, last = run["history"]
     assert (first["step"], last["step"]) == (4, 6) and last["epoch"] == pytest.approx(0.6)
-    assert 0 < first["loss"] < 10 and 0 <= first["accuracy"] <= 1 and 0 < first["communication_share"] < 1
+    assert 0 < first["loss"] < 10 and 0 <= first["score"] <= 1 and 0 < first["communication_share"] < 1
     # Two of the first four steps have the density of the warm-up; from then on 2697 of 269,722 entries are sent.
     assert run["last_step"]["k"] == 2697 and run["last_step"]["rounds"] == 1
     assert last["bytes_sent_per_step"] == run["last_step"]["bytes_sent"]
@@ -165,7 +194,8 @@ def test_the_main_job_learns(tmp_path: Path) -> None:
     write_plain_images(tmp_path / "images")
     result = tmp_path / "run.json"
     arguments = ["--data", str(tmp_path / "images"), "--batch-size", "8", "--steps", "40", "--report-every", "10"]
-    arguments += ["--density", "0.01", "--warmup-epochs", "0.2", "--lr", "0.05", "--json", str(result)]
+    arguments += ["--density", "0.01", "--warmup-epochs", "0.2", "--density-warmup-epochs", "0.2", "--lr", "0.05"]
+    arguments += ["--json", str(result)]
     status, output = launcher.mpirun(3, EXAMPLES / "cifar_resnet20.py", *arguments)
     assert status == 0, output
     losses = [line["loss"] for line in json.loads(result.read_text())["history"]]

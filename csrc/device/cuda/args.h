@@ -9,7 +9,8 @@ enum {
     CUDA_THREADS = 256, /* of every block */
     CUDA_WARP = 32,
     CUDA_WARPS = CUDA_THREADS / CUDA_WARP,
-    CUDA_GRID_MAX = 512 /* blocks of a kernel that has barriers of the grid */
+    CUDA_GRID_MAX = 512,    /* blocks of a kernel that has barriers of the grid */
+    CUDA_MEETING_BLOCKS = 2 /* of them on a multiprocessor: more would wait for each other longer than they work */
 };
 
 /* ---- memory that operations share ---- */
@@ -20,17 +21,20 @@ enum { CUDA_LEVELS = 6, CUDA_BINS = 4096 };
 /* One a device. Operations on one stream follow each other, so all can use it. Whoever uses a histogram, `largest`,
  * `faults` or `finished` leaves it zero. */
 typedef struct cuda_scratch {
+    uint32_t pool_bins[CUDA_LEVELS][CUDA_BINS]; /* first: histograms are read in vectors */
+    uint32_t scan_bins[CUDA_LEVELS][CUDA_BINS];
+    uint32_t sample_bins[CUDA_BINS];
+    uint32_t near_bins[2][CUDA_BINS];
     const uint32_t *halt; /* pinned: not zero when the device was halted. NULL: it never is */
     uint32_t barrier;     /* where the blocks of a grid meet */
     uint32_t finished;    /* blocks that have come to the end */
     uint32_t largest;
     uint32_t faults;
+    uint32_t halted;                /* what decode saw of `halt` at its beginning */
     uint64_t total;                 /* of entries, when arrays are written */
     uint32_t counts[CUDA_GRID_MAX]; /* each block's own */
+    uint32_t kept[CUDA_GRID_MAX];   /* the same, of what is counted next */
     double squares[CUDA_GRID_MAX];
-    uint32_t pool_bins[CUDA_LEVELS][CUDA_BINS];
-    uint32_t scan_bins[CUDA_LEVELS][CUDA_BINS];
-    uint32_t sample_bins[CUDA_BINS];
 } cuda_scratch_t;
 
 /* How the threshold is predicted: see cpu/hint.h. */
@@ -95,20 +99,24 @@ typedef struct select_args {
     uint32_t k;
     uint32_t whole; /* 1: no pass has filled the pool; NaN and Inf count as the largest; no words, no hint */
     cuda_pool_t pool;
-    uint32_t *buckets; /* of indices: n / CUDA_BUCKET + 1 */
-    uint64_t *chosen;  /* room for k keys */
+    uint32_t *buckets;    /* 2 * CUDA_BUCKETS words */
+    uint32_t bucket_bits; /* 2^bits neighbouring indices are a bucket */
+    uint64_t *chosen;     /* room for k keys */
     device_set_t out;
     device_words_t *words;
     cuda_scratch_t *scratch;
 } select_args_t;
 
-enum { CUDA_BUCKET_BITS = 13, CUDA_BUCKET = 1 << CUDA_BUCKET_BITS };
+/* A block finds where all of the buckets begin; a warp sorts 2^CUDA_PART_BITS indices of one at a time. */
+enum { CUDA_BUCKETS = 4096, CUDA_PART_BITS = 13, CUDA_PART = 1 << CUDA_PART_BITS };
 
 typedef struct encode_args {
     device_set_t set;
     wire_header_t header;
     uint8_t *message; /* aligned to 8 */
     device_set_t decoded;
+    uint32_t most;        /* entries that there is room for */
+    uint64_t index_words; /* of 32 bits, that the index part of up to so many can have */
     device_words_t *words;
     cuda_scratch_t *scratch;
 } encode_args_t;
@@ -127,6 +135,8 @@ typedef struct decode_args {
     device_words_t *words;
     cuda_scratch_t *scratch;
 } decode_args_t;
+
+enum { CUDA_MERGE_EACH = 2, CUDA_MERGE_TILE = CUDA_THREADS * CUDA_MERGE_EACH }; /* entries of a thread, of a block */
 
 typedef struct merge_args {
     device_set_t a, b, kept, all;
@@ -180,12 +190,12 @@ typedef struct journal_args {
 
 typedef struct mean_args {
     cuda_spans_t spans;
-    float *residual;
+    float *residual; /* NULL: what a type cannot hold goes nowhere */
     device_set_t final;
     uint32_t *indices; /* NULL: no arrays */
     float *values;
     const device_words_t *words;
-    uint32_t dtype, divisor;
+    uint32_t dtype, divisor, ranks; /* whose values lie in the residual */
 } mean_args_t;
 
 typedef struct dense_check_args {
@@ -213,6 +223,28 @@ typedef struct dense_spans_args {
     const device_words_t *words;
     uint32_t dtype;
 } dense_spans_args_t;
+
+/* To spans of one type, which `out` has at their offsets. */
+typedef struct stage_args {
+    cuda_spans_t spans;
+    float *out;
+    float scale;
+    uint32_t add, zero_input;
+} stage_args_t;
+
+typedef struct add_up_args {
+    const float *parts;
+    float *out;
+    uint64_t stride, length;
+    uint32_t count;
+} add_up_args_t;
+
+typedef struct append_args {
+    device_set_t set, to;
+    uint32_t offset;
+    device_words_t *words;
+    cuda_scratch_t *scratch;
+} append_args_t;
 
 typedef struct square_args {
     const float *x;
@@ -277,6 +309,12 @@ typedef struct forget_args {
     X(dense_check, dense_check_args, 0)    \
     X(dense_mean, dense_mean_args, 1)      \
     X(dense_spans, dense_spans_args, 0)    \
+    X(stage_f32, stage_args, 0)            \
+    X(stage_f16, stage_args, 0)            \
+    X(stage_bf16, stage_args, 0)           \
+    X(stage_nothing, stage_args, 0)        \
+    X(add_up, add_up_args, 0)              \
+    X(append, append_args, 1)              \
     X(square, square_args, 1)              \
     X(join, join_args, 0)                  \
     X(verdict, verdict_args, 0)

@@ -71,14 +71,24 @@ FUNCTION void grid_sync(cuda_scratch_t *scratch)
     __syncthreads();
     if (threadIdx.x == 0) {
         const uint32_t add = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
-        volatile uint32_t *word = &scratch->barrier;
-        __threadfence();
-        const uint32_t old = atomicAdd(&scratch->barrier, add);
-        while (((old ^ *word) & 0x80000000u) == 0)
+        const uint32_t old = add_in_order(&scratch->barrier, add);
+        while (((old ^ read_in_order(&scratch->barrier)) & 0x80000000u) == 0)
             SPIN();
-        __threadfence();
     }
     __syncthreads();
+}
+
+/* 1 for one thread, of the block that comes last: all others have done what is before their call. Cheaper than grid_sync,
+ * which all wait for. */
+FUNCTION int grid_is_done(cuda_scratch_t *scratch)
+{
+    __syncthreads();
+    if (threadIdx.x != 0)
+        return 0;
+    if (add_in_order(&scratch->finished, 1u) != gridDim.x - 1)
+        return 0;
+    scratch->finished = 0;
+    return 1;
 }
 
 /* The part of [0, count) that is this block's. */

@@ -61,6 +61,13 @@ KERNEL(fill, fill_args)
 
 /* ---- the residual ---- */
 
+/* The value of `first` at the index of selected entry i: mostly at the same place, because few are left out. */
+static inline float first_at(const journal_args_t *args, uint32_t firsts, uint64_t i, uint32_t index)
+{
+    const device_set_t *first = &args->first;
+    return i < firsts && first->index[i] == index ? first->value[i] : value_at(first, 0, firsts, index);
+}
+
 /* residual[selected] = v - first; with clear_final_only, where final has the index. Velocity of what is in both: 0. */
 static inline void clear_selected(const journal_args_t *args)
 {
@@ -73,7 +80,7 @@ static inline void clear_selected(const journal_args_t *args)
         if (in_final && args->velocity)
             args->velocity[index] = 0.0f;
         if (in_final || !args->clear_final_only)
-            args->residual[index] = args->selected.value[i] - value_at(&args->first, 0, firsts, index);
+            args->residual[index] = args->selected.value[i] - first_at(args, firsts, i, index);
     }
 }
 
@@ -110,8 +117,11 @@ KERNEL(mean, mean_args)
     uint32_t begin = 0, end = count;
     if (spans->count > 0) {
         const uint32_t last = spans->count - 1;
-        begin = lower_bound(args.final.index, 0, count, spans->offset[0]);
-        end = lower_bound(args.final.index, begin, count, (uint64_t)spans->offset[last] + spans->length[last]);
+        const uint64_t limit = (uint64_t)spans->offset[last] + spans->length[last];
+        if (spans->offset[0] > 0)
+            begin = lower_bound(args.final.index, 0, count, spans->offset[0]);
+        if (count > 0 && args.final.index[count - 1] >= limit)
+            end = lower_bound(args.final.index, begin, count, limit);
     }
     ROLLED
     for (uint64_t i = (args.indices ? 0 : begin) + grid_thread(); i < (args.indices ? count : end);
@@ -128,7 +138,7 @@ KERNEL(mean, mean_args)
         if (index - spans->offset[s] >= spans->length[s])
             continue;
         const float rest = entry_write(spans->data[s], args.dtype, index - spans->offset[s], mean);
-        if (rest != 0.0f)
-            residual_add(args.residual, index, rest);
+        if (rest != 0.0f && args.residual)
+            residual_add(args.residual, index, rest * (float)args.ranks);
     }
 }

@@ -343,6 +343,30 @@ static gtopk_status_t op_copy_set(device_t *device, const device_set_t *from, de
     WITHIN(of(device), stream, launch_copy_set(&gpu->queue, from, to, words, stream));
 }
 
+static gtopk_status_t op_stage(device_t *device, const device_span_t *spans, size_t count, const device_stage_t *params,
+                               float *out, void *stream)
+{
+    WITHIN(of(device), stream, launch_stage(&gpu->queue, spans, count, params, out, stream));
+}
+
+static gtopk_status_t op_add_up(device_t *device, const float *parts, size_t stride, uint32_t count, float *out,
+                                uint64_t length, void *stream)
+{
+    WITHIN(of(device), stream, launch_add_up(&gpu->queue, parts, stride, count, out, length, stream));
+}
+
+static gtopk_status_t op_append(device_t *device, const device_set_t *set, uint32_t offset, device_set_t *to,
+                                device_words_t *words, void *stream)
+{
+    WITHIN(of(device), stream, launch_append(&gpu->queue, set, offset, to, words, stream));
+}
+
+static gtopk_status_t op_write(device_t *device, const device_set_t *final, uint32_t divisor,
+                               const device_target_t *target, const device_words_t *words, void *stream)
+{
+    WITHIN(of(device), stream, launch_write(&gpu->queue, final, divisor, target, words, stream));
+}
+
 /* ---- opening and closing ---- */
 
 static void cuda_close(device_t *base)
@@ -401,6 +425,10 @@ static const device_ops_t cuda_ops = {
     .widen = op_widen,
     .copy = op_copy,
     .copy_set = op_copy_set,
+    .stage = op_stage,
+    .add_up = op_add_up,
+    .append = op_append,
+    .write = op_write,
     .synchronize = op_synchronize,
     .passed = op_passed,
     .enter = op_enter,

@@ -1,6 +1,6 @@
 /* A message becomes a set, if it is the awaited one and each of its bits is as an encoder writes it. Blocks take slices of
- * the unary part: ones are counted, and then each of them is an entry. A thread takes a byte, in which there are two or
- * three. */
+ * the unary part: ones are counted, and then each of them is an entry. A thread takes four bits, in which there is one or
+ * two. */
 #include "device/cuda/block.h"
 #include "device/cuda/message.h"
 
@@ -41,25 +41,35 @@ static inline uint32_t entry_decode(const decode_args_t *args, const header_t *h
     return bad;
 }
 
+static inline uint32_t four_bits(const uint8_t *unary, uint64_t which)
+{
+    return (uint32_t)unary[which / 2] >> which % 2 * 4 & 15u;
+}
+
 KERNEL(decode, decode_args)
 {
     __shared__ header_t header;
+    __shared__ uint32_t head[WIRE_HEADER_SIZE / 4];
     cuda_scratch_t *scratch = args.scratch;
-    if (threadIdx.x == 0)
-        header_read(args.message, args.capacity, &args.expect, &header);
+    if (is_first_thread()) /* one alone: it is memory of the host */
+        scratch->halted = is_halted(scratch);
+    if (threadIdx.x < WIRE_HEADER_SIZE / 4 && args.capacity >= WIRE_HEADER_SIZE)
+        head[threadIdx.x] = load32(args.message + 4 * threadIdx.x);
     __syncthreads();
-    const uint32_t halted = is_first_thread() && is_halted(scratch);
+    if (threadIdx.x == 0)
+        header_read((const uint8_t *)head, args.message, args.capacity, &args.expect, &header);
+    __syncthreads();
     const int room = header.good && !header.torn && header.count <= args.out.capacity;
     const uint32_t count = room ? header.count : 0;
     const uint8_t *part = args.message + WIRE_HEADER_SIZE, *unary = part + low_bytes(header.dim, count);
     const uint64_t bytes = unary_bytes(header.dim, count);
     const uint8_t *values = unary + bytes;
 
-    const uint64_t begin = slice_begin(bytes, blockIdx.x), end = slice_begin(bytes, blockIdx.x + 1);
+    const uint64_t begin = slice_begin(2 * bytes, blockIdx.x), end = slice_begin(2 * bytes, blockIdx.x + 1);
     uint32_t ones = 0, bad = 0;
     ROLLED
     for (uint64_t b = begin + threadIdx.x; b < end; b += CUDA_THREADS)
-        ones += (uint32_t)__popc(unary[b]);
+        ones += (uint32_t)__popc(four_bits(unary, b));
     ones = block_sum(ones);
     if (threadIdx.x == 0)
         scratch->counts[blockIdx.x] = ones;
@@ -72,12 +82,12 @@ KERNEL(decode, decode_args)
         ROLLED
         for (uint64_t tile = begin; tile < end; tile += CUDA_THREADS) {
             const uint64_t b = tile + threadIdx.x;
-            uint32_t byte = b < end ? unary[b] : 0;
-            const scan_t scan = block_scan((uint32_t)__popc(byte));
+            uint32_t bits = b < end ? four_bits(unary, b) : 0;
+            const scan_t scan = block_scan((uint32_t)__popc(bits));
             uint64_t i = (uint64_t)at + scan_before(scan);
             ROLLED
-            for (; byte != 0; byte &= byte - 1, i++)
-                bad |= entry_decode(&args, &header, unary, values, i, 8 * b + (uint32_t)__ffs((int)byte) - 1);
+            for (; bits != 0; bits &= bits - 1, i++)
+                bad |= entry_decode(&args, &header, unary, values, i, 4 * b + (uint32_t)__ffs((int)bits) - 1);
             at += scan_total(scan);
         }
     }
@@ -85,12 +95,11 @@ KERNEL(decode, decode_args)
         bad |= low_padding(part, count, header.width);
     if (bad)
         (void)atomicOr(&scratch->faults, 1u);
-    grid_sync(scratch);
-    if (!is_first_thread())
+    if (!grid_is_done(scratch))
         return;
 
     device_words_t *words = args.words;
-    const uint32_t faults = scratch->faults;
+    const uint32_t faults = scratch->faults, halted = scratch->halted;
     scratch->faults = 0;
     *args.out.count = faults || halted ? 0 : count;
     if (halted) {

@@ -30,19 +30,21 @@ KERNEL(encode, encode_args)
     cuda_scratch_t *scratch = args.scratch;
     device_words_t *words = args.words;
     const uint32_t type = args.header.value_type, dim = args.header.dim;
-    const int empty = words->nonfinite || !words->ok, room = empty || *args.set.count <= args.decoded.capacity;
+    const int scaled = type == GTOPK_VALUE_F16 || type == GTOPK_VALUE_I8;
+    const uint32_t held = *args.set.count;
+    const int empty = words->nonfinite || !words->ok;
+    const int room = empty || held <= args.most;
     const int failed = !words->ok || !room; /* then it is a last word */
-    const uint32_t count = empty || !room ? 0 : *args.set.count;
+    const uint32_t count = empty || !room ? 0 : held;
     const uint32_t flags = args.header.flags | (words->nonfinite ? WIRE_NONFINITE : 0u) |
                            (words->joined ? WIRE_JOINED : 0u) | (failed ? WIRE_ABORT : 0u);
     uint8_t *part = args.message + WIRE_HEADER_SIZE;
 
-    /* Zeros where bits will be set. */
-    const uint64_t most = index_bytes_most(dim, count) / 4;
+    /* Zeros where bits will be set, two barriers before, or one. */
     ROLLED
-    for (uint64_t w = grid_thread(); w < most; w += grid_threads())
+    for (uint64_t w = grid_thread(); w < args.index_words; w += grid_threads())
         ((uint32_t *)part)[w] = 0;
-    if (type == GTOPK_VALUE_F16 || type == GTOPK_VALUE_I8) {
+    if (scaled) {
         uint32_t largest = 0;
         ROLLED
         for (uint64_t i = grid_thread(); i < count; i += grid_threads()) {
@@ -50,10 +52,10 @@ KERNEL(encode, encode_args)
             largest = magnitude > largest ? magnitude : largest;
         }
         block_max_into(largest, &scratch->largest);
+        grid_sync(scratch);
     }
-    grid_sync(scratch);
 
-    const float scale = scale_of(type, scratch->largest);
+    const float scale = scaled ? scale_of(type, scratch->largest) : 1.0f;
     const uint32_t begin = (uint32_t)slice_begin(count, blockIdx.x), end = (uint32_t)slice_begin(count, blockIdx.x + 1);
     uint32_t kept = 0;
     ROLLED
@@ -91,7 +93,8 @@ KERNEL(encode, encode_args)
         if (flags & WIRE_TAIL)
             tail_write(args.message);
         *args.decoded.count = total;
-        scratch->largest = 0;
+        if (scaled)
+            scratch->largest = 0;
         if (!room)
             words_fail(words, DEVICE_NO_ROOM);
     }

@@ -7,15 +7,19 @@
 #include "wire/convert.h"
 
 #ifdef __CUDACC_RTC__
-#define KERNEL(name, args_name)                                   \
-    extern "C" __global__ void __launch_bounds__(CUDA_THREADS, 4) \
+#define KERNEL_FOR(name, args_name, blocks)                            \
+    extern "C" __global__ void __launch_bounds__(CUDA_THREADS, blocks) \
         gtopk_cuda_##name(const __grid_constant__ args_name##_t args)
+/* Four blocks run on a multiprocessor; of those that meet no more than two are launched, so they have twice the registers. */
+#define KERNEL(name, args_name) KERNEL_FOR(name, args_name, 4)
+#define MEETING_KERNEL(name, args_name) KERNEL_FOR(name, args_name, CUDA_MEETING_BLOCKS)
 #define FUNCTION static __noinline__ /* compiled once, where inlining would compile it many times */
 #define SPIN() __nanosleep(20)
 #define UNROLL _Pragma("unroll")
 #define ROLLED _Pragma("unroll 1") /* what is rare, or waits for memory anyway: the library is to stay small */
 #else
 #define KERNEL(name, args_name) static void emulated_##name(const args_name##_t args)
+#define MEETING_KERNEL KERNEL
 #define FUNCTION static __attribute__((unused))
 #define SPIN() emulator_spin()
 #define UNROLL
@@ -74,6 +78,33 @@ static inline float float_from_half(uint16_t bits)
     return value;
 #else
     return convert_float_from_fp16(bits);
+#endif
+}
+
+/* ---- between blocks ---- */
+
+/* Adds to a word, after all that the thread has written or seen; what others did before they added is seen by what follows.
+ * A fence that orders everything would take longer. */
+static inline uint32_t add_in_order(uint32_t *word, uint32_t add)
+{
+#ifdef __CUDACC_RTC__
+    uint32_t old;
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], %2;" : "=r"(old) : "l"(word), "r"(add) : "memory");
+    return old;
+#else
+    return atomicAdd(word, add);
+#endif
+}
+
+/* Reads a word, before all that follows. */
+static inline uint32_t read_in_order(const uint32_t *word)
+{
+#ifdef __CUDACC_RTC__
+    uint32_t value;
+    asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+    return value;
+#else
+    return *(const volatile uint32_t *)word;
 #endif
 }
 

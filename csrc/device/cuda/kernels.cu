@@ -9,4 +9,5 @@
 #include "device/cuda/cut.cu"
 #include "device/cuda/commit.cu"
 #include "device/cuda/dense.cu"
+#include "device/cuda/stage.cu"
 #include "device/cuda/words.cu"

@@ -70,10 +70,17 @@ static inline uint64_t radix_bound(const radix_t *radix)
     return radix->level == 0 ? 0 : radix->prefix << digit_shift(radix->level - 1);
 }
 
+/* Words of the block that serve one thing after another. */
+FUNCTION uint32_t *block_words(void)
+{
+    __shared__ uint32_t words[CUDA_BINS];
+    return words;
+}
+
 /* A histogram of the block. */
 FUNCTION uint32_t *radix_bins_begin(uint32_t level)
 {
-    __shared__ uint32_t bins[CUDA_BINS];
+    uint32_t *bins = block_words();
     __syncthreads();
     ROLLED
     for (uint32_t b = threadIdx.x; b < 1u << digit_bits(level); b += CUDA_THREADS)
@@ -98,31 +105,96 @@ FUNCTION void radix_bins_end(uint32_t level, const uint32_t *bins, uint32_t *sum
             (void)atomicAdd(&sum[b], bins[b]);
 }
 
-/* Takes the next digit from the grid's histogram. All threads of the block. */
-FUNCTION void radix_descend(radix_t *radix, const uint32_t *sum)
+/* Takes a digit of so many bits from the grid's histogram. All threads of the block: each has up to 16 neighbouring bins in
+ * its registers, because loads that wait for one another would take longer than all the rest. */
+FUNCTION void radix_take(radix_t *radix, const uint32_t *sum, uint32_t bits)
 {
-    const uint32_t bits = digit_bits(radix->level), each = (1u << bits) / CUDA_THREADS, rank = radix->wanted;
-    const uint32_t top = (1u << bits) - threadIdx.x * each; /* this thread's are below */
-    uint32_t mine = 0;
-    ROLLED
-    for (uint32_t b = 1; b <= each; b++)
-        mine += sum[top - b];
+    enum { FOURS = CUDA_BINS / CUDA_THREADS / 4 };
+    const uint32_t count = 1u << bits, rank = radix->wanted;
+    const uint32_t each = count / CUDA_THREADS > 4 ? count / CUDA_THREADS : 4, skipped = threadIdx.x * each;
+    uint32_t mine = 0, own[4 * FOURS];
+    UNROLL
+    for (uint32_t f = 0; f < FOURS; f++) {
+        uint4 four;
+        four.x = four.y = four.z = four.w = 0;
+        if (skipped < count && 4 * f < each) /* highest first */
+            four = *(const uint4 *)(sum + (count - skipped - 4 * (f + 1)));
+        own[4 * f] = four.w;
+        own[4 * f + 1] = four.z;
+        own[4 * f + 2] = four.y;
+        own[4 * f + 3] = four.x;
+        mine += four.x + four.y + four.z + four.w;
+    }
     const scan_t scan = block_scan(mine);
     const uint32_t above = scan_before(scan);
     if (above < rank && rank - above <= mine) {
-        uint32_t rest = rank - above, b = top - 1;
-        ROLLED
-        for (; sum[b] < rest; b--)
-            rest -= sum[b];
-        radix->prefix = radix->prefix << bits | b;
+        uint32_t rest = rank - above, found = 0, digit = 0, inside = 0;
+        UNROLL
+        for (uint32_t b = 0; b < 4 * FOURS; b++) {
+            if (!found && rest <= own[b]) {
+                found = 1;
+                digit = count - 1 - skipped - b;
+                inside = own[b];
+            }
+            rest -= found ? 0 : own[b];
+        }
+        radix->prefix = radix->prefix << bits | digit;
         radix->wanted = rest;
-        radix->inside = sum[b];
+        radix->inside = inside;
     }
+    __syncthreads();
     if (threadIdx.x == 0) {
         radix->found = rank <= scan_total(scan);
         radix->level++;
     }
     __syncthreads();
+}
+
+static inline void radix_descend(radix_t *radix, const uint32_t *sum)
+{
+    radix_take(radix, sum, digit_bits(radix->level));
+}
+
+/* ---- keys near a floor ---- */
+
+/* Where a magnitude is known that the wanted one is seldom below, and seldom four times as large as, two digits counted from
+ * there are enough, one less than in general. Both have NEAR_BITS; the first and the last bin of the first one stand for
+ * all that is not near. */
+enum { NEAR_BITS = 12, NEAR_LAST = (1 << NEAR_BITS) - 1 };
+
+static inline uint32_t near_first(uint32_t magnitude, uint32_t floor)
+{
+    const uint32_t offset = magnitude < floor ? 0 : (magnitude - floor) >> NEAR_BITS;
+    return offset < NEAR_LAST ? offset : NEAR_LAST;
+}
+
+/* Counts a magnitude for radix's level, 0 or 1. */
+static inline void near_count(const radix_t *radix, uint32_t *bins, uint32_t magnitude, uint32_t floor)
+{
+    const uint32_t first = near_first(magnitude, floor);
+    if (radix->level == 0)
+        (void)atomicAdd(&bins[first], 1u);
+    else if (first == radix->prefix)
+        (void)atomicAdd(&bins[(magnitude - floor) & NEAR_LAST], 1u);
+}
+
+/* Takes a digit from the grid's histogram; all threads of the block. 0: the wanted key is not near, radix is as it was at
+ * its beginning, for k. After the second digit the magnitude is known, and digits of the index follow. */
+FUNCTION int near_take(radix_t *radix, const uint32_t *sum, uint32_t floor, uint32_t k)
+{
+    radix_take(radix, sum, NEAR_BITS);
+    if (radix->level == 1) {
+        if (radix->prefix != 0 && radix->prefix != NEAR_LAST)
+            return 1;
+        (void)radix_begin(k);
+        return 0;
+    }
+    if (threadIdx.x == 0) {
+        radix->prefix += floor;
+        radix->level = 3;
+    }
+    __syncthreads();
+    return 1;
 }
 
 /* The grid leaves a histogram as it found it. */

@@ -8,21 +8,26 @@ _Static_assert(sizeof(fill_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel
 _Static_assert(sizeof(mean_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
 _Static_assert(sizeof(dense_spans_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
 _Static_assert(sizeof(journal_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
+_Static_assert(sizeof(stage_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
 _Static_assert(sizeof(verdict_args_t) <= CUDA_ARGUMENTS_MAX, "arguments of a kernel");
 _Static_assert(sizeof(device_words_t) % 4 == 0, "kernels clear it word by word");
 
-/* Room beyond 2k: a hint that is a little low is no reason to read everything again. */
+/* Room beyond 4k: a hint that is low is no reason to read everything again. While a residual grows in the first steps of a
+ * training, some three candidates come for each entry that is wanted. */
 #define POOL_ROOM 32768u
 
 uint32_t cuda_pool_capacity(uint64_t dim, uint64_t k)
 {
-    const uint64_t capacity = 2 * k + POOL_ROOM;
+    const uint64_t capacity = 4 * k + POOL_ROOM;
     return (uint32_t)(capacity < dim ? capacity : dim);
 }
 
-size_t cuda_bucket_count(uint64_t dim)
+static uint32_t bucket_bits(uint64_t dim)
 {
-    return (size_t)(dim / CUDA_BUCKET + 1);
+    uint32_t bits = CUDA_PART_BITS;
+    while (dim > 0 && (dim - 1) >> bits >= CUDA_BUCKETS)
+        bits++;
+    return bits;
 }
 
 uint32_t blocks_for(const cuda_queue_t *queue, cuda_kernel_t kernel, uint64_t items, uint64_t each)
@@ -33,8 +38,8 @@ uint32_t blocks_for(const cuda_queue_t *queue, cuda_kernel_t kernel, uint64_t it
 #undef KERNEL_MEETS
     };
     uint32_t most = queue->resident[kernel];
-    if (meets[kernel] && most > 2 * queue->processors) /* more would wait for each other longer than they work */
-        most = 2 * queue->processors;
+    if (meets[kernel] && most > CUDA_MEETING_BLOCKS * queue->processors)
+        most = CUDA_MEETING_BLOCKS * queue->processors;
     if (meets[kernel] && most > CUDA_GRID_MAX)
         most = CUDA_GRID_MAX;
     const uint64_t wanted = (items + each - 1) / each;
@@ -68,6 +73,7 @@ static select_args_t select_of(const cuda_queue_t *queue, const cuda_memory_t *m
         .k = (uint32_t)(k < memory->dim ? k : memory->dim),
         .pool = memory->pool,
         .buckets = memory->buckets,
+        .bucket_bits = bucket_bits(memory->dim),
         .chosen = memory->chosen,
         .out = *out,
         .scratch = queue->scratch,
@@ -82,7 +88,13 @@ gtopk_status_t launch_select(const cuda_queue_t *queue, const cuda_memory_t *mem
                           (unsigned long long)k, (unsigned long long)memory->k, out->capacity);
     select_args_t args = select_of(queue, memory, memory->residual, k, out);
     args.words = words;
-    return LAUNCH(queue, select, blocks_for(queue, CUDA_KERNEL_select, memory->dim, 4 * CUDA_THREADS), args, stream);
+    uint32_t blocks = blocks_for(queue, CUDA_KERNEL_select, memory->dim, 4 * CUDA_THREADS);
+    /* Blocks that have few candidates wait for each other; without a hint some more would be faster. */
+    const uint32_t enough = memory->pool.capacity / (4 * CUDA_THREADS);
+    const uint32_t most = enough > queue->processors ? enough : queue->processors;
+    if (blocks > most && most > 0)
+        blocks = most;
+    return LAUNCH(queue, select, blocks, args, stream);
 }
 
 gtopk_status_t launch_array_select(const cuda_queue_t *queue, const cuda_memory_t *memory, const float *x, uint64_t k,
@@ -95,21 +107,38 @@ gtopk_status_t launch_array_select(const cuda_queue_t *queue, const cuda_memory_
 
 /* ---- messages ---- */
 
+/* The longest index part of up to k entries: where the width is larger for fewer, padding can make it longer. */
+static uint64_t index_bytes_most(uint64_t dim, uint64_t k)
+{
+    uint64_t most = wire_index_bytes(dim, k);
+    if (k == 0)
+        return 0;
+    for (uint32_t width = wire_low_width(dim, k) + 1; dim >> width != 0; width++) {
+        const uint64_t bytes = wire_index_bytes(dim, dim >> width);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
 gtopk_status_t launch_encode(const cuda_queue_t *queue, const device_set_t *set, const wire_header_t *header,
                              uint8_t *message, const device_set_t *decoded, device_words_t *words, void *stream)
 {
     if ((uintptr_t)message % 8 != 0)
         return status_set(GTOPK_ERR_INTERNAL, "a GPU encodes into memory that is aligned to 8 bytes, not to %p",
                           (void *)message);
+    const uint32_t held = set->capacity < decoded->capacity ? set->capacity : decoded->capacity;
+    const uint32_t most = held < header->k ? held : header->k;
     const encode_args_t args = {
         .set = *set,
         .header = *header,
         .message = message,
         .decoded = *decoded,
+        .most = most,
+        .index_words = index_bytes_most(header->dim, most) / 4,
         .words = words,
         .scratch = queue->scratch,
     };
-    return LAUNCH(queue, encode, blocks_for(queue, CUDA_KERNEL_encode, set->capacity, 2 * CUDA_THREADS), args, stream);
+    return LAUNCH(queue, encode, blocks_for(queue, CUDA_KERNEL_encode, set->capacity, CUDA_THREADS), args, stream);
 }
 
 gtopk_status_t launch_address(const cuda_queue_t *queue, uint8_t *message, uint32_t sender, uint16_t round, uint32_t k,
@@ -130,8 +159,8 @@ gtopk_status_t launch_decode(const cuda_queue_t *queue, const uint8_t *message, 
         .words = words,
         .scratch = queue->scratch,
     };
-    /* A thread takes a byte of the unary part: two or three entries. */
-    return LAUNCH(queue, decode, blocks_for(queue, CUDA_KERNEL_decode, out->capacity, 2 * CUDA_THREADS), args, stream);
+    /* A thread takes four bits of the unary part, in which there is an entry or two. */
+    return LAUNCH(queue, decode, blocks_for(queue, CUDA_KERNEL_decode, out->capacity, CUDA_THREADS), args, stream);
 }
 
 /* ---- sets ---- */
@@ -149,7 +178,7 @@ gtopk_status_t launch_merge(const cuda_queue_t *queue, const device_set_t *a, co
         .scratch = queue->scratch,
     };
     const uint64_t most = (uint64_t)a->capacity + b->capacity;
-    return LAUNCH(queue, merge, blocks_for(queue, CUDA_KERNEL_merge, most, 4 * CUDA_THREADS), args, stream);
+    return LAUNCH(queue, merge, blocks_for(queue, CUDA_KERNEL_merge, most, CUDA_MERGE_TILE), args, stream);
 }
 
 gtopk_status_t launch_deposit(const cuda_queue_t *queue, const device_set_t *all, const device_set_t *sent, float share,
@@ -157,8 +186,7 @@ gtopk_status_t launch_deposit(const cuda_queue_t *queue, const device_set_t *all
 {
     const deposit_args_t args = {
         .all = *all, .sent = *sent, .out = *out, .share = share, .words = words, .scratch = queue->scratch};
-    return LAUNCH(queue, deposit, blocks_for(queue, CUDA_KERNEL_deposit, all->capacity, 2 * CUDA_THREADS), args,
-                  stream);
+    return LAUNCH(queue, deposit, blocks_for(queue, CUDA_KERNEL_deposit, all->capacity, CUDA_THREADS), args, stream);
 }
 
 gtopk_status_t launch_cut(const cuda_queue_t *queue, const device_set_t *set, device_range_t range,
@@ -179,6 +207,20 @@ gtopk_status_t launch_copy_set(const cuda_queue_t *queue, const device_set_t *fr
 {
     const copy_set_args_t args = {.from = *from, .to = *to, .words = words};
     return LAUNCH(queue, copy_set, blocks_for(queue, CUDA_KERNEL_copy_set, from->capacity, CUDA_THREADS), args, stream);
+}
+
+gtopk_status_t launch_append(const cuda_queue_t *queue, const device_set_t *set, uint32_t offset,
+                             const device_set_t *to, device_words_t *words, void *stream)
+{
+    const append_args_t args = {.set = *set, .to = *to, .offset = offset, .words = words, .scratch = queue->scratch};
+    return LAUNCH(queue, append, blocks_for(queue, CUDA_KERNEL_append, set->capacity, CUDA_THREADS), args, stream);
+}
+
+gtopk_status_t launch_add_up(const cuda_queue_t *queue, const float *parts, size_t stride, uint32_t count, float *out,
+                             uint64_t length, void *stream)
+{
+    const add_up_args_t args = {.parts = parts, .out = out, .stride = stride, .length = length, .count = count};
+    return LAUNCH(queue, add_up, blocks_for(queue, CUDA_KERNEL_add_up, length, 4 * CUDA_THREADS), args, stream);
 }
 
 /* ---- words ---- */

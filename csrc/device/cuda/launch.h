@@ -21,13 +21,12 @@ typedef struct cuda_memory {
     float *residual, *velocity;      /* velocity NULL: none */
     float *second, *second_velocity; /* NULL: accumulate writes where it reads */
     cuda_pool_t pool;
-    uint32_t *buckets;
+    uint32_t *buckets; /* 2 * CUDA_BUCKETS */
     uint64_t *chosen;
 } cuda_memory_t;
 
-/* Candidates that the pool of a store has room for, and entries of `buckets`. */
+/* Candidates that the pool of a store has room for. */
 uint32_t cuda_pool_capacity(uint64_t dim, uint64_t k);
-size_t cuda_bucket_count(uint64_t dim);
 
 gtopk_status_t launch_begin(const cuda_queue_t *queue, const cuda_memory_t *memory, device_words_t *words,
                             void *stream);
@@ -46,6 +45,10 @@ gtopk_status_t launch_array_select(const cuda_queue_t *queue, const cuda_memory_
 
 gtopk_status_t launch_commit(const cuda_queue_t *queue, const cuda_memory_t *memory, const device_journal_t *journal,
                              const device_target_t *target, const device_words_t *words, void *stream);
+
+/* The last part of commit alone, without a residual. */
+gtopk_status_t launch_write(const cuda_queue_t *queue, const device_set_t *final, uint32_t divisor,
+                            const device_target_t *target, const device_words_t *words, void *stream);
 
 gtopk_status_t launch_dense_check(const cuda_queue_t *queue, const cuda_memory_t *memory, const float *sum,
                                   device_words_t *words, void *stream);
@@ -70,6 +73,12 @@ gtopk_status_t launch_deposit(const cuda_queue_t *queue, const device_set_t *all
 gtopk_status_t launch_cut(const cuda_queue_t *queue, const device_set_t *set, device_range_t range,
                           const device_set_t *out, device_words_t *words, void *stream);
 gtopk_status_t launch_widen(const cuda_queue_t *queue, const device_set_t *set, device_range_t range, void *stream);
+gtopk_status_t launch_stage(const cuda_queue_t *queue, const device_span_t *spans, size_t count,
+                            const device_stage_t *params, float *out, void *stream);
+gtopk_status_t launch_add_up(const cuda_queue_t *queue, const float *parts, size_t stride, uint32_t count, float *out,
+                             uint64_t length, void *stream);
+gtopk_status_t launch_append(const cuda_queue_t *queue, const device_set_t *set, uint32_t offset,
+                             const device_set_t *to, device_words_t *words, void *stream);
 gtopk_status_t launch_copy_set(const cuda_queue_t *queue, const device_set_t *from, const device_set_t *to,
                                device_words_t *words, void *stream);
 

@@ -79,6 +79,35 @@ gtopk_status_t launch_accumulate(const cuda_queue_t *queue, const cuda_memory_t 
     return status;
 }
 
+/* ---- nodes ---- */
+
+gtopk_status_t launch_stage(const cuda_queue_t *queue, const device_span_t *spans, size_t count,
+                            const device_stage_t *params, float *out, void *stream)
+{
+    static const cuda_kernel_t kernels[] = {
+        [KIND_F32] = CUDA_KERNEL_stage_f32,
+        [KIND_F16] = CUDA_KERNEL_stage_f16,
+        [KIND_BF16] = CUDA_KERNEL_stage_bf16,
+        [KIND_NONE] = CUDA_KERNEL_stage_nothing,
+    };
+    const span_kind_t last = params->add ? KIND_BF16 : KIND_NONE;
+    gtopk_status_t status = GTOPK_OK;
+    stage_args_t args = {
+        .out = out,
+        .scale = params->scale,
+        .add = params->add != 0,
+        .zero_input = params->zero_input != 0,
+    };
+    for (span_kind_t kind = KIND_F32; kind <= last; kind++) {
+        size_t next = 0;
+        while (status == GTOPK_OK && spans_take(spans, count, kind, &next, &args.spans))
+            status = queue->launch(queue->context, kernels[kind],
+                                   blocks_for(queue, kernels[kind], args.spans.chunks, CUDA_WARPS), &args, sizeof args,
+                                   stream);
+    }
+    return status;
+}
+
 /* ---- commit ---- */
 
 static gtopk_status_t fill(const cuda_queue_t *queue, const device_target_t *target, int zero,
@@ -124,19 +153,21 @@ static gtopk_status_t change_residual(const cuda_queue_t *queue, const cuda_memo
     return status;
 }
 
-static gtopk_status_t write_mean(const cuda_queue_t *queue, const cuda_memory_t *memory,
-                                 const device_journal_t *journal, const device_target_t *target,
-                                 const device_words_t *words, void *stream)
+/* residual NULL: what an output cannot hold goes nowhere; else there, for each of `ranks`. */
+static gtopk_status_t write_mean(const cuda_queue_t *queue, float *residual, uint32_t ranks, const device_set_t *final,
+                                 uint32_t divisor, const device_target_t *target, const device_words_t *words,
+                                 void *stream)
 {
     gtopk_status_t status = GTOPK_OK;
-    const uint32_t blocks = blocks_for(queue, CUDA_KERNEL_mean, journal->final.capacity, CUDA_THREADS);
+    const uint32_t blocks = blocks_for(queue, CUDA_KERNEL_mean, final->capacity, CUDA_THREADS);
     mean_args_t args = {
-        .residual = memory->residual,
-        .final = journal->final,
+        .residual = residual,
+        .final = *final,
         .indices = target->indices,
         .values = target->values,
         .words = words,
-        .divisor = journal->divisor,
+        .divisor = divisor,
+        .ranks = ranks,
     };
     if (target->indices)
         status = LAUNCH(queue, mean, blocks, args, stream);
@@ -157,7 +188,17 @@ gtopk_status_t launch_commit(const cuda_queue_t *queue, const cuda_memory_t *mem
     gtopk_status_t status = target->are_zero ? GTOPK_OK : fill(queue, target, 1, words, stream);
     if (status == GTOPK_OK)
         status = change_residual(queue, memory, journal, words, stream);
-    return status == GTOPK_OK ? write_mean(queue, memory, journal, target, words, stream) : status;
+    if (status != GTOPK_OK)
+        return status;
+    return write_mean(queue, memory->residual, 1 + journal->others, &journal->final, journal->divisor, target, words,
+                      stream);
+}
+
+gtopk_status_t launch_write(const cuda_queue_t *queue, const device_set_t *final, uint32_t divisor,
+                            const device_target_t *target, const device_words_t *words, void *stream)
+{
+    const gtopk_status_t status = target->are_zero ? GTOPK_OK : fill(queue, target, 1, words, stream);
+    return status == GTOPK_OK ? write_mean(queue, NULL, 0, final, divisor, target, words, stream) : status;
 }
 
 /* ---- dense ---- */

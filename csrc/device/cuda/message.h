@@ -39,20 +39,6 @@ static inline uint64_t index_bytes(uint32_t dim, uint32_t count)
     return low_bytes(dim, count) + unary_bytes(dim, count);
 }
 
-/* The longest index part of up to `count` entries: where the width is larger for fewer, padding can make it longer. */
-FUNCTION uint64_t index_bytes_most(uint32_t dim, uint32_t count)
-{
-    uint64_t most = index_bytes(dim, count);
-    if (count == 0)
-        return 0;
-    ROLLED
-    for (uint32_t width = low_width(dim, count) + 1; width < 32 && dim >> width != 0; width++) {
-        const uint64_t bytes = index_bytes(dim, dim >> width);
-        most = bytes > most ? bytes : most;
-    }
-    return most;
-}
-
 /* ---- bytes at any address ---- */
 
 static inline uint32_t load16(const uint8_t *at)
@@ -146,28 +132,29 @@ typedef struct header {
     float scale;
 } header_t;
 
-/* good: what wire_header_trust and wire_header_matches say, for messages with a set. */
-FUNCTION void header_read(const uint8_t *message, uint64_t capacity, const wire_expect_t *expect, header_t *header)
+/* good: what wire_header_trust and wire_header_matches say, for messages with a set. head: a copy of the header, for reads of
+ * the message itself would wait for one another. */
+FUNCTION void header_read(const uint8_t *head, const uint8_t *message, uint64_t capacity, const wire_expect_t *expect,
+                          header_t *header)
 {
     header->good = header->torn = 0;
     if (capacity < WIRE_HEADER_SIZE)
         return;
-    const uint32_t k = load32(message + 32), bits = load32(message + 48), index = load32(message + 44);
-    const uint64_t step = load64(message + 24);
-    const uint32_t algorithm = message[6];
+    const uint32_t k = load32(head + 32), bits = load32(head + 48), index = load32(head + 44);
+    const uint64_t step = load64(head + 24);
+    const uint32_t algorithm = head[6];
     uint64_t tail = 0;
-    header->flags = message[7];
-    header->count = load32(message + 40);
-    header->dim = load32(message + 36);
-    header->type = message[5];
-    header->width = message[10];
+    header->flags = head[7];
+    header->count = load32(head + 40);
+    header->dim = load32(head + 36);
+    header->type = head[5];
+    header->width = head[10];
     header->scale = convert_float(bits);
 
-    int good = load32(message) == 0x314b5447u && message[4] == WIRE_FORMAT_VERSION && message[11] == 0 &&
+    int good = load32(head) == 0x314b5447u && head[4] == WIRE_FORMAT_VERSION && head[11] == 0 &&
                !(header->flags & ~(uint32_t)(WIRE_NONFINITE | WIRE_JOINED | WIRE_TAIL)) && /* no last word */
                (algorithm < WIRE_ALGORITHMS || algorithm == WIRE_BLOCK) && header->type <= GTOPK_VALUE_I8 &&
-               load32(message + 12) == 0 && scale_is_valid(header->type, bits) && header->count <= k &&
-               k <= header->dim;
+               load32(head + 12) == 0 && scale_is_valid(header->type, bits) && header->count <= k && k <= header->dim;
     if (good && header->count == 0)
         good = header->width == 0 && index == 0;
     else if (good)
@@ -181,11 +168,11 @@ FUNCTION void header_read(const uint8_t *message, uint64_t capacity, const wire_
     }
 
     header->good = good && algorithm == expect->algorithm && header->type == expect->value_type &&
-                   load16(message + 8) == expect->round && load32(message + 16) == expect->sender &&
-                   load32(message + 20) == expect->epoch && load32(message + 56) == expect->reducer &&
-                   load32(message + 52) == expect->config_hash && header->dim == expect->dim && k == expect->k &&
+                   load16(head + 8) == expect->round && load32(head + 16) == expect->sender &&
+                   load32(head + 20) == expect->epoch && load32(head + 56) == expect->reducer &&
+                   load32(head + 52) == expect->config_hash && header->dim == expect->dim && k == expect->k &&
                    step == expect->step;
-    header->torn = header->good && expect->tail && load64(message + tail) != tail_of(message);
+    header->torn = header->good && expect->tail && load64(message + tail) != tail_of(head);
 }
 
 /* What was wrong with a message goes into the words, unless an earlier one was worse. */

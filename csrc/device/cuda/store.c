@@ -45,7 +45,7 @@ static gtopk_status_t selection_allocate(device_cuda_t *device, cuda_memory_t *m
     if (status == GTOPK_OK)
         status = cuda_allocate(device, sizeof *memory->pool.state, "the state of candidates", &memory->pool.state);
     if (status == GTOPK_OK)
-        status = cuda_allocate(device, cuda_bucket_count(memory->dim) * sizeof *memory->buckets, "buckets of indices",
+        status = cuda_allocate(device, 2 * CUDA_BUCKETS * sizeof *memory->buckets, "buckets of indices",
                                &memory->buckets);
     return status;
 }

@@ -24,11 +24,12 @@ KERNEL(verdict, verdict_args)
     cuda_scratch_t *scratch = args.scratch;
     const uint32_t i = threadIdx.x;
     if (i < args.count && args.phases & CUDA_GATHER) {
-        if (args.words[i]->nonfinite)
+        const uint32_t halted = is_halted(scratch), nonfinite = args.words[i]->nonfinite, ok = args.words[i]->ok;
+        if (nonfinite)
             (void)atomicOr(&scratch->largest, 1u);
-        if (is_halted(scratch)) /* the last look before commit */
+        if (halted) /* the last look before commit */
             words_fail(args.words[i], DEVICE_HALTED);
-        if (!args.words[i]->ok)
+        if (halted || !ok)
             (void)atomicOr(&scratch->faults, 1u);
     }
     __syncthreads();
@@ -41,7 +42,13 @@ KERNEL(verdict, verdict_args)
             words->count = *final_count;
         if (words->nonfinite || words->joined)
             words->count = 0;
-        *args.host[i] = *words;
+    }
+    __syncthreads();
+    if (args.phases & CUDA_APPLY) { /* all threads: one would wait for each word before it writes it */
+        enum { WORDS = sizeof(device_words_t) / 4 };
+        ROLLED
+        for (uint32_t w = i; w < args.count * WORDS; w += CUDA_THREADS)
+            ((uint32_t *)args.host[w / WORDS])[w % WORDS] = ((const uint32_t *)args.words[w / WORDS])[w % WORDS];
     }
     __syncthreads();
     if (i == 0 && args.phases & CUDA_LAST)

@@ -1,0 +1,390 @@
+"""Trains a workload with one process per worker, and says how it goes. All examples go through here.
+
+What is gtopk's in this file: `gtopk.init`, `gtopk.DistributedOptimizer`, `gtopk.broadcast_parameters`; and, because
+numbers are reported over all ranks, `gtopk.allreduce`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import platform
+import socket
+import sys
+import time
+import zlib
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import checkpoint
+import numpy as np
+import report
+import torch
+from agree import on_every_rank, say
+from curves import Curves
+from data import DataError
+from recipe import Plan, make_parser, parse
+from torch import Tensor, nn
+from tqdm import tqdm
+from workload import Workload
+
+import gtopk
+
+
+def main(workload: Workload, description: str) -> None:
+    parser = make_parser(description.partition("\n")[0], workload.recipe, workload.unit)
+    workload.add_options(parser)
+    options = parse(parser)
+    gtopk.init()
+    torch.set_num_threads(options.threads or threads_a_process())
+    torch.manual_seed(options.seed)
+    device = on_every_rank(lambda: choose_device(options.device))
+    load_data(workload, options)
+
+    model = workload.build().to(device)
+    workload.place(device)
+    plan = Plan.make(options, agreed_steps(workload, options))
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
+    )
+    optimizer = gtopk.DistributedOptimizer(
+        optimizer,
+        named_parameters=model.named_parameters(),
+        algorithm=options.algorithm,
+        density=options.density,
+        value_type=options.value_type,
+        warmup=plan.density_warmup,
+        momentum_correction=options.momentum_correction,
+        hierarchy=options.hierarchy,
+    )
+    gtopk.broadcast_parameters(model.state_dict(), root_rank=0)
+
+    run = Training(workload, model, optimizer, plan, device, options).run()
+    run["replicas_identical"] = replicas_identical(model)
+    if gtopk.rank() == 0:
+        conclude(run, options)
+    gtopk.barrier()
+    gtopk.shutdown()
+
+
+def conclude(run: dict[str, Any], options: argparse.Namespace) -> None:
+    """What rank 0 prints and writes at the end."""
+    print()
+    print(report.table([run]))
+    print(f"replicas identical: {'yes, bit for bit' if run['replicas_identical'] else 'NO'}")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(run, indent=1) + "\n")
+    if options.plot:
+        report.plot([run], options.plot)
+        print(f"picture: {options.plot}")
+
+
+# ---- set-up ---------------------------------------------------------------------------------------------------------
+
+
+def threads_a_process() -> int:
+    """Cores of this host, shared evenly by the processes on it. More threads than cores would wait for one another."""
+    host = np.array([zlib.crc32(socket.gethostname().encode())], np.int64)
+    processes = int((gtopk.allgather(host) == host[0]).sum())
+    return max(1, report.cores() // processes)
+
+
+def choose_device(name: str) -> torch.device:
+    """Gives each process of a host a GPU of its own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: PyTorch sees no GPU")
+        device = torch.device("cuda", gtopk.local_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        return device
+    return torch.device(name)
+
+
+def load_data(workload: Workload, options: argparse.Namespace) -> None:
+    """One process on each host fetches the data, the others wait; all must end up with the same."""
+    if gtopk.local_rank() == 0:
+        on_every_rank(lambda: workload.fetch(options, progress=gtopk.rank() == 0))
+    else:
+        on_every_rank(lambda: None)
+    description = on_every_rank(lambda: workload.load(options, gtopk.rank(), gtopk.size()))
+    mine = (workload.data, workload.samples)
+    first = gtopk.broadcast_object(mine, root_rank=0)
+
+    def compare() -> None:
+        if first != mine:
+            raise DataError(f"{socket.gethostname()} reads {mine}, rank 0 {first}: give all hosts the same with --data")
+
+    on_every_rank(compare)
+    say(f"data: {description}")
+
+
+def agreed_steps(workload: Workload, options: argparse.Namespace) -> int:
+    """Steps in an epoch: those of the rank that has the fewest full batches, so that no rank waits for one that is done."""
+    steps = gtopk.allgather(np.array([workload.steps_an_epoch()], np.int64)).tolist()
+    fewest = min(steps)
+
+    def check() -> None:
+        if workload.steps_an_epoch() == 0:
+            raise DataError(f"the data is too little for {gtopk.size()} ranks with batches of {options.batch_size}")
+
+    on_every_rank(check)
+    if fewest < max(steps):
+        say(f"rank {steps.index(fewest)} has {fewest} batches an epoch, others up to {max(steps)}: {fewest} are used")
+    return int(fewest)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Window:
+    """What happened on this rank since the last line."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    exchange_seconds: float = 0.0
+    bytes_sent: int = 0
+    loss: Tensor | float = 0.0
+    local_ms: list[float] = field(default_factory=list)
+    step_ms: list[float] = field(default_factory=list)
+
+    def add(self, loss: Tensor, seconds: float, stats: dict[str, Any]) -> None:
+        self.steps += 1
+        self.seconds += seconds
+        self.loss += loss.detach()
+        self.exchange_seconds += stats.get("exchange_s", 0.0)
+        self.bytes_sent += stats.get("bytes_sent", 0)
+        self.step_ms.append(seconds * 1e3)
+        self.local_ms.append(1e3 * sum(stats.get(part, 0.0) for part in ("accumulate_s", "select_s", "commit_s")))
+
+
+class Training:
+    """The loop: a step, a line every `plan.report_every` steps, a checkpoint every `plan.save_every`."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        model: nn.Module,
+        optimizer: Any,
+        plan: Plan,
+        device: torch.device,
+        options: argparse.Namespace,
+    ) -> None:
+        self.workload, self.model, self.optimizer, self.plan = workload, model, optimizer, plan
+        self.device, self.options = device, options
+        self.history: list[dict[str, Any]] = []
+
+    def run(self) -> dict[str, Any]:
+        """Trains, and gives back what rank 0 puts into table and picture."""
+        plan, options = self.plan, self.options
+        first = self._start()
+        window, started = Window(), time.perf_counter()
+        with ExitStack() as stack:
+            bar = stack.enter_context(
+                tqdm(
+                    total=plan.steps,
+                    initial=first,
+                    desc=options.algorithm,
+                    unit="step",
+                    disable=gtopk.rank() != 0,
+                    mininterval=0.5 if sys.stderr.isatty() else 5.0,
+                )
+            )
+            curves = stack.enter_context(Curves(options.tensorboard))
+            for step in range(first, plan.steps):
+                began = time.perf_counter()
+                loss = self._step(step)
+                stats = self.optimizer.stats()
+                window.add(loss, time.perf_counter() - began, stats)
+                bar.update()
+                done = step + 1
+                late = False
+                if done % plan.report_every == 0 or done == plan.steps:
+                    line = self._summarise(window, done, self._evaluate())
+                    self.history.append(line)
+                    say(self._text(line))
+                    if not math.isfinite(line["loss"]):
+                        say(
+                            "the loss is not finite: try a smaller --lr, a longer --warmup-epochs, --momentum-correction"
+                        )
+                        raise SystemExit(1)
+                    curves.add(line, stats, self.workload.metric)
+                    window = Window()
+                    late = self._late(started)
+                if options.checkpoint and (done % plan.save_every == 0 or done == plan.steps or late):
+                    self._save(done)
+                if late:
+                    say(f"stopped after {done} steps: --time-limit {options.time_limit:.0f}")
+                    break
+        return self._describe()
+
+    def _step(self, step: int) -> Tensor:
+        options, optimizer = self.options, self.optimizer
+        # What is drawn in a step (dropout) does not depend on where the run was interrupted.
+        torch.manual_seed((options.seed * 1_000_003 + step) * gtopk.size() + gtopk.rank())
+        for group in optimizer.param_groups:
+            group["lr"] = self.plan.learning_rate(step)
+        optimizer.zero_grad()
+        loss = self.workload.loss(self.model, self.workload.batch(step))
+        loss.backward()
+        if options.clip is None:
+            optimizer.step()
+        elif options.clip_of == "gradient":
+            nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
+            optimizer.step()
+        else:
+            optimizer.synchronize()
+            nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
+            with optimizer.skip_synchronize():
+                optimizer.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return loss
+
+    def _evaluate(self) -> float:
+        average_buffers(self.model)
+        self.model.eval()
+        with torch.inference_mode():
+            sums = self.workload.evaluate(self.model)
+        self.model.train()
+        total, count = gtopk.allreduce(torch.tensor(sums, dtype=torch.float64), op=gtopk.Sum).tolist()
+        return self.workload.score(total, count)
+
+    def _late(self, started: float) -> bool:
+        """Rank 0's clock decides for all."""
+        limit = self.options.time_limit
+        late = limit is not None and time.perf_counter() - started > limit
+        return bool(gtopk.broadcast_object(late, root_rank=0))
+
+    # ---- checkpoints ----
+
+    def _start(self) -> int:
+        """The first step: that after the checkpoint, where there is one to go on from."""
+        file, resume = self.options.checkpoint, self.options.resume
+        if file is None:
+            return 0
+        saved = on_every_rank(lambda: checkpoint.read(file, resume) if gtopk.rank() == 0 else None)
+        saved = gtopk.broadcast_object(saved, root_rank=0)
+        if saved is None:
+            return 0
+        on_every_rank(lambda: checkpoint.restore(saved, self.workload.name, self.model, self.optimizer))
+        self.history = saved["history"]
+        first = round(
+            saved["epoch"] * self.plan.steps_an_epoch
+        )  # with another number of ranks epochs have other lengths
+        say(f"going on from {file}: epoch {saved['epoch']:.2f}, saved by {saved['ranks']} ranks")
+        if first >= self.plan.steps:
+            raise SystemExit(f"{file} is of step {first} and the run ends at {self.plan.steps}: nothing is left to do")
+        return first
+
+    def _save(self, steps: int) -> None:
+        average_buffers(self.model)
+        state = self.optimizer.consolidate_state_dict(to=0)
+
+        def write() -> None:
+            if state is not None:
+                checkpoint.write(
+                    self.options.checkpoint,
+                    {
+                        "model": self.workload.name,
+                        "weights": self.model.state_dict(),
+                        "optimizer": state,
+                        "epoch": steps / self.plan.steps_an_epoch,
+                        "ranks": gtopk.size(),
+                        "history": self.history,
+                    },
+                )
+
+        on_every_rank(write)
+
+    # ---- reporting ----
+
+    def _summarise(self, window: Window, step: int, score: float) -> dict[str, Any]:
+        """A line of the history: means over the ranks; samples/s are those of all ranks together."""
+        mine = [float(window.loss), window.seconds, window.exchange_seconds, float(window.bytes_sent)]
+        mine += [float(np.median(window.step_ms)), float(np.median(window.local_ms))]
+        mean = gtopk.allreduce(torch.tensor(mine, dtype=torch.float64)).tolist()
+        loss, seconds, exchange, sent, step_ms, local_ms = mean
+        return {
+            "step": step,
+            "epoch": step / self.plan.steps_an_epoch,
+            "learning_rate": self.plan.learning_rate(step - 1),
+            "loss": loss / window.steps,
+            "score": score,
+            "samples_per_s": window.steps * self.options.batch_size * gtopk.size() / seconds,
+            "seconds": seconds,
+            "exchange_seconds": exchange,
+            "communication_share": exchange / seconds,
+            "step_ms": step_ms,
+            "local_ms": local_ms,
+            "bytes_sent_per_step": sent / window.steps,
+            "bytes_sent": sent + (self.history[-1]["bytes_sent"] if self.history else 0.0),
+        }
+
+    def _text(self, line: dict[str, Any]) -> str:
+        return (
+            f"step {line['step']:6d}  epoch {line['epoch']:6.2f}  loss {line['loss']:.4f}  "
+            f"{self.workload.metric} {line['score']:.4f}  {line['samples_per_s']:7.0f} {self.workload.unit}/s  "
+            f"communication {line['communication_share']:6.1%}  "
+            f"sent {report.size_text(line['bytes_sent_per_step'])} a step, {report.size_text(line['bytes_sent'])} in all"
+        )
+
+    def _describe(self) -> dict[str, Any]:
+        options, history, stats = self.options, self.history, self.optimizer.stats()
+        seconds = sum(line["seconds"] for line in history)
+        steps = history[-1]["step"]
+        return {
+            "model": self.workload.name,
+            "unit": self.workload.unit,
+            "metric": self.workload.metric,
+            "algorithm": options.algorithm,
+            "density": None if options.algorithm == "dense" else options.density,
+            "value_type": "fp32" if options.algorithm == "dense" else options.value_type,
+            "ranks": gtopk.size(),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "data": self.workload.data,
+            "samples": self.workload.samples,
+            "batch_size": options.batch_size,
+            "seed": options.seed,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "steps": steps,
+            "loss": history[-1]["loss"],
+            "score": history[-1]["score"],
+            "samples_per_s": steps * options.batch_size * gtopk.size() / seconds,
+            "steps_per_s": steps / seconds,
+            "communication_share": sum(line["exchange_seconds"] for line in history) / seconds,
+            "bytes_sent": history[-1]["bytes_sent"],
+            "step_ms": history[-1]["step_ms"],
+            "local_ms": history[-1]["local_ms"],
+            "hierarchy": stats.get("hierarchy", "off"),
+            "last_step": {
+                name: stats[name] for name in ("k", "rounds", "bytes_sent", "network_bytes_sent") if name in stats
+            },
+            "history": history,
+        }
+
+
+def average_buffers(model: nn.Module) -> None:
+    """Each rank's batch normalisation has seen other samples; with averaged statistics all ranks have the same model."""
+    running = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if not running:
+        return
+    mean = gtopk.allreduce(torch.cat([buffer.flatten() for buffer in running]))
+    for buffer, values in zip(running, torch.split(mean, [buffer.numel() for buffer in running]), strict=True):
+        buffer.copy_(values.view_as(buffer))
+
+
+def replicas_identical(model: nn.Module) -> bool:
+    """True when every rank's parameters have the same bits as rank 0's."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    same = digest.hexdigest() == gtopk.broadcast_object(digest.hexdigest(), root_rank=0)
+    return bool(gtopk.allreduce(torch.tensor([float(same)]))[0] == 1.0)
