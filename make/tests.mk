@@ -97,7 +97,8 @@ $(MPI_PROGRAMS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(BUI
 # GPU's do: the guarded device queues and hides its memory, the ordered transport queues on it (tests/support/). Up to 5
 # ranks are enough for that.
 EXCHANGE_TESTS := $(filter %/test_exchange %/test_split %/test_state %/test_reducer %/test_reducer_ranks \
-    %/test_reducers_together %/test_peers %/test_rollback %/test_nodes %/test_nodes_reducer %/test_faults,$(C_TEST_BINS))
+    %/test_reducers_together %/test_peers %/test_rollback %/test_nodes %/test_nodes_reducer %/test_choice \
+    %/test_faults,$(C_TEST_BINS))
 QUEUED_TESTS   := $(EXCHANGE_TESTS) $(filter %/test_memory %/test_queue,$(C_TEST_BINS))
 
 #: make test             everything but what takes hours; at most 30 minutes on 2 cores
@@ -150,7 +151,8 @@ LONGEST     := $(filter %/test_faults,$(C_TEST_BINS))
 ALL_C_TESTS  = $(LONGEST) $(call each_way,$(LONGEST)) $(filter-out $(LONGEST),$(C_TEST_BINS)) \
     $(call each_way,$(filter-out $(LONGEST),$(EXCHANGE_TESTS))) \
     $(call with,GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded,$(QUEUED_ONLY)) $(call with,$(ORDERED) GTOPK_DEVICE=guarded,$(QUEUED_ONLY)) \
-    $(call with,$(OVER_NCCL),$(filter %/test_exchange %/test_reducers_together %/test_nodes %/test_nodes_reducer,$(C_TEST_BINS)))
+    $(call with,$(OVER_NCCL),$(filter %/test_exchange %/test_reducers_together %/test_nodes %/test_nodes_reducer \
+    %/test_choice,$(C_TEST_BINS)))
 
 #: make c-tests          all tests in C (make build/tests/unit/test_wire: one of them)
 c-tests: $(C_TEST_BINS)

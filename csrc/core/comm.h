@@ -26,6 +26,7 @@ typedef struct peer_word {
 struct gtopk_comm {
     link_t link;
     places_map_t map;
+    gtopk_costs_t costs; /* measured; struct_size 0: not yet */
     comm_device_t devices[COMM_DEVICES];
     gtopk_comm_t *peers;     /* whose ranks take each step together with this one; NULL: none */
     peer_word_t *peer_words; /* room for what each of them tells */

@@ -6,6 +6,7 @@
 
 #include <string.h>
 
+#include "core/choice.h"
 #include "exchange/check.h"
 #include "util/clock.h"
 
@@ -341,6 +342,8 @@ static gtopk_status_t group_step(const group_t *group)
         status = count_sets(group);
     status = comm_settle(comm, status, group->reducers[0]->step);
     group_end(group, status);
+    for (size_t i = 0; i < group->count && status == GTOPK_OK && link_check_alive(&comm->link) == GTOPK_OK; i++)
+        choice_review(group->reducers[i]);
     return status;
 }
 

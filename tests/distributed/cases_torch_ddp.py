@@ -262,6 +262,7 @@ def case_what_no_rank_used_is_not_lost():
         ({"dense_below": 1000}, {}),
         ({"algorithm": "topk"}, {}),
         ({"algorithm": "gtopk-split"}, {}),
+        ({"algorithm": "auto"}, {}),
         ({"grad_scaler": True}, {}),
     ):
         for dtype in (torch.float32, torch.float64):

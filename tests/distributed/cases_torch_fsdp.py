@@ -89,6 +89,7 @@ def case_replicas_agree_whatever_the_options():
         {"algorithm": "gtopk-split"},
         {"algorithm": "gtopk-tree", "value_type": "int8"},
         {"algorithm": "topk", "value_type": "fp16"},
+        {"algorithm": "auto"},
         {"algorithm": "dense"},
         {"dense_below": 8, "merge_growth": 1.5},
         {"dense_1d": True, "residual_policy": "paper"},

@@ -33,6 +33,10 @@ ACCUMULATE = "csrc/core/accumulate.c"
 STATE = "csrc/core/state.c"
 CONFIG = "csrc/core/config.c"
 REDUCER = "csrc/core/reducer.c"
+SETTINGS = "csrc/core/settings.c"
+CHOICE = "csrc/core/choice.c"
+MEASURE = "csrc/core/measure.c"
+COST = "csrc/exchange/cost.c"
 HOST = "csrc/device/host.c"
 COMMIT = "csrc/device/cpu/commit.c"
 OUTPUT = "csrc/device/cpu/output.c"
@@ -133,8 +137,8 @@ MUTANTS = [
     Mutant(
         "nodes: auto keeps the slower one",
         REDUCER,
-        "choice->node_s < choice->off_s;",
-        "choice->node_s >= choice->off_s;",
+        "trials->node_s < trials->off_s;",
+        "trials->node_s >= trials->off_s;",
     ),
     Mutant(
         "nodes: a state of all entries is loaded into a share",
@@ -341,15 +345,15 @@ MUTANTS = [
     ),
     Mutant(
         "another density while the commit is queued",
-        REDUCER,
-        "may be queued. */\n    status = reducer->device->ops->synchronize(reducer->device, reducer->stream);",
-        "may be queued. */\n    status = GTOPK_OK;",
+        SETTINGS,
+        "may be queued. */\n    gtopk_status_t status = reducer->device->ops->synchronize(reducer->device, reducer->stream);",
+        "may be queued. */\n    gtopk_status_t status = GTOPK_OK;",
     ),
     Mutant(
         "a reducer goes while its commit is queued",
         REDUCER,
-        "        (void)ops->synchronize(reducer->device, reducer->stream);\n        destroy_exchange(",
-        "        destroy_exchange(",
+        "        (void)ops->synchronize(reducer->device, reducer->stream);\n        reducer_destroy_exchange(",
+        "        reducer_destroy_exchange(",
     ),
     Mutant("one reducer's failure is its own", HOST, "ok &= outcomes[i].words->ok;", "ok = outcomes[i].words->ok;"),
     Mutant(

@@ -371,10 +371,13 @@ class Exchange:
 
     def _reducer(self, segments: Sequence[Segment], density: float, dense: bool) -> Reducer:
         options = self.options
+        algorithm = options.algorithm
+        if algorithm == "auto" and segments[0].whole:
+            algorithm = "gtopk"  # what is measured may differ between peers, whose updates must not
         return Reducer(
             [segment.numel for segment in segments],
             density=density,
-            algorithm="dense" if dense else options.algorithm,
+            algorithm="dense" if dense else algorithm,
             value_type="fp32" if dense else options.value_type,
             residual_policy=options.residual_policy,
             merge_growth=1.0 if dense else options.merge_growth,
