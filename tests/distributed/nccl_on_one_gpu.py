@@ -160,12 +160,21 @@ def kills(options):
     dice = random.Random(1)
     deadline = 6.0 if options.standin else 2.0
     jobs = [(2 if i % 2 else 4 - 2 * options.standin, random.Random(dice.random())) for i in range(options.kills)]
+    until = time.monotonic() + options.seconds
+
+    def one(job):
+        if time.monotonic() > until:
+            return None
+        found = strike(job[0], deadline, job[1], options.standin)
+        print(json.dumps({"ranks": job[0], **{what: round(seconds, 3) for what, seconds in found.items()}}), flush=True)
+        return found
+
     with concurrent.futures.ThreadPoolExecutor(options.at_once) as pool:
-        took = list(pool.map(lambda job: strike(job[0], deadline, job[1], options.standin), jobs))
+        took = [found for found in pool.map(one, jobs) if found]
     late = [one["return"] for one in took if one["return"] > deadline + 1.0]
     assert not late, f"{len(late)} of {len(took)} took longer than {deadline} + 1 s: {late}"
     slowest = {f"slowest_{what}_s": round(max(one[what] for one in took), 3) for what in took[0]}
-    return {"kills": len(took), "deadline_s": deadline, **slowest}
+    return {"kills": len(took), "of": len(jobs), "deadline_s": deadline, **slowest}
 
 
 def ddp(options):
@@ -202,6 +211,7 @@ def main():
     parser.add_argument("--build", default="build")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="after which no more ranks are killed")
     parser.add_argument("--at-once", type=int, default=1, help="jobs of `kills` (1)")
     parser.add_argument("--counter", default="", help="libcuda_count.so (BUILD/gpu/bin, else BUILD/bin)")
     parser.add_argument("--trace", default="", help="a file for the traces")
