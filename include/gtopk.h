@@ -168,8 +168,8 @@ gtopk_status_t gtopk_finalize_at_exit(void);
  * the other's on the caller's stream; the transport above goes on carrying all else. Each rank needs a GPU of its own, the
  * one whose context is current in the thread that makes the communicator. libnccl.so.2 (2.18 or newer) is the file that
  * GTOPK_NCCL_LIBRARY names, else the one that the process has loaded (PyTorch's), else data_library, else the system's.
- * "auto" takes NCCL where all ranks have a GPU and it works, and says in the log (info) why not otherwise. Emulated only: no
- * GPU has run this yet. A step is queued on one stream. When a step fails, the communicator of NCCL is aborted and the device
+ * "auto" takes NCCL where all ranks have a GPU and it works, and says in the log (info) why not otherwise. A step is queued
+ * on one stream. When a step fails, the communicator of NCCL is aborted and the device
  * commits nothing any more; where NCCL hangs in that, it is left behind, and the log says so.
  *
  * Broken communicators. When an exchange fails on a rank (deadline, lost rank, interrupt, corrupt message), that rank

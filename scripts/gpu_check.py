@@ -404,7 +404,6 @@ def machine() -> dict:
         "torch": first_line(
             [sys.executable, "-c", "import torch; print(torch.__version__, torch.cuda.is_available())"]
         ),
-        "kernel": platform.release(),
         "cores": os.cpu_count(),
         "date": time.strftime("%Y-%m-%d"),
     }
