@@ -160,12 +160,11 @@ def kills(options):
     and those that wait take whole turns, so that four jobs at a time took longer than one by one."""
     dice = random.Random(1)
     deadline = 6.0 if options.standin else 2.0
+    until = time.monotonic() + options.seconds
     took = []
-    for number in range(options.kills):
-        took.append(strike(2 if number % 3 or options.standin else 4, deadline, dice, options.standin))
-        print(
-            f"kill {number + 1}: { ({what: round(seconds, 2) for what, seconds in took[-1].items()}) }", file=sys.stderr
-        )
+    while len(took) < options.kills and time.monotonic() < until:
+        took.append(strike(2 if len(took) % 3 or options.standin else 4, deadline, dice, options.standin))
+        print(json.dumps({what: round(seconds, 3) for what, seconds in took[-1].items()}), flush=True)
     late = [one["return"] for one in took if one["return"] > deadline + 1.0]
     assert not late, f"{len(late)} of {len(took)} took longer than {deadline} + 1 s: {late}"
     times = {
@@ -173,7 +172,7 @@ def kills(options):
         for what in took[0]
         for name, choose in (("median", statistics.median), ("slowest", max))
     }
-    return {"kills": len(took), "deadline_s": deadline, **times}
+    return {"kills": len(took), "of": options.kills, "deadline_s": deadline, **times}
 
 
 def ddp(options):
@@ -204,7 +203,7 @@ def ddp(options):
     return {"said": said}
 
 
-PARTS = {"exchanges": exchanges, "nodes": nodes, "trace": trace, "kills": kills, "ddp": ddp}
+PARTS = {"exchanges": exchanges, "nodes": nodes, "trace": trace, "ddp": ddp, "kills": kills}
 
 
 def main():
@@ -212,6 +211,7 @@ def main():
     parser.add_argument("--build", default="build")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="after which no more ranks are killed")
     parser.add_argument("--counter", default="", help="libcuda_count.so (BUILD/gpu/bin, else BUILD/bin)")
     parser.add_argument("--trace", default="", help="a file for the traces")
     parser.add_argument("--standin", action="store_true")
