@@ -168,8 +168,8 @@ gtopk_status_t gtopk_finalize_at_exit(void);
  * the other's on the caller's stream; the transport above goes on carrying all else. Each rank needs a GPU of its own, the
  * one whose context is current in the thread that makes the communicator. libnccl.so.2 (2.18 or newer) is the file that
  * GTOPK_NCCL_LIBRARY names, else the one that the process has loaded (PyTorch's), else data_library, else the system's.
- * "auto" takes NCCL where all ranks have a GPU and it works, and says in the log (info) why not otherwise. Emulated only: no
- * GPU has run this yet. A step is queued on one stream. When a step fails, the communicator of NCCL is aborted and the device
+ * "auto" takes NCCL where all ranks have a GPU and it works, and says in the log (info) why not otherwise. A step is queued
+ * on one stream. When a step fails, the communicator of NCCL is aborted and the device
  * commits nothing any more; where NCCL hangs in that, it is left behind, and the log says so.
  *
  * Broken communicators. When an exchange fails on a rank (deadline, lost rank, interrupt, corrupt message), that rank
@@ -202,10 +202,15 @@ typedef struct gtopk_comm_config {
     const char
         *data; /* how messages of exchanges travel: NULL: as `transport`; "nccl"; "auto". The same on all ranks */
     const char *data_library; /* nccl: a file to try before the system's libnccl.so.2; NULL: none */
+    /* Another communicator, whose ranks hold the other parts of one model and exchange each of them on a communicator of
+     * their own, all with this setting: a step happens on all of them or on none, and is non-finite on all when it is so on
+     * one. They tell each other before anything is committed. Stays the caller's, and is kept alive; not used by
+     * another thread meanwhile. NULL: none. */
+    gtopk_comm_t *peers;
 } gtopk_comm_config_t;
 
 #define GTOPK_COMM_CONFIG_INIT \
-    {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
+    {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
 
 /* Collective. Opens the transport and compares library and wire format versions of all ranks.
  * Errors: INVALID, NOT_FOUND (module or MPI; the text says what to install), MISMATCH, TIMEOUT, TRANSPORT, NOMEM,
@@ -274,9 +279,11 @@ typedef enum gtopk_algorithm {
     GTOPK_ALGORITHM_DENSE = 0, /* all-reduce of the whole residual: the baseline. O(n) */
     GTOPK_ALGORITHM_TOPK = 1,  /* all-gather of k entries from each rank; union of up to kP entries. O(kP) */
     GTOPK_ALGORITHM_GTOPK = 2, /* butterfly: log2 P rounds (one more and a hand-back unless P is 2^m). O(k log P) */
-    GTOPK_ALGORITHM_GTOPK_TREE = 3, /* the paper's: binomial tree to rank 0, then broadcast: 2 log2 P rounds */
-    GTOPK_ALGORITHM_GTOPK_SPLIT = 4 /* every rank merges one range of the indices and keeps the largest k / P of it: 2
+    GTOPK_ALGORITHM_GTOPK_TREE = 3,  /* the paper's: binomial tree to rank 0, then broadcast: 2 log2 P rounds */
+    GTOPK_ALGORITHM_GTOPK_SPLIT = 4, /* every rank merges one range of the indices and keeps the largest k / P of it: 2
                                        log2 P rounds with 2k entries in all. O(k): many ranks, slow links */
+    GTOPK_ALGORITHM_AUTO = 100       /* the fastest of these, by what was measured between these ranks: see
+                                  gtopk_reducer_choice. Not for gtopk_predict */
 } gtopk_algorithm_t;
 
 typedef enum gtopk_residual_policy {
@@ -457,7 +464,8 @@ gtopk_status_t gtopk_reducer_reduce_sparse(gtopk_reducer_t *reducer, gtopk_set_t
  * queued failed. */
 gtopk_status_t gtopk_reducer_wait(gtopk_reducer_t *reducer, gtopk_stats_t *stats);
 
-/* Entries that an update can have at most: k of the last round; k * P for topk; n for dense. */
+/* Entries that an update can have at most: k of the last round; k * P for topk; n for dense. With GTOPK_ALGORITHM_AUTO it may be
+ * another number after every step. */
 uint64_t gtopk_reducer_max_count(const gtopk_reducer_t *reducer);
 
 uint64_t gtopk_reducer_dim(const gtopk_reducer_t *reducer);
@@ -476,8 +484,63 @@ gtopk_status_t gtopk_reducer_hierarchy(const gtopk_reducer_t *reducer, gtopk_hie
  * reaches. */
 const char *gtopk_reducer_device(const gtopk_reducer_t *reducer);
 
-/* Collective, between steps. All ranks give the same density (0, 1]; otherwise MISMATCH on every rank and no change. */
+/* Collective, between steps. All ranks give the same density (0, 1]; otherwise MISMATCH on every rank and no change. With
+ * GTOPK_ALGORITHM_AUTO the algorithm is chosen anew. */
 gtopk_status_t gtopk_reducer_set_density(gtopk_reducer_t *reducer, double density);
+
+/* Collective, between steps. Another algorithm from the next step on; the residual (and velocity) stays as it is. It ends
+ * GTOPK_ALGORITHM_AUTO, which cannot be given here. gtopk_reducer_max_count changes with it. Errors, with no change: INVALID;
+ * UNSUPPORTED (dense, with hierarchy node); NOMEM; MISMATCH. */
+gtopk_status_t gtopk_reducer_set_algorithm(gtopk_reducer_t *reducer, int32_t algorithm);
+
+/* ---- what a step costs, and which algorithm GTOPK_ALGORITHM_AUTO takes ----
+ *
+ * Seconds that the parts of a step take. A message of b bytes takes message_s + b * byte_s while all ranks exchange one with
+ * a partner; near: between ranks of one node. An all-reduce is 2 (P - 1) messages of sum_message_s with 1/P of the bytes each. */
+typedef struct gtopk_costs {
+    size_t struct_size; /* sizeof(gtopk_costs_t) */
+    double message_s, byte_s;
+    double near_message_s, near_byte_s;
+    double sum_message_s, sum_byte_s;
+    double accumulate_s; /* adding an entry of n to the residual */
+    double select_s;     /* selecting and committing an entry of k */
+    double merge_s;      /* encoding, decoding and merging an entry of a message */
+    double dense_s;      /* all that a dense step does with an entry of n, but for the network */
+    int32_t each_node;   /* ranks with numbers that follow each other are on one node; 1: every message is a far one */
+    int32_t gathers;     /* 1: the transport has an all-gather of its own, of log2 P latencies */
+} gtopk_costs_t;
+
+#define GTOPK_COSTS_INIT {sizeof(gtopk_costs_t), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 0}
+
+/* Collective. Measures all of this by some messages and sums of two sizes, up to 1 MiB, and by some steps of 1M entries of each
+ * rank alone. Every rank gets the slowest one's numbers. `config` says on which device and with what threads; NULL: the
+ * default's. Errors: those of an exchange, NOMEM, and those of the device. */
+gtopk_status_t gtopk_comm_measure(gtopk_comm_t *comm, const gtopk_reducer_config_t *config, gtopk_costs_t *costs);
+
+/* Seconds of a step of `dim` entries between `size` ranks, by the config's algorithm, density, value type, merge_growth and
+ * hierarchy (AUTO counts as OFF): accumulate, select, exchange and commit. docs/architecture.md has the formulas. Errors:
+ * INVALID. */
+gtopk_status_t gtopk_predict(const gtopk_costs_t *costs, const gtopk_reducer_config_t *config, uint64_t dim,
+                             int32_t size, double *seconds);
+
+/* GTOPK_ALGORITHM_AUTO: the costs are measured once a communicator, when the first such reducer is created, and the algorithm of
+ * the least predicted time is taken. All ranks then compare their steps' times after 4 steps, 8 more, 16 more, and at last
+ * every 1024: one small all-gather in gtopk_reducer_reduce, after the commit, whose failure breaks the communicator for the
+ * next step. Where another algorithm is predicted, or was found, to take at least 5 % less than what was measured, it is taken
+ * from the next step on. Another density begins with predictions again. What has to be allocated for it on some rank and
+ * cannot is not taken. With hierarchy node dense is not among the choices; with hierarchy AUTO that is settled first, by
+ * steps of gtopk. One rank by itself has nothing to choose: it stays with gtopk. */
+enum { GTOPK_CHOICES = 8 };
+
+typedef struct gtopk_choice_info {
+    size_t struct_size;                /* set by the caller */
+    int32_t algorithm;                 /* gtopk_algorithm_t: of the next step */
+    int32_t is_auto;                   /* 1: it was chosen */
+    double predicted_s[GTOPK_CHOICES]; /* by gtopk_algorithm_t: seconds of a step; 0: not among the choices */
+    double measured_s[GTOPK_CHOICES];  /* median of the steps that were looked at last; 0: none yet */
+} gtopk_choice_info_t;
+
+gtopk_status_t gtopk_reducer_choice(const gtopk_reducer_t *reducer, gtopk_choice_info_t *info);
 
 /* Momentum correction (Lin et al., Deep Gradient Compression, ICLR 2018), for reducers made with it: accumulate does
  *     velocity = fma(momentum, velocity, scale * gradient)

@@ -29,7 +29,9 @@ JOINTS = {
         "exchange/link.h",
         "exchange/check.h",
         "exchange/collective.h",
+        "exchange/cost.h",
         "exchange/node.h",
+        "exchange/probe.h",
         "exchange/scatter.h",
     },
 }

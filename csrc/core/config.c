@@ -39,7 +39,8 @@ gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_
         memcpy(full, config, config->struct_size);
     gtopk_status_t status = config_check_density(full->density);
     if (status == GTOPK_OK)
-        status = check_choice("algorithm", full->algorithm, WIRE_ALGORITHMS);
+        status = full->algorithm == GTOPK_ALGORITHM_AUTO ? GTOPK_OK
+                                                         : check_choice("algorithm", full->algorithm, WIRE_ALGORITHMS);
     if (status == GTOPK_OK)
         status = check_choice("value type", full->value_type, GTOPK_VALUE_I8 + 1);
     if (status == GTOPK_OK)
@@ -116,6 +117,11 @@ static gtopk_status_t compare(int32_t rank, int32_t other, const char *name, dou
                       name, ours, (int)rank, theirs, (int)other);
 }
 
+static double algorithm_asked(const config_record_t *record)
+{
+    return record->open ? GTOPK_ALGORITHM_AUTO : record->algorithm;
+}
+
 static gtopk_status_t compare_records(int32_t rank, const config_record_t *mine, int32_t other,
                                       const config_record_t *theirs)
 {
@@ -127,7 +133,8 @@ static gtopk_status_t compare_records(int32_t rank, const config_record_t *mine,
         {"the number of segments", (double)mine->segments, (double)theirs->segments},
         {"the number of entries (dim)", (double)mine->dim, (double)theirs->dim},
         {"density", mine->density, theirs->density},
-        {"algorithm", mine->algorithm, theirs->algorithm},
+        {"algorithm", algorithm_asked(mine), algorithm_asked(theirs)},
+        {"the algorithm that was chosen", mine->algorithm, theirs->algorithm},
         {"value type", mine->value_type, theirs->value_type},
         {"residual policy", mine->residual_policy, theirs->residual_policy},
         {"merge_growth", mine->merge_growth, theirs->merge_growth},

@@ -14,7 +14,12 @@ typedef struct config_record {
     int32_t status;    /* of this rank's own checks and allocations */
     int32_t each_node; /* ranks of a node that have a share each; 1: there are no shares */
     int32_t over_data; /* 1: messages go over the data transport beside the control transport */
+    int32_t open;      /* 1: the algorithm is chosen by the library: GTOPK_ALGORITHM_AUTO */
+    int32_t zero;      /* so that there is no padding: all bytes are hashed */
 } config_record_t;
+
+_Static_assert(sizeof(config_record_t) == 6 * sizeof(int32_t) + 6 * sizeof(uint64_t) + 6 * sizeof(int32_t),
+               "no byte of it is padding");
 
 /* The caller's config in full, defaults where its struct ends earlier. INVALID for any value out of range. */
 gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_config_t *full);

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/choice.h"
 #include "core/trial.h"
 #include "exchange/node.h"
 #include "util/log.h"
@@ -35,16 +36,18 @@ static exchange_setup_t setup_for(const gtopk_reducer_t *reducer, uint64_t k)
     };
 }
 
-static gtopk_status_t create_exchange(const gtopk_reducer_t *reducer, uint64_t k, exchange_t **exchange)
+gtopk_status_t reducer_create_exchange(const gtopk_reducer_t *reducer, int32_t algorithm, uint64_t k,
+                                       exchange_t **exchange)
 {
-    const exchange_setup_t setup = setup_for(reducer, k);
+    exchange_setup_t setup = setup_for(reducer, k);
+    setup.config.algorithm = algorithm;
     if (!reducer->shares)
         return exchange_find(setup.config.algorithm)->create(exchange, &setup);
     const node_setup_t node = {setup, reducer->shares->node, reducer->record.dim, reducer->segments.count};
     return node_create(exchange, &node);
 }
 
-static void destroy_exchange(exchange_t *exchange)
+void reducer_destroy_exchange(exchange_t *exchange)
 {
     if (exchange)
         exchange->ops->destroy(exchange);
@@ -130,7 +133,8 @@ static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_red
     reducer->verdict = verdict;
     if (status == GTOPK_OK && reducer->shares)
         status = create_scatter(reducer);
-    return status == GTOPK_OK ? create_exchange(reducer, reducer->k, &reducer->exchange) : status;
+    return status == GTOPK_OK ? reducer_create_exchange(reducer, record->algorithm, reducer->k, &reducer->exchange)
+                              : status;
 }
 
 /* Everything that can fail on one rank alone. `nodes`: in shares, where the config leaves that open. */
@@ -144,7 +148,8 @@ static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer
         status = config_check_lengths(lengths, count, &record->dim);
     if (status != GTOPK_OK)
         return status;
-    record->algorithm = full.algorithm;
+    record->open = full.algorithm == GTOPK_ALGORITHM_AUTO;
+    record->algorithm = record->open ? GTOPK_ALGORITHM_GTOPK : full.algorithm;
     record->value_type = full.value_type;
     record->residual_policy = full.residual_policy;
     record->momentum_correction = full.momentum_correction;
@@ -159,7 +164,7 @@ static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer
     if (status != GTOPK_OK)
         return status;
     nodes |= full.hierarchy == GTOPK_HIERARCHY_NODE;
-    record->each_node = nodes && exchange_find(full.algorithm)->selects ? places_each_node(&reducer->comm->map) : 1;
+    record->each_node = nodes && exchange_find(record->algorithm)->selects ? places_each_node(&reducer->comm->map) : 1;
 
     status = segments_create(&reducer->segments, lengths, count);
     return status == GTOPK_OK ? create_on_device(reducer, &full) : status;
@@ -201,10 +206,10 @@ static gtopk_status_t create(gtopk_reducer_t **out, gtopk_comm_t *comm, const gt
 }
 
 /* One of both, which all ranks take alike. */
-typedef struct choice {
+typedef struct trials {
     double off_s, node_s;
     int nodes;
-} choice_t;
+} trials_t;
 
 static gtopk_status_t try_one(gtopk_comm_t *comm, const gtopk_reducer_config_t *config, const uint64_t *lengths,
                               size_t count, int nodes, double *seconds)
@@ -219,21 +224,21 @@ static gtopk_status_t try_one(gtopk_comm_t *comm, const gtopk_reducer_config_t *
 
 /* Of two that could not both be tried, it is the one without nodes. */
 static gtopk_status_t choose(gtopk_comm_t *comm, const gtopk_reducer_config_t *config, const uint64_t *lengths,
-                             size_t count, choice_t *choice)
+                             size_t count, trials_t *trials)
 {
-    gtopk_status_t status = try_one(comm, config, lengths, count, 0, &choice->off_s);
-    if (status != GTOPK_OK || choice->off_s == 0.0)
+    gtopk_status_t status = try_one(comm, config, lengths, count, 0, &trials->off_s);
+    if (status != GTOPK_OK || trials->off_s == 0.0)
         return status;
-    status = try_one(comm, config, lengths, count, 1, &choice->node_s);
+    status = try_one(comm, config, lengths, count, 1, &trials->node_s);
     if (status != GTOPK_OK) {
-        choice->node_s = 0.0;
+        trials->node_s = 0.0;
         LOG(GTOPK_LOG_INFO, "rank %d: hierarchy auto: node cannot be used (%s)", (int)comm_rank(comm),
             gtopk_last_error());
         return link_check_alive(&comm->link);
     }
-    choice->nodes = choice->node_s < choice->off_s;
+    trials->nodes = trials->node_s < trials->off_s;
     LOG(GTOPK_LOG_INFO, "rank %d: hierarchy auto: a step takes %.3f ms with off, %.3f ms with node: %s is kept",
-        (int)comm_rank(comm), 1e3 * choice->off_s, 1e3 * choice->node_s, choice->nodes ? "node" : "off");
+        (int)comm_rank(comm), 1e3 * trials->off_s, 1e3 * trials->node_s, trials->nodes ? "node" : "off");
     return GTOPK_OK;
 }
 
@@ -248,18 +253,24 @@ static int is_open(const gtopk_comm_t *comm, const gtopk_reducer_config_t *confi
 gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,
                                     const uint64_t *lengths, size_t count)
 {
-    choice_t choice = {.nodes = 0};
+    trials_t trials = {.nodes = 0};
     gtopk_status_t status = GTOPK_OK;
     if (!out)
         return status_set(GTOPK_ERR_INVALID, "gtopk_reducer_create needs a place for the handle");
     *out = NULL;
     if (is_open(comm, config))
-        status = choose(comm, config, lengths, count, &choice);
+        status = choose(comm, config, lengths, count, &trials);
     if (status == GTOPK_OK)
-        status = create(out, comm, config, lengths, count, choice.nodes);
-    if (status == GTOPK_OK) {
-        (*out)->off_s = choice.off_s;
-        (*out)->node_s = choice.node_s;
+        status = create(out, comm, config, lengths, count, trials.nodes);
+    if (status != GTOPK_OK)
+        return status;
+    (*out)->off_s = trials.off_s;
+    (*out)->node_s = trials.node_s;
+    if ((*out)->record.open)
+        status = choice_begin(*out, config);
+    if (status != GTOPK_OK) {
+        gtopk_reducer_destroy(*out);
+        *out = NULL;
     }
     return status;
 }
@@ -290,7 +301,7 @@ void gtopk_reducer_destroy(gtopk_reducer_t *reducer)
     if (reducer->device && !reducer->comm->link.stream_lost) { /* what is queued needs all of it */
         const device_ops_t *ops = reducer->device->ops;
         (void)ops->synchronize(reducer->device, reducer->stream);
-        destroy_exchange(reducer->exchange);
+        reducer_destroy_exchange(reducer->exchange);
         ops->release(reducer->device, reducer->words);
         ops->release_pinned(reducer->device, reducer->verdict);
         if (reducer->store)
@@ -367,80 +378,4 @@ uint64_t gtopk_reducer_dim(const gtopk_reducer_t *reducer)
 const char *gtopk_reducer_device(const gtopk_reducer_t *reducer)
 {
     return reducer ? reducer->device->name : "";
-}
-
-/* ---- settings ---- */
-
-gtopk_status_t gtopk_reducer_set_momentum(gtopk_reducer_t *reducer, double momentum, int nesterov)
-{
-    gtopk_status_t status = reducer_enter(reducer);
-    if (status != GTOPK_OK)
-        return status;
-    status = reducer_check_between_steps(reducer, "gtopk_reducer_set_momentum");
-    if (status == GTOPK_OK && !reducer->record.momentum_correction)
-        status = status_set(GTOPK_ERR_STATE, "this reducer keeps no velocity: create it with momentum_correction = 1");
-    if (status == GTOPK_OK && !(momentum >= 0.0 && momentum < 1.0))
-        status = status_set(GTOPK_ERR_INVALID, "momentum %g is out of range: at least 0, below 1", momentum);
-    if (status == GTOPK_OK) {
-        reducer->momentum = (float)momentum;
-        reducer->nesterov = nesterov != 0;
-    }
-    reducer_leave(reducer);
-    return status;
-}
-
-/* Makes this rank ready for another k: on failure it is as before, and *fresh is NULL. */
-static gtopk_status_t prepare_density(gtopk_reducer_t *reducer, double density, exchange_t **fresh)
-{
-    gtopk_status_t status = reducer_check_between_steps(reducer, "gtopk_reducer_set_density");
-    if (status == GTOPK_OK)
-        status = config_check_density(density);
-    if (status != GTOPK_OK)
-        return status;
-    const uint64_t k = config_k(reducer_store_dim(reducer), density);
-    /* The commit before it may be queued. */
-    status = reducer->device->ops->synchronize(reducer->device, reducer->stream);
-    if (status == GTOPK_OK)
-        status = create_exchange(reducer, k, fresh);
-    if (status == GTOPK_OK && reducer_selects(reducer))
-        status = reducer->device->ops->store_resize(reducer->store, k);
-    if (status != GTOPK_OK) {
-        destroy_exchange(*fresh);
-        *fresh = NULL;
-    }
-    return status;
-}
-
-gtopk_status_t gtopk_reducer_set_density(gtopk_reducer_t *reducer, double density)
-{
-    gtopk_status_t status = reducer_enter(reducer);
-    if (status != GTOPK_OK)
-        return status;
-    gtopk_comm_t *comm = reducer->comm;
-    status = comm_enter(comm);
-    if (status != GTOPK_OK) {
-        reducer_leave(reducer);
-        return status;
-    }
-    exchange_t *fresh = NULL;
-    config_record_t record = reducer->record;
-    record.status = prepare_density(reducer, density, &fresh);
-    record.density = density;
-    const int ready = record.status == GTOPK_OK;
-    status = config_agree(comm, &record);
-    if (status == GTOPK_OK) {
-        record.run = reducer->record.run; /* a state of another run is for the next exchange to find */
-        destroy_exchange(reducer->exchange);
-        reducer->exchange = fresh;
-        reducer->record = record;
-        reducer->hash = config_hash(&record);
-        reducer->k = config_k(reducer_store_dim(reducer), density);
-    } else if (ready) {
-        destroy_exchange(fresh);
-        if (reducer_selects(reducer) && reducer->device->ops->store_resize(reducer->store, reducer->k) != GTOPK_OK)
-            status = comm_settle(comm, GTOPK_ERR_NOMEM, reducer->step);
-    }
-    comm_leave(comm);
-    reducer_leave(reducer);
-    return status;
 }

@@ -12,6 +12,18 @@
 /* Floats that go between a device and the host at a time: 1 MiB. */
 #define REDUCER_PART ((size_t)1 << 18)
 
+/* Steps until the times of an algorithm that was taken are looked at, the first time and at last. */
+enum { CHOICE_FIRST = 4, CHOICE_LAST = 1024, CHOICE_TIMES = 32 };
+
+/* What is known of the algorithms, by their numbers, where the choice is the library's: see choice.h. */
+typedef struct choice {
+    double predicted[GTOPK_CHOICES], measured[GTOPK_CHOICES]; /* seconds of a step; measured 0: not yet */
+    double times[CHOICE_TIMES];                               /* of the latest steps since the last time */
+    uint32_t timed;                                           /* how many were */
+    uint32_t steps, window;                                   /* since then, and until the next time */
+    int warm;                                                 /* this algorithm has taken a step */
+} choice_t;
+
 struct gtopk_reducer {
     gtopk_comm_t *comm;
     device_t *device; /* the communicator's */
@@ -36,6 +48,7 @@ struct gtopk_reducer {
     atomic_flag busy;
     fpenv_t environment;  /* the caller's, while in a call */
     double off_s, node_s; /* a step of either hierarchy, as it was tried; 0: it was not */
+    choice_t choice;
 };
 
 /* Whether updates are made of entries that ranks select. */
@@ -49,6 +62,11 @@ static inline uint64_t reducer_store_dim(const gtopk_reducer_t *reducer)
 {
     return reducer->shares ? reducer->shares->length : reducer->record.dim;
 }
+
+/* An exchange of an algorithm for k entries of this reducer. NULL can be destroyed. */
+gtopk_status_t reducer_create_exchange(const gtopk_reducer_t *reducer, int32_t algorithm, uint64_t k,
+                                       exchange_t **exchange);
+void reducer_destroy_exchange(exchange_t *exchange);
 
 /* Parts of the residual (or velocity) by the indices of all entries. reducer_write: see shares_write. */
 gtopk_status_t reducer_read(gtopk_reducer_t *reducer, int which, uint64_t at, uint64_t length, float *out);

@@ -32,7 +32,7 @@ static gtopk_status_t gradient_create(gradient_t *gradient, const gtopk_reducer_
     const uint64_t dim = reducer->record.dim;
     void *values = NULL, *part = NULL;
     *gradient = (gradient_t){.device = reducer->device};
-    gtopk_status_t status = ops->allocate(reducer->device, dim * sizeof(float), "a gradient to try hierarchies with",
+    gtopk_status_t status = ops->allocate(reducer->device, dim * sizeof(float), "a gradient to time steps with",
                                           &values);
     gradient->values = values;
     if (status == GTOPK_OK)
@@ -102,7 +102,7 @@ static gtopk_status_t agree(gtopk_comm_t *comm, gtopk_status_t mine)
     gtopk_status_t status = comm_enter(comm);
     if (status != GTOPK_OK)
         return status;
-    status = comm_agree(comm, mine, "trying hierarchies");
+    status = comm_agree(comm, mine, "timing steps");
     comm_leave(comm);
     return status;
 }

@@ -214,6 +214,12 @@ static gtopk_status_t ring_allreduce(link_t *link, transport_t *transport, const
     return status;
 }
 
+gtopk_status_t collective_swap(link_t *link, transport_t *transport, int32_t peer, const void *data, size_t bytes)
+{
+    const mailbox_t box = mailbox_open(link, transport, WIRE_ALLGATHER, bytes);
+    return peer < transport->size ? mailbox_exchange(&box, 0, peer, data, bytes, peer, bytes) : GTOPK_OK;
+}
+
 /* Dissemination; `total` is compared with what the neighbours are about to do. */
 static gtopk_status_t disseminate(link_t *link, uint8_t algorithm, size_t total)
 {

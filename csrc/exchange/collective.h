@@ -26,6 +26,10 @@ gtopk_status_t collective_allreduce(link_t *link, const places_t *all, void *buf
  * same number of bytes. A message of another length could not be received at all. */
 gtopk_status_t collective_agree_on(link_t *link, uint8_t algorithm, size_t bytes);
 
+/* Sends `bytes` bytes to a rank and takes as many from it, which are dropped: for timing, on a transport that moves host memory.
+ * All ranks call it at once; those whose peer is no rank exchange nothing. */
+gtopk_status_t collective_swap(link_t *link, transport_t *transport, int32_t peer, const void *data, size_t bytes);
+
 /* Dissemination: ceil(log2 P) rounds. */
 gtopk_status_t collective_barrier(link_t *link);
 

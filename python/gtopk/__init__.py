@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .blocks import *
     from .comm import *
+    from .costs import *
     from .errors import *
     from .reducer import *
     from .step_stats import *
@@ -48,6 +49,7 @@ _EXPORTS = {
         "shutdown",
         "size",
     ),
+    "costs": ("Costs",),
     "errors": (
         "AbortedError",
         "CorruptError",
@@ -70,7 +72,7 @@ _EXPORTS = {
     "torch": ("DistributedOptimizer", "allreduce_buffers", "broadcast_optimizer_state", "broadcast_parameters"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_SUBMODULES = ("blocks", "comm", "errors", "horovod", "reducer", "torch")
+_SUBMODULES = ("blocks", "comm", "costs", "errors", "horovod", "reducer", "torch")
 
 __all__: list[str] = ["__version__"]
 __all__.extend(sorted(_HOME))

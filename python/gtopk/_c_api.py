@@ -9,6 +9,7 @@ import ctypes
 import functools
 import logging
 import os
+from collections.abc import Mapping
 from ctypes import (
     CFUNCTYPE,
     POINTER,
@@ -28,9 +29,19 @@ from . import _lib, _signals, errors
 
 # Names as Python gives them, codes as gtopk.h does.
 ALGORITHMS = {"dense": 0, "topk": 1, "gtopk": 2, "gtopk-tree": 3, "gtopk-split": 4}
+AUTO = {"auto": 100}  # the choice among these is the library's
 VALUE_TYPES = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3}
 RESIDUAL_POLICIES = {"share": 0, "paper": 1}
 HIERARCHIES = {"off": 0, "node": 1, "auto": 2}
+
+
+def code(table: Mapping[str, int], name: str, what: str) -> int:
+    """The code of a name in one of these tables."""
+    found = table.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise errors.InvalidError(f"{what} is {name!r}, but must be one of {', '.join(table)}")
+    return found
+
 
 F32, F16, BF16, F64 = 0, 1, 2, 3
 ZERO_INPUT, FOUND_INF, OUTPUT_IS_ZERO, JOINED, INPUT_STAYS = 1, 2, 4, 8, 16
@@ -77,6 +88,7 @@ class CommConfig(Structure):
         ("node", c_char_p),
         ("data", c_char_p),
         ("data_library", c_char_p),
+        ("peers", c_void_p),
     )
 
 
@@ -153,6 +165,41 @@ class HierarchyInfo(Structure):
     )
 
 
+class Costs(Structure):
+    """gtopk_costs_t"""
+
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("message_s", c_double),
+        ("byte_s", c_double),
+        ("near_message_s", c_double),
+        ("near_byte_s", c_double),
+        ("sum_message_s", c_double),
+        ("sum_byte_s", c_double),
+        ("accumulate_s", c_double),
+        ("select_s", c_double),
+        ("merge_s", c_double),
+        ("dense_s", c_double),
+        ("each_node", c_int32),
+        ("gathers", c_int32),
+    )
+
+
+CHOICES = 8
+
+
+class ChoiceInfo(Structure):
+    """gtopk_choice_info_t"""
+
+    _fields_ = (
+        ("struct_size", c_size_t),
+        ("algorithm", c_int32),
+        ("is_auto", c_int32),
+        ("predicted_s", c_double * CHOICES),
+        ("measured_s", c_double * CHOICES),
+    )
+
+
 class Set(Structure):
     """gtopk_set_t"""
 
@@ -212,6 +259,10 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_reducer_hierarchy": (c_int, (c_void_p, POINTER(HierarchyInfo))),
     "gtopk_reducer_device": (c_char_p, (c_void_p,)),
     "gtopk_reducer_set_density": (c_int, (c_void_p, c_double)),
+    "gtopk_reducer_set_algorithm": (c_int, (c_void_p, c_int32)),
+    "gtopk_comm_measure": (c_int, (c_void_p, POINTER(ReducerConfig), POINTER(Costs))),
+    "gtopk_predict": (c_int, (POINTER(Costs), POINTER(ReducerConfig), c_uint64, c_int32, POINTER(c_double))),
+    "gtopk_reducer_choice": (c_int, (c_void_p, POINTER(ChoiceInfo))),
     "gtopk_reducer_set_momentum": (c_int, (c_void_p, c_double, c_int)),
     "gtopk_reducer_state_size": (c_size_t, (c_void_p,)),
     "gtopk_reducer_state_save": (c_int, (c_void_p, c_void_p, c_size_t)),

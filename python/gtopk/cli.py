@@ -1,4 +1,4 @@
-"""``python -m gtopk``: doctor and build-mpi.
+"""``python -m gtopk``: doctor, advise and build-mpi.
 
 The only module that prints.
 """
@@ -17,15 +17,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import _c_api, _launcher, _lib, _mpi_module, comm
+from . import _c_api, _launcher, _lib, _mpi_module, advise, comm
 from . import _nccl as _nccl_module
 from ._communicator import default_timeout
 from ._version import __version__
-from .errors import GtopkError, NotFoundError
+from .errors import GtopkError, InvalidError, NotFoundError
 from .reducer import Reducer
 
 _TRY_SECONDS = 60.0
-_EMULATED = "gtopk's kernels were emulated only: no GPU has run them before, and no figure was measured"
 
 
 class Finding(NamedTuple):
@@ -44,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     doctor = commands.add_parser("doctor", help="say what was found on this machine, and what to do about what was not")
     doctor.set_defaults(run=lambda options: run_doctor())
+    _add_advise(commands)
     build = commands.add_parser("build-mpi", help="compile the MPI module for the MPI of this machine")
     build.add_argument("--mpicc", help="its compiler (default: $MPICC, else mpicc beside Python, else on PATH)")
     build.add_argument("--output", metavar="FILE", help=f"default: {_mpi_module.MODULE_NAME} beside the library")
@@ -55,6 +55,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gtopk: {error}", file=sys.stderr)
         return 1
     return status
+
+
+def _add_advise(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    advise_parser = commands.add_parser(
+        "advise",
+        help="say which algorithm and density fit this network; under mpirun or torchrun",
+        description="Measures the network between the ranks that run it and this machine, and predicts the step of each "
+        "algorithm. With --latency, --bandwidth and --ranks: for a network that is not here.",
+    )
+    add = advise_parser.add_argument
+    what = advise_parser.add_mutually_exclusive_group()
+    what.add_argument("--params", type=int, metavar="N", help="entries of all gradients")
+    what.add_argument(
+        "--model", default="resnet50", help=f"in their place: {', '.join(advise.MODELS)} (default: resnet50)"
+    )
+    add(
+        "--density",
+        type=float,
+        metavar="D",
+        help="part of the entries that a rank sends (default: what fits, else 0.001)",
+    )
+    add("--compute-ms", type=float, metavar="T", help="milliseconds of forward and backward")
+    add("--value-type", default="bf16", choices=tuple(_c_api.VALUE_TYPES))
+    add("--latency", type=float, metavar="US", help="microseconds of a message")
+    add("--bandwidth", type=float, metavar="MBIT", help="Mb/s of a link, in each direction")
+    add("--ranks", type=int, metavar="P", help="one on each machine")
+    advise_parser.set_defaults(run=run_advise)
+
+
+def run_advise(options: argparse.Namespace) -> int:
+    """Prints what was measured, what follows for a step, and the line to write."""
+    network = (options.latency, options.bandwidth, options.ranks)
+    if any(value is None for value in network) and any(value is not None for value in network):
+        raise InvalidError("--latency, --bandwidth and --ranks describe a network together: give all three or none")
+    for name in ("compute_ms", "bandwidth"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise InvalidError(f"--{name.replace('_', '-')} is {value:g}, but must be above 0")
+    question = advise.Question(
+        entries=advise.entries_of(options.model) if options.params is None else options.params,
+        model=options.model if options.params is None else None,
+        density=options.density,
+        compute_s=None if options.compute_ms is None else 1e-3 * options.compute_ms,
+        value_type=options.value_type,
+        latency=None if options.latency is None else 1e-6 * options.latency,
+        bandwidth=None if options.bandwidth is None else 125e3 * options.bandwidth,
+        ranks=options.ranks,
+    )
+    for line in advise.answer(question):
+        print(line)
+    return 0
 
 
 def run_build_mpi(mpicc: str | None, output: str | None) -> int:
@@ -169,7 +220,7 @@ def _gpu() -> Iterator[Finding]:
         advice = "needed on machines with an NVIDIA GPU only" if isinstance(error, NotFoundError) else ""
         yield Finding(False, "GPU", error.text, advice)
         return
-    yield Finding(True, "GPU", text.value.decode("utf-8", "replace"), _EMULATED)
+    yield Finding(True, "GPU", text.value.decode("utf-8", "replace"))
 
 
 def _nccl() -> Finding:

@@ -26,6 +26,7 @@ __all__ = ["Reducer", "reduce_together"]
 _log = logging.getLogger("gtopk")
 
 _STATE_FORMAT = 1
+_NAMES = {code: name for name, code in _c_api.ALGORITHMS.items()}
 
 
 class Reducer:
@@ -39,10 +40,11 @@ class Reducer:
         Entries of each segment (usually one for each parameter), the same on all ranks.
     density : float
         Part of all entries that a rank sends in a step, in (0, 1].
-    algorithm : {"gtopk", "gtopk-split", "gtopk-tree", "topk", "dense"}
+    algorithm : {"gtopk", "gtopk-split", "gtopk-tree", "topk", "dense", "auto"}
         ``gtopk``: the largest entries of the sum, in log2 P rounds. ``gtopk-split``: the largest of each of P ranges, 2k
         entries in all however many ranks there are. ``gtopk-tree``: the paper's tree and broadcast.
-        ``topk``: the union of all ranks' entries. ``dense``: everything, as a baseline.
+        ``topk``: the union of all ranks' entries. ``dense``: everything, as a baseline. ``auto``: the fastest of these, by
+        what is measured between these ranks when the first such reducer is made, and by the times of steps; see `stats`.
     value_type : {"bf16", "fp16", "int8", "fp32"}
         How values travel. What rounding takes away stays in the residual.
     residual_policy : {"share", "paper"}
@@ -80,7 +82,7 @@ class Reducer:
 
     On a GPU everything is queued on PyTorch's current stream there (of other packages' arrays, on the stream that they name),
     and memory comes from PyTorch's pool. Arrays are torch tensors, or have ``__cuda_array_interface__`` or DLPack.
-    Residuals and states are copied to host memory. Emulated only: no GPU has run it yet. See the guide on GPUs.
+    Residuals and states are copied to host memory. See the guide on GPUs.
 
     Examples
     --------
@@ -124,13 +126,13 @@ class Reducer:
             struct_size=ctypes.sizeof(_c_api.ReducerConfig),
             device=None if named is None else named.encode(),
             density=self.density,
-            algorithm=_code(_c_api.ALGORITHMS, algorithm, "algorithm"),
-            value_type=_code(_c_api.VALUE_TYPES, value_type, "value_type"),
-            residual_policy=_code(_c_api.RESIDUAL_POLICIES, residual_policy, "residual_policy"),
+            algorithm=_c_api.code(_c_api.ALGORITHMS | _c_api.AUTO, algorithm, "algorithm"),
+            value_type=_c_api.code(_c_api.VALUE_TYPES, value_type, "value_type"),
+            residual_policy=_c_api.code(_c_api.RESIDUAL_POLICIES, residual_policy, "residual_policy"),
             momentum_correction=int(bool(momentum_correction)),
             merge_growth=_number(merge_growth, "merge_growth"),
             parallel_for=_threads.parallel_for(),
-            hierarchy=_code(_c_api.HIERARCHIES, hierarchy, "hierarchy"),
+            hierarchy=_c_api.code(_c_api.HIERARCHIES, hierarchy, "hierarchy"),
             rollback=int(bool(rollback)),
             allocator=_devices.allocator(named),
             stream=None if named is None else _devices.of_name(named).stream(),
@@ -150,6 +152,8 @@ class Reducer:
         self._handle = handle.value
         self.dim: int = self._library.gtopk_reducer_dim(handle)
         self._learn_hierarchy()
+        self._choice = _c_api.ChoiceInfo(struct_size=ctypes.sizeof(_c_api.ChoiceInfo))
+        self._learn_choice()
         self._device = _devices.of_name(self._library.gtopk_reducer_device(handle).decode())
         self._kind: _tensors.Kind = _tensors.default_kind()
         self._inputs = _tensors.TensorTable(len(self.segment_lengths), self._device)
@@ -341,6 +345,7 @@ class Reducer:
         candidates, hint_misses, rounds, nonfinite, all_joined, slowest_peer (-1: none), network_bytes_sent (of bytes_sent,
         those to other nodes), and seconds: accumulate_s, select_s, exchange_s (wait_s is part of it), commit_s.
         hierarchy is the one in use, "off" or "node", and hierarchy_seconds what "auto" found: the time of a step with each.
+        algorithm is the one of this step; with "auto" predicted_seconds and measured_seconds are what is known of each.
         """
         return dict(self._latest)
 
@@ -360,6 +365,17 @@ class Reducer:
         value = _number(density, "density")
         _c_api.check(self._library.gtopk_reducer_set_density(self._talking(), value))
         self.density = value
+        self._learn_choice()
+
+    def set_algorithm(self, algorithm: str) -> None:
+        """Another algorithm from the next step on, not "auto", which ends. Collective, between steps, the same on all ranks.
+
+        The residual stays as it is: what one algorithm has left is for the next one to send.
+        """
+        code = _c_api.code(_c_api.ALGORITHMS, algorithm, "algorithm")
+        _c_api.check(self._library.gtopk_reducer_set_algorithm(self._talking(), code))
+        self.algorithm = algorithm
+        self._learn_choice()
 
     def set_momentum(self, momentum: float, nesterov: bool = False) -> None:
         """The momentum of a reducer made with ``momentum_correction=True``. Between steps, the same on all ranks."""
@@ -547,7 +563,19 @@ class Reducer:
         raw = self._stats
         self._latest = {name: getattr(raw, name) for name in NAMES}
         self._latest |= {"hierarchy": self.hierarchy, "hierarchy_seconds": dict(self.hierarchy_seconds)}
+        self._latest["algorithm"] = self._algorithm
+        if self.algorithm == "auto":
+            self._learn_choice()
+        self._latest |= {
+            "predicted_seconds": _seconds(self._choice.predicted_s),
+            "measured_seconds": _seconds(self._choice.measured_s),
+        }
         return dict(self._latest)
+
+    def _learn_choice(self) -> None:
+        """The algorithm of the next step, and what is known of all."""
+        _c_api.check(self._library.gtopk_reducer_choice(self.handle, ctypes.byref(self._choice)))
+        self._algorithm = _NAMES[self._choice.algorithm]
 
     def _learn_hierarchy(self) -> None:
         """Which one is in use, and why."""
@@ -634,6 +662,10 @@ def reduce_together(
     return remember([reducer._keep_stats() for reducer in reducers])
 
 
+def _seconds(by_algorithm: Sequence[float]) -> dict[str, float]:
+    return {name: by_algorithm[code] for name, code in _c_api.ALGORITHMS.items() if by_algorithm[code] > 0}
+
+
 def _state(data: TensorLike) -> dict[str, Any]:
     info = _inspect(data)
     return {
@@ -661,13 +693,6 @@ def _flags(outputs_are_zero: bool, joined: bool) -> int:
 
 def _name(word: str, segments: Sequence[int] | None) -> Callable[[int], str]:
     return lambda i: f"{word} of segment {i if segments is None else segments[i]}"
-
-
-def _code(table: Mapping[str, int], name: str, what: str) -> int:
-    code = table.get(name) if isinstance(name, str) else None
-    if code is None:
-        raise InvalidError(f"{what} is {name!r}, but must be one of {', '.join(table)}")
-    return code
 
 
 def _number(value: float, what: str) -> float:

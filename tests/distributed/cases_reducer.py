@@ -9,7 +9,7 @@ from harness import as_numpy, assert_same_on_all_ranks, gather, given, raises
 
 import gtopk
 
-ALGORITHMS = ("gtopk", "gtopk-split", "gtopk-tree", "topk", "dense")
+ALGORITHMS = ("gtopk", "gtopk-split", "gtopk-tree", "topk", "dense", "auto")
 VALUE_TYPES = ("fp32", "bf16", "fp16", "int8")
 LENGTHS = (700, 0, 1, 299)
 
@@ -105,6 +105,54 @@ def case_largest_entries_are_chosen():
     for algorithm in ("gtopk", "gtopk-tree", "topk"):
         with gtopk.Reducer([n], density=k / n, algorithm=algorithm, value_type="fp32") as reducer:
             assert (np.flatnonzero(step(reducer, [grad])) == expected).all(), algorithm
+
+
+def case_algorithms_change_between_steps():
+    """By hand, and where a state that one algorithm has left is for another one to go on with."""
+    names = list(ALGORITHMS[:-1])
+    with gtopk.Reducer(LENGTHS, density=0.05, algorithm="auto") as reducer:
+        for number, name in enumerate(names + names[::-1]):
+            reducer.set_algorithm(name)
+            check_mass(reducer, integers(number), exact=True)
+            stats = reducer.stats()
+            assert (stats["algorithm"], stats["predicted_seconds"], stats["measured_seconds"]) == (name, {}, {})
+            state, kept = reducer.state_dict(), residual(reducer)
+        for algorithm in ALGORITHMS:
+            with gtopk.Reducer(LENGTHS, density=0.05, algorithm=algorithm) as other:
+                other.load_state_dict(state)
+                assert (residual(other) == kept).all()
+                check_mass(other, integers(77), exact=True)
+        mine = "topk" if gtopk.rank() == 0 else "gtopk"
+        raises(gtopk.MismatchError, lambda: reducer.set_algorithm(mine), "algorithm is")
+        raises(gtopk.InvalidError, lambda: reducer.set_algorithm("auto"), "algorithm is 'auto'", "gtopk-split")
+        check_mass(reducer, integers(78), exact=True)
+        whole = reducer.consolidate()
+    with gtopk.Reducer(LENGTHS, density=0.05, algorithm="auto") as other:
+        state = gtopk.broadcast_object(whole)
+        other.load_state_dict(state)
+        check_mass(other, integers(79), exact=False)
+
+
+def case_auto_takes_what_is_fastest():
+    with gtopk.Reducer([50_000], density=0.01, algorithm="auto") as reducer:
+        for number in range(13):  # times are looked at after 4 steps, and 8 more where that changed nothing
+            check_mass(reducer, integers(number, [50_000]), exact=True)
+            stats = reducer.stats()
+            assert_same_on_all_ranks(np.array([ALGORITHMS.index(stats["algorithm"])]))
+        assert set(stats["predicted_seconds"]) == set(ALGORITHMS[:-1])
+        assert stats["measured_seconds"]
+        reducer.set_density(0.5)
+        check_mass(reducer, integers(50, [50_000]), exact=True)
+        assert reducer.stats()["measured_seconds"] == {}
+    if gtopk.rank() == 0:
+        raises(gtopk.MismatchError, lambda: gtopk.Reducer([5], algorithm="auto"), "algorithm is", "100")
+    else:
+        raises(gtopk.MismatchError, lambda: gtopk.Reducer([5]), "algorithm is")
+    costs = gtopk.Costs.measure()
+    assert_same_on_all_ranks(np.array([costs.near_message_s, costs.near_byte_s, costs.dense_s]))
+    assert costs.each_node == gtopk.size()
+    assert costs.near_byte_s > 0
+    assert costs.best(10**6, ranks=gtopk.size())[1] > costs.accumulate_s * 10**6
 
 
 def case_sparse_and_dense_results_may_be_mixed():

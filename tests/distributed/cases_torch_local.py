@@ -61,6 +61,7 @@ def case_nothing_is_lost():
             {"algorithm": "gtopk-tree"},
             {"algorithm": "gtopk-split"},
             {"algorithm": "dense"},
+            {"algorithm": "auto"},
             {"dense_1d": True},
             {"value_type": "bf16"},
             {"value_type": "int8"},

@@ -14,6 +14,7 @@
 
 #include "support/check.h"
 #include "support/oom.h"
+#include "core/reducer.h"
 #include "support/ranks.h"
 #include "support/step.h"
 
@@ -121,6 +122,10 @@ static int may_read(gtopk_reducer_t *reducer, const shortage_t *shortage, float 
     return status == GTOPK_OK || (shortage->each > 0 && status == GTOPK_ERR_NOMEM);
 }
 
+/* Costs that no step's time can be as short as. */
+static const gtopk_costs_t next_to_nothing = {
+    .struct_size = sizeof next_to_nothing, .message_s = 1e-9, .sum_message_s = 1e-9, .each_node = 1};
+
 static void run_short(gtopk_comm_t *comm, int rank, int size, void *context)
 {
     shortage_t *shortage = context;
@@ -134,10 +139,13 @@ static void run_short(gtopk_comm_t *comm, int rank, int size, void *context)
     config.hierarchy = shortage->each > 0 ? GTOPK_HIERARCHY_NODE : GTOPK_HIERARCHY_OFF;
     for (int i = 0; i < DIM; i++)
         x[i] = (float)((i * 7 + rank) % 17) - 8.0f;
+    comm->costs = next_to_nothing;
     if (rank == shortage->rank)
         gtopk_oom_arm(shortage->after);
     const gtopk_status_t created = gtopk_reducer_create(&reducer, comm, &config, &length, 1);
     if (created == GTOPK_OK) {
+        reducer->choice.window = 1; /* auto: another algorithm after the step */
+        reducer->choice.warm = 1;
         const gtopk_tensor_t tensor = {x, DIM, GTOPK_F32, 0};
         gtopk_status_t status = gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1, 0, NULL);
         REQUIRE(may_read(reducer, shortage, before));
@@ -174,9 +182,10 @@ static void fail_each_of_one_rank(int size, shortage_t shortage)
 static void test_each_allocation_fails_on_one_of_three(void **state)
 {
     (void)state;
-    for (int algorithm = 0; algorithm < 5; algorithm++)
+    for (int algorithm = 0; algorithm <= 5; algorithm++)
         for (int rank = 0; rank < 3; rank++)
-            fail_each_of_one_rank(3, (shortage_t){.algorithm = algorithm, .rank = rank});
+            fail_each_of_one_rank(
+                3, (shortage_t){.algorithm = algorithm < 5 ? algorithm : GTOPK_ALGORITHM_AUTO, .rank = rank});
 }
 
 static void test_each_allocation_fails_on_one_of_two_nodes(void **state)
@@ -186,9 +195,9 @@ static void test_each_allocation_fails_on_one_of_two_nodes(void **state)
         fail_each_of_one_rank(4, (shortage_t){.algorithm = GTOPK_ALGORITHM_GTOPK, .rank = rank, .each = 2});
 }
 
-/* While hierarchies are tried: nobody waits for a rank that has returned with an error of its own. */
+/* While hierarchies are tried, or costs are measured: nobody waits for a rank that has returned with an error of its own. */
 typedef struct trial {
-    int rank, fired;
+    int algorithm, rank, fired;
     long after;
     gtopk_status_t status[4];
 } trial_t;
@@ -199,7 +208,8 @@ static void run_trial(gtopk_comm_t *comm, int rank, int size, void *context)
     gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
     gtopk_reducer_t *reducer;
     (void)size;
-    config.hierarchy = GTOPK_HIERARCHY_AUTO;
+    config.hierarchy = trial->algorithm == GTOPK_ALGORITHM_AUTO ? GTOPK_HIERARCHY_OFF : GTOPK_HIERARCHY_AUTO;
+    config.algorithm = trial->algorithm;
     if (rank == trial->rank)
         gtopk_oom_arm(trial->after);
     trial->status[rank] = gtopk_reducer_create(&reducer, comm, &config, &length, 1);
@@ -210,22 +220,29 @@ static void run_trial(gtopk_comm_t *comm, int rank, int size, void *context)
     gtopk_reducer_destroy(reducer);
 }
 
-static void test_each_allocation_of_a_trial_fails(void **state)
+/* Every one of them, or each `stride`th. */
+static long fail_each_of_a_trial(int size, int algorithm, int stride)
 {
-    trial_t trial = {.rank = 1, .fired = 1};
-    (void)state;
-    for (; trial.fired; trial.after++) {
+    trial_t trial = {.algorithm = algorithm, .rank = 1, .fired = 1};
+    for (; trial.fired; trial.after += stride) {
         const long before = gtopk_oom_live();
-        ranks_run_on(4, 2, run_trial, &trial, 30.0, GTOPK_THREAD_VIRTUAL_CLOCK);
+        ranks_run_on(size, 2, run_trial, &trial, 30.0, GTOPK_THREAD_VIRTUAL_CLOCK);
         allocations_failed += trial.fired;
-        for (int r = 0; r < 4; r++)
+        for (int r = 0; r < size; r++)
             if (trial.status[r] == GTOPK_ERR_TIMEOUT || trial.status[r] == GTOPK_ERR_TRANSPORT)
                 fail_msg("allocation %ld of rank %d failed and rank %d waited: %s", trial.after, trial.rank, r,
                          gtopk_status_name(trial.status[r]));
         if (gtopk_oom_live() != before)
             fail_msg("allocation %ld failed and %ld blocks were leaked", trial.after, gtopk_oom_live() - before);
     }
-    assert_true(trial.after > 20);
+    return trial.after;
+}
+
+static void test_each_allocation_of_a_trial_fails(void **state)
+{
+    (void)state;
+    assert_true(fail_each_of_a_trial(4, GTOPK_ALGORITHM_GTOPK, 1) > 20);
+    assert_true(fail_each_of_a_trial(2, GTOPK_ALGORITHM_AUTO, 5) > 20);
 }
 
 /* ---- growth ---- */

@@ -62,7 +62,9 @@ static size_t valid_config(random_state_t *random, uint8_t *out)
     input.reducer = reducer;
     input.network.timeout = (double)random_below(random, 100);
     input.reducer.density = (double)(1 + random_below(random, 1000)) / 1000;
-    input.reducer.algorithm = (int32_t)random_below(random, 5);
+    input.reducer.algorithm = (int32_t)random_below(random, 6);
+    if (input.reducer.algorithm == 5)
+        input.reducer.algorithm = GTOPK_ALGORITHM_AUTO;
     input.reducer.value_type = (int32_t)random_below(random, 4);
     input.reducer.residual_policy = (int32_t)random_below(random, 2);
     input.reducer.momentum_correction = (int32_t)random_below(random, 2);

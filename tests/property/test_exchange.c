@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "core/reducer.h"
 #include "support/ranks.h"
 #include "support/step.h"
 
@@ -22,6 +23,7 @@ static const uint64_t lengths[SEGMENTS] = {300, 0, 1, 399};
 typedef struct job {
     gtopk_reducer_config_t config;
     int integers;    /* gradients are small integers: mass is compared exactly, index by index */
+    int switches;    /* another algorithm for every step: 1 by set_algorithm, 2 by what auto measures */
     int sparse_rank; /* ranks with rank % 3 == this take their update as a set */
     uint64_t seed;
     int size;
@@ -29,6 +31,7 @@ typedef struct job {
     float residuals[RANKS_MAX][STEPS][DIM]; /* after the step */
     float updates[RANKS_MAX][STEPS][DIM];
     gtopk_stats_t stats[RANKS_MAX][STEPS];
+    int32_t algorithms[RANKS_MAX][STEPS]; /* that each step was taken with */
 } job_t;
 
 static uint64_t next_random(uint64_t *state)
@@ -75,8 +78,21 @@ static void scatter_set(const gtopk_set_t *set, float *out)
         out[set->indices[i]] = set->values[i];
 }
 
+/* Before a step. For auto, times are looked at after each one, and cannot be as short as what is predicted. */
+static void change_algorithm(const job_t *job, gtopk_reducer_t *reducer, int rank, int step)
+{
+    if (job->switches == 1)
+        check(gtopk_reducer_set_algorithm(reducer, (int32_t)((job->seed >> (3 * step)) % WIRE_ALGORITHMS)), rank);
+    reducer->choice.warm = 1;
+    reducer->choice.window = 1;
+}
+
 static void run_step(job_t *job, gtopk_reducer_t *reducer, int rank, int step)
 {
+    gtopk_choice_info_t choice = {.struct_size = sizeof choice};
+    change_algorithm(job, reducer, rank, step);
+    check(gtopk_reducer_choice(reducer, &choice), rank);
+    job->algorithms[rank][step] = choice.algorithm;
     gtopk_tensor_t tensors[SEGMENTS];
     float gradient[DIM];
     memcpy(gradient, job->gradients[rank][step], sizeof gradient);
@@ -101,9 +117,11 @@ static void run_step(job_t *job, gtopk_reducer_t *reducer, int rank, int step)
 
 static void run_rank(gtopk_comm_t *comm, int rank, int size, void *context)
 {
+    const gtopk_costs_t costs = {.struct_size = sizeof costs, .message_s = 1e-9, .sum_message_s = 1e-9, .each_node = 1};
     job_t *job = context;
     gtopk_reducer_t *reducer;
     (void)size;
+    comm->costs = costs;
     check(gtopk_reducer_create(&reducer, comm, &job->config, lengths, SEGMENTS), rank);
     for (int step = 0; step < STEPS; step++)
         run_step(job, reducer, rank, step);
@@ -160,7 +178,7 @@ static void check_counts(const job_t *job)
         const gtopk_stats_t *stats = &job->stats[0][step];
         assert_int_equal(stats->step, step);
         assert_int_equal(stats->nonfinite, 0);
-        if (job->config.algorithm != GTOPK_ALGORITHM_DENSE)
+        if (job->algorithms[0][step] != GTOPK_ALGORITHM_DENSE)
             assert_int_equal(stats->count, nonzero);
         if (job->size > 1 && nonzero == 0)
             fail_msg("nothing was sent");
@@ -173,12 +191,13 @@ static uint64_t base_seed(void)
     return seed ? strtoull(seed, NULL, 10) : 1;
 }
 
-static void run_job(const gtopk_reducer_config_t *config, int size, int integers)
+static void run_switching(const gtopk_reducer_config_t *config, int size, int integers, int switches)
 {
     static job_t job;
     job.config = *config;
     job.integers = integers;
     job.size = size;
+    job.switches = switches;
     job.sparse_rank = size % 3;
     job.seed = base_seed() * 1000003u +
                (uint64_t)(config->algorithm * 97 + config->value_type * 31 + size * 7 + integers);
@@ -188,6 +207,13 @@ static void run_job(const gtopk_reducer_config_t *config, int size, int integers
     check_counts(&job);
     if (config->residual_policy == GTOPK_RESIDUAL_SHARE)
         check_mass(&job);
+    for (int step = 1; step < STEPS && switches == 2 && size > 1; step++)
+        assert_int_not_equal(job.algorithms[0][step], job.algorithms[0][step - 1]);
+}
+
+static void run_job(const gtopk_reducer_config_t *config, int size, int integers)
+{
+    run_switching(config, size, integers, 0);
 }
 
 static int largest_size(void)
@@ -240,6 +266,22 @@ static void test_gtopk_split(void **state)
     run_all_sizes(GTOPK_ALGORITHM_GTOPK_SPLIT);
 }
 
+/* What one algorithm leaves in the residuals is for the next one. */
+static void test_algorithms_change(void **state)
+{
+    (void)state;
+    for (int size = 1; size <= largest_size(); size++)
+        for (int type = 0; type < 4; type++)
+            for (int way = 1; way <= 2; way++) {
+                gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+                config.algorithm = way == 1 ? (size + type) % 5 : GTOPK_ALGORITHM_AUTO;
+                config.value_type = type;
+                config.density = 0.03;
+                config.rollback = size % 2;
+                run_switching(&config, size, (size + type) % 3 > 0, way);
+            }
+}
+
 /* The published policy agrees between replicas, and is seen to lose mass: the reason for `share`. */
 static void test_paper_policy(void **state)
 {
@@ -272,9 +314,10 @@ static void test_full_density(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_dense),        cmocka_unit_test(test_topk),        cmocka_unit_test(test_gtopk),
-        cmocka_unit_test(test_gtopk_tree),   cmocka_unit_test(test_gtopk_split), cmocka_unit_test(test_paper_policy),
-        cmocka_unit_test(test_full_density),
+        cmocka_unit_test(test_dense),        cmocka_unit_test(test_topk),
+        cmocka_unit_test(test_gtopk),        cmocka_unit_test(test_gtopk_tree),
+        cmocka_unit_test(test_gtopk_split),  cmocka_unit_test(test_paper_policy),
+        cmocka_unit_test(test_full_density), cmocka_unit_test(test_algorithms_change),
     };
     return cmocka_run_group_tests_name("exchange", tests, NULL, NULL);
 }

@@ -21,6 +21,9 @@ STRUCTS = {
     "gtopk_set_t": _c_api.Set,
     "gtopk_state_info_t": _c_api.StateInfo,
     "gtopk_callbacks_t": _c_api.Callbacks,
+    "gtopk_hierarchy_info_t": _c_api.HierarchyInfo,
+    "gtopk_costs_t": _c_api.Costs,
+    "gtopk_choice_info_t": _c_api.ChoiceInfo,
 }
 CONSTANTS = {
     "GTOPK_F32": _c_api.F32,
@@ -38,6 +41,8 @@ CONSTANTS = {
     "GTOPK_ALGORITHM_GTOPK": _c_api.ALGORITHMS["gtopk"],
     "GTOPK_ALGORITHM_GTOPK_TREE": _c_api.ALGORITHMS["gtopk-tree"],
     "GTOPK_ALGORITHM_GTOPK_SPLIT": _c_api.ALGORITHMS["gtopk-split"],
+    "GTOPK_ALGORITHM_AUTO": _c_api.AUTO["auto"],
+    "GTOPK_CHOICES": _c_api.CHOICES,
     "GTOPK_VALUE_F32": _c_api.VALUE_TYPES["fp32"],
     "GTOPK_VALUE_F16": _c_api.VALUE_TYPES["fp16"],
     "GTOPK_VALUE_BF16": _c_api.VALUE_TYPES["bf16"],

@@ -1,8 +1,10 @@
-"""python -m gtopk: doctor and build-mpi."""
+"""python -m gtopk: doctor, advise and build-mpi."""
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import sys
 import launcher
 import pytest
 
-from gtopk import _lib, _mpi_module
+from gtopk import _lib, _mpi_module, advise
 
 
 def cli(*arguments, **environment):
@@ -66,6 +68,80 @@ def test_doctor_exchanges_under_mpirun():
     assert status == 0, output
     assert output.count("gtopk works here.") == 1, output
     assert "2 ranks on" in output, output
+
+
+OFFLINE = ("advise", "--latency", "50", "--bandwidth", "1000", "--ranks", "8")
+
+
+def test_advise_on_a_network_that_is_described():
+    done = cli(*OFFLINE, "--model", "resnet50", "--compute-ms", "150")
+    assert done.returncode == 0, done.stderr
+    for words in ("8 ranks on a network as given", "25,557,032 entries (resnet50)", "14 messages of an all-reduce"):
+        assert words in done.stdout, done.stdout
+    times = dict(re.findall(r"^  (dense|topk|gtopk[a-z-]*) +(\d+\.\d+) ", done.stdout, flags=re.MULTILINE))
+    assert times.keys() == set(advise.ALGORITHMS)
+    # The ring by hand: 14 latencies, and 2 (P - 1) / P n 4 bytes at 8 ns; what the machine does comes on top.
+    assert 14 * 0.05 + 14 / 8 * 4 * 25_557_032 * 8e-6 < float(times["dense"]) < 3000
+    assert float(times["gtopk"]) < float(times["dense"]) / 10
+    assert re.search(r"steps a second with dense, [\d.]+ with gtopk", done.stdout)
+    line = re.search(r"^ *optimizer = (gtopk\.DistributedOptimizer\(.*\))$", done.stdout, flags=re.MULTILINE)
+    assert line, done.stdout
+    ast.parse(line[1])
+    assert 'algorithm="gtopk' in line[1]
+
+
+def test_advise_recommends_dense_where_it_is_as_good():
+    fast = cli(
+        "advise", "--latency", "1", "--bandwidth", "400000", "--ranks", "2", "--params", "1000", "--compute-ms", "50"
+    )
+    assert fast.returncode == 0, fast.stderr
+    assert "1,000 entries," in fast.stdout
+    assert 'algorithm="dense")' in fast.stdout
+
+
+def test_advise_keeps_the_density_that_is_asked_for():
+    done = cli(*OFFLINE, "--params", "1000000", "--density", "0.03", "--value-type", "int8")
+    assert done.returncode == 0, done.stderr
+    assert 'density=0.03, value_type="int8")' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--latency", "5"), "all three or none"),
+        (("--model", "resnet51"), "no model 'resnet51' is known"),
+        (("--params", "0"), "entries is 0"),
+        (("--density", "2"), "density 2 is out of range"),
+        (("--compute-ms", "0"), "--compute-ms is 0"),
+        (("--latency", "5", "--bandwidth", "0", "--ranks", "2"), "--bandwidth is 0"),
+        (("--latency", "-5", "--bandwidth", "1", "--ranks", "2"), "latency -5e-06 s"),
+        (("--latency", "5", "--bandwidth", "1", "--ranks", "0"), "ranks is 0"),
+    ],
+)
+def test_advise_says_what_is_wrong(arguments, words):
+    done = cli("advise", *arguments)
+    assert done.returncode == 1
+    assert words in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_advise_measures_under_mpirun():
+    command = [launcher.find("mpirun"), "--oversubscribe", "-n", "3", sys.executable, "-m", "gtopk", "advise"]
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    status, output = launcher.run([*command, "--model", "vgg16"], as_root, 60)
+    assert status == 0, output
+    for words in ("3 ranks on", "measured", "a message inside of a machine", "138,357,544", "Recommended:"):
+        assert output.count(words) == 1, output
+
+
+def test_advise_measures_under_torchrun():
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "gtopk", "advise"]
+    status, output = launcher.run(command, {}, 90)
+    assert status == 0, output
+    assert output.count("2 ranks on") == 1, output
+    assert "gloo" in output, output
+    assert output.count("Recommended:") == 1, output
 
 
 def test_doctor_notices_a_module_that_does_not_load(tmp_path):

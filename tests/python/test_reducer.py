@@ -192,6 +192,7 @@ WRONG_OPTIONS = [
     ({"density": "much"}, "density"),
     ({"algorithm": "best"}, "gtopk-tree"),
     ({"algorithm": 3}, "gtopk-tree"),
+    ({"algorithm": "AUTO"}, "auto"),
     ({"value_type": "fp8"}, "int8"),
     ({"residual_policy": "keep"}, "paper"),
     ({"merge_growth": 0.5}, "growth"),

@@ -61,14 +61,14 @@ typedef struct cuda_pool {
 
 /* ---- spans ---- */
 
-enum { CUDA_SPANS = 192, CUDA_CHUNK = 1024 }; /* a chunk is what a warp takes at a time */
+enum { CUDA_SPANS = 240, CUDA_CHUNK = 1024 }; /* a chunk is what a warp takes at a time */
 
 /* Chunks are counted through all spans. Where a span's memory and the residual can both be read in vectors of four
- * entries, its chunks begin at such a vector: the first one `skew` entries before the span. */
+ * entries, its chunks begin at such a vector: the first one `skew` entries before the span. A span ends where the next one
+ * begins; what lies between two that are not neighbours is one without data and chunks. */
 typedef struct cuda_spans {
     void *data[CUDA_SPANS]; /* NULL: nothing arrived */
-    uint32_t offset[CUDA_SPANS];
-    uint32_t length[CUDA_SPANS];
+    uint32_t offset[CUDA_SPANS + 1];
     uint32_t first[CUDA_SPANS]; /* chunk */
     uint32_t count, chunks;
 } cuda_spans_t;

@@ -116,8 +116,7 @@ KERNEL(mean, mean_args)
     /* Entries that these spans cover. */
     uint32_t begin = 0, end = count;
     if (spans->count > 0) {
-        const uint32_t last = spans->count - 1;
-        const uint64_t limit = (uint64_t)spans->offset[last] + spans->length[last];
+        const uint32_t limit = spans->offset[spans->count];
         if (spans->offset[0] > 0)
             begin = lower_bound(args.final.index, 0, count, spans->offset[0]);
         if (count > 0 && args.final.index[count - 1] >= limit)
@@ -135,7 +134,7 @@ KERNEL(mean, mean_args)
         if (spans->count == 0 || i < begin || i >= end)
             continue;
         const uint32_t s = spans_find(spans->offset, spans->count, index);
-        if (index - spans->offset[s] >= spans->length[s])
+        if (!spans->data[s])
             continue;
         const float rest = entry_write(spans->data[s], args.dtype, index - spans->offset[s], mean);
         if (rest != 0.0f && args.residual)

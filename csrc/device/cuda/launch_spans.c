@@ -16,19 +16,30 @@ static uint32_t skew_of(const device_span_t *span)
     return (uint32_t)(span->offset % 4);
 }
 
+static void span_add(cuda_spans_t *spans, void *data, uint64_t offset, uint64_t end, uint64_t chunks)
+{
+    spans->data[spans->count] = data;
+    spans->offset[spans->count] = (uint32_t)offset;
+    spans->first[spans->count++] = spans->chunks;
+    spans->offset[spans->count] = (uint32_t)end;
+    spans->chunks += (uint32_t)chunks;
+}
+
 /* Takes spans of a kind from *next on, until there is no more room. Returns 0 when there was none left. */
 static int spans_take(const device_span_t *from, size_t count, span_kind_t kind, size_t *next, cuda_spans_t *spans)
 {
     spans->count = spans->chunks = 0;
-    for (; *next < count && spans->count < CUDA_SPANS; (*next)++) {
+    for (; *next < count; (*next)++) {
         const device_span_t *span = &from[*next];
         if (span->length == 0 || kind_of(span) != kind)
             continue;
-        spans->data[spans->count] = span->data;
-        spans->offset[spans->count] = (uint32_t)span->offset;
-        spans->length[spans->count] = (uint32_t)span->length;
-        spans->first[spans->count++] = spans->chunks;
-        spans->chunks += (uint32_t)((span->length + skew_of(span) + CUDA_CHUNK - 1) / CUDA_CHUNK);
+        const int apart = spans->count > 0 && spans->offset[spans->count] != span->offset;
+        if (spans->count + (uint32_t)apart >= CUDA_SPANS)
+            break;
+        if (apart)
+            span_add(spans, NULL, spans->offset[spans->count], span->offset, 0);
+        span_add(spans, span->data, span->offset, span->offset + span->length,
+                 (span->length + skew_of(span) + CUDA_CHUNK - 1) / CUDA_CHUNK);
     }
     return spans->count > 0;
 }

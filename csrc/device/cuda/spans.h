@@ -43,7 +43,7 @@ static inline chunk_t spans_chunk(const cuda_spans_t *spans, uint32_t number, ui
     chunk_t chunk;
     chunk.data = spans->data[s];
     chunk.offset = spans->offset[s];
-    chunk.length = spans->length[s];
+    chunk.length = spans->offset[s + 1] - spans->offset[s];
     chunk.aligned = !chunk.data || span_is_aligned(chunk.data, chunk.offset, size);
     chunk.begin = (int64_t)(number - spans->first[s]) * CUDA_CHUNK - span_skew(chunk.offset);
     return chunk;

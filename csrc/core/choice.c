@@ -1,0 +1,190 @@
+/* Choosing an algorithm. */
+#include "core/choice.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "core/measure.h"
+#include "core/settings.h"
+#include "exchange/collective.h"
+#include "exchange/cost.h"
+#include "util/log.h"
+#include "util/memory.h"
+
+#define WORTH_A_CHANGE 0.95 /* of the time so far */
+
+static const int32_t algorithms[] = {GTOPK_ALGORITHM_GTOPK, GTOPK_ALGORITHM_GTOPK_SPLIT, GTOPK_ALGORITHM_TOPK,
+                                     GTOPK_ALGORITHM_GTOPK_TREE, GTOPK_ALGORITHM_DENSE};
+
+#define ALGORITHMS (sizeof algorithms / sizeof *algorithms)
+
+_Static_assert(ALGORITHMS == WIRE_ALGORITHMS && ALGORITHMS <= GTOPK_CHOICES, "each is a choice");
+
+static double estimate(const double *predicted, const double *measured, int32_t algorithm)
+{
+    if (!(predicted[algorithm] > 0.0))
+        return INFINITY;
+    return measured[algorithm] > 0.0 ? measured[algorithm] : predicted[algorithm];
+}
+
+int32_t choice_pick(const double *predicted, const double *measured, int32_t current)
+{
+    int32_t best = current;
+    for (size_t i = 0; i < ALGORITHMS; i++)
+        if (estimate(predicted, measured, algorithms[i]) < estimate(predicted, measured, best))
+            best = algorithms[i];
+    const double limit = WORTH_A_CHANGE * estimate(predicted, measured, current);
+    return estimate(predicted, measured, best) < limit ? best : current;
+}
+
+int32_t choice_predict(const gtopk_reducer_t *reducer, double density, choice_t *choice)
+{
+    const config_record_t *record = &reducer->record;
+    const shares_t *shares = reducer->shares;
+    gtopk_costs_t costs = reducer->comm->costs;
+    const uint64_t dim = reducer_store_dim(reducer);
+    const cost_job_t job = {shares ? shares->peers.size : comm_size(reducer->comm), record->value_type, dim,
+                            config_k(dim, density), record->merge_growth};
+    if (shares)
+        costs.each_node = 1;
+    *choice = (choice_t){.window = CHOICE_FIRST};
+    for (size_t i = 0; i < ALGORITHMS; i++) {
+        const int32_t algorithm = algorithms[i];
+        if (!shares || exchange_find(algorithm)->selects)
+            choice->predicted[algorithm] = cost_of(&costs, &job, algorithm);
+    }
+    return choice_pick(choice->predicted, choice->measured, GTOPK_ALGORITHM_GTOPK);
+}
+
+void choice_log(const gtopk_reducer_t *reducer, const char *why)
+{
+    const choice_t *choice = &reducer->choice;
+    char text[256] = "";
+    size_t at = 0;
+    for (size_t i = 0; i < ALGORITHMS; i++) {
+        const int32_t algorithm = algorithms[i];
+        const double seconds = estimate(choice->predicted, choice->measured, algorithm);
+        if (isfinite(seconds) && at < sizeof text)
+            at += (size_t)snprintf(text + at, sizeof text - at, "%s%s %.3f ms%s", at > 0 ? ", " : "",
+                                   exchange_find(algorithm)->name, 1e3 * seconds,
+                                   choice->measured[algorithm] > 0.0 ? " measured" : "");
+    }
+    LOG(GTOPK_LOG_INFO, "rank %d: algorithm auto, reducer %u, %s: a step takes %s: %s is taken",
+        (int)comm_rank(reducer->comm), reducer->record.reducer, why, text,
+        exchange_find(reducer->record.algorithm)->name);
+}
+
+/* ---- review ---- */
+
+/* The time in the middle. */
+static double median(const choice_t *choice)
+{
+    const uint32_t count = choice->timed < CHOICE_TIMES ? choice->timed : CHOICE_TIMES;
+    double sorted[CHOICE_TIMES];
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t at = i;
+        for (; at > 0 && sorted[at - 1] > choice->times[i]; at--)
+            sorted[at] = sorted[at - 1];
+        sorted[at] = choice->times[i];
+    }
+    return count > 0 ? sorted[count / 2] : INFINITY;
+}
+
+/* The least of the ranks' medians: who comes last to an exchange waits least. */
+static gtopk_status_t fastest(gtopk_comm_t *comm, double mine, double *seconds)
+{
+    double *all;
+    gtopk_status_t status = memory_alloc(&all, (size_t)comm_size(comm), sizeof *all, "the ranks' times");
+    if (status == GTOPK_OK)
+        status = collective_allgather(&comm->link, &mine, sizeof mine, all);
+    *seconds = mine;
+    for (int32_t r = 0; r < comm_size(comm) && status == GTOPK_OK; r++)
+        *seconds = fmin(*seconds, all[r]);
+    memory_free(all);
+    return comm_settle(comm, status, 0);
+}
+
+static void change(gtopk_reducer_t *reducer, int32_t algorithm)
+{
+    choice_t *choice = &reducer->choice;
+    const int is_new = choice->measured[algorithm] == 0.0;
+    const gtopk_status_t status = settings_change(reducer, algorithm);
+    if (status != GTOPK_OK) { /* some rank has no memory for it, or the communicator is broken */
+        LOG(GTOPK_LOG_INFO, "rank %d: algorithm auto: %s cannot be taken (%s)", (int)comm_rank(reducer->comm),
+            exchange_find(algorithm)->name, gtopk_last_error());
+        choice->predicted[algorithm] = INFINITY;
+        return;
+    }
+    choice->warm = 0;
+    if (is_new)
+        choice->window = CHOICE_FIRST;
+    choice_log(reducer, "times looked at");
+}
+
+gtopk_status_t choice_begin(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config)
+{
+    gtopk_comm_t *comm = reducer->comm;
+    gtopk_reducer_config_t full;
+    gtopk_status_t status = config_check(config, &full);
+    if (!choice_is_open(reducer))
+        return status;
+    if (status == GTOPK_OK)
+        status = measure_once(comm, &full);
+    if (status == GTOPK_OK)
+        status = comm_enter(comm);
+    if (status != GTOPK_OK)
+        return status;
+    const int32_t best = choice_predict(reducer, reducer->record.density, &reducer->choice);
+    if (best != reducer->record.algorithm)
+        change(reducer, best);
+    choice_log(reducer, "predicted");
+    status = link_check_alive(&comm->link);
+    comm_leave(comm);
+    return status;
+}
+
+void choice_review(gtopk_reducer_t *reducer)
+{
+    choice_t *choice = &reducer->choice;
+    const gtopk_stats_t *stats = &reducer->stats;
+    const int32_t current = reducer->record.algorithm;
+    const double seconds = stats->accumulate_s + stats->select_s + stats->exchange_s + stats->commit_s;
+    double all;
+    if (!choice_is_open(reducer))
+        return;
+    choice->steps++;
+    if (choice->warm && !stats->nonfinite && !stats->all_joined) /* the first one learns its hint */
+        choice->times[choice->timed++ % CHOICE_TIMES] = seconds;
+    choice->warm = 1;
+    if (choice->steps < choice->window)
+        return;
+    if (fastest(reducer->comm, median(choice), &all) != GTOPK_OK)
+        return;
+    choice->steps = choice->timed = 0;
+    choice->window = choice->window < CHOICE_LAST ? 2 * choice->window : CHOICE_LAST;
+    if (!isfinite(all))
+        return;
+    choice->measured[current] = all;
+    const int32_t next = choice_pick(choice->predicted, choice->measured, current);
+    if (next != current)
+        change(reducer, next);
+}
+
+gtopk_status_t gtopk_reducer_choice(const gtopk_reducer_t *reducer, gtopk_choice_info_t *info)
+{
+    if (!reducer || !info || info->struct_size < sizeof(size_t))
+        return status_set(GTOPK_ERR_INVALID,
+                          "gtopk_reducer_choice needs a reducer and an info with its struct_size set");
+    gtopk_choice_info_t found = {
+        .struct_size = info->struct_size,
+        .algorithm = reducer->record.algorithm,
+        .is_auto = reducer->record.open,
+    };
+    for (int32_t i = 0; i < (int32_t)ALGORITHMS && reducer->record.open; i++) {
+        found.predicted_s[i] = isfinite(reducer->choice.predicted[i]) ? reducer->choice.predicted[i] : 0.0;
+        found.measured_s[i] = reducer->choice.measured[i];
+    }
+    memcpy(info, &found, info->struct_size < sizeof found ? info->struct_size : sizeof found);
+    return GTOPK_OK;
+}
