@@ -8,6 +8,7 @@
  *   round   decode, merge, encode, deposit of two sets of k entries
  *   many    200 parameters, aligned as PyTorch's are, and with a first one that skews all others against the residual:
  *           launches and time of the host, and which functions of the driver a step calls (with libcuda_count.so)
+ *   nodes   what hierarchy "node" adds: a gradient in float, with zeroing, and the sum of two of them
  *
  * Times are from events of the driver; where it has none (tests/support/libcuda_standin.c) from the host's clock, waiting. Of
  * R repeats the median. GB/s are bytes that must move (accumulate: gradient and residual read and written, so 16 bytes an
@@ -625,6 +626,47 @@ static void part_many(uint64_t n, int32_t dtype, int skewed)
     bench_close(&bench);
 }
 
+/* What an exchange on nodes adds to a step: a gradient in float, and the sum of two of them, beside copies of as many bytes. */
+static void part_nodes(uint64_t n, int32_t dtype)
+{
+    double stage[REPEATS_MAX], sum[REPEATS_MAX];
+    char text[512];
+    const size_t stride = (size_t)(n + 3) / 4 * 4;
+    float *parts = allocate(2 * stride * sizeof *parts), *out = allocate(stride * sizeof *out);
+    void *gradient = allocate((size_t)n * dtype_bytes(dtype));
+    const device_span_t span = {.length = n, .data = gradient, .dtype = dtype};
+    const device_stage_t params = {.scale = 1.0f, .zero_input = 1};
+    for (int r = -3; r < options.repeats; r++) {
+        flush_cache(r);
+        mark(0);
+        ok(ops->stage(device, &span, 1, &params, parts, NULL));
+        mark(1);
+        flush_cache(r);
+        mark(2);
+        ok(ops->add_up(device, parts, stride, 2, out, n, NULL));
+        mark(3);
+        wait_for_all();
+        if (r >= 0) {
+            stage[r] = between(0, 1);
+            sum[r] = between(2, 3);
+        }
+    }
+    const uint64_t staged = n * (4 + 2 * dtype_bytes(dtype)), summed = 12 * n;
+    const double stage_us = median(stage, options.repeats), sum_us = median(sum, options.repeats);
+    const double of_stage = copy_time(staged) / stage_us, of_sum = copy_time(summed) / sum_us;
+    (void)snprintf(text, sizeof text,
+                   "{\"part\": \"nodes\", \"dtype\": \"%s\", \"n\": %llu, \"stage_us\": %.2f, \"stage_of_copy\": %.4f, "
+                   "\"add_up_us\": %.2f, \"add_up_of_copy\": %.4f}",
+                   dtype_name(dtype), (unsigned long long)n, stage_us, of_stage, sum_us, of_sum);
+    json_add(text);
+    (void)printf("nodes  %-5s n %11llu stage %.1f us = %.1f %% of copy; sum of two %.1f us = %.1f %% of copy\n",
+                 dtype_name(dtype), (unsigned long long)n, stage_us, 100.0 * of_stage, sum_us, 100.0 * of_sum);
+    (void)fflush(stdout);
+    ops->release(device, gradient);
+    ops->release(device, out);
+    ops->release(device, parts);
+}
+
 /* ---- options ---- */
 
 static uint64_t parse_size(const char *text, const char **end)
@@ -708,6 +750,8 @@ int main(int argc, char **argv)
         part_many(middle, GTOPK_F32, 1);
         part_many(middle, GTOPK_BF16, 1);
     }
+    for (int32_t dtype = GTOPK_F32; dtype <= GTOPK_BF16 && wanted("nodes"); dtype++)
+        part_nodes(middle, dtype);
     for (size_t s = 0; s < options.size_count && wanted("step"); s++)
         for (int32_t dtype = GTOPK_F32; dtype <= GTOPK_BF16; dtype += GTOPK_BF16)
             if (options.sizes[s] != middle)

@@ -168,8 +168,8 @@ gtopk_status_t gtopk_finalize_at_exit(void);
  * the other's on the caller's stream; the transport above goes on carrying all else. Each rank needs a GPU of its own, the
  * one whose context is current in the thread that makes the communicator. libnccl.so.2 (2.18 or newer) is the file that
  * GTOPK_NCCL_LIBRARY names, else the one that the process has loaded (PyTorch's), else data_library, else the system's.
- * "auto" takes NCCL where all ranks have a GPU and it works, and says in the log (info) why not otherwise. Emulated only: no
- * GPU has run this yet. A step is queued on one stream. When a step fails, the communicator of NCCL is aborted and the device
+ * "auto" takes NCCL where all ranks have a GPU and it works, and says in the log (info) why not otherwise. A step is queued
+ * on one stream. When a step fails, the communicator of NCCL is aborted and the device
  * commits nothing any more; where NCCL hangs in that, it is left behind, and the log says so.
  *
  * Broken communicators. When an exchange fails on a rank (deadline, lost rank, interrupt, corrupt message), that rank
@@ -202,10 +202,15 @@ typedef struct gtopk_comm_config {
     const char
         *data; /* how messages of exchanges travel: NULL: as `transport`; "nccl"; "auto". The same on all ranks */
     const char *data_library; /* nccl: a file to try before the system's libnccl.so.2; NULL: none */
+    /* Another communicator, whose ranks hold the other parts of one model and exchange each of them on a communicator of
+     * their own, all with this setting: a step happens on all of them or on none, and is non-finite on all when it is so on
+     * one. They tell each other before anything is committed. Stays the caller's, and is kept alive; not used by
+     * another thread meanwhile. NULL: none. */
+    gtopk_comm_t *peers;
 } gtopk_comm_config_t;
 
 #define GTOPK_COMM_CONFIG_INIT \
-    {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
+    {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
 
 /* Collective. Opens the transport and compares library and wire format versions of all ranks.
  * Errors: INVALID, NOT_FOUND (module or MPI; the text says what to install), MISMATCH, TIMEOUT, TRANSPORT, NOMEM,

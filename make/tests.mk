@@ -97,7 +97,7 @@ $(MPI_PROGRAMS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(BUI
 # GPU's do: the guarded device queues and hides its memory, the ordered transport queues on it (tests/support/). Up to 5
 # ranks are enough for that.
 EXCHANGE_TESTS := $(filter %/test_exchange %/test_split %/test_state %/test_reducer %/test_reducer_ranks \
-    %/test_reducers_together %/test_rollback %/test_nodes %/test_nodes_reducer %/test_choice \
+    %/test_reducers_together %/test_peers %/test_rollback %/test_nodes %/test_nodes_reducer %/test_choice \
     %/test_faults,$(C_TEST_BINS))
 QUEUED_TESTS   := $(EXCHANGE_TESTS) $(filter %/test_memory %/test_queue,$(C_TEST_BINS))
 
@@ -105,7 +105,7 @@ QUEUED_TESTS   := $(EXCHANGE_TESTS) $(filter %/test_memory %/test_queue,$(C_TEST
 test: c-tests test-bits test-asan test-tsan fuzz py-tests
 
 # What starts processes, or builds.
-SLOW_TESTS := distributed torch_distributed torch_frameworks examples workloads docs install memory
+SLOW_TESTS := distributed torch_distributed torch_fsdp torch_frameworks examples workloads docs install memory
 
 #: make test-quick       the unit tests in C, and those in Python that start no processes; under 90 s
 test-quick: lib $(BUILD)/libcuda_standin.so $(BUILD)/libtorch_cuda_standin.so $(TEST_READY) $(filter $(BUILD)/tests/unit/%,$(C_TEST_BINS))
@@ -164,7 +164,7 @@ ONE_PROCESS_TESTS := tests/python/test_reducer.py tests/python/test_blocks.py te
 
 #: make py-tests         all tests in Python, with mpirun and torchrun (ARGS="-k words": some)
 py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(BUILD)/libcuda_standin.so $(BUILD)/libnccl_standin.so \
-    $(BUILD)/libtorch_cuda_standin.so $(TEST_READY)
+    $(BUILD)/libtorch_cuda_standin.so $(BUILD)/gpu/bin/libcuda_count.so $(TEST_READY)
 	$(PYTEST) -q -m "not long" tests/python tests/distributed $(ARGS)
 	GTOPK_DEVICE=reference $(PYTEST) -q $(ONE_PROCESS_TESTS)
 	GTOPK_ISA=scalar $(PYTEST) -q $(ONE_PROCESS_TESTS)
@@ -172,7 +172,7 @@ py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(BUILD)/libcuda_standi
 # ---- sanitizers: the same tests, built into folders of their own ----
 
 SANITIZER_FLAGS := -O1 -g
-TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer_ranks %/test_reducers_together \
+TSAN_TESTS      := $(filter %/test_transport %/test_exchange %/test_reducer_ranks %/test_reducers_together %/test_peers \
     %/test_rollback %/test_collectives %/test_faults %/test_queue %/test_device %/test_threads %/test_interrupt,$(C_TESTS:%.c=%))
 
 #: make test-asan        the tests in C under AddressSanitizer and UndefinedBehaviorSanitizer

@@ -111,11 +111,17 @@ gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *control, transport_t *
     atomic_flag_clear(&comm->busy);
     atomic_init(&comm->references, 1);
     comm->owner = getpid();
+    comm->peers = config->peers;
+    if (comm->peers)
+        comm_retain(comm->peers);
     comm->link.control = control;
     comm->link.data = data ? data : control;
     comm->link.timeout = config->timeout;
     comm->link.warn_after = config->warn_after > 0.0 ? config->warn_after : DEFAULT_WARN_AFTER;
     status = link_open(&comm->link);
+    if (status == GTOPK_OK && comm->peers)
+        status = memory_alloc(&comm->peer_words, (size_t)comm_size(comm->peers), sizeof *comm->peer_words,
+                              "what peers tell");
     if (status == GTOPK_OK)
         status = places_map_create(&comm->map, control->size);
     if (status == GTOPK_OK)
@@ -174,6 +180,9 @@ void comm_release(gtopk_comm_t *comm)
     }
     link_close(&comm->link);
     places_map_destroy(&comm->map);
+    if (comm->peers)
+        comm_release(comm->peers);
+    memory_free(comm->peer_words);
     memory_free(comm);
 }
 
@@ -283,6 +292,33 @@ gtopk_status_t comm_agree(gtopk_comm_t *comm, gtopk_status_t mine, const char *w
                                 (int)r, gtopk_status_name(codes[r]));
     memory_free(codes);
     return status;
+}
+
+static gtopk_status_t tell_peers(gtopk_comm_t *peers, const peer_word_t *mine, peer_word_t *all)
+{
+    gtopk_status_t status = comm_enter(peers);
+    if (status != GTOPK_OK)
+        return status;
+    status = comm_settle(peers, collective_allgather(&peers->link, mine, sizeof *mine, all), 0);
+    comm_leave(peers);
+    return status_prefix(status, "while the peers told each other how the step went");
+}
+
+gtopk_status_t comm_agree_with_peers(gtopk_comm_t *comm, gtopk_status_t mine, uint32_t *nonfinite)
+{
+    const peer_word_t word = {mine, *nonfinite}, *words = comm->peer_words;
+    char text[STATUS_TEXT_SIZE];
+    status_keep(text);
+    gtopk_status_t status = tell_peers(comm->peers, &word, comm->peer_words);
+    for (int32_t r = 0; r < comm_size(comm->peers) && status == GTOPK_OK; r++) {
+        *nonfinite |= words[r].nonfinite;
+        if (words[r].status != GTOPK_OK)
+            status = status_set(GTOPK_ERR_ABORTED,
+                                "peer %d failed in this step (%s), so it happens on none: its own output says why; "
+                                "restart from a checkpoint",
+                                (int)r, gtopk_status_name(words[r].status));
+    }
+    return mine == GTOPK_OK ? status : status_set(mine, "%s", text);
 }
 
 int32_t gtopk_comm_rank(const gtopk_comm_t *comm)

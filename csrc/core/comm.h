@@ -17,12 +17,20 @@ typedef struct comm_device {
     gtopk_allocator_t allocator;
 } comm_device_t;
 
+/* What a peer tells of its step. */
+typedef struct peer_word {
+    int32_t status;
+    uint32_t nonfinite;
+} peer_word_t;
+
 struct gtopk_comm {
     link_t link;
     places_map_t map;
     gtopk_costs_t costs; /* measured; struct_size 0: not yet */
     comm_device_t devices[COMM_DEVICES];
-    device_t *data_device; /* whose streams the data transport queues on; NULL: none */
+    gtopk_comm_t *peers;     /* whose ranks take each step together with this one; NULL: none */
+    peer_word_t *peer_words; /* room for what each of them tells */
+    device_t *data_device;   /* whose streams the data transport queues on; NULL: none */
     atomic_flag busy;
     fpenv_t environment;    /* the caller's, while in a call */
     pid_t owner;            /* the process that created it */
@@ -69,6 +77,10 @@ void comm_forget_device(gtopk_comm_t *comm, const device_t *device);
 /* All ranks tell how a step of set-up went: OK only if it went well everywhere. Otherwise the rank's own status, or
  * MISMATCH that names the first rank that failed. Does not break the communicator unless the exchange itself fails. */
 gtopk_status_t comm_agree(gtopk_comm_t *comm, gtopk_status_t mine, const char *what);
+
+/* How a step went on this rank, and whether it was finite, told to the peers: OK only if it went well on all. Otherwise this
+ * rank's own error, or ABORTED that names the first peer that failed. *nonfinite becomes that of all. */
+gtopk_status_t comm_agree_with_peers(gtopk_comm_t *comm, gtopk_status_t mine, uint32_t *nonfinite);
 
 /* A random number, for epochs and run ids. */
 uint64_t comm_random(void);

@@ -238,6 +238,28 @@ static gtopk_status_t group_verdict(const group_t *group)
     return status;
 }
 
+/* The peers found something that is not finite, which this rank has not seen. */
+static gtopk_status_t group_drop(const group_t *group)
+{
+    const gtopk_reducer_t *first = group->reducers[0];
+    const device_accumulate_t params = {.scale = 1.0f, .found_inf = 1};
+    const gtopk_status_t status = first->device->ops->accumulate(first->store, first->segments.spans, 0, &params,
+                                                                 first->words, group->stream);
+    return status == GTOPK_OK ? bring_words(group) : status;
+}
+
+/* A step that goes wrong on one of the peers happens on none of them: so they are told of errors, too. */
+static gtopk_status_t group_agree(const group_t *group, gtopk_status_t status)
+{
+    const gtopk_reducer_t *first = group->reducers[0];
+    const uint32_t mine = status == GTOPK_OK && first->verdict->nonfinite;
+    uint32_t all = mine;
+    if (!first->comm->peers)
+        return status;
+    status = comm_agree_with_peers(first->comm, status, &all);
+    return status == GTOPK_OK && all && !mine ? group_drop(group) : status;
+}
+
 static void count_verdict(gtopk_reducer_t *reducer)
 {
     const device_words_t *verdict = reducer->verdict;
@@ -311,6 +333,7 @@ static gtopk_status_t group_step(const group_t *group)
     gtopk_status_t status = group_exchange(group);
     if (status == GTOPK_OK)
         status = group_verdict(group);
+    status = group_agree(group, status);
     for (size_t i = 0; i < group->count && status == GTOPK_OK; i++)
         count_verdict(group->reducers[i]);
     for (size_t i = 0; i < group->count && status == GTOPK_OK; i++)

@@ -88,6 +88,7 @@ class CommConfig(Structure):
         ("node", c_char_p),
         ("data", c_char_p),
         ("data_library", c_char_p),
+        ("peers", c_void_p),
     )
 
 

@@ -28,8 +28,7 @@ class Comm(Collectives):
     transport : {"self", "mpi", "torch", "nccl", "auto"}
         One process alone; MPI; or torch.distributed, through a gloo group of its own. "nccl": what reducers on GPUs
         exchange travels by NCCL, on PyTorch's current stream, and the rest as the processes were started, by MPI or gloo;
-        each rank calls ``torch.cuda.set_device`` first. "auto": NCCL where all ranks have a GPU and it works. Emulated only:
-        no GPU has run either.
+        each rank calls ``torch.cuda.set_device`` first. "auto": NCCL where all ranks have a GPU and it works.
     timeout : float, optional
         Seconds a whole exchange may wait. Default: the environment variable GTOPK_TIMEOUT, else 1800.
     warn_after : float, optional
@@ -38,8 +37,11 @@ class Comm(Collectives):
         File of libgtopk_mpi.so. Default: GTOPK_MPI_MODULE, else beside the library.
     mpi_comm : int, optional
         Address of an ``MPI_Comm`` to duplicate (mpi4py: ``MPI._addressof(comm)``). Default: MPI_COMM_WORLD.
-    group : torch.distributed.ProcessGroup, optional
+    group : torch.distributed.ProcessGroup or list of int, optional
         With "torch": the ranks to use. Default: all.
+    peers : Comm, optional
+        The ranks that hold the other parts of one model, each of which is exchanged on a communicator of its own: a step
+        happens on all of them or on none, and is non-finite on all when it is so on one.
 
     Notes
     -----
@@ -67,11 +69,13 @@ class Comm(Collectives):
         mpi_module: str | os.PathLike[str] | None = None,
         mpi_comm: int | None = None,
         group: Any = None,
+        peers: Comm | None = None,
     ) -> None:
         self._handle: int | None = None
         self.pid = os.getpid()
         self._torch: Any = None
-        self.asked = transport
+        self.asked, self.timeout, self.warn_after = transport, timeout, warn_after
+        self.parts: dict[Any, tuple[Comm, ...]] = {}  # communicators of some of the ranks, closed with this one
         data = transport if transport in ("nccl", "auto") else None
         if data is not None:
             transport = _launcher.detect()
@@ -91,6 +95,7 @@ class Comm(Collectives):
             interrupt=self._interrupt,
             data=data and data.encode(),
             data_library=library_file and os.fsencode(library_file),
+            peers=None if peers is None else peers.handle,
         )
         if transport == "torch":
             from ._torch_distributed import TorchDistributed
@@ -126,6 +131,11 @@ class Comm(Collectives):
         return self._handle
 
     @property
+    def is_closed(self) -> bool:
+        """True after `close`."""
+        return self._handle is None
+
+    @property
     def description(self) -> str:
         """The transport and the version of what is behind it."""
         encoded: bytes = _c_api.library().gtopk_comm_describe(self.handle)
@@ -134,6 +144,9 @@ class Comm(Collectives):
 
     def close(self) -> None:
         """Frees the communicator. Neither waits for other ranks nor talks; may be called twice. Close its reducers first."""
+        for comm in (one for made in self.parts.values() for one in made):
+            comm.close()
+        self.parts.clear()
         handle, self._handle = self._handle, None
         if handle is not None and os.getpid() == self.pid:
             _c_api.library().gtopk_comm_destroy(handle)

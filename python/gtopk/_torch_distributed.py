@@ -31,8 +31,8 @@ class TorchDistributed:
 
     Parameters
     ----------
-    group : torch.distributed.ProcessGroup or None
-        Whose ranks to use; None: all. It is not used for messages itself, so its backend may be any.
+    group : torch.distributed.ProcessGroup, list of int, or None
+        Whose ranks to use, or which; None: all. It is not used for messages itself, so its backend may be any.
     timeout : float
         Seconds.
     """
@@ -45,7 +45,9 @@ class TorchDistributed:
         self._idle = threading.Event()  # no call of the library is in torch
         self._idle.set()
         try:
-            ranks = self._dist.get_process_group_ranks(group if group is not None else self._dist.group.WORLD)
+            ranks = group
+            if not isinstance(group, list):
+                ranks = self._dist.get_process_group_ranks(group if group is not None else self._dist.group.WORLD)
             if self._dist.get_rank() not in ranks:
                 raise InvalidError(f"rank {self._dist.get_rank()} is no member of the given process group")
             self._global_ranks = list(ranks)

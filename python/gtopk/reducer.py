@@ -82,7 +82,7 @@ class Reducer:
 
     On a GPU everything is queued on PyTorch's current stream there (of other packages' arrays, on the stream that they name),
     and memory comes from PyTorch's pool. Arrays are torch tensors, or have ``__cuda_array_interface__`` or DLPack.
-    Residuals and states are copied to host memory. Emulated only: no GPU has run it yet. See the guide on GPUs.
+    Residuals and states are copied to host memory. See the guide on GPUs.
 
     Examples
     --------

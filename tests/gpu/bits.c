@@ -316,6 +316,59 @@ static void test_large(void **state)
     run_chain(dim / 2 + 1, GTOPK_F16, GTOPK_VALUE_F16);
 }
 
+/* ---- what nodes take ---- */
+
+/* What two ranks give, one of them in two parts, and its sum. */
+static void run_sum(uint64_t dim, int32_t dtype)
+{
+    enum { PARTS = 3 };
+    const size_t stride = (size_t)(dim + 3) / 4 * 4;
+    random_state_t random = {(uint64_t)dtype + 70};
+    device_span_t spans[CHAIN_SPANS], own[CHAIN_SPANS];
+    size_t at[CHAIN_SPANS];
+    chain_t chains[CHAINS];
+    float *out[CHAINS];
+    const size_t bytes = chain_spans(&random, dim, dtype, spans, at);
+    char *gradients = scratch_of(bytes);
+    for (int s = 0; s < CHAIN_SPANS; s++)
+        for (uint64_t i = 0; i < spans[s].length; i++)
+            dtype_store(gradients + at[s] + i * dtype_size(spans[s].dtype), spans[s].dtype, laplace(&random));
+    for (int c = 0; c < CHAINS; c++) {
+        chain_open(&chains[c], chain_names[c], dim, 1, bytes);
+        const device_ops_t *ops = chains[c].device->ops;
+        void *block;
+        SIDE_OK(ops->allocate(chains[c].device, PARTS * stride * sizeof(float), "a test's floats", &block));
+        out[c] = block;
+        chain_copy(&chains[c], chains[c].gradients, gradients, bytes);
+        for (int s = 0; s < CHAIN_SPANS; s++) {
+            own[s] = spans[s];
+            own[s].data = s % 11 == 10 ? NULL : chains[c].gradients + at[s];
+        }
+        for (int part = 0; part < PARTS; part++) {
+            const device_stage_t params = {
+                .scale = part == 1 ? 1.0f / 3.0f : 1.0f, .add = part == 2, .zero_input = part == 2};
+            SIDE_OK(ops->stage(chains[c].device, own, CHAIN_SPANS, &params, out[c] + (part > 0) * stride, NULL));
+        }
+        SIDE_OK(ops->add_up(chains[c].device, out[c], stride, 2, out[c] + 2 * stride, dim, NULL));
+        SIDE_OK(ops->synchronize(chains[c].device, NULL));
+    }
+    compare(chains, out[CPU], out[GPU], PARTS * stride * sizeof(float), "staged floats and their sum");
+    compare(chains, chains[CPU].gradients, chains[GPU].gradients, bytes, "gradients");
+    for (int c = 0; c < CHAINS; c++) {
+        chains[c].device->ops->release(chains[c].device, out[c]);
+        chain_close(&chains[c]);
+    }
+    free(gradients);
+}
+
+static void test_sums(void **state)
+{
+    const uint64_t dim = environment("GTOPK_TEST_LARGE", 6000011);
+    (void)state;
+    for (int32_t dtype = GTOPK_F32; dtype <= GTOPK_BF16; dtype++)
+        run_sum(dim / 2 + (uint64_t)dtype, dtype);
+}
+
 /* ---- the last indices ---- */
 
 /* A few entries among zeros, in a vector as long as it may be: these are selected, twice. */
@@ -385,10 +438,8 @@ static void test_far(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_half),
-        cmocka_unit_test(test_gpu_agrees),
-        cmocka_unit_test(test_large),
-        cmocka_unit_test(test_far),
+        cmocka_unit_test(test_every_half), cmocka_unit_test(test_gpu_agrees), cmocka_unit_test(test_large),
+        cmocka_unit_test(test_sums),       cmocka_unit_test(test_far),
     };
     (void)test_devices_agree;
     return cmocka_run_group_tests_name("gpu bits", tests, NULL, NULL);

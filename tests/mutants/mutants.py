@@ -28,6 +28,7 @@ CHECK = "csrc/exchange/check.c"
 MESSAGE = "csrc/exchange/message.c"
 COLLECTIVE = "csrc/exchange/collective.c"
 STEP = "csrc/core/step.c"
+COMM = "csrc/core/comm.c"
 ACCUMULATE = "csrc/core/accumulate.c"
 STATE = "csrc/core/state.c"
 CONFIG = "csrc/core/config.c"
@@ -51,6 +52,50 @@ CUDA = "csrc/device/cuda/"
 STAGE = CUDA + "stage.cu"
 
 MUTANTS = [
+    # shards
+    Mutant("peers: an overflow stays with one of them", COMM, "*nonfinite |= words[r].nonfinite;", ""),
+    Mutant(
+        "peers: a failure stays with one of them",
+        COMM,
+        "if (words[r].status != GTOPK_OK)",
+        "if (words[r].status < 0 && r < 0)",
+    ),
+    Mutant(
+        "peers: a step that they drop is committed",
+        STEP,
+        "return status == GTOPK_OK && all && !mine ? group_drop(group) : status;",
+        "return status;",
+    ),
+    Mutant(
+        "peers: errors are not told",
+        STEP,
+        "status = comm_agree_with_peers(first->comm, status, &all);",
+        "status = status == GTOPK_OK ? comm_agree_with_peers(first->comm, status, &all) : status;",
+    ),
+    Mutant(
+        "shards: what is whole is selected together with them",
+        TORCH + "exchange.py",
+        "kinds[is_dense, segment.whole and not is_dense]",
+        "kinds[is_dense, False]",
+    ),
+    Mutant(
+        "shards: what is whole is not averaged over the node",
+        TORCH + "synchronizer.py",
+        "if self.shards is None or self.shards.peers.size == 1 or not wholes:",
+        "if self.shards is None or self.shards.peers.size > 0 or not wholes:",
+    ),
+    Mutant(
+        "shards: residuals of nodes that are gone are lost",
+        TORCH + "sharded_state.py",
+        "if int(replica) % size != mine:",
+        "if int(replica) != mine:",
+    ),
+    Mutant(
+        "shards: a node's overflow in a local step stays with one shard",
+        TORCH + "local_steps.py",
+        "self.nonfinite = any_of(self.shards.peers, self.nonfinite)",
+        "any_of(self.shards.peers, self.nonfinite)",
+    ),
     # nodes
     Mutant(
         "nodes: the sum leaves out a rank",
@@ -776,8 +821,8 @@ MUTANTS = [
     Mutant(
         "an overflow is not agreed on",
         TORCH + "session.py",
-        "            found_inf = any_of(self.comm, found_inf)\n",
-        "            any_of(self.comm, found_inf)\n",
+        "            found_inf = self.anywhere(found_inf)\n",
+        "            self.anywhere(found_inf)\n",
     ),
     Mutant(
         "only a rank that has a scaler asks for overflows",
@@ -1048,8 +1093,8 @@ MUTANTS = [
     Mutant(
         "a model that moved is not noticed",
         TORCH + "synchronizer.py",
-        "[p.dtype for p in trained], [p.device for p in trained]",
-        "[p.dtype for p in trained], []",
+        "[p.dtype for p in exchanged], [p.device for p in exchanged]",
+        "[p.dtype for p in exchanged], []",
     ),
     Mutant(
         "copies of a GPU's gradients are made on the host",

@@ -178,12 +178,12 @@ static inline void near_count(const radix_t *radix, uint32_t *bins, uint32_t mag
         (void)atomicAdd(&bins[(magnitude - floor) & NEAR_LAST], 1u);
 }
 
-/* Takes a digit from the grid's histogram; all threads of the block. 0: the wanted key is not near, radix is as it was at
- * its beginning, for k. After the second digit the magnitude is known, and digits of the index follow. */
-FUNCTION int near_take(radix_t *radix, const uint32_t *sum, uint32_t floor, uint32_t k)
+/* Takes digit `level` from the grid's histogram; all threads of the block. 0: the wanted key is not near, and radix is as it
+ * was at its beginning, for k. After the second digit the magnitude is known, and digits of the index follow. */
+FUNCTION int near_take(radix_t *radix, const uint32_t *sum, uint32_t level, uint32_t floor, uint32_t k)
 {
     radix_take(radix, sum, NEAR_BITS);
-    if (radix->level == 1) {
+    if (level == 0) {
         if (radix->prefix != 0 && radix->prefix != NEAR_LAST)
             return 1;
         (void)radix_begin(k);

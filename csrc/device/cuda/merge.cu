@@ -162,7 +162,7 @@ static inline uint64_t bound_of(const merge_args_t *args, radix_t *radix, const 
                                 uint32_t floor)
 {
     cuda_scratch_t *scratch = args->scratch;
-    int near = near_take(radix, scratch->near_bins[0], floor, args->k);
+    int near = near_take(radix, scratch->near_bins[0], 0, floor, args->k);
     ROLLED
     while (near || (radix->level < CUDA_LEVELS && radix->wanted != radix->inside)) {
         const uint32_t level = near ? 0 : radix->level;
@@ -171,7 +171,7 @@ static inline uint64_t bound_of(const merge_args_t *args, radix_t *radix, const 
         radix_bins_end(level, bins, sum);
         grid_sync(scratch);
         if (near)
-            (void)near_take(radix, sum, floor, args->k);
+            (void)near_take(radix, sum, 1, floor, args->k);
         else
             radix_descend(radix, sum);
         near = 0;

@@ -167,7 +167,7 @@ static inline void near_descend(const select_args_t *args, radix_t *radix, uint3
             near_count(radix, bins, key_magnitude(args->pool.keys[i]), floor);
         radix_bins_end(0, bins, sum);
         grid_sync(args->scratch);
-        if (!near_take(radix, sum, floor, args->k))
+        if (!near_take(radix, sum, level, floor, args->k))
             return;
     }
 }

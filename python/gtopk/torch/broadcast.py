@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .. import _tensors
 from .. import comm as _comm
@@ -20,6 +21,7 @@ from . import plain
 from .agreement import agree
 from .local_steps import LocalSteps
 from .optimizer import DistributedMixin
+from .shards import REPLICAS, Shards, find, here, is_dtensor, spread_like
 
 _log = logging.getLogger("gtopk")
 
@@ -38,7 +40,7 @@ def broadcast_parameters(
         Usually ``model.state_dict()``, which has buffers too, or ``model.named_parameters()``. Entries that are no
         tensors stay as they are.
     root_rank : int
-        The rank whose values are taken.
+        The rank whose values are taken. Of a model under ``fully_shard``: the number of the node, in the order of meshes.
     comm : Comm, optional
         The ranks. Default: those of `gtopk.init()`.
 
@@ -55,11 +57,27 @@ def broadcast_parameters(
     >>> gtopk.broadcast_parameters(model.state_dict(), root_rank=0)
     """
     comm = _comm.current() if comm is None else comm
-    tensors = comm.together("broadcast_parameters", lambda: (_tensors_of(params), [comm.root(root_rank)]))
+
+    def prepare() -> tuple[dict[str, Tensor], Any]:
+        tensors = _tensors_of(params)
+        sharded = any(map(is_dtensor, tensors.values()))
+        return tensors, [None if sharded else comm.root(root_rank)]
+
+    tensors = comm.together("broadcast_parameters", prepare)
     if comm.size == 1:
         return
     agree(comm, "tensors", [_row(name, tensor) for name, tensor in tensors.items()])
-    _broadcast(comm, list(tensors.values()), root_rank)
+    if any(map(is_dtensor, tensors.values())):
+        _broadcast_shards(find(REPLICAS, tensors, comm), list(tensors.values()), root_rank)
+    else:
+        _broadcast(comm, list(tensors.values()), root_rank)
+
+
+def _broadcast_shards(shards: Shards, tensors: list[Tensor], root_rank: int) -> None:
+    """What is whole comes from the first peer of the root."""
+    root = shards.everyone.together("broadcast_parameters", lambda: (shards.replicas.root(root_rank), root_rank))
+    _broadcast(shards.peers, [tensor for tensor in tensors if not is_dtensor(tensor)], 0)
+    _broadcast(shards.replicas, [here(tensor) for tensor in tensors], root)
 
 
 def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int = 0) -> None:
@@ -75,7 +93,7 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
         Of the same kind, with the same parameters, on all ranks; wrapped or not. The ranks are those that it was wrapped
         for, else those of `gtopk.init()`.
     root_rank : int
-        The rank whose state is taken.
+        The rank whose state is taken. With ``group=``: the number of the node, in the order of meshes.
 
     Examples
     --------
@@ -93,7 +111,7 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
             raise InvalidError("the state of LBFGS cannot be broadcast: it differs in shape from rank to rank")
         rows, mine = _describe(optimizer), None
         if comm.root(root_rank) == comm.rank and comm.size > 1:
-            state = _own_state_dict(optimizer)
+            state = tree_map(lambda x: here(x) if isinstance(x, Tensor) else x, _own_state_dict(optimizer))
             progress = None if sync is None else sync.progress()
             velocities = sync.velocities if isinstance(sync, LocalSteps) else {}
             known = {"state": state["state"], "param_groups": state["param_groups"], "velocities": velocities}
@@ -114,6 +132,7 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     def take() -> tuple[None, str]:
         if state is not None:  # the root has it already
             velocities = state.pop("velocities")
+            _spread(optimizer, state)
             _load_own_state_dict(optimizer, state)
             if isinstance(sync, LocalSteps):
                 sync.velocities = velocities
@@ -188,6 +207,7 @@ def _tensors_of(params: Mapping[str, Any] | Iterable[tuple[str, Tensor]]) -> dic
 
 def _check(name: str, tensor: Tensor) -> None:
     """Whether the tensor's memory can be read and written, on one rank as on many."""
+    tensor = here(tensor)
     if tensor.layout is not torch.strided:
         raise InvalidError(f"{name} is a sparse tensor ({tensor.layout}): leave it out, or convert it with to_dense()")
     if tensor.device.type == "meta":
@@ -252,6 +272,16 @@ def _describe(optimizer: torch.optim.Optimizer) -> list[list[Any]]:
     for g, group in enumerate(optimizer.param_groups):
         rows += [_row(f"parameter {i} of group {g}", parameter) for i, parameter in enumerate(group["params"])]
     return rows
+
+
+def _spread(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Of sharded parameters: values that came as this rank's part are it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for place, entries in state["state"].items():
+        parameter = parameters[place]
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape == here(parameter).shape:
+                entries[name] = spread_like(value, parameter)
 
 
 def _own_state_dict(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

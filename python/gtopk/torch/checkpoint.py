@@ -20,6 +20,7 @@ from ..errors import MismatchError, StateError
 from .exchange import Waiting
 from .parameters import plain_name
 from .session import Session
+from .shards import Shards
 from .state_form import CONSOLIDATED, FORMAT, check_form
 
 _log = logging.getLogger("gtopk")
@@ -27,22 +28,23 @@ _log = logging.getLogger("gtopk")
 KEY = "gtopk"
 _DDP = "module."  # what DistributedDataParallel puts before the names of its model's parameters
 _DCP = "torch.distributed.checkpoint.state_dict"
-_DCP_TEXT = (
-    "get_optimizer_state_dict and get_state_dict of torch.distributed.checkpoint {what}, so they cannot be used with a "
-    "gtopk optimizer: save optimizer.state_dict() itself, with each rank's residual under a name of its own, for example "
-    'state = optimizer.state_dict(); dcp.save({{"optimizer": state, f"gtopk.{{gtopk.rank()}}": state.pop("gtopk")}}, ...)'
+VELOCITY_TEXT = (
+    "the state was saved with momentum_correction=True and holds a velocity: wrap the optimizer with "
+    "momentum_correction=True before loading it"
 )
 
 
 # ---- saving ----
 
 
-def save(session: Session, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
-    """This rank's residual and progress."""
-    return _document(session, parameters, session.comm.rank, _entries(session, parameters))
+def save(session: Session, parameters: Mapping[str, Tensor], shards: Shards | None = None) -> dict[str, Any]:
+    """This rank's residual and progress. `parameters`: what this rank holds of them."""
+    return _document(session, parameters, session.comm.rank, _entries(session, parameters), shards)
 
 
-def consolidate(session: Session, parameters: Mapping[str, Tensor], to: int) -> dict[str, Any] | None:
+def consolidate(
+    session: Session, parameters: Mapping[str, Tensor], to: int, shards: Shards | None = None
+) -> dict[str, Any] | None:
     """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective."""
     mine = session.comm.together("consolidate_state_dict()", lambda: (_entries(session, parameters), None))
     listed = session.comm.allgather_json([[name, entry.velocity is not None] for name, entry in mine.items()])
@@ -57,7 +59,7 @@ def consolidate(session: Session, parameters: Mapping[str, Tensor], to: int) -> 
         residual = _summed(session, None if entry is None else entry.residual, shape)
         velocity = _summed(session, None if entry is None else entry.velocity, shape) if velocities[name] else None
         total[name] = Waiting(residual, velocity)
-    return _document(session, parameters, CONSOLIDATED, total) if session.comm.rank == to else None
+    return _document(session, parameters, CONSOLIDATED, total, shards) if session.comm.rank == to else None
 
 
 def _entries(session: Session, parameters: Mapping[str, Tensor]) -> dict[str, Waiting]:
@@ -81,9 +83,14 @@ def _summed(session: Session, mine: Tensor | None, shape: torch.Size) -> Tensor:
 
 
 def _document(
-    session: Session, parameters: Mapping[str, Tensor], rank: int, entries: Mapping[str, Waiting]
+    session: Session,
+    parameters: Mapping[str, Tensor],
+    rank: int,
+    entries: Mapping[str, Waiting],
+    shards: Shards | None,
 ) -> dict[str, Any]:
     return {
+        **({} if shards is None else {"shard": [shards.peers.rank, shards.peers.size]}),
         "format": FORMAT,
         "rank": rank,
         "size": session.comm.size,
@@ -106,7 +113,11 @@ def _document(
 
 
 def check(
-    session: Session, parameters: Mapping[str, Tensor], saved: Mapping[str, Any], strict: bool
+    session: Session,
+    parameters: Mapping[str, Tensor],
+    saved: Mapping[str, Any],
+    strict: bool,
+    shards: Shards | None = None,
 ) -> dict[str, Waiting]:
     """What this rank is to go on with. Changes nothing.
 
@@ -119,13 +130,11 @@ def check(
     """
     check_form(saved)
     saved = with_names_as_in(parameters, saved)
+    _check_shard(saved.get("shard"), None if shards is None else [shards.peers.rank, shards.peers.size])
     _check_model(parameters, saved)
     entries = {name: Waiting(values, saved["velocity"].get(name)) for name, values in saved["residual"].items()}
     if saved["velocity"] and not session.exchange.options.momentum_correction:
-        raise MismatchError(
-            "the state was saved with momentum_correction=True and holds a velocity: wrap the optimizer with "
-            "momentum_correction=True before loading it"
-        )
+        raise MismatchError(VELOCITY_TEXT)
     if saved["rank"] == CONSOLIDATED:
         return {name: _share(entry, session.comm.size) for name, entry in entries.items()}
     if (saved["rank"], saved["size"]) == (session.comm.rank, session.comm.size) or not entries:
@@ -164,6 +173,15 @@ def with_names_as_in(parameters: Mapping[str, Tensor], saved: Mapping[str, Any])
     }
 
 
+def _check_shard(saved: Any, mine: list[int] | None) -> None:
+    if saved != mine:
+        theirs, here = ("no shard" if one is None else f"shard {one[0]} of {one[1]}" for one in (saved, mine))
+        raise MismatchError(
+            f"the state has {theirs}, and this rank has {here}: load the state that this rank saved, or save with "
+            "optimizer.sharded_state_dict() and torch.distributed.checkpoint, which fits any number of nodes and shards"
+        )
+
+
 def _check_model(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> None:
     mine = [(name, list(parameter.shape)) for name, parameter in parameters.items()]
     theirs = [(name, list(shape)) for name, shape in zip(saved["names"], saved["shapes"], strict=True)]
@@ -194,22 +212,27 @@ def _divided(values: Tensor, ranks: int) -> Tensor:
 # ---- torch.distributed.checkpoint ----
 
 
-def reject_dcp_step(optimizer: torch.optim.Optimizer) -> None:
-    """An error when torch.distributed.checkpoint calls step() with learning rate 0 to make the optimizer's state."""
+def is_dcp_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether torch.distributed.checkpoint calls step() with learning rate 0, to have the optimizer make its state."""
     if any("lr" in group and group["lr"] != 0 for group in optimizer.param_groups):
-        return
+        return False
     frame: FrameType | None = sys._getframe(1)
     for _ in range(8):
         if frame is None:
-            return
+            return False
         if frame.f_globals.get("__name__") == _DCP:
-            raise StateError(
-                _DCP_TEXT.format(what="call step() with a learning rate of 0, which would exchange gradients")
-            )
+            return True
         frame = frame.f_back
+    return False
 
 
-def reject_dcp_state() -> None:
-    """An error when torch.distributed.checkpoint is about to drop the residual from state_dict()."""
-    if sys._getframe(2).f_globals.get("__name__") == _DCP:
-        raise StateError(_DCP_TEXT.format(what="drop the residual from optimizer.state_dict()"))
+def reject_dcp_state(session: Session) -> None:
+    """An error when torch.distributed.checkpoint is about to drop a residual that was not saved beside it."""
+    if sys._getframe(2).f_globals.get("__name__") != _DCP or session.run is None:
+        return
+    if session.given_at != session.steps:
+        raise StateError(
+            "get_optimizer_state_dict and get_state_dict of torch.distributed.checkpoint drop the residual from the "
+            "optimizer's state: call optimizer.sharded_state_dict() before them, after the same step, and save what it "
+            'returns beside it, dcp.save({..., "gtopk": residual}, ...)'
+        )

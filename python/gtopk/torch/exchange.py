@@ -85,8 +85,8 @@ class _Step:
 class Exchange:
     """Moves blocks of memory, one for each segment of a changing list.
 
-    Segments that are to be sent dense go through a reducer of their own. Both reducers take each step together: it
-    happens in both or in none.
+    Segments that are to be sent dense go through a reducer of their own, and so do those that are whole where others are
+    shards. All reducers take each step together: it happens in all or in none.
     """
 
     def __init__(self, comm: Comm, options: Options) -> None:
@@ -114,11 +114,13 @@ class Exchange:
         """
         self._check_shapes(segments)
         self.park()
-        dense = [i for i, segment in enumerate(segments) if self.options.is_dense(segment)]
-        sparse = [i for i, segment in enumerate(segments) if not self.options.is_dense(segment)]
+        kinds: dict[tuple[bool, bool], list[int]] = {(True, False): [], (False, False): [], (False, True): []}
+        for i, segment in enumerate(segments):
+            is_dense = self.options.is_dense(segment)
+            kinds[is_dense, segment.whole and not is_dense].append(i)
         parts: list[Part] = []
         try:
-            for places, is_dense in ((dense, True), (sparse, False)):
+            for (is_dense, _), places in kinds.items():
                 if places:
                     mine = [segments[i] for i in places]
                     parts.append(Part(self._reducer(mine, density, is_dense), mine, places, is_dense))
@@ -369,10 +371,13 @@ class Exchange:
 
     def _reducer(self, segments: Sequence[Segment], density: float, dense: bool) -> Reducer:
         options = self.options
+        algorithm = options.algorithm
+        if algorithm == "auto" and segments[0].whole:
+            algorithm = "gtopk"  # what is measured may differ between peers, whose updates must not
         return Reducer(
             [segment.numel for segment in segments],
             density=density,
-            algorithm="dense" if dense else options.algorithm,
+            algorithm="dense" if dense else algorithm,
             value_type="fp32" if dense else options.value_type,
             residual_policy=options.residual_policy,
             merge_growth=1.0 if dense else options.merge_growth,

@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 
 from ..comm import Comm, Sum
-from ..errors import DesyncError, MismatchError
+from ..errors import DesyncError, MismatchError, StateError
+from .agreement import any_of
 from .amp import Scaled
 from .local_options import LocalOptions
 from .nonfinite import NonfiniteWarning
 from .parameters import check_parameters
 from .profile import record
 from .segments import Segment
+from .shards import Shards
 from .start import Start, all_finite, check_same, flat, zeros_like
-from .synchronizer import Synchronizer
+from .synchronizer import Synchronizer, trained
 from .warmup import DensitySchedule
 
 _log = logging.getLogger("gtopk")
@@ -42,8 +44,9 @@ class LocalSteps(Synchronizer):
         options: LocalOptions,
         schedule: DensitySchedule,
         grad_scaler: Any,
+        shards: Shards | None = None,
     ) -> None:
-        super().__init__(comm, optimizer, named_parameters, options, schedule, grad_scaler)
+        super().__init__(comm, optimizer, named_parameters, options, schedule, grad_scaler, shards)
         self.options = options
         self.session.undoes = True
         self.done = 0  # steps, over checkpoints; after an exchange those of the rank that did the most
@@ -61,8 +64,11 @@ class LocalSteps(Synchronizer):
         """Before the wrapped step: looks at this rank's gradients, and exchanges nothing."""
         self._period()  # an error now rather than after the step
         self._remember(optimizer)
-        gradients = [_values(p.grad) for p in _trained(optimizer) if p.grad is not None]
+        self.average_whole(trained(optimizer))
+        gradients = [_values(self.local(p.grad)) for p in trained(optimizer) if p.grad is not None]
         self.nonfinite = scaled.found_inf or not (scaled.present or all_finite(gradients))
+        if self.shards is not None:  # what a step does to one shard it does to all
+            self.nonfinite = any_of(self.shards.peers, self.nonfinite)
         if not scaled.present:
             self._warning.note(self.nonfinite, self.session.comm.rank, self.done, kept_out=True)
         if scaled.scale != 1.0 and not self.nonfinite:
@@ -85,10 +91,14 @@ class LocalSteps(Synchronizer):
 
         Weights that were loaded or broadcast after an exchange are where the next period starts.
         """
-        trained = [(id(p), p.device) for p in _trained(optimizer)]
-        if self.session.solo or (self.since and trained == self._trained):
+        now = [(id(p), p.device) for p in trained(optimizer)]
+        if self.session.solo or (self.since and now == self._trained):
             return
-        parameters = {name: p for name, p in self.names.of(optimizer).items() if p.requires_grad and not p.is_complex()}
+        parameters = {
+            name: self.local(p)
+            for name, p in self.names.of(optimizer).items()
+            if p.requires_grad and not p.is_complex()
+        }
         # What was frozen in the latest period took part in its exchange, and takes no part in the next one.
         if not self.since:
             self._starts = {name: start for name, start in self._starts.items() if name in parameters}
@@ -100,7 +110,7 @@ class LocalSteps(Synchronizer):
             start.weights = start.weights.to(parameter.device)
             if not self.since and not start.is_at(parameter):
                 start.weights.copy_(parameter.detach())
-        self._trained = trained
+        self._trained = now
 
     # ---- one exchange ----
 
@@ -142,7 +152,7 @@ class LocalSteps(Synchronizer):
         """The parameters to exchange. Makes the reducers where these are others than before."""
 
         def choose() -> tuple[dict[str, Tensor], None]:
-            check_parameters(self.names.of(optimizer), exchanged=True)
+            check_parameters(self.names.of(optimizer), exchanged=True, sharded=self.shards is not None)
             return self._started(optimizer), None
 
         chosen = self._started(optimizer)
@@ -150,17 +160,20 @@ class LocalSteps(Synchronizer):
         if wanted == self._built:
             return chosen
         self._built = None  # if this fails, the next exchange tries again
-        chosen = self.session.comm.together("step()", choose)
-        self.session.build([Segment(name, self._starts[name].weights) for name in chosen])
+        chosen = self.together(choose)
+        known = self.names.of(optimizer)
+        self.build([Segment(name, self._starts[name].weights, self.is_whole(known[name])) for name in chosen])
         check_same(self.session.comm, chosen, self._starts, self.velocities)
         self._built = wanted
         return chosen
 
     def _started(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        return {name: p for name, p in self.names.of(optimizer).items() if name in self._starts}
+        return {name: p for name, p in self.tensors(optimizer).items() if name in self._starts}
 
     def _agree(self, finite: bool, joined: bool) -> int | None:
         """The most steps that a rank has done; None where a difference is not finite on some rank."""
+        if self.shards is not None:
+            finite = not any_of(self.shards.peers, not finite)
         mine = [self.session.steps, None if joined else self._period(), finite, self.done]
         rows = self.session.comm.allgather_json(mine)
         for column, what in enumerate(("after exchange {}", "in a period of {} local steps")):
@@ -206,11 +219,12 @@ class LocalSteps(Synchronizer):
 
     def _go_back(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> None:
         """This rank's weights went wrong: it starts the period again, with what is finite of the optimizer's state."""
+        known = self.names.of(optimizer)
         for name, parameter in parameters.items():
             parameter.copy_(self._starts[name].weights)
-            for value in optimizer.state.get(parameter, {}).values():
+            for value in optimizer.state.get(known[name], {}).values():
                 if isinstance(value, Tensor) and value.is_floating_point():
-                    value.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+                    self.local(value).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         _log.warning(
             "rank %d: weights were Inf, NaN or too large after %d local steps, so this rank goes back to those of the latest "
             "exchange: lower the learning rate, or clip gradients",
@@ -224,7 +238,9 @@ class LocalSteps(Synchronizer):
         with torch.no_grad():
             for name, parameter in self.names.of(optimizer).items():
                 if name in waiting and parameter.requires_grad:
-                    parameter.sub_((waiting.pop(name).residual * self.options.outer_lr).to(parameter.device))
+                    self.local(parameter).sub_(
+                        (waiting.pop(name).residual * self.options.outer_lr).to(parameter.device)
+                    )
         self.since = 0
 
     # ---- join ----
@@ -259,6 +275,16 @@ class LocalSteps(Synchronizer):
             },
         }
 
+    def sharded_fields(self) -> dict[str, Any]:
+        """The same, for `sharded_state`."""
+        if self.since:
+            raise StateError(
+                f"sharded_state_dict() after {self.since} local steps: the nodes have different weights, of which a checkpoint "
+                "keeps one. Call optimizer.synchronize() first, on all ranks"
+            )
+        fields = self.saved_fields()
+        return {"done": self.done, "start": fields["start"], "outer_velocity": fields["outer_velocity"]}
+
     def consolidate(self, optimizer: torch.optim.Optimizer, summed: dict[str, Any] | None) -> None:
         """Adds the same to a consolidated state, with what all ranks have done since the latest exchange as residual.
 
@@ -267,7 +293,7 @@ class LocalSteps(Synchronizer):
         comm = self.session.comm
         parameters = self._started(optimizer)
         for name in sorted(set().union(*comm.allgather_json(list(parameters)))):
-            mine = torch.zeros(self.names.of(optimizer)[name].shape, dtype=torch.float32, device="cpu")
+            mine = torch.zeros(self.tensors(optimizer)[name].shape, dtype=torch.float32, device="cpu")
             if name in parameters:
                 difference = self._starts[name].difference(parameters[name])
                 if all_finite([difference]):  # else this rank is going to start the period again
@@ -297,7 +323,7 @@ class LocalSteps(Synchronizer):
         if self.session.solo:
             self.since = 0
         own = (saved["rank"], saved["size"]) == (self.session.comm.rank, self.session.comm.size)
-        parameters = self.names.of(optimizer)
+        parameters = self.tensors(optimizer)
         with torch.no_grad():
             for name, values in saved["start"].items():
                 start = self._starts[name] = Start(parameters[name])
@@ -322,10 +348,6 @@ class LocalSteps(Synchronizer):
         """The next step starts a period, from the weights that there are then."""
         self._starts, self._trained, self._built = {}, [], None
         self.since = 0
-
-
-def _trained(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def _values(gradient: Tensor) -> Tensor:

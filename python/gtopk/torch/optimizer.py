@@ -15,11 +15,13 @@ from torch import Tensor
 
 from .. import comm as _comm
 from ..errors import InvalidError, StateError, UnsupportedError
-from . import amp, checkpoint, momentum
+from . import amp, checkpoint, momentum, sharded_state
 from .checkpoint import KEY
 from .exchange import Options
 from .local_options import LocalOptions, Period, check_local, check_outer, exchanges_weights
 from .local_steps import LocalSteps
+from .parameters import Names
+from .shards import Shards, find
 from .synchronizer import Synchronizer
 from .warmup import DensitySchedule, Warmup
 
@@ -49,6 +51,7 @@ def DistributedOptimizer(
     grad_scaler: Any = None,
     hierarchy: str = "off",
     comm: _comm.Comm | None = None,
+    group: Any = None,
 ) -> OptimizerT:
     """Makes an optimizer exchange its gradients with the other ranks in `step()`.
 
@@ -100,6 +103,9 @@ def DistributedOptimizer(
         With several ranks on each machine: see `gtopk.Reducer`, and the guide for several machines.
     comm : Comm, optional
         The ranks to exchange with. Default: those of `gtopk.init()`.
+    group : {"replicas"}, ProcessGroup or one-dimensional DeviceMesh, optional
+        For models under ``torch.distributed.fsdp.fully_shard`` on each node's own mesh: the ranks that hold the same shard,
+        which exchange it; "replicas" finds them. Then this call is collective over all ranks. See the guide on FSDP2.
 
     Returns
     -------
@@ -112,8 +118,8 @@ def DistributedOptimizer(
         `gtopk.init()` was not called, or the optimizer is wrapped already.
     UnsupportedError
         Optimizers that evaluate the model several times in a step (LBFGS, SAM) or need sparse gradients (SparseAdam);
-        complex parameters; on more than one rank, DTensors, and parameters on two devices or on others than CPU and CUDA;
-        momentum correction for anything but SGD without dampening.
+        complex parameters; on more than one rank, DTensors without ``group``, and parameters on two devices or on others
+        than CPU and CUDA; momentum correction for anything but SGD without dampening.
 
     Notes
     -----
@@ -160,6 +166,11 @@ def DistributedOptimizer(
     }
     schedule = DensitySchedule(density, warmup)
     ranks = _comm.current() if comm is None else comm
+    held = None
+    if group is not None:
+        named_parameters = None if named_parameters is None else list(named_parameters)
+        held = _shards(optimizer, named_parameters, group, comm, hierarchy)
+        ranks = held.replicas
     sync: Synchronizer
     if weights:
         outer: dict[str, Any] = {
@@ -168,9 +179,9 @@ def DistributedOptimizer(
             "residual_decay": residual_decay,
         }
         local = LocalOptions(**options, local_steps=local_steps, **outer)
-        sync = LocalSteps(ranks, optimizer, named_parameters, local, schedule, grad_scaler)
+        sync = LocalSteps(ranks, optimizer, named_parameters, local, schedule, grad_scaler, held)
     else:
-        sync = Synchronizer(ranks, optimizer, named_parameters, Options(**options), schedule, grad_scaler)
+        sync = Synchronizer(ranks, optimizer, named_parameters, Options(**options), schedule, grad_scaler, held)
     optimizer.__dict__.pop("step", None)  # a scheduler's patch of the old class's step
     optimizer.__class__ = distributed_class(type(optimizer))  # type: ignore[assignment]
     cast(DistributedMixin, optimizer)._gtopk = sync
@@ -228,7 +239,9 @@ class DistributedMixin(torch.optim.Optimizer):
         The closure's loss, or what the wrapped optimizer returns.
         """
         sync = self._gtopk
-        checkpoint.reject_dcp_step(self)
+        if checkpoint.is_dcp_step(self):  # nothing to exchange, and other ranks may not be at it
+            with _stepping(sync):
+                return super().step()
         self.__dict__["_opt_called"] = True  # what a scheduler's patch of step() would note
         loss = None
         if closure is not None:
@@ -326,10 +339,10 @@ class DistributedMixin(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state, and under "gtopk" this rank's residual; loads with ``weights_only=True``."""
         sync = self._gtopk
-        checkpoint.reject_dcp_state()
+        checkpoint.reject_dcp_state(sync.session)
         with _stepping(sync):
             state = super().state_dict()
-        state[KEY] = {**checkpoint.save(sync.session, sync.names.of(self)), **sync.saved_fields()}
+        state[KEY] = {**checkpoint.save(sync.session, sync.tensors(self), sync.shards), **sync.saved_fields()}
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False) -> None:
@@ -346,7 +359,7 @@ class DistributedMixin(torch.optim.Optimizer):
         saved = state_dict.get(KEY)
         waiting = {}
         if saved is not None:
-            waiting = checkpoint.check(sync.session, sync.names.of(self), saved, strict)
+            waiting = checkpoint.check(sync.session, sync.tensors(self), saved, strict, sync.shards)
             sync.check_saved(saved)
             saved = checkpoint.with_names_as_in(sync.names.of(self), saved)
         super().load_state_dict({name: value for name, value in state_dict.items() if name != KEY})
@@ -375,13 +388,57 @@ class DistributedMixin(torch.optim.Optimizer):
             own = self._gtopk_own("consolidate_state_dict")
             if own is not None:
                 own(to)
-            summed = checkpoint.consolidate(sync.session, sync.names.of(self), to)
+            summed = checkpoint.consolidate(sync.session, sync.tensors(self), to, sync.shards)
             sync.consolidate(self, summed)
             if summed is None:
                 return None
             state = super().state_dict()
         state[KEY] = summed
         return state
+
+    def sharded_state_dict(self) -> dict[str, Tensor]:
+        """The residual for ``torch.distributed.checkpoint.save``: under any key, on all ranks. See the guide on checkpoints.
+
+        With ``local_steps`` right after an exchange only: call `synchronize` before.
+        """
+        sync = self._gtopk
+        state = sharded_state.save(sync, self)
+        sync.session.given_at = sync.session.steps
+        return state
+
+    def load_sharded_state(self, checkpoint_id: Any = None, *, key: str = "gtopk", storage_reader: Any = None) -> None:
+        """Goes on from what `sharded_state_dict` gave, on any number of nodes and shards: nothing is lost. Collective.
+
+        Parameters
+        ----------
+        checkpoint_id : str or os.PathLike
+            The folder that ``dcp.save`` wrote.
+        key : str
+            Under which the residual was saved there.
+        storage_reader : torch.distributed.checkpoint.StorageReader, optional
+            In place of ``checkpoint_id``, where the checkpoint is no folder.
+
+        Notes
+        -----
+        Model and the wrapped optimizer's own state are loaded before. On as many nodes as there were the run goes on
+        bit for bit, whatever the number of shards.
+        """
+        sync = self._gtopk
+        everyone = sync.session.comm if sync.shards is None else sync.shards.everyone
+
+        def read() -> tuple[sharded_state.Loaded, None]:
+            reader = storage_reader
+            if reader is None:
+                from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+                reader = FileSystemReader(checkpoint_id)
+            loaded = sharded_state.load(sync, self, reader, key)
+            sync.check_saved(loaded.saved)
+            return loaded, None
+
+        loaded = everyone.together("load_sharded_state()", read)
+        sync.restore(loaded.run, loaded.steps, loaded.waiting)
+        sync.go_on(self, loaded.saved)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise StateError(
@@ -443,6 +500,20 @@ def _stepping(sync: Synchronizer) -> Iterator[None]:
 # are done by the wrapped optimizer's own step, which runs inside.
 DistributedMixin.step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 DistributedMixin.step.hooked = True  # type: ignore[attr-defined]
+
+
+def _shards(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: list[tuple[str, Tensor]] | None,
+    group: Any,
+    comm: _comm.Comm | None,
+    hierarchy: str,
+) -> Shards:
+    if comm is not None:
+        raise InvalidError("group= is for shards and comm= for other ranks than all: give one of them")
+    if hierarchy != "off":
+        raise InvalidError(f"hierarchy={hierarchy!r} with group=: there is one replica a node, so leave out hierarchy")
+    return find(group, Names(named_parameters).of(optimizer), _comm.current())
 
 
 def _check_wrappable(optimizer: Any) -> None:

@@ -13,14 +13,17 @@ from torch import Tensor
 
 from ..errors import InvalidError, UnsupportedError
 from .segments import device_text, has_no_memory, two_devices_text, wrapper_text
+from .shards import here
 
-# What torch.compile puts into the names of the modules that it wraps.
-_COMPILED = "_orig_mod."
+# What torch.compile, and PyTorch's activation checkpointing, put into the names of the modules that they wrap.
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 def plain_name(name: str) -> str:
-    """The name that a parameter has in the model before torch.compile."""
-    return name.replace(_COMPILED, "")
+    """The name that a parameter has in the model before torch.compile and activation checkpointing."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
 
 
 class Names:
@@ -80,8 +83,8 @@ class Names:
         return proposed
 
 
-def check_parameters(parameters: dict[str, Tensor], *, exchanged: bool) -> None:
-    """Whether these can be exchanged, before anything was done. `exchanged`: there are other ranks.
+def check_parameters(parameters: dict[str, Tensor], *, exchanged: bool, sharded: bool = False) -> None:
+    """Whether these can be exchanged, before anything was done. `exchanged`: there are other ranks; `sharded`: shards can.
 
     Raises
     ------
@@ -95,7 +98,7 @@ def check_parameters(parameters: dict[str, Tensor], *, exchanged: bool) -> None:
                 f"parameter {name} is {str(parameter.dtype).removeprefix('torch.')}, which gtopk cannot exchange: keep "
                 "torch.view_as_real of it as the parameter, and use torch.view_as_complex in forward"
             )
-        if exchanged and has_no_memory(parameter):
+        if exchanged and has_no_memory(here(parameter) if sharded else parameter):
             raise UnsupportedError(wrapper_text(f"parameter {name}", parameter))
         if exchanged and not (parameter.is_cpu or parameter.is_cuda):
             raise UnsupportedError(device_text(f"parameter {name}", parameter.device))

@@ -30,12 +30,16 @@ class Segment:
     like : Tensor
         Has the shape, type, device and memory order. Where it has gaps in memory, the index is the place in the order of
         dimensions. Not kept.
+    whole : bool
+        The peers of this rank have the same entries, where others are shards. What is selected of them must not depend on
+        a shard.
     """
 
-    __slots__ = ("device", "dtype", "name", "numel", "order", "plain", "shape", "stride")
+    __slots__ = ("device", "dtype", "name", "numel", "order", "plain", "shape", "stride", "whole")
 
-    def __init__(self, name: str, like: Tensor) -> None:
+    def __init__(self, name: str, like: Tensor, whole: bool = False) -> None:
         self.name = name
+        self.whole = whole
         self.shape = like.shape
         self.dtype = like.dtype
         self.device = like.device
@@ -216,6 +220,7 @@ def two_devices_text(first: str, one: torch.device, second: str, other: torch.de
 def wrapper_text(what: str, tensor: Tensor) -> str:
     """The error for a tensor without memory of its own."""
     return (
-        f"{what} is a {type(tensor).__name__}, which has no memory of its own that gtopk could exchange: leave out "
-        "fully_shard, tensor parallelism and quantised parameters, or exchange the local tensors with gtopk.Reducer"
+        f"{what} is a {type(tensor).__name__}, which has no memory of its own that gtopk could exchange: under fully_shard "
+        'give gtopk.DistributedOptimizer(..., group="replicas"); leave out tensor parallelism and quantised parameters, or '
+        "exchange the local tensors with gtopk.Reducer"
     )

@@ -37,6 +37,8 @@ class Session:
         How segments are exchanged.
     schedule : DensitySchedule
         With which density.
+    peers : Comm, optional
+        The ranks that hold the other shards, each with a session of its own.
 
     Examples
     --------
@@ -53,14 +55,16 @@ class Session:
     [tensor([0., 3., 0., 0.])]
     """
 
-    def __init__(self, comm: Comm, options: Options, schedule: DensitySchedule) -> None:
+    def __init__(self, comm: Comm, options: Options, schedule: DensitySchedule, peers: Comm | None = None) -> None:
         self.comm = comm
+        self.peers = peers  # whose steps are taken together with this rank's
         self.options = options
         self.schedule = schedule
         self.exchange = Exchange(comm, options)
         self.run: int | None = None  # random id of the training run, the same on all ranks and over checkpoints
         self.steps = 0  # exchanges done, over checkpoints
         self.scaled = False  # some rank has a GradScaler: flags are agreed on before a step
+        self.given_at = -1  # the step after which the residual was given to be saved by torch.distributed.checkpoint
         self.undoes = False  # the front end puts residuals back after a step that was skipped
         self.stats: dict[str, Any] = {}
         self._warning = NonfiniteWarning()
@@ -133,7 +137,7 @@ class Session:
         try:
             self._sameness.look(self.comm, tensors)
             if self.scaled:
-                found_inf = any_of(self.comm, found_inf)
+                found_inf = self.anywhere(found_inf)
             self.exchange.accumulate(scale, found_inf=found_inf)
             return self.finish()
         except BaseException:  # Ctrl-C in between, too
@@ -167,9 +171,14 @@ class Session:
         self.begin(momentum)
         self._sameness.look(self.comm, None)
         if self.scaled:
-            any_of(self.comm, False)
+            self.anywhere(False)
         self._end_step(self.exchange.reduce_joined(updates))
         return bool(self.stats["all_joined"])
+
+    def anywhere(self, mine: bool) -> bool:
+        """Whether it is so on some rank, peers included. Collective."""
+        found = any_of(self.comm, mine)
+        return found if self.peers is None else any_of(self.peers, found)
 
     def skip(self) -> None:
         """Counts a step that all ranks have agreed to do without."""

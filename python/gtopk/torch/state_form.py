@@ -68,6 +68,11 @@ def check_form(saved: Any) -> None:
         _check_entries(saved, what, shapes)
     if any(field in saved for field in LOCAL_FIELDS):
         _check_local(saved, shapes)
+    shard: Any = saved.get("shard")
+    if shard is not None and not (
+        _is_list(shard) and len(shard) == 2 and all(type(n) is int for n in shard) and 0 <= shard[0] < shard[1]
+    ):
+        _damaged("shard", f"is {_short(shard)}, but must be its number and how many there are")
 
 
 def _check_local(saved: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:

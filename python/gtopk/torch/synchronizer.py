@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,10 @@ from .parameters import Names, check_parameters
 from .profile import record
 from .segments import Segment, sparse_text
 from .session import Session
+from .shards import Shards, here, is_dtensor, spread_like
 from .warmup import DensitySchedule
+
+T = TypeVar("T")
 
 
 class Synchronizer:
@@ -38,12 +41,14 @@ class Synchronizer:
         options: Options,
         schedule: DensitySchedule,
         grad_scaler: Any,
+        shards: Shards | None = None,
     ) -> None:
-        self.session = Session(comm, options, schedule)
+        self.session = Session(comm, options, schedule, None if shards is None else shards.peers)
+        self.shards = shards  # of the parameters; None: they are whole on every rank
         self.grad_scaler = grad_scaler
         self.names = Names(named_parameters)
         self.names.check(optimizer)
-        check_parameters(self.names.of(optimizer), exchanged=not self.session.solo)
+        check_parameters(self.names.of(optimizer), exchanged=not self.session.solo, sharded=shards is not None)
         self.batches = 0  # exchanges since the latest join() to which this rank gave gradients
         self.multiplier = 1.0  # of the mean update; the number of ranks makes it the sum
         self.skipping = False  # in skip_synchronize
@@ -57,12 +62,45 @@ class Synchronizer:
         self._active: tuple[list[int], list[torch.dtype], list[torch.device]] | None = None
         self._parameters: list[Tensor] = []  # those that are exchanged, in the order of segments
 
+    # ---- what lies on this rank ----
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """This rank's part of a parameter, a gradient or a state: the memory itself."""
+        return tensor if self.shards is None else here(tensor)
+
+    def tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """This rank's part of all parameters, by name."""
+        return {name: self.local(p) for name, p in self.names.of(optimizer).items()}
+
+    def is_whole(self, parameter: Tensor) -> bool:
+        """Whether the peers have the same entries, while other parameters are sharded."""
+        return self.shards is not None and not is_dtensor(parameter)
+
+    def together(self, prepare: Callable[[], tuple[T, Any]]) -> T:
+        """What a step has to prepare, on all ranks or on none; collective among replicas inside. Collective."""
+        return (self.session.comm if self.shards is None else self.shards.everyone).together("step()", prepare)
+
+    def average_whole(self, parameters: Iterable[Tensor]) -> None:
+        """fully_shard leaves the gradients of what it does not shard to each rank: their mean over the peers. Collective."""
+        wholes = [p for p in parameters if self.is_whole(p)]
+        if self.shards is None or self.shards.peers.size == 1 or not wholes:
+            return
+        for parameter in wholes:  # what one peer has not used others may have
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [cast(Tensor, parameter.grad) for parameter in wholes]
+        wide = torch.float64 if any(g.dtype is torch.float64 for g in gradients) else torch.float32
+        mean = self.shards.peers.allreduce(torch.cat([g.detach().to("cpu", wide).reshape(-1) for g in gradients]))
+        for gradient, part in zip(gradients, torch.split(mean, [g.numel() for g in gradients]), strict=True):
+            gradient.detach().copy_(part.view(gradient.shape))
+
     # ---- one step ----
 
     def synchronize(self, optimizer: torch.optim.Optimizer, scaled: Scaled) -> None:
         """Replaces all gradients by the mean update of all ranks. Collective."""
         with record("gtopk.synchronize"):
             if self.session.solo:
+                self.average_whole(trained(optimizer))
                 self._add_waiting(optimizer, scaled)
             else:
                 self._prepare(optimizer, scaled.present)
@@ -84,21 +122,35 @@ class Synchronizer:
         return done
 
     def _prepare(self, optimizer: torch.optim.Optimizer, scaled: bool) -> None:
-        trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        active = [id(p) for p in trained], [p.dtype for p in trained], [p.device for p in trained]
+        exchanged = trained(optimizer)
+        active = [id(p) for p in exchanged], [p.dtype for p in exchanged], [p.device for p in exchanged]
         if active == self._active:
             return
         self._active = None  # if this fails, the next step tries again
 
         def choose() -> tuple[dict[str, Tensor], None]:
             parameters = self.names.of(optimizer)
-            check_parameters(parameters, exchanged=True)
+            check_parameters(parameters, exchanged=True, sharded=self.shards is not None)
             return {name: p for name, p in parameters.items() if p.requires_grad}, None
 
-        chosen = self.session.comm.together("step()", choose)
-        self.session.build([Segment(name, p) for name, p in chosen.items()], scaled=scaled)
+        chosen = self.together(choose)
+        segments = [Segment(name, self.local(p), self.is_whole(p)) for name, p in chosen.items()]
+        self.build(segments, scaled=scaled)
         self._active = active
         self._parameters = list(chosen.values())
+
+    def build(self, segments: Sequence[Segment], *, scaled: bool = False) -> None:
+        """Makes the reducers; where that fails for one shard, on all ranks. Collective."""
+        names = [[segment.name, segment.whole] for segment in segments]
+
+        def make() -> tuple[None, Any]:
+            self.session.build(segments, scaled=scaled)
+            return None, names
+
+        if self.shards is None:
+            make()
+        else:
+            self.together(make)
 
     def _gradients(self) -> list[Tensor]:
         """One for each segment; zeros are put where nothing arrived."""
@@ -107,14 +159,17 @@ class Synchronizer:
             for i, parameter in enumerate(self._parameters):
                 if gradients[i] is None:
                     gradients[i] = parameter.grad = torch.zeros_like(parameter)
+        if self.shards is not None:
+            self.average_whole(self._parameters)
+            return [here(gradient) for gradient in gradients]  # type: ignore[arg-type]
         return gradients  # type: ignore[return-value]
 
     def _replace(self, gradients: Sequence[Tensor], updates: Sequence[Tensor]) -> None:
         """Where a gradient could not be overwritten, another tensor has the update."""
         if False in [gradient is update for gradient, update in zip(gradients, updates, strict=True)]:
-            for parameter, update in zip(self._parameters, updates, strict=True):
-                if parameter.grad is not update:
-                    parameter.grad = update.view(parameter.shape)
+            for parameter, gradient, update in zip(self._parameters, gradients, updates, strict=True):
+                if gradient is not update:
+                    parameter.grad = spread_like(update.view(gradient.shape), parameter)
 
     def _momentum(self, optimizer: torch.optim.Optimizer) -> tuple[float, bool] | None:
         return momentum.settings(optimizer) if self.session.options.momentum_correction else None
@@ -234,6 +289,10 @@ class Synchronizer:
         """What a state has beside the residual."""
         return {}
 
+    def sharded_fields(self) -> dict[str, Any]:
+        """The same, for `sharded_state`: tensors by name, and with local steps how many were done."""
+        return {}
+
     def consolidate(self, optimizer: torch.optim.Optimizer, summed: dict[str, Any] | None) -> None:
         """Adds the same to a consolidated state. Collective."""
 
@@ -274,13 +333,18 @@ def _add(optimizer: torch.optim.Optimizer, parameter: Tensor, entry: Waiting) ->
     """A residual to the gradient; a velocity goes on in SGD's momentum."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    parameter.grad.detach().add_(entry.residual.to(parameter.device))
+    here(parameter.grad.detach()).add_(entry.residual.to(parameter.device))
     if entry.velocity is not None:
         state = optimizer.state[parameter]
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         sign = -1.0 if any(group.get("maximize") for group in optimizer.param_groups) else 1.0
-        state["momentum_buffer"].add_(entry.velocity.to(parameter.device), alpha=sign)
+        here(state["momentum_buffer"]).add_(entry.velocity.to(parameter.device), alpha=sign)
+
+
+def trained(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Its parameters that require a gradient."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def _first_gradient(optimizer: torch.optim.Optimizer) -> Tensor | None:

@@ -1,0 +1,505 @@
+"""FSDP2: every promise for models whose parameters are sharded on each node, exchanged among the nodes."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from fsdp_support import (
+    ALL,
+    NODES,
+    assert_replicas,
+    flat,
+    give,
+    local,
+    loss_of,
+    mesh,
+    node,
+    plain,
+    residuals,
+    shard,
+    sharded,
+    tokens,
+    train,
+    whole,
+    wrapped,
+)
+from harness import Warnings, raises
+from torch import nn, optim
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grad_norm_
+
+import gtopk
+
+SPARSE = {"density": 0.05}
+
+
+def dense_step(model, step, passes=1):
+    """Gradients that are the mean over all ranks, of a model that is not sharded."""
+    model.zero_grad()
+    for number in range(passes):
+        loss_of(model, tokens(step + number, gtopk.rank())).backward()
+    for p in model.parameters():
+        p.grad = gtopk.allreduce(torch.zeros_like(p) if p.grad is None else p.grad)
+
+
+def replicas_of(optimizer):
+    return optimizer._gtopk.session.comm
+
+
+def total(optimizer, values):
+    """The sum over the replicas of this rank's shard."""
+    return replicas_of(optimizer).allreduce(values, gtopk.Sum)
+
+
+# ---- training is what it is without shards ----
+
+
+def case_full_density_is_dense_training():
+    for kind, more in ((optim.SGD, {"momentum": 0.9, "weight_decay": 0.01}), (optim.AdamW, {"eps": 0.01})):
+        model, dense = sharded(), plain()
+        optimizer, reference = wrapped(model, kind, more=more, **ALL), kind(dense.parameters(), lr=0.1, **more)
+        for step in range(3):
+            train(model, optimizer, 1, step)
+            dense_step(dense, step)
+            reference.step()
+            torch.testing.assert_close(flat(model), flat(dense), rtol=1e-5, atol=1e-6)
+        assert_replicas(model)
+
+
+def case_every_way_to_name_the_group():
+    kinds = {"replicas": "replicas", "mesh": mesh()["replicas"], "group": mesh().get_group("replicas")}
+    found = []
+    for group in kinds.values():
+        model = sharded()
+        train(model, wrapped(model, group=group, **SPARSE), 3)
+        found.append(flat(model))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def case_replicas_agree_whatever_the_options():
+    for options in (
+        {"density": 0.01},
+        {"algorithm": "gtopk-split"},
+        {"algorithm": "gtopk-tree", "value_type": "int8"},
+        {"algorithm": "topk", "value_type": "fp16"},
+        {"algorithm": "auto"},
+        {"algorithm": "dense"},
+        {"dense_below": 8, "merge_growth": 1.5},
+        {"dense_1d": True, "residual_policy": "paper"},
+        {"momentum_correction": True, "more": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}},
+        {"rollback": True, "kind": optim.AdamW},
+        {"warmup": [(2, 0.5), (2, 0.2)], "kind": optim.Adam, "more": {"foreach": False}},
+    ):
+        model = sharded()
+        optimizer = wrapped(model, **{**SPARSE, **options})
+        before = flat(model)
+        train(model, optimizer, 5)
+        assert_replicas(model)
+        assert not torch.equal(before, flat(model))
+        assert optimizer.stats()["step"] == 4
+
+
+def case_training_brings_the_loss_down():
+    model = sharded()
+    optimizer = wrapped(model, optim.AdamW, lr=0.05, density=0.2)
+    x = tokens(0, gtopk.rank())
+
+    def loss_of_all():
+        return gtopk.allreduce(loss_of(model, x).detach().reshape(1)).item()
+
+    first = loss_of_all()
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss_of(model, x).backward()
+        optimizer.step()
+    assert loss_of_all() < 0.8 * first
+
+
+# ---- what people do beside it ----
+
+
+def case_mixed_precision_and_offload():
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
+    for options in ({"mp_policy": policy}, {"mp_policy": policy, "offload_policy": CPUOffloadPolicy(pin_memory=False)}):
+        model = sharded(**options)
+        train(model, wrapped(model, **SPARSE), 3)
+        assert_replicas(model)
+    model = sharded(plain().to(torch.bfloat16))
+    train(model, wrapped(model, **SPARSE), 3)
+    assert_replicas(model)
+    assert model.gate.weight.grad.dtype is torch.bfloat16
+
+
+def case_gradient_accumulation():
+    model, dense = sharded(), plain()
+    optimizer, reference = wrapped(model, **ALL), optim.SGD(dense.parameters(), lr=0.1)
+    for number in range(3):
+        model.set_requires_gradient_sync(number == 2)
+        loss_of(model, tokens(number, gtopk.rank())).backward()
+    optimizer.step()
+    dense_step(dense, 0, passes=3)
+    reference.step()
+    torch.testing.assert_close(flat(model), flat(dense), rtol=1e-5, atol=1e-6)
+
+
+def only_shards(model):
+    return [p for p in model.parameters() if isinstance(p, DTensor)]
+
+
+def case_clipping_before_and_after_the_exchange():
+    for mean in (False, True):
+        model = sharded()
+        optimizer = wrapped(model, **SPARSE)
+        loss_of(model, tokens(0, gtopk.rank())).backward()
+        if mean:
+            optimizer.synchronize()
+        norm = clip_grad_norm_(only_shards(model), 0.01).full_tensor()
+        clipped = torch.stack([whole(p.grad).norm() for p in only_shards(model) if p.grad is not None]).norm()
+        torch.testing.assert_close(clipped, torch.tensor(0.01), rtol=1e-3, atol=0)
+        same = gtopk.allgather(norm.reshape(1))
+        assert bool((same == same[0]).all()) == mean
+        if mean:
+            with optimizer.skip_synchronize():
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert_replicas(model)
+
+
+def case_checkpointing_of_activations_and_compile():
+    def checkpointed(model):
+        apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, nn.LayerNorm))
+
+    reference = sharded()
+    train(reference, wrapped(reference, **SPARSE), 3)
+    for change in (checkpointed, lambda model: [block.compile(backend="eager") for block in model.blocks]):
+        model = sharded(change=change)
+        optimizer = wrapped(model, **SPARSE)
+        train(model, optimizer, 3)
+        assert torch.equal(flat(model), flat(reference))
+        assert "blocks.0.norm.weight" in optimizer.state_dict()["gtopk"]["names"]
+    model = sharded()
+    compiled = torch.compile(model, backend="aot_eager")
+    optimizer = wrapped(compiled, **SPARSE)
+    train(compiled, optimizer, 3)
+    torch.testing.assert_close(flat(model), flat(reference), rtol=1e-4, atol=1e-5)
+    assert_replicas(model)
+
+
+def case_frozen_parameters():
+    model = sharded()
+    optimizer = wrapped(model, **SPARSE)
+    train(model, optimizer, 2)
+    for p in model.blocks[0].parameters():
+        p.requires_grad_(False)
+    frozen = [local(p).clone() for p in model.blocks[0].parameters()]
+    train(model, optimizer, 2, 2)
+    assert all(torch.equal(local(p), before) for p, before in zip(model.blocks[0].parameters(), frozen, strict=True))
+    model.blocks[0].requires_grad_(True)
+    train(model, optimizer, 2, 4)
+    assert_replicas(model)
+
+
+def case_a_node_that_has_fewer_batches():
+    model = sharded()
+    optimizer = wrapped(model, more={"momentum": 0.9}, **SPARSE)
+    train(model, optimizer, 2 if node() == 0 else 4)
+    last = optimizer.join()
+    assert last == NODES - 1
+    gtopk.broadcast_parameters(model.state_dict(), root_rank=last)
+    gtopk.broadcast_optimizer_state(optimizer, root_rank=last)
+    train(model, optimizer, 2, 4)
+    assert_replicas(model)
+
+
+def case_starting_from_one_node():
+    model = sharded(plain(seed=node()))
+    with torch.no_grad():
+        model.scale.mul_(1 + gtopk.rank())
+    gtopk.broadcast_parameters(model.state_dict(), root_rank=NODES - 1)
+    assert_replicas(model)
+    expected = plain(seed=NODES - 1)
+    with torch.no_grad():
+        expected.scale.mul_(1 + gtopk.size() - mesh()["shards"].size())
+    assert torch.equal(flat(model), flat(expected))
+
+
+# ---- mass ----
+
+
+def integers(seed):
+    """Whole numbers, so that sums and means are exact; what is not sharded is the same on all ranks of a node."""
+    ranks = torch.Generator().manual_seed(1000 * seed + gtopk.rank())
+    nodes = torch.Generator().manual_seed(1000 * seed + 500 + node())
+
+    def values(name, shape):
+        return torch.randint(-3, 4, shape, generator=nodes if name == "scale" else ranks) * 48.0 * NODES
+
+    return values
+
+
+def parts(model):
+    """What this rank has of the gradients, in the order of the names."""
+    named = sorted(model.named_parameters())
+    return torch.cat([local(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for _, p in named])
+
+
+def case_nothing_is_lost():
+    """Residuals before + gradients = residuals after + nodes * mean update, to the bit, of every shard."""
+    for options in (
+        {},
+        {"algorithm": "gtopk-split"},
+        {"algorithm": "topk"},
+        {"dense_below": 4},
+        {"momentum_correction": True},
+    ):
+        model = sharded()
+        optimizer = wrapped(model, density=0.1, value_type="fp32", **options)
+        before = torch.zeros_like(parts_of_weights(model))
+        for step in range(5):
+            give(model, integers(step))
+            given = total(optimizer, parts(model))
+            optimizer.synchronize()
+            after = total(optimizer, residuals(optimizer))
+            assert torch.equal(before + given, after + NODES * parts(model)), options
+            assert after.any()
+            with optimizer.skip_synchronize():
+                optimizer.step()
+            before = after
+        assert_replicas(model)
+
+
+def parts_of_weights(model):
+    return torch.cat([local(p).flatten() for _, p in sorted(model.named_parameters())])
+
+
+def case_memory_is_that_of_a_shard():
+    """4 n / L bytes for the residual, of n parameters in L shards."""
+    n, ranks = 12_000_000, mesh()["shards"].size()
+    model = fully_shard(nn.Linear(n // 1000, 1000, bias=False), mesh=mesh()["shards"])
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    model.weight.grad = torch.zeros_like(model.weight)
+    local(model.weight.grad).fill_(1.0)
+    gc.collect()
+    before = resident()
+    optimizer = gtopk.DistributedOptimizer(optimizer, model.named_parameters(), group="replicas")
+    optimizer.step()
+    taken, residual = resident() - before, 4 * n / ranks
+    assert 0.9 * residual < taken < 1.25 * residual + 4e6, (taken, residual)
+
+
+def resident():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return 4096 * pages
+
+
+# ---- a step happens or it does not ----
+
+
+def case_an_overflow_of_one_shard_is_everybodys():
+    last = gtopk.size() - 1
+    for options in (
+        {"rollback": True},
+        {},
+        {"rollback": True, "algorithm": "dense"},
+        {"rollback": True, "dense_below": 8},
+    ):
+        for where in ("embed.weight", "scale"):
+            model = sharded()
+            optimizer = wrapped(model, **{**SPARSE, **options})
+            train(model, optimizer, 2)
+            weights, kept = flat(model), residuals(optimizer)
+            optimizer.zero_grad()
+            loss_of(model, tokens(9, gtopk.rank())).backward()
+            own = parts(model)
+            if gtopk.rank() == last:
+                local(dict(model.named_parameters())[where].grad).view(-1)[0] = torch.inf
+            with Warnings():
+                optimizer.step()
+            assert optimizer.stats()["nonfinite"] == 1
+            assert torch.equal(flat(model), weights)
+            if options:
+                assert torch.equal(residuals(optimizer), kept), (options, where)
+            elif gtopk.rank() != last and where != "scale":
+                rest = residuals(optimizer) - kept  # of what is whole the mean is in the residual
+                near = torch.isclose(rest, own, rtol=1e-4, atol=1e-6)
+                assert near.sum() >= len(own) - 6
+            train(model, optimizer, 2, 2)
+            assert_replicas(model)
+
+
+def case_a_gradient_scaler():
+    """It takes no model of which some parameters are sharded and some are not."""
+    model = sharded(whole=())
+    optimizer = wrapped(model, **SPARSE)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    for step in range(4):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model, tokens(step, gtopk.rank()))).backward()
+        if step == 2 and gtopk.rank() == 1:
+            local(model.embed.weight.grad)[0, 0] = torch.nan
+        weights, kept = flat(model), residuals(optimizer)
+        with Warnings():
+            scaler.step(optimizer)
+            scaler.update()
+        assert optimizer.stats()["nonfinite"] == (step == 2)
+        assert torch.equal(flat(model), weights) == (step == 2)
+        assert torch.equal(residuals(optimizer), kept) == (step == 2)
+    assert_replicas(model)
+
+
+# ---- local steps ----
+
+
+def case_local_steps():
+    for options in ({}, {"outer_momentum": 0.5, "outer_lr": 0.7}, {"kind": optim.AdamW}, {"algorithm": "dense"}):
+        model = sharded()
+        optimizer = wrapped(model, local_steps=3, lr=0.01, **{**SPARSE, **options})
+        for step in range(6):
+            train(model, optimizer, 1, step)
+            at = optimizer.stats()["local_steps"]
+            assert at == (step + 1) % 3
+            if at == 0:
+                assert_replicas(model)
+        scale = optimizer._gtopk.shards.peers.allgather(model.scale.detach()[None])
+        assert torch.equal(scale[0], scale[-1])
+
+
+def case_local_steps_lose_nothing():
+    model = sharded()
+    optimizer = wrapped(model, local_steps=2, lr=1.0, density=0.1, value_type="fp32")
+    with torch.no_grad():
+        for p in model.parameters():
+            local(p).zero_()
+    at, before = parts_of_weights(model), torch.zeros_like(parts_of_weights(model))
+    for period in range(3):
+        given = torch.zeros_like(at)
+        for step in range(2):
+            give(model, integers(10 * period + step))
+            given += parts(model)
+            optimizer.step()
+        after, now = total(optimizer, residuals(optimizer)), parts_of_weights(model)
+        assert torch.equal(before + total(optimizer, given), after + NODES * (at - now))
+        at, before = now, after
+        assert_replicas(model)
+
+
+def case_a_local_step_that_overflows_is_left_out_by_all_shards():
+    model = sharded()
+    optimizer = wrapped(model, local_steps=2, lr=0.01, **SPARSE)
+    train(model, optimizer, 2)
+    before = parts_of_weights(model)
+    optimizer.zero_grad()
+    loss_of(model, tokens(5, gtopk.rank())).backward()
+    if gtopk.rank() == 0:
+        local(model.embed.weight.grad)[0, 0] = torch.inf
+    with Warnings():
+        optimizer.step()
+    assert torch.equal(parts_of_weights(model), before) == (node() == 0)
+    with torch.no_grad():
+        if gtopk.rank() == 1:  # weights that went wrong: nobody exchanges, all of this node go back
+            local(model.embed.weight)[0, 0] = torch.nan
+    start = optimizer.state_dict()["gtopk"]["start"]["embed.weight"]
+    optimizer.zero_grad()
+    with Warnings():
+        optimizer.synchronize()
+    assert torch.equal(local(model.embed.weight), start) == (node() == 0)
+    train(model, optimizer, 4, 6)
+    optimizer.synchronize()
+    assert_replicas(model)
+
+
+# ---- mistakes ----
+
+
+def case_mistakes_are_named_on_every_rank():
+    def wrap(model, **options):
+        return lambda: wrapped(model, **options)
+
+    model = sharded()
+    raises(gtopk.UnsupportedError, wrap(model, group=None), "is a DTensor", 'group="replicas"')
+    error = (gtopk.InvalidError, gtopk.UnsupportedError, gtopk.MismatchError)
+    raises(error, wrap(plain()), "no parameter here is sharded", "ddp_hook")
+    hsdp = fully_shard(plain(), mesh=mesh())
+    raises(error, wrap(hsdp), "replicated over dimension 'replicas'", "mesh['shards']")
+    raises(error, wrap(model, group=mesh()), "a mesh of 2 dimensions", "mesh['replicas']")
+    raises(error, wrap(model, group="nodes"), "group is 'nodes'", '"replicas"')
+    raises(error, wrap(model, group=mesh()["shards"]), "group has ranks", "mesh['replicas']")
+    raises(error, wrap(model, group=dist.group.WORLD), "group has ranks", "mesh['replicas']")
+    raises(error, wrap(model, comm=gtopk.comm.current()), "give one of them")
+    raises(error, wrap(model, hierarchy="node"), "leave out hierarchy")
+    # One rank alone makes it: the others hear of it.
+    wrong = 1
+    raises(error, wrap(model, group="nodes" if gtopk.rank() == wrong else "replicas"), "group is 'nodes'")
+    mixed = fully_shard(nn.Linear(8, 8), mesh=mesh()["shards"])
+    mixed.bias = nn.Parameter(torch.ones(8))
+    other = plain() if gtopk.rank() == wrong else sharded()
+    if gtopk.rank() == wrong:
+        sharded()
+    raises(error, wrap(other), "no parameter here is sharded")
+    # And all of that changed nothing.
+    train(model, wrapped(model, **SPARSE), 2)
+    assert_replicas(model)
+
+
+def case_ranks_with_other_parameters():
+    model = sharded()
+    optimizer = wrapped(model, **SPARSE)
+    if node() == 0:
+        model.blocks[1].requires_grad_(False)
+    loss_of(model, tokens(0, gtopk.rank())).backward()
+    raises(gtopk.MismatchError, optimizer.step, "blocks.1")
+    model.blocks[1].requires_grad_(True)
+    train(model, optimizer, 2)
+    assert_replicas(model)
+
+
+def case_one_replica_says_so():
+    one = fully_shard(plain(), mesh=init_world())
+    with Warnings() as texts:
+        optimizer = wrapped(one, **SPARSE)
+    assert len(texts) == (gtopk.rank() == 0)
+    assert all("nothing is exchanged" in text for text in texts)
+    train(one, optimizer, 2)
+    assert_replicas(one)
+
+
+def init_world():
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh("cpu", (gtopk.size(),))
+
+
+# ---- checkpoints of each rank ----
+
+
+def case_own_states_resume_bit_for_bit():
+    for options in (
+        {"kind": optim.AdamW},
+        {"more": {"momentum": 0.9}, "momentum_correction": True},
+        {"local_steps": 2},
+    ):
+        model = sharded()
+        optimizer = wrapped(model, **{**SPARSE, **options})
+        train(model, optimizer, 3)
+        state = copy.deepcopy(optimizer.state_dict())
+        weights = {name: local(p).clone() for name, p in model.named_parameters()}
+        train(model, optimizer, 3, 3)
+        again = sharded()
+        resumed = wrapped(again, **{**SPARSE, **options})
+        with torch.no_grad():
+            for name, p in again.named_parameters():
+                local(p).copy_(weights[name])
+        resumed.load_state_dict(state, strict=True)
+        train(again, resumed, 3, 3)
+        assert torch.equal(flat(again), flat(model))
+        assert torch.equal(residuals(resumed), residuals(optimizer))
+        state["gtopk"]["shard"][0] = (shard() + 1) % mesh()["shards"].size()
+        raises(gtopk.MismatchError, lambda one=resumed, state=state: one.load_state_dict(state), "sharded_state_dict")

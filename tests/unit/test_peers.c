@@ -1,0 +1,208 @@
+/* Peers: ranks that exchange the parts of one model on communicators of their own, and take every step together. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "support/check.h"
+#include "support/ranks.h"
+#include "support/step.h"
+
+#define NODES 3
+#define SHARDS 3
+#define DIM 40
+#define STEPS 4
+
+/* NODES x SHARDS threads: those of a column exchange, those of a row are peers. */
+typedef struct grid {
+    gtopk_thread_group_t *columns[SHARDS], *rows[NODES];
+    int rollback, dense, alone; /* alone: without peers */
+    int overflow;               /* the step in which the gradient of node 1, shard 2 is not finite; -1: none */
+    int leaves;                 /* the step before which node 2, shard 1 ends; -1: none */
+    float residuals[STEPS][NODES][SHARDS][DIM];
+    int nonfinite[NODES][SHARDS], failed[NODES][SHARDS];
+} grid_t;
+
+typedef struct place {
+    pthread_t thread;
+    grid_t *grid;
+    int node, shard;
+} place_t;
+
+static gtopk_comm_t *open_comm(gtopk_thread_group_t *group, int rank, int size, gtopk_comm_t *peers)
+{
+    gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
+    gtopk_comm_t *comm;
+    config.transport = "thread";
+    config.group = group;
+    config.rank = rank;
+    config.size = size;
+    config.timeout = 20.0;
+    config.peers = peers;
+    REQUIRE(gtopk_comm_create(&comm, &config) == GTOPK_OK);
+    return comm;
+}
+
+/* Whole numbers, so that sums are exact. */
+static void fill(float *gradient, int step, const place_t *place)
+{
+    for (int i = 0; i < DIM; i++)
+        gradient[i] = (float)((i * 7 + step * 5 + place->node * 3 + place->shard * 11) % 13 - 6) * NODES;
+}
+
+static void steps(const place_t *place, gtopk_reducer_t *reducer)
+{
+    grid_t *grid = place->grid;
+    float gradient[DIM];
+    const gtopk_tensor_t tensor = {gradient, DIM, GTOPK_F32, 0};
+    gtopk_stats_t stats = {.struct_size = sizeof stats};
+    for (int step = 0; step < STEPS && step != (place->node == 2 && place->shard == 1 ? grid->leaves : -1); step++) {
+        float *residual = grid->residuals[step][place->node][place->shard];
+        fill(gradient, step, place);
+        if (step == grid->overflow && place->node == 1 && place->shard == 2)
+            gradient[5] = INFINITY;
+        REQUIRE(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, GTOPK_ZERO_INPUT, NULL) == GTOPK_OK);
+        if (step == grid->leaves)
+            REQUIRE(gtopk_reducer_residual(reducer, 0, residual, DIM) == GTOPK_OK);
+        if (step_reduce(reducer, &tensor, 1, GTOPK_OUTPUT_IS_ZERO, &stats) != GTOPK_OK) {
+            float after[DIM];
+            REQUIRE(step == grid->leaves);
+            REQUIRE(gtopk_reducer_residual(reducer, 0, after, DIM) == GTOPK_OK);
+            grid->failed[place->node][place->shard] = memcmp(after, residual, sizeof after) == 0;
+            return;
+        }
+        REQUIRE(!stats.nonfinite == !isnan(gradient[0]));
+        grid->nonfinite[place->node][place->shard] |= (stats.nonfinite != 0) << step;
+        REQUIRE(gtopk_reducer_residual(reducer, 0, residual, DIM) == GTOPK_OK);
+    }
+}
+
+static void *run_place(void *argument)
+{
+    const place_t *place = argument;
+    grid_t *grid = place->grid;
+    gtopk_comm_t *peers = open_comm(grid->rows[place->node], place->shard, SHARDS, NULL);
+    gtopk_comm_t *comm = open_comm(grid->columns[place->shard], place->node, NODES, grid->alone ? NULL : peers);
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_reducer_t *reducer;
+    const uint64_t length = DIM;
+    config.density = 0.1;
+    config.value_type = GTOPK_VALUE_F32;
+    config.rollback = grid->rollback;
+    config.algorithm = grid->dense ? GTOPK_ALGORITHM_DENSE : GTOPK_ALGORITHM_GTOPK;
+    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
+    steps(place, reducer);
+    gtopk_reducer_destroy(reducer);
+    gtopk_comm_destroy(peers); /* the other one keeps it */
+    gtopk_comm_destroy(comm);
+    return NULL;
+}
+
+static void run_grid(grid_t *grid)
+{
+    place_t places[NODES * SHARDS];
+    for (int s = 0; s < SHARDS; s++)
+        ASSERT_OK(gtopk_thread_group_create(&grid->columns[s], NODES, 0));
+    for (int n = 0; n < NODES; n++)
+        ASSERT_OK(gtopk_thread_group_create(&grid->rows[n], SHARDS, 0));
+    for (int i = 0; i < NODES * SHARDS; i++) {
+        places[i] = (place_t){.grid = grid, .node = i / SHARDS, .shard = i % SHARDS};
+        if (pthread_create(&places[i].thread, NULL, run_place, &places[i]) != 0)
+            abort();
+    }
+    for (int i = 0; i < NODES * SHARDS; i++)
+        (void)pthread_join(places[i].thread, NULL);
+    for (int s = 0; s < SHARDS; s++)
+        gtopk_thread_group_destroy(grid->columns[s]);
+    for (int n = 0; n < NODES; n++)
+        gtopk_thread_group_destroy(grid->rows[n]);
+}
+
+static void test_peers_change_no_finite_step(void **state)
+{
+    (void)state;
+    static grid_t together, alone;
+    together = (grid_t){.overflow = -1, .leaves = -1};
+    alone = (grid_t){.overflow = -1, .leaves = -1, .alone = 1};
+    run_grid(&together);
+    run_grid(&alone);
+    assert_memory_equal(together.residuals, alone.residuals, sizeof alone.residuals);
+    assert_true(alone.residuals[STEPS - 1][0][0][1] != 0.0f || alone.residuals[STEPS - 1][0][0][2] != 0.0f);
+    for (int n = 0; n < NODES; n++)
+        for (int s = 0; s < SHARDS; s++)
+            assert_int_equal(together.nonfinite[n][s], 0);
+}
+
+static void test_a_step_is_nonfinite_on_all_peers(void **state)
+{
+    (void)state;
+    static grid_t grid;
+    for (int dense = 0; dense < 2; dense++)
+        for (int rollback = 0; rollback < 2; rollback++) {
+            float gradient[DIM];
+            grid = (grid_t){.overflow = 2, .leaves = -1, .rollback = rollback, .dense = dense};
+            run_grid(&grid);
+            for (int n = 0; n < NODES; n++)
+                for (int s = 0; s < SHARDS; s++) {
+                    const place_t place = {.node = n, .shard = s};
+                    assert_int_equal(grid.nonfinite[n][s], 1 << 2);
+                    fill(gradient, 2, &place);
+                    for (int i = 0; i < DIM; i++) {
+                        float expected = grid.residuals[1][n][s][i];
+                        if (!rollback && !(n == 1 && s == 2 && i == 5))
+                            expected += gradient[i];
+                        assert_true(grid.residuals[2][n][s][i] == expected);
+                    }
+                }
+        }
+}
+
+/* Node 2, shard 1 ends. Its peers and those that exchange with it see that; the others hear of it from their peers. */
+static void test_a_step_fails_on_all_peers(void **state)
+{
+    (void)state;
+    static grid_t grid;
+    grid = (grid_t){.overflow = -1, .leaves = 2};
+    run_grid(&grid);
+    for (int n = 0; n < NODES; n++)
+        for (int s = 0; s < SHARDS; s++)
+            assert_int_equal(grid.failed[n][s], !(n == 2 && s == 1));
+}
+
+static void test_one_rank_and_a_peer(void **state)
+{
+    (void)state;
+    gtopk_comm_t *peers, *comm;
+    gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
+    gtopk_reducer_config_t options = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_reducer_t *reducer;
+    const uint64_t length = 2;
+    float gradient[2] = {1, INFINITY};
+    const gtopk_tensor_t tensor = {gradient, 2, GTOPK_F32, 0};
+    gtopk_stats_t stats = {.struct_size = sizeof stats};
+    ASSERT_OK(gtopk_comm_create(&peers, NULL));
+    config.peers = peers;
+    ASSERT_OK(gtopk_comm_create(&comm, &config));
+    ASSERT_OK(gtopk_reducer_create(&reducer, comm, &options, &length, 1));
+    ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, 0, NULL));
+    ASSERT_OK(step_reduce(reducer, &tensor, 1, 0, &stats));
+    assert_int_equal(stats.nonfinite, 1);
+    gtopk_reducer_destroy(reducer);
+    gtopk_comm_destroy(comm);
+    gtopk_comm_destroy(peers);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_peers_change_no_finite_step),
+        cmocka_unit_test(test_a_step_is_nonfinite_on_all_peers),
+        cmocka_unit_test(test_a_step_fails_on_all_peers),
+        cmocka_unit_test(test_one_rank_and_a_peer),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
