@@ -489,6 +489,12 @@ MUTANTS = [
         "predicted[algorithm]",
     ),
     Mutant("auto: a rank goes by its own times", CHOICE, "*seconds = fmin(*seconds, all[r]);", ";"),
+    Mutant(
+        "auto: peers are not told of what went wrong",
+        CHOICE,
+        "    review(reducer);\n    tell_peers(reducer);\n",
+        "    review(reducer);\n",
+    ),
     Mutant("auto: in shares everything may be dense", CHOICE, "!shares || exchange_find(algorithm)->selects", "1"),
     Mutant("auto: another density changes nothing", SETTINGS, "status == GTOPK_OK && choice_is_open(reducer)", "0"),
     Mutant(
