@@ -60,7 +60,7 @@ TESTS = [
 # For what is about NCCL: these notice first.
 NCCL_TESTS = ["unit/test_wire", "property/test_device", "faults/test_nccl", "faults/test_nccl_processes"]
 # For the kernels, which these have compiled as C: the library needs no others then.
-KERNEL_TESTS = ["unit/test_cuda_nodes", "unit/test_cuda_kernels"]
+KERNEL_TESTS = ["unit/test_cuda_nodes", "unit/test_cuda_kernels", "unit/test_cuda_races"]
 # The same for mutants of the Python package: arguments of pytest.
 PYTHON_TESTS = [
     "test_torch_session.py",
@@ -158,7 +158,7 @@ def is_of_nccl(mutant: Mutant) -> bool:
 
 
 def is_of_kernels(mutant: Mutant) -> bool:
-    return mutant.file.endswith((".cu", "cuda/launch.c", "cuda/launch_spans.c"))
+    return mutant.file.endswith((".cu", "cuda/launch.c", "cuda/launch_spans.c", "cuda/keys.h", "cuda/sets.h"))
 
 
 def tests_for(mutants: list[Mutant]) -> list[str]:
