@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    check["command"] = re.sub(r" ?--out \S+", "", check["command"])  # a folder of that machine
     about = {"machine": check["machine"], "command": check["command"]}
     if not options.try_out:
         write("gpu_check.json", check)

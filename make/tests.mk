@@ -164,7 +164,7 @@ ONE_PROCESS_TESTS := tests/python/test_reducer.py tests/python/test_blocks.py te
 
 #: make py-tests         all tests in Python, with mpirun and torchrun (ARGS="-k words": some)
 py-tests: build $(MPI_PROGRAMS) $(BUILD)/libgtopk_oom.so $(BUILD)/libcuda_standin.so $(BUILD)/libnccl_standin.so \
-    $(BUILD)/libtorch_cuda_standin.so $(TEST_READY)
+    $(BUILD)/libtorch_cuda_standin.so $(BUILD)/gpu/bin/libcuda_count.so $(TEST_READY)
 	$(PYTEST) -q -m "not long" tests/python tests/distributed $(ARGS)
 	GTOPK_DEVICE=reference $(PYTEST) -q $(ONE_PROCESS_TESTS)
 	GTOPK_ISA=scalar $(PYTEST) -q $(ONE_PROCESS_TESTS)

@@ -28,8 +28,7 @@ class Comm(Collectives):
     transport : {"self", "mpi", "torch", "nccl", "auto"}
         One process alone; MPI; or torch.distributed, through a gloo group of its own. "nccl": what reducers on GPUs
         exchange travels by NCCL, on PyTorch's current stream, and the rest as the processes were started, by MPI or gloo;
-        each rank calls ``torch.cuda.set_device`` first. "auto": NCCL where all ranks have a GPU and it works. Emulated only:
-        no GPU has run either.
+        each rank calls ``torch.cuda.set_device`` first. "auto": NCCL where all ranks have a GPU and it works.
     timeout : float, optional
         Seconds a whole exchange may wait. Default: the environment variable GTOPK_TIMEOUT, else 1800.
     warn_after : float, optional

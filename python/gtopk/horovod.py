@@ -341,12 +341,12 @@ def gloo_built() -> bool:
 
 
 def nccl_built() -> bool:
-    """False: `init` takes MPI or gloo. ``gtopk.init(transport="nccl")`` before it takes NCCL (emulated only)."""
+    """False: `init` takes MPI or gloo. ``gtopk.init(transport="nccl")`` before it takes NCCL."""
     return False
 
 
 def cuda_built() -> bool:
-    """True when the library has kernels for GPUs. (Emulated only: no GPU has run them yet.)"""
+    """True when the library has kernels for GPUs."""
     return b"cuda=none" not in _c_api.library().gtopk_build_info()
 
 

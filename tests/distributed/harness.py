@@ -1,7 +1,7 @@
 """Runs cases on all ranks of a launch: harness.py MODULE... calls every case_* function of the modules, in order.
 
 Started by mpirun with numpy arrays, by torchrun with torch tensors (GTOPK_TEST_KIND=torch); with GTOPK_TEST_DEVICE=cuda
-torch tensors are on GPUs. Rank 0 prints one line a
+torch tensors are on GPUs; GTOPK_TEST_TRANSPORT names a transport. Rank 0 prints one line a
 case. The first failure ends the process at once with status 1, and the launcher ends the other ranks: after it they
 would not be doing the same things any more.
 """
@@ -85,12 +85,14 @@ def name_node():
 
 
 def use_gpu():
-    """Tensors are made on a GPU from here on, or on what stands in for one; ranks take different ones where there are."""
+    """Tensors are made on a GPU from here on, or on what stands in for one; ranks take different ones where there are, or that
+    of GTOPK_TEST_GPU."""
     import torch
     import torch_cuda
 
     torch_cuda.install()
-    gpu = int(os.environ.get("LOCAL_RANK", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")))
+    names = ("GTOPK_TEST_GPU", "LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+    gpu = int(next((os.environ[name] for name in names if name in os.environ), "0"))
     torch.cuda.set_device(gpu % torch.cuda.device_count())
     torch.set_default_device("cuda")
     if "RANK" in os.environ:
@@ -102,7 +104,9 @@ def main(modules):
         name_node()
     if os.environ.get("GTOPK_TEST_DEVICE") == "cuda":
         use_gpu()
-    gtopk.init()
+    transport = os.environ.get("GTOPK_TEST_TRANSPORT")
+    gtopk.init(transport=transport)
+    assert not transport or gtopk.comm.current().description.startswith(transport)
     count = 0
     for module in map(importlib.import_module, modules):
         for name, case in list(vars(module).items()):

@@ -37,12 +37,13 @@ typedef enum fault_kind {
 typedef struct outcome {
     gtopk_status_t status;
     char text[STATUS_TEXT_SIZE];
-    float accumulated[DIM], after[DIM], update[DIM];
+    float before[DIM], gradient[DIM], accumulated[DIM], after[DIM], update[DIM];
     double seconds;
 } outcome_t;
 
 typedef struct scenario {
     int algorithm, size;
+    int each; /* ranks of a node; 0: no nodes */
     fault_kind_t kind;
     int rank; /* where the fault is */
     const char *function;
@@ -85,7 +86,7 @@ static void arm(const scenario_t *scenario, gtopk_comm_t *comm, int *asked)
 
 static void take_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, int rank, int number, outcome_t *outcome)
 {
-    float gradient[DIM], before[DIM];
+    float *gradient = outcome->gradient, *before = outcome->before;
     const gtopk_tensor_t in = {gradient, DIM, GTOPK_F32, 0}, out = {outcome->update, DIM, GTOPK_F32, 0};
     memset(outcome->update, UNTOUCHED, sizeof outcome->update);
     REQUIRE(gtopk_reducer_residual(reducer, 0, before, DIM) == GTOPK_OK);
@@ -97,7 +98,7 @@ static void take_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, int rank, in
     if (link_check_alive(&comm->link) == GTOPK_OK)
         outcome->status = gtopk_reducer_accumulate(reducer, NULL, &in, 1, 1.0, 0, NULL);
     else
-        memcpy(outcome->accumulated, before, sizeof before);
+        memcpy(outcome->accumulated, before, sizeof outcome->before);
     if (outcome->status == GTOPK_OK)
         outcome->status = step_reduce(reducer, &out, 1, 0, NULL);
     (void)snprintf(outcome->text, sizeof outcome->text, "%s", gtopk_last_error());
@@ -121,6 +122,7 @@ static void run_rank(gtopk_comm_t *comm, int rank, int size, void *context)
     int works, aborts, destroyed, asked = 0;
     config.algorithm = scenario->algorithm;
     config.density = 0.1;
+    config.hierarchy = scenario->each > 0 ? GTOPK_HIERARCHY_NODE : GTOPK_HIERARCHY_OFF;
     REQUIRE(comm->link.data != comm->link.control && comm->link.data->size == size);
     REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
     for (int number = 0; number < STEPS; number++) {
@@ -154,7 +156,7 @@ static void run_rank(gtopk_comm_t *comm, int rank, int size, void *context)
 static void play(scenario_t *scenario)
 {
     REQUIRE(pthread_barrier_init(&scenario->end, NULL, (unsigned)scenario->size) == 0);
-    ranks_run(scenario->size, run_rank, scenario);
+    ranks_run_nodes(scenario->size, scenario->each, run_rank, scenario);
     (void)pthread_barrier_destroy(&scenario->end);
 }
 
@@ -173,6 +175,22 @@ static int same(const float *a, const float *b)
     return memcmp(a, b, DIM * sizeof *a) == 0;
 }
 
+/* On nodes a step that fails later than in the sum leaves that, all of it, in this rank's share. */
+static int is_summed(const scenario_t *scenario, int rank, int step)
+{
+    const int each = scenario->each, share = each > 0 ? (DIM + each - 1) / each : 0;
+    const outcome_t *outcome = &scenario->outcomes[rank][step];
+    for (int i = 0; i < DIM && each > 0; i++) {
+        float expected = 0.0f;
+        for (int peer = rank / each * each; peer < (rank / each + 1) * each && i / share == rank % each; peer++)
+            expected += scenario->outcomes[peer][step].gradient[i];
+        expected += outcome->before[i];
+        if (memcmp(&expected, &outcome->after[i], sizeof expected) != 0)
+            return 0;
+    }
+    return each > 0;
+}
+
 static int happened(const scenario_t *scenario, const scenario_t *well, int rank, int step)
 {
     const outcome_t *outcome = &scenario->outcomes[rank][step], *good = &well->outcomes[rank][step];
@@ -180,7 +198,7 @@ static int happened(const scenario_t *scenario, const scenario_t *well, int rank
     memset(untouched, UNTOUCHED, sizeof untouched);
     if (same(outcome->after, good->after) && same(outcome->update, good->update))
         return 1;
-    if (!same(outcome->after, outcome->accumulated))
+    if (!same(outcome->after, outcome->accumulated) && !is_summed(scenario, rank, step))
         fail_rank(scenario, rank, step, "the residual is of no step");
     if (!same(outcome->update, untouched))
         fail_rank(scenario, rank, step, "a step that did not happen wrote outputs");
@@ -233,9 +251,9 @@ static const int algorithms[] = {GTOPK_ALGORITHM_GTOPK, GTOPK_ALGORITHM_GTOPK_TR
                                  GTOPK_ALGORITHM_DENSE};
 static scenario_t well, scenario;
 
-static void play_well(int algorithm, int size)
+static void play_well_on(int algorithm, int size, int each)
 {
-    well = (scenario_t){.algorithm = algorithm, .size = size};
+    well = (scenario_t){.algorithm = algorithm, .size = size, .each = each};
     play(&well);
     for (int r = 0; r < size; r++)
         for (int step = 0; step < STEPS; step++) {
@@ -246,10 +264,20 @@ static void play_well(int algorithm, int size)
         }
 }
 
+static void play_well(int algorithm, int size)
+{
+    play_well_on(algorithm, size, 0);
+}
+
 static void play_fault(fault_kind_t kind, int rank, const char *function, int at)
 {
-    scenario = (scenario_t){
-        .algorithm = well.algorithm, .size = well.size, .kind = kind, .rank = rank, .function = function, .at = at};
+    scenario = (scenario_t){.algorithm = well.algorithm,
+                            .size = well.size,
+                            .each = well.each,
+                            .kind = kind,
+                            .rank = rank,
+                            .function = function,
+                            .at = at};
     play(&scenario);
     check(&scenario, &well);
 }
@@ -283,6 +311,18 @@ static void test_stalls(void **state)
                     play_fault((at + last) % 2 ? FAULT_TOLD : FAULT_STALL, last ? size - 1 : 0, NULL, at);
         }
     assert_true(tally_faults > 20);
+}
+
+/* Messages inside the node, between nodes, and of the update. */
+static void test_nodes(void **state)
+{
+    (void)state;
+    play_well_on(GTOPK_ALGORITHM_GTOPK, 4, 2);
+    assert_true(well.works[0] >= 3);
+    for (int at = 0; at < well.works[0]; at++) {
+        play_fault(at % 2 ? FAULT_TOLD : FAULT_STALL, at % 4, NULL, at);
+        play_fault(FAULT_CODE, 3 - at % 4, "ncclSend", at);
+    }
 }
 
 static void test_stuck_inside(void **state)
@@ -539,7 +579,7 @@ int main(void)
         cmocka_unit_test(test_codes),         cmocka_unit_test(test_stalls),
         cmocka_unit_test(test_stuck_inside),  cmocka_unit_test(test_interrupt),
         cmocka_unit_test(test_abort_hangs),   cmocka_unit_test(test_left_behind_is_destroyed),
-        cmocka_unit_test(test_devices_apart),
+        cmocka_unit_test(test_devices_apart), cmocka_unit_test(test_nodes),
     };
     const int failed = cmocka_run_group_tests_name("nccl", tests, prepare, NULL);
     (void)printf("{\"faults\": %ld, \"survived\": %ld}\n", tally_faults, tally_survived);

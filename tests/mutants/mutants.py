@@ -473,6 +473,60 @@ MUTANTS = [
         "    if (rollback || reducer_selects(reducer))\n",
         "    if (0)\n",
     ),
+    # choosing an algorithm
+    Mutant(
+        "cost: nobody waits for the hand-back",
+        COST,
+        "    if (core < job->size)\n        seconds += send_set(costs, job, core, job->dim, (uint64_t)level",
+        "    if (0)\n        seconds += send_set(costs, job, core, job->dim, (uint64_t)level",
+    ),
+    Mutant("cost: a ring goes round once", COST, "return headers + 2.0 * others *", "return headers + others *"),
+    Mutant("cost: every message is a far one", COST, "distance < costs->each_node;", "0;"),
+    Mutant(
+        "auto: what was measured is forgotten",
+        CHOICE,
+        "measured[algorithm] > 0.0 ? measured[algorithm] : predicted[algorithm]",
+        "predicted[algorithm]",
+    ),
+    Mutant("auto: a rank goes by its own times", CHOICE, "*seconds = fmin(*seconds, all[r]);", ";"),
+    Mutant(
+        "auto: peers are not told of what went wrong",
+        CHOICE,
+        "    review(reducer);\n    tell_peers(reducer);\n",
+        "    review(reducer);\n",
+    ),
+    Mutant("auto: in shares everything may be dense", CHOICE, "!shares || exchange_find(algorithm)->selects", "1"),
+    Mutant("auto: another density changes nothing", SETTINGS, "status == GTOPK_OK && choice_is_open(reducer)", "0"),
+    Mutant(
+        "auto: ranks are not compared in it",
+        CONFIG,
+        "record->open ? GTOPK_ALGORITHM_AUTO : record->algorithm",
+        "record->algorithm",
+    ),
+    Mutant(
+        "costs: the slowest rank is not asked",
+        MEASURE,
+        "costs->accumulate_s = fmax(costs->accumulate_s, all[r].accumulate_s);",
+        ";",
+    ),
+    Mutant(
+        "another algorithm keeps no candidates",
+        SETTINGS,
+        "return exchange_find(algorithm)->selects ? k : 1;",
+        "return exchange_find(algorithm)->selects ? 1 : k;",
+    ),
+    Mutant(
+        "another algorithm is taken though a rank could not",
+        SETTINGS,
+        "    if (status == GTOPK_OK) {\n        record.run",
+        "    if (ready) {\n        record.run",
+    ),
+    Mutant(
+        "another algorithm: what was made ready stays",
+        SETTINGS,
+        "    } else if (ready) {\n        reducer_destroy_exchange(fresh);",
+        "    } else if (ready) {\n",
+    ),
     # rollback
     Mutant(
         "rollback: segments left out of a dense step are not carried over",

@@ -27,6 +27,8 @@ TESTS = [
     "property/test_nodes",
     "unit/test_nodes_reducer",
     "unit/test_rollback",
+    "unit/test_cost",
+    "unit/test_choice",
     "property/test_cpu_large",
     "unit/test_reducer",
     "unit/test_reducer_ranks",

@@ -6,6 +6,7 @@ import launcher
 import pytest
 
 pytest.importorskip("torch")
+import cuda_standin
 import torch_cuda
 
 pytestmark = pytest.mark.skipif(not torch_cuda.available(), reason="there is no GPU, and nothing stands in for one")
@@ -40,6 +41,13 @@ def test_nodes_with_mpirun():
 def test_nodes_with_torchrun():
     environment = {**ON_NODES, "GTOPK_TEST_KIND": "torch"}
     passed(launcher.torchrun(4, "harness.py", "cases_cuda_ddp", environment=environment), 4)
+
+
+@pytest.mark.skipif(torch_cuda.REAL, reason="several ranks on one GPU: tests/distributed/nccl_on_one_gpu.py")
+def test_nodes_over_nccl():
+    nccl = {"GTOPK_TEST_TRANSPORT": "nccl", "GTOPK_NCCL_LIBRARY": str(cuda_standin.BUILD / "libnccl_standin.so")}
+    nccl |= {"GTOPK_CUDA_DRIVER": str(cuda_standin.STANDIN), "GTOPK_TEST_GPU": "0"}
+    passed(launcher.mpirun(4, "harness.py", "cases_torch_session", environment={**ON_NODES, **nccl}), 4)
 
 
 @pytest.mark.long

@@ -32,14 +32,15 @@ def test_exchanges_between_gpus(launch, transport, standins):
 
 
 def test_what_a_gpu_is_to_run(standins):
-    """The rehearsal of tests/distributed/nccl_on_one_gpu.py: exchanges, and ranks that are killed."""
+    """The rehearsal of tests/distributed/nccl_on_one_gpu.py: exchanges, nodes, a trace, and ranks that are killed."""
     script = str(launcher.DISTRIBUTED / "nccl_on_one_gpu.py")
     command = [sys.executable, script, "--standin", "--kills", "2", "--build", str(_lib.find().parent)]
     status, output = launcher.run(command, {}, 250)
     if "has no kernels for GPU" in output:
         pytest.skip("this build has no CUDA kernels")
     assert status == 0, output
-    assert output.count('"ok": true') == 3, output
+    assert output.count('"ok": true') == 5, output
+    assert output.count('"skipped"') == 1, output
 
 
 def test_without_a_gpu_auto_is_what_it_was_started_with():

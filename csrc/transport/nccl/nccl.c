@@ -5,6 +5,7 @@
  * nothing else may be queued on that stream (NCCL's documentation of ncclCommInitRankConfig). So each call is polled to its
  * end here, with the deadline of the exchange. The stream is asked, never waited for, so that every wait has an end. */
 #include <math.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -20,8 +21,10 @@
 /* How long an abort, and what the stream then has to do, may take until they count as hung; the same for an orderly end. */
 #define END_SECONDS 5.0
 
-/* Between two questions: short at first, as NCCL takes some microseconds to queue a round. */
-#define PAUSE_FIRST 2000L
+/* Between two questions. NCCL takes some microseconds to queue a round, and a sleep, however short, fifty and more: so at first
+ * others on this processor have their turn, and no more. */
+#define YIELD_SECONDS 150e-6
+#define PAUSE_FIRST 20000L
 #define PAUSE_LAST 200000L
 
 typedef struct nccl_transport {
@@ -50,11 +53,25 @@ static double nccl_now(transport_t *transport)
     return control->ops->now(control);
 }
 
-static void pause_longer(long *nanoseconds)
+typedef struct pauses {
+    double sleep_from;
+    long nanoseconds;
+} pauses_t;
+
+static pauses_t pauses_begin(void)
 {
-    const struct timespec pause = {.tv_nsec = *nanoseconds};
+    return (pauses_t){clock_now() + YIELD_SECONDS, PAUSE_FIRST};
+}
+
+static void pause_longer(pauses_t *pauses)
+{
+    const struct timespec pause = {.tv_nsec = pauses->nanoseconds};
+    if (clock_now() < pauses->sleep_from) {
+        (void)sched_yield();
+        return;
+    }
     (void)nanosleep(&pause, NULL);
-    *nanoseconds = 2 * *nanoseconds < PAUSE_LAST ? 2 * *nanoseconds : PAUSE_LAST;
+    pauses->nanoseconds = 2 * pauses->nanoseconds < PAUSE_LAST ? 2 * pauses->nanoseconds : PAUSE_LAST;
 }
 
 /* The thread's present error text is why. */
@@ -108,7 +125,7 @@ static gtopk_status_t ask(nccl_transport_t *self, const char *what)
 /* Until NCCL has done, or queued, what it was asked for. */
 static gtopk_status_t poll(nccl_transport_t *self, const char *what, double deadline)
 {
-    long pause = PAUSE_FIRST;
+    pauses_t pauses = pauses_begin();
     double look_at = nccl_now(&self->base) + TRANSPORT_INTERRUPT_SECONDS;
     for (;;) {
         gtopk_status_t status = ask(self, what);
@@ -120,7 +137,7 @@ static gtopk_status_t poll(nccl_transport_t *self, const char *what, double dead
         }
         if (status != GTOPK_ERR_TIMEOUT || now >= deadline)
             return status;
-        pause_longer(&pause);
+        pause_longer(&pauses);
     }
 }
 
@@ -240,7 +257,7 @@ static gtopk_status_t end_step(nccl_transport_t *self)
 static gtopk_status_t nccl_wait(transport_t *transport, double deadline, size_t *received)
 {
     nccl_transport_t *self = of(transport);
-    long pause = PAUSE_FIRST;
+    pauses_t pauses = pauses_begin();
     *received = 0;
     if (self->status != GTOPK_OK)
         return failed_before(self);
@@ -256,7 +273,7 @@ static gtopk_status_t nccl_wait(transport_t *transport, double deadline, size_t 
             return fail(self, status);
         if (nccl_now(transport) >= deadline)
             return status_set(GTOPK_ERR_TIMEOUT, "what is queued has not passed yet");
-        pause_longer(&pause);
+        pause_longer(&pauses);
     }
     return GTOPK_OK;
 }
@@ -270,13 +287,13 @@ static double end_by(const nccl_transport_t *self)
 /* 1 when nothing writes to buffers any more. */
 static int await_stream(nccl_transport_t *self, double deadline)
 {
-    long pause = PAUSE_FIRST;
+    pauses_t pauses = pauses_begin();
     int passed = !self->is_queued;
     while (!passed) {
         if (self->device.passed(self->device.device, self->stream, &passed) != GTOPK_OK || clock_now() >= deadline)
             break;
         if (!passed)
-            pause_longer(&pause);
+            pause_longer(&pauses);
     }
     return passed;
 }
