@@ -20,7 +20,8 @@ def test_training_and_going_on(package, tmp_path):
 
 def test_ray_train(tmp_path):
     pytest.importorskip("ray.train")
+    environment = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "disabled"}
     command = [sys.executable, str(launcher.DISTRIBUTED / "train_ray.py"), "2", str(tmp_path)]
-    status, output = launcher.run(command, {"OMP_NUM_THREADS": "1"}, 300)
+    status, output = launcher.run(command, environment, 300)
     assert status == 0, output[-8000:]
     assert "trained on 2 ranks" in output, output[-8000:]
