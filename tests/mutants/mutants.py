@@ -49,6 +49,7 @@ HEADER = "csrc/wire/header.c"
 NCCL = "csrc/transport/nccl/"
 TORCH = "python/gtopk/torch/"
 CUDA = "csrc/device/cuda/"
+EXAMPLES = "examples/"
 STAGE = CUDA + "stage.cu"
 
 MUTANTS = [
@@ -1186,5 +1187,34 @@ MUTANTS = [
         TORCH + "amp.py",
         "brought = iter(torch.stack(tensors).tolist())",
         "brought = reversed(torch.stack(tensors).tolist())",
+    ),
+    # examples
+    Mutant(
+        "examples: an epoch is as long as that of the rank with the most batches",
+        EXAMPLES + "trainer.py",
+        "fewest = min(steps)",
+        "fewest = max(steps)",
+    ),
+    Mutant(
+        "examples: what fails on one rank ends that one alone",
+        EXAMPLES + "agree.py",
+        "if not failed:",
+        "if not error:",
+    ),
+    Mutant(
+        "examples: a run goes on without the optimizer's state",
+        EXAMPLES + "checkpoint.py",
+        'optimizer.load_state_dict(saved["optimizer"])',
+        "del optimizer",
+    ),
+    Mutant(
+        "examples: a text that is cut off is read", EXAMPLES + "text.py", "if not stream.eof:", "if stream.eof is None:"
+    ),
+    Mutant("examples: sound is read in the wrong order of bytes", EXAMPLES + "speech.py", 'min(">i2"', 'max(">i2"'),
+    Mutant(
+        "examples: what stands behind an utterance is heard",
+        EXAMPLES + "deepspeech.py",
+        "self.conv2(x * inside)",
+        "self.conv2(x)",
     ),
 ]

@@ -79,6 +79,7 @@ PYTHON_TESTS = [
     "test_cuda_ranks.py::test_mpirun",
     "test_cuda_ranks.py::test_torchrun",
 ]
+EXAMPLE_TESTS = ["test_workloads.py"]
 # What stands in for a GPU; the tests in Python take it as it was built, with the kernels that are not broken.
 STANDIN = ("libcuda_standin.so", "libtorch_cuda_standin.so")
 ENVIRONMENT = {"GTOPK_ISA": "scalar", "GTOPK_TEST_SIZES": "6", "GTOPK_TEST_CYCLES": "20"}
@@ -164,7 +165,7 @@ def is_of_kernels(mutant: Mutant) -> bool:
 def tests_for(mutants: list[Mutant]) -> list[str]:
     """Of mutants that are all in Python, or none of them."""
     if is_python(mutants[0]):
-        return PYTHON_TESTS
+        return EXAMPLE_TESTS if all(mutant.file.startswith("examples/") for mutant in mutants) else PYTHON_TESTS
     if all(is_of_kernels(mutant) for mutant in mutants):
         return KERNEL_TESTS
     return NCCL_TESTS if all(is_of_nccl(mutant) for mutant in mutants) else TESTS
