@@ -18,26 +18,27 @@ __all__ = ["on_ranks"]
 class ThreadComm(gtopk.Comm):
     """A rank that is a thread, which the package does not offer."""
 
-    def __init__(self, group: ctypes.c_void_p, rank: int, size: int) -> None:
-        config = _c_api.CommConfig(struct_size=ctypes.sizeof(_c_api.CommConfig), transport=b"thread", timeout=600.0)
+    def __init__(self, group: ctypes.c_void_p, rank: int, size: int, timeout: float) -> None:
+        config = _c_api.CommConfig(struct_size=ctypes.sizeof(_c_api.CommConfig), transport=b"thread", timeout=timeout)
         config.group, config.rank, config.size = group, rank, size
         handle = ctypes.c_void_p()
         _c_api.check(_c_api.library().gtopk_comm_create(ctypes.byref(handle), ctypes.byref(config)))
         self._handle, self._torch, self.pid, self.transport = handle.value, None, os.getpid(), "thread"
-        self.rank, self.size = rank, size
+        self.asked, self.timeout, self.warn_after, self.parts = "thread", timeout, None, {}
+        self.rank, self.size, self.local_rank = rank, size, rank
 
 
-def on_ranks(size: int, part: Callable[[gtopk.Comm], Any]) -> list[Any]:
+def on_ranks(size: int, part: Callable[[gtopk.Comm], Any], timeout: float = 600.0) -> list[Any]:
     """Calls `part` in `size` threads, each with its communicator, and gives what they return, by rank.
 
-    A rank that fails ends the exchanges of the others; the first error that is not such an end is raised.
+    Where a rank fails, others wait for it until `timeout`; then its error is raised, not theirs.
     """
     group, results, errors = ctypes.c_void_p(), [None] * size, []
     _c_api.check(_c_api.library().gtopk_thread_group_create(ctypes.byref(group), size, 0))
 
     def run(rank: int) -> None:
         try:
-            with ThreadComm(group, rank, size) as comm:
+            with ThreadComm(group, rank, size, timeout) as comm:
                 results[rank] = part(comm)
         except Exception as error:  # noqa: BLE001  # it is raised below
             errors.append(error)
@@ -49,5 +50,7 @@ def on_ranks(size: int, part: Callable[[gtopk.Comm], Any]) -> list[Any]:
         thread.join()
     _c_api.library().gtopk_thread_group_destroy(group)
     if errors:
-        raise next((error for error in errors if not isinstance(error, gtopk.AbortedError)), errors[0])
+        raise next(
+            (error for error in errors if not isinstance(error, gtopk.AbortedError | gtopk.DeadlineError)), errors[0]
+        )
     return results
