@@ -8,7 +8,7 @@
 #   nworkers     4: processes
 #   hostfile     none: all of them on this machine; else Open MPI's list of hosts
 #   density      0.001
-#   compressor   gtopk; or gtopk-split, gtopk-tree, topk, and dense or none
+#   compressor   gtopk; or gtopk-split, gtopk-tree, topk, auto, and dense or none
 #   batch_size, lr, max_epochs
 #                the workload's published ones
 #   nstepsupdate 1, nothing else

@@ -99,6 +99,7 @@ def measured(entries: int, density: float, steps: int, budget: float) -> dict[st
     settled = {name: statistics.median(mine[len(mine) // 2 :]) for name, mine in times.items()}
     mean = {name: statistics.fmean(mine) for name, mine in times.items()}
     best = min(ALGORITHMS, key=lambda one: settled[one])
+    known = reducers["auto"].stats()
     for reducer in reducers.values():
         reducer.close()
     return {
@@ -108,6 +109,8 @@ def measured(entries: int, density: float, steps: int, budget: float) -> dict[st
         "first": taken[0],
         "last": taken[-1],
         "tried": sorted(set(taken)),
+        "predicted": known["predicted_seconds"],
+        "measured": known["measured_seconds"],
         "settled": settled["auto"] / settled[best] - 1,
         "same": settled["auto"] / settled[taken[-1]] - 1,  # what two reducers of one algorithm differ in: the noise
         "all": mean["auto"] / min(mean[one] for one in ALGORITHMS) - 1,

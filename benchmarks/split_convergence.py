@@ -10,11 +10,9 @@ last fifth of the steps and the accuracy on the test images, for each seed, and 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gzip
 import json
-import os
-import threading
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,9 @@ from typing import Any
 import numpy as np
 
 import gtopk
-from gtopk import _c_api
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "convergence"))
+from ranks import on_ranks
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SHAPES = ((784, 128), (128,), (128, 10), (10,))
@@ -40,18 +40,6 @@ def load(folder: Path) -> tuple[Array, Array, Array, Array]:
     return train[:20000] / np.float32(255), labels[:20000], test / np.float32(255), wanted
 
 
-class ThreadComm(gtopk.Comm):
-    """A rank that is a thread, which the package does not offer."""
-
-    def __init__(self, group: ctypes.c_void_p, rank: int, size: int) -> None:
-        config = _c_api.CommConfig(struct_size=ctypes.sizeof(_c_api.CommConfig), transport=b"thread", timeout=600.0)
-        config.group, config.rank, config.size = group, rank, size
-        handle = ctypes.c_void_p()
-        _c_api.check(_c_api.library().gtopk_comm_create(ctypes.byref(handle), ctypes.byref(config)))
-        self._handle, self._torch, self.pid, self.transport = handle.value, None, os.getpid(), "thread"
-        self.rank, self.size = rank, size
-
-
 def gradients(weights: list[Array], x: Array, y: Array) -> tuple[float, list[Array]]:
     hidden = np.maximum(x @ weights[0] + weights[1], 0)
     scores = hidden @ weights[2] + weights[3]
@@ -66,14 +54,13 @@ def gradients(weights: list[Array], x: Array, y: Array) -> tuple[float, list[Arr
     return float(loss), [x.T @ back, back.sum(0), hidden.T @ p, p.sum(0)]
 
 
-def rank_main(group: ctypes.c_void_p, rank: int, job: argparse.Namespace, data: Any, losses: Array, out: Any) -> None:
+def train_rank(comm: gtopk.Comm, job: argparse.Namespace, data: Any, losses: Array) -> float:
+    """Trains, and gives the accuracy on the test images."""
+    rank = comm.rank
     x, y, test, wanted = data
     start, own = np.random.default_rng(job.seed), np.random.default_rng([job.seed, rank])
     weights = [start.standard_normal(s).astype(np.float32) * (0.05 if len(s) == 2 else 0) for s in SHAPES]
-    with (
-        ThreadComm(group, rank, job.ranks) as comm,
-        gtopk.Reducer([w.size for w in weights], density=job.density, algorithm=job.algorithm, comm=comm) as reducer,
-    ):
+    with gtopk.Reducer([w.size for w in weights], density=job.density, algorithm=job.algorithm, comm=comm) as reducer:
         for step in range(job.steps):
             batch = own.integers(0, len(y), 16)
             losses[rank, step], grads = gradients(weights, x[batch], y[batch])
@@ -82,23 +69,14 @@ def rank_main(group: ctypes.c_void_p, rank: int, job: argparse.Namespace, data: 
             reducer.reduce(flat)
             for w, g in zip(weights, flat, strict=True):
                 w -= np.float32(job.rate) * g.reshape(w.shape)
-    if rank == 0:
-        hidden = np.maximum(test @ weights[0] + weights[1], 0)
-        out["accuracy"] = float(((hidden @ weights[2] + weights[3]).argmax(1) == wanted).mean())
+    hidden = np.maximum(test @ weights[0] + weights[1], 0)
+    return float(((hidden @ weights[2] + weights[3]).argmax(1) == wanted).mean())
 
 
 def train(job: argparse.Namespace, data: Any) -> dict[str, Any]:
-    group, losses, out = ctypes.c_void_p(), np.zeros((job.ranks, job.steps)), {}
-    _c_api.check(_c_api.library().gtopk_thread_group_create(ctypes.byref(group), job.ranks, 0))
-    threads = [
-        threading.Thread(target=rank_main, args=(group, rank, job, data, losses, out)) for rank in range(job.ranks)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    _c_api.library().gtopk_thread_group_destroy(group)
-    return {"loss": float(losses[:, -job.steps // 5 :].mean()), **out}
+    losses = np.zeros((job.ranks, job.steps))
+    accuracies = on_ranks(job.ranks, lambda comm: train_rank(comm, job, data, losses))
+    return {"loss": float(losses[:, -job.steps // 5 :].mean()), "accuracy": accuracies[0]}
 
 
 def main() -> None:

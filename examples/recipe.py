@@ -35,7 +35,7 @@ def make_parser(description: str, recipe: Recipe, unit: str) -> argparse.Argumen
     numbers = partial(_numbers, parser)
     exchange = parser.add_argument_group("exchange")
     exchange.add_argument(
-        "--algorithm", choices=("gtopk", "gtopk-split", "gtopk-tree", "topk", "dense"), default="gtopk"
+        "--algorithm", choices=("gtopk", "gtopk-split", "gtopk-tree", "topk", "dense", "auto"), default="gtopk"
     )
     exchange.add_argument("--density", type=float, default=0.001, help="share of the gradient sent (%(default)s)")
     exchange.add_argument(

@@ -27,6 +27,7 @@ _COLOURS = {
     "gtopk": "#0072B2",
     "gtopk-tree": "#009E73",
     "gtopk-split": "#CC79A7",
+    "auto": "#D55E00",
 }
 _NAMES = {
     "dense": "dense",
@@ -34,6 +35,7 @@ _NAMES = {
     "gtopk": "gTop-k",
     "gtopk-tree": "gTop-k (tree)",
     "gtopk-split": "gTop-k (split)",
+    "auto": "chosen",
 }
 
 

@@ -20,7 +20,7 @@ import torch
 from data import DataError, cache_folder, debian_files
 from torch import Tensor
 
-__all__ = ["PARTS", "Corpus", "load", "locate"]
+__all__ = ["PARTS", "Corpus", "books", "load", "locate"]
 
 PARTS = ("train", "valid", "test")
 PTB_MD5 = {  # as in torchtext and elsewhere
@@ -80,7 +80,7 @@ def load(folder: Path, most_words: int = 10_000) -> Corpus:
     elif (folder / "train.txt").is_file():
         name, texts = "text", {part: _lines(folder / f"{part}.txt") for part in PARTS}
     else:
-        name, texts = "six novels of Jane Austen", _novels(folder / NOVELS)
+        name, texts = "six novels of Jane Austen", _novels(folder)
     counts = Counter(texts["train"])
     words = [END, UNKNOWN]
     # Words that occur equally often in the order of the alphabet: the same numbers on every machine.
@@ -109,16 +109,22 @@ def _lines(file: Path, md5: str | None = None) -> list[str]:
 # ---- the novels -----------------------------------------------------------------------------------------------------
 
 
-def _novels(file: Path) -> dict[str, list[str]]:
-    """Each book's end is held out, so that all parts are of the same kind."""
+def books(folder: Path) -> list[list[str]]:
+    """The lines of each novel, from a folder that `locate` gave. Raises `DataError`."""
+    file = folder / NOVELS
     try:
-        books = list(_vectors(file.read_bytes()))
-    except (zlib.error, struct.error, ValueError) as error:
+        found = list(_vectors(file.read_bytes()))
+    except (OSError, zlib.error, struct.error, ValueError) as error:
         raise DataError(f"{file} is damaged ({error}): delete its folder and try again") from error
-    if len(books) != BOOKS:
-        raise DataError(f"{file} has {len(books)} books, not {BOOKS}: delete its folder and try again")
+    if len(found) != BOOKS:
+        raise DataError(f"{file} has {len(found)} books, not {BOOKS}: delete its folder and try again")
+    return found
+
+
+def _novels(folder: Path) -> dict[str, list[str]]:
+    """Each book's end is held out, so that all parts are of the same kind."""
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
-    for lines in books:
+    for lines in books(folder):
         words = _tokens(lines)
         held_out = int(HELD_OUT * len(words))
         parts["train"] += words[: -2 * held_out]

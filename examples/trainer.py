@@ -365,7 +365,9 @@ class Training:
             "local_ms": history[-1]["local_ms"],
             "hierarchy": stats.get("hierarchy", "off"),
             "last_step": {
-                name: stats[name] for name in ("k", "rounds", "bytes_sent", "network_bytes_sent") if name in stats
+                name: stats[name]
+                for name in ("algorithm", "k", "rounds", "bytes_sent", "network_bytes_sent")
+                if name in stats
             },
             "history": history,
         }

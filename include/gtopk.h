@@ -526,8 +526,8 @@ gtopk_status_t gtopk_predict(const gtopk_costs_t *costs, const gtopk_reducer_con
 /* GTOPK_ALGORITHM_AUTO: the costs are measured once a communicator, when the first such reducer is created, and the algorithm of
  * the least predicted time is taken. All ranks then compare their steps' times after 4 steps, 8 more, 16 more, and at last
  * every 1024: one small all-gather in gtopk_reducer_reduce, after the commit, whose failure breaks the communicator for the
- * next step. Where another algorithm is predicted, or was found, to take at least 5 % less than what was measured, it is taken
- * from the next step on. Another density begins with predictions again. What has to be allocated for it on some rank and
+ * next step. Where another algorithm was found to take at least 5 % less than what was measured, or may do so (predictions are trusted
+ * to half as much again), it is taken from the next step on. Another density begins with predictions again. What has to be allocated for it on some rank and
  * cannot is not taken. With hierarchy node dense is not among the choices; with hierarchy AUTO that is settled first, by
  * steps of gtopk. One rank by itself has nothing to choose: it stays with gtopk. */
 enum { GTOPK_CHOICES = 8 };

@@ -6,7 +6,8 @@
 
 STANDIN_SOURCES := tests/support/libcuda_standin.c tests/support/cuda_kernels.c
 C_TESTS         := $(sort $(wildcard tests/unit/test_*.c tests/property/test_*.c tests/faults/test_*.c))
-C_TEST_BINS     := $(C_TESTS:%.c=$(BUILD)/%)
+RACES           := $(BUILD)/tests/unit/test_cuda_races
+C_TEST_BINS     := $(filter-out $(if $(findstring -fsanitize,$(CFLAGS)),$(RACES)),$(C_TESTS:%.c=$(BUILD)/%))
 SUPPORT_OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/support/lib%,$(wildcard tests/support/*.c)))
 CMOCKA          := $(CACHE)/cmocka$(addprefix -,$(CMOCKA_ARCH))
 PYTEST          := GTOPK_BUILD="$(BUILD)" $(VENV_PYTHON) -m pytest
@@ -22,11 +23,24 @@ $(BUILD)/libsupport.a: $(SUPPORT_OBJECTS)
 	@rm -f $@
 	$(Q)$(AR) rcs $@ $^
 
-$(C_TEST_BINS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(CMOCKA)/libs
+$(filter-out $(RACES),$(C_TEST_BINS)): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(CMOCKA)/libs
 	@mkdir -p $(@D)
 	@$(if $(V),,echo "  cc    $@")
 	$(Q)$(CC) $(CPPFLAGS) @$(CMOCKA)/cflags $(CFLAGS) -MMD -MP -MF $@.d $< $(BUILD)/libsupport.a $(BUILD)/libgtopk.a \
 	    -o $@ $(LDFLAGS) @$(CMOCKA)/libs $(LDLIBS)
+
+# Each access to memory calls tests/support/cuda_races.c, in place of ThreadSanitizer, which is not linked; so it cannot be
+# together with a sanitizer. More optimisation would see that some variables have no address, and leave them out.
+$(RACES).o: tests/unit/test_cuda_races.c $(CMOCKA)/libs
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) -Itests/unit @$(CMOCKA)/cflags $(CFLAGS) -O1 -fno-tree-ccp -fno-tree-sra -fno-tree-forwprop \
+	    -fsanitize=thread -MMD -MP -MF $@.d -c $< -o $@
+
+$(RACES): $(RACES).o $(BUILD)/libsupport.a $(BUILD)/libgtopk.a
+	@$(if $(V),,echo "  cc    $@")
+	$(Q)$(CC) $(CFLAGS) $< $(BUILD)/libsupport.a $(BUILD)/libgtopk.a -o $@ $(LDFLAGS) @$(CMOCKA)/libs $(LDLIBS)
+
+-include $(RACES).o.d
 
 # device_open looks for the guarded device among what is linked: nothing else asks for it.
 WITH_GUARDED := -Wl,--undefined=device_guarded_open
@@ -39,6 +53,7 @@ $(BUILD)/tests/faults/test_memory: LDFLAGS += -Wl,--wrap=calloc -Wl,--wrap=free
 STANDIN_OBJECTS := $(STANDIN_SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/tests/support/cuda_emulator.o
 
 $(BUILD)/tests/support/cuda_kernels.o: CFLAGS += -O2
+
 $(BUILD)/libcuda_standin.so: $(STANDIN_OBJECTS)
 	@$(if $(V),,echo "  link  $@")
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -shared -o $@ $^ $(LDLIBS)

@@ -21,21 +21,34 @@ static const int32_t algorithms[] = {GTOPK_ALGORITHM_GTOPK, GTOPK_ALGORITHM_GTOP
 
 _Static_assert(ALGORITHMS == WIRE_ALGORITHMS && ALGORITHMS <= GTOPK_CHOICES, "each is a choice");
 
-static double estimate(const double *predicted, const double *measured, int32_t algorithm)
+/* Predictions are not better than that: what may be faster by them is tried. */
+#define TRUST 1.5
+
+/* What is known of an algorithm by itself. */
+static double known(const double *predicted, const double *measured, int32_t algorithm)
 {
     if (!(predicted[algorithm] > 0.0))
         return INFINITY;
     return measured[algorithm] > 0.0 ? measured[algorithm] : predicted[algorithm];
 }
 
+/* Times that came out shorter than predicted are taken to be so for all. */
+static double estimate(const double *predicted, const double *measured, int32_t algorithm, int32_t current)
+{
+    const double seconds = known(predicted, measured, algorithm);
+    if (measured[algorithm] > 0.0 || !(measured[current] > 0.0) || !isfinite(seconds))
+        return seconds;
+    return seconds * fmin(1.0, measured[current] / predicted[current] / TRUST);
+}
+
 int32_t choice_pick(const double *predicted, const double *measured, int32_t current)
 {
     int32_t best = current;
     for (size_t i = 0; i < ALGORITHMS; i++)
-        if (estimate(predicted, measured, algorithms[i]) < estimate(predicted, measured, best))
+        if (estimate(predicted, measured, algorithms[i], current) < estimate(predicted, measured, best, current))
             best = algorithms[i];
-    const double limit = WORTH_A_CHANGE * estimate(predicted, measured, current);
-    return estimate(predicted, measured, best) < limit ? best : current;
+    const double limit = WORTH_A_CHANGE * known(predicted, measured, current);
+    return estimate(predicted, measured, best, current) < limit ? best : current;
 }
 
 int32_t choice_predict(const gtopk_reducer_t *reducer, double density, choice_t *choice)
@@ -64,7 +77,7 @@ void choice_log(const gtopk_reducer_t *reducer, const char *why)
     size_t at = 0;
     for (size_t i = 0; i < ALGORITHMS; i++) {
         const int32_t algorithm = algorithms[i];
-        const double seconds = estimate(choice->predicted, choice->measured, algorithm);
+        const double seconds = known(choice->predicted, choice->measured, algorithm);
         if (isfinite(seconds) && at < sizeof text)
             at += (size_t)snprintf(text + at, sizeof text - at, "%s%s %.3f ms%s", at > 0 ? ", " : "",
                                    exchange_find(algorithm)->name, 1e3 * seconds,
@@ -144,15 +157,14 @@ gtopk_status_t choice_begin(gtopk_reducer_t *reducer, const gtopk_reducer_config
     return status;
 }
 
-void choice_review(gtopk_reducer_t *reducer)
+/* The step stays as it is; what goes wrong is for the next one. */
+static void review(gtopk_reducer_t *reducer)
 {
     choice_t *choice = &reducer->choice;
     const gtopk_stats_t *stats = &reducer->stats;
     const int32_t current = reducer->record.algorithm;
     const double seconds = stats->accumulate_s + stats->select_s + stats->exchange_s + stats->commit_s;
     double all;
-    if (!choice_is_open(reducer))
-        return;
     choice->steps++;
     if (choice->warm && !stats->nonfinite && !stats->all_joined) /* the first one learns its hint */
         choice->times[choice->timed++ % CHOICE_TIMES] = seconds;
@@ -169,6 +181,25 @@ void choice_review(gtopk_reducer_t *reducer)
     const int32_t next = choice_pick(choice->predicted, choice->measured, current);
     if (next != current)
         change(reducer, next);
+}
+
+/* Peers would wait for a rank whose next step begins with an error. */
+static void tell_peers(const gtopk_reducer_t *reducer)
+{
+    gtopk_comm_t *peers = reducer->comm->peers;
+    if (!peers || link_check_alive(&reducer->comm->link) == GTOPK_OK || comm_enter(peers) != GTOPK_OK)
+        return;
+    const gtopk_status_t status = link_check_alive(&reducer->comm->link);
+    (void)comm_settle(peers, status, reducer->step);
+    comm_leave(peers);
+}
+
+void choice_review(gtopk_reducer_t *reducer)
+{
+    if (!choice_is_open(reducer))
+        return;
+    review(reducer);
+    tell_peers(reducer);
 }
 
 gtopk_status_t gtopk_reducer_choice(const gtopk_reducer_t *reducer, gtopk_choice_info_t *info)

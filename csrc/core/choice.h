@@ -12,7 +12,9 @@ static inline int choice_is_open(const gtopk_reducer_t *reducer)
 }
 
 /* The algorithm to take in place of `current`: the one of least seconds, measured where that is known, else predicted; but
- * `current` unless that one takes at least 5 % less. An algorithm predicted as 0 or INFINITY is not among the choices. */
+ * `current` unless that one takes at least 5 % less. Once `current` is measured, predictions of the others count for two thirds
+ * of what they are beside its own, at most for what they are: so each that may be faster is tried. An algorithm predicted as 0 or
+ * INFINITY is not among the choices. */
 int32_t choice_pick(const double *predicted, const double *measured, int32_t current);
 
 /* Predictions for a density, nothing measured; returns the algorithm to take: gtopk unless another one takes 5 % less. */

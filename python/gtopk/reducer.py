@@ -153,6 +153,7 @@ class Reducer:
         self.dim: int = self._library.gtopk_reducer_dim(handle)
         self._learn_hierarchy()
         self._choice = _c_api.ChoiceInfo(struct_size=ctypes.sizeof(_c_api.ChoiceInfo))
+        self._algorithm = ""
         self._learn_choice()
         self._device = _devices.of_name(self._library.gtopk_reducer_device(handle).decode())
         self._kind: _tensors.Kind = _tensors.default_kind()
@@ -575,7 +576,16 @@ class Reducer:
     def _learn_choice(self) -> None:
         """The algorithm of the next step, and what is known of all."""
         _c_api.check(self._library.gtopk_reducer_choice(self.handle, ctypes.byref(self._choice)))
-        self._algorithm = _NAMES[self._choice.algorithm]
+        before, self._algorithm = self._algorithm, _NAMES[self._choice.algorithm]
+        if self._algorithm != before and self._choice.is_auto and self.comm.size > 1:
+            known = _seconds(self._choice.predicted_s) | _seconds(self._choice.measured_s)
+            _log.info(
+                "rank %d: algorithm auto: a step of %d entries takes, in ms, %s: %s is taken",
+                self.comm.rank,
+                self.dim,
+                ", ".join(f"{name} {1e3 * seconds:.3f}" for name, seconds in known.items()),
+                self._algorithm,
+            )
 
     def _learn_hierarchy(self) -> None:
         """Which one is in use, and why."""

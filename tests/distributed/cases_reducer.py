@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-from harness import as_numpy, assert_same_on_all_ranks, gather, given, raises
+from harness import Warnings, as_numpy, assert_same_on_all_ranks, gather, given, raises
 
 import gtopk
 
@@ -134,7 +134,9 @@ def case_algorithms_change_between_steps():
 
 
 def case_auto_takes_what_is_fastest():
-    with gtopk.Reducer([50_000], density=0.01, algorithm="auto") as reducer:
+    logging.getLogger("gtopk").setLevel(logging.INFO)
+    with Warnings() as lines, gtopk.Reducer([50_000], density=0.01, algorithm="auto") as reducer:
+        assert any("algorithm auto" in line and line.endswith("is taken") for line in lines), lines
         for number in range(13):  # times are looked at after 4 steps, and 8 more where that changed nothing
             check_mass(reducer, integers(number, [50_000]), exact=True)
             stats = reducer.stats()
@@ -148,6 +150,7 @@ def case_auto_takes_what_is_fastest():
         raises(gtopk.MismatchError, lambda: gtopk.Reducer([5], algorithm="auto"), "algorithm is", "100")
     else:
         raises(gtopk.MismatchError, lambda: gtopk.Reducer([5]), "algorithm is")
+    logging.getLogger("gtopk").setLevel(logging.NOTSET)
     costs = gtopk.Costs.measure()
     assert_same_on_all_ranks(np.array([costs.near_message_s, costs.near_byte_s, costs.dense_s]))
     assert costs.each_node == gtopk.size()

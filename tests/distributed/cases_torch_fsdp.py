@@ -18,6 +18,7 @@ from fsdp_support import (
     loss_of,
     mesh,
     node,
+    parts,
     plain,
     residuals,
     shard,
@@ -243,12 +244,6 @@ def integers(seed):
         return torch.randint(-3, 4, shape, generator=nodes if name == "scale" else ranks) * 48.0 * NODES
 
     return values
-
-
-def parts(model):
-    """What this rank has of the gradients, in the order of the names."""
-    named = sorted(model.named_parameters())
-    return torch.cat([local(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for _, p in named])
 
 
 def case_nothing_is_lost():

@@ -126,6 +126,12 @@ def residuals(optimizer):
     return torch.cat([torch.zeros(0), *(found[name].flatten() for name in sorted(found))])
 
 
+def parts(model):
+    """What this rank has of the gradients, as one vector, in the order of the names."""
+    named = sorted(model.named_parameters())
+    return torch.cat([local(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for _, p in named])
+
+
 def give(model, values):
     """Gradients made by hand: `values(name, shape)` of this rank's part."""
     for name, p in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Lightning with the DDP hook, which a callback registers, as Lightning's own option for hooks is for CUDA only."""
+"""Lightning with gtopk's callback, on CPUs, and going on from one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -11,24 +11,16 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 import gtopk
-from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
+from gtopk.frameworks.lightning import GTopKCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 from torch_support import make
 
 
-class GTopK(lightning.Callback):
-    """What users add to their trainer."""
-
-    def on_train_start(self, trainer, pl_module):
-        self.state = GTopKState(named_parameters=pl_module.named_parameters(), density=0.05)
-        trainer.strategy.model.register_comm_hook(self.state, gtopk_hook)
-
-
 class Module(lightning.LightningModule):
-    def __init__(self):
+    def __init__(self, seed=0):
         super().__init__()
-        self.net = make()
+        self.net = make(seed=seed)
         del self.net.unused
         self.losses = []
 
@@ -41,15 +33,15 @@ class Module(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
-def main():
+def fit(devices, epochs, module, file=None):
     torch.manual_seed(1)
     loader = DataLoader(TensorDataset(torch.randn(64, 3, 6, 6)), batch_size=4)
-    callback, module = GTopK(), Module()
+    callback = GTopKCallback(density=0.05)
     trainer = lightning.Trainer(
         accelerator="cpu",
-        devices=int(sys.argv[1]),
+        devices=devices,
         strategy=DDPStrategy(process_group_backend="gloo"),
-        max_epochs=4,
+        max_epochs=epochs,
         callbacks=[callback],
         gradient_clip_val=1.0,
         logger=False,
@@ -57,16 +49,39 @@ def main():
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, loader)
+    trainer.fit(module, loader, ckpt_path=file)
+    return trainer, callback.state
 
+
+def check(module, state):
     weights = torch.cat([p.detach().flatten() for p in module.parameters()])
     everywhere = gtopk.allgather(weights[None])
     assert (everywhere == everywhere[0]).all()
-    assert callback.state.stats()["step"] + 1 == len(module.losses)
-    assert 0 < callback.state.stats()["count"] < 0.06 * len(weights)
+    assert 0 < state.stats()["count"] < 0.06 * len(weights)
+
+
+def total(state):
+    return {name: gtopk.allreduce(values, gtopk.Sum) for name, values in state.state_dict()["residual"].items()}
+
+
+def main(devices, folder):
+    module = Module()
+    trainer, state = fit(devices, 4, module)
+    check(module, state)
+    assert state.stats()["step"] + 1 == len(module.losses)
     assert module.losses[-1] < module.losses[0] / 2, module.losses
+
+    file, waiting, steps = f"{folder}/lightning.ckpt", total(state), state.stats()["step"]
+    trainer.save_checkpoint(file)
+    saved = torch.load(file, weights_only=False, map_location="cpu")["callbacks"]["GTopKCallback"]["residual"]
+    assert all(torch.equal(saved[name], values) for name, values in waiting.items())
+    assert any(values.any() for values in saved.values())
+    again = Module(seed=1)
+    _, resumed = fit(devices, 5, again, file)
+    check(again, resumed)
+    assert resumed.stats()["step"] == steps + len(again.losses)
     print(f"trained on {trainer.world_size} ranks", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]), sys.argv[2])

@@ -49,6 +49,7 @@ HEADER = "csrc/wire/header.c"
 NCCL = "csrc/transport/nccl/"
 TORCH = "python/gtopk/torch/"
 CUDA = "csrc/device/cuda/"
+EXAMPLES = "examples/"
 STAGE = CUDA + "stage.cu"
 
 MUTANTS = [
@@ -183,6 +184,79 @@ MUTANTS = [
         CUDA + "commit.cu",
         "rest * (float)args.ranks",
         "rest",
+    ),
+    # kernels
+    Mutant(
+        "select: a thread reads what another one may have written",
+        CUDA + "keys.h",
+        "    if (level == 0) {\n        if (radix->prefix",
+        "    if (radix->level == 1) {\n        if (radix->prefix",
+    ),
+    Mutant(
+        "select: the first bin from the floor is one like the others",
+        CUDA + "keys.h",
+        "if (radix->prefix != 0 && radix->prefix != NEAR_LAST)",
+        "if (radix->prefix != NEAR_LAST)",
+    ),
+    Mutant(
+        "select: the last bin from the floor is one like the others",
+        CUDA + "keys.h",
+        "if (radix->prefix != 0 && radix->prefix != NEAR_LAST)",
+        "if (radix->prefix != 0)",
+    ),
+    Mutant(
+        "select: histograms from the floor are left as they are",
+        CUDA + "select.cu",
+        "    bins_clear(scratch->near_bins[0], 2 * CUDA_BINS);\n",
+        "",
+    ),
+    Mutant(
+        "merge: counts of the second pass overwrite those of the first",
+        CUDA + "merge.cu",
+        "scratch->kept[blockIdx.x] = scan_total(of_block);\n    grid_sync(scratch);\n    uint32_t at = scan_before(grid_scan(scratch->kept));",
+        "scratch->counts[blockIdx.x] = scan_total(of_block);\n    grid_sync(scratch);\n    uint32_t at = scan_before(grid_scan(scratch->counts));",
+    ),
+    Mutant(
+        "merge: a block with many tiles believes its registers",
+        CUDA + "merge.cu",
+        "own_t own = {0, 0, end - begin <= 1};",
+        "own_t own = {0, 0, 1};",
+    ),
+    Mutant(
+        "a warp's search ends a place early",
+        CUDA + "sets.h",
+        "probe = begin + (uint64_t)(lane_id() + 1) * stride - 1;",
+        "probe = begin + (uint64_t)lane_id() * stride;",
+    ),
+    Mutant(
+        "decode: the last block looks before the others are done",
+        CUDA + "decode.cu",
+        "if (!grid_is_done(scratch))",
+        "if (!is_first_thread())",
+    ),
+    Mutant(
+        "deposit: what lies beyond the near entries was not sent",
+        CUDA + "deposit.cu",
+        "if (at == sent_begin + most) /* beyond */",
+        "if (0)",
+    ),
+    Mutant(
+        "commit: what was left out of a message shifts the rest",
+        CUDA + "commit.cu",
+        "i < firsts && first->index[i] == index ? first->value[i]",
+        "i < firsts ? first->value[i]",
+    ),
+    Mutant(
+        "spans that are not neighbours run into each other",
+        CUDA + "launch_spans.c",
+        "        if (apart)\n",
+        "        if (0)\n",
+    ),
+    Mutant(
+        "verdict: the first words are told to all",
+        CUDA + "words.cu",
+        "((const uint32_t *)args.words[w / WORDS])[w % WORDS]",
+        "((const uint32_t *)args.words[0])[w % WORDS]",
     ),
     # exchange
     Mutant(
@@ -472,6 +546,60 @@ MUTANTS = [
         ACCUMULATE,
         "    if (rollback || reducer_selects(reducer))\n",
         "    if (0)\n",
+    ),
+    # choosing an algorithm
+    Mutant(
+        "cost: nobody waits for the hand-back",
+        COST,
+        "    if (core < job->size)\n        seconds += send_set(costs, job, core, job->dim, (uint64_t)level",
+        "    if (0)\n        seconds += send_set(costs, job, core, job->dim, (uint64_t)level",
+    ),
+    Mutant("cost: a ring goes round once", COST, "return headers + 2.0 * others *", "return headers + others *"),
+    Mutant("cost: every message is a far one", COST, "distance < costs->each_node;", "0;"),
+    Mutant(
+        "auto: what was measured is forgotten",
+        CHOICE,
+        "measured[algorithm] > 0.0 ? measured[algorithm] : predicted[algorithm]",
+        "predicted[algorithm]",
+    ),
+    Mutant("auto: a rank goes by its own times", CHOICE, "*seconds = fmin(*seconds, all[r]);", ";"),
+    Mutant(
+        "auto: peers are not told of what went wrong",
+        CHOICE,
+        "    review(reducer);\n    tell_peers(reducer);\n",
+        "    review(reducer);\n",
+    ),
+    Mutant("auto: in shares everything may be dense", CHOICE, "!shares || exchange_find(algorithm)->selects", "1"),
+    Mutant("auto: another density changes nothing", SETTINGS, "status == GTOPK_OK && choice_is_open(reducer)", "0"),
+    Mutant(
+        "auto: ranks are not compared in it",
+        CONFIG,
+        "record->open ? GTOPK_ALGORITHM_AUTO : record->algorithm",
+        "record->algorithm",
+    ),
+    Mutant(
+        "costs: the slowest rank is not asked",
+        MEASURE,
+        "costs->accumulate_s = fmax(costs->accumulate_s, all[r].accumulate_s);",
+        ";",
+    ),
+    Mutant(
+        "another algorithm keeps no candidates",
+        SETTINGS,
+        "return exchange_find(algorithm)->selects ? k : 1;",
+        "return exchange_find(algorithm)->selects ? 1 : k;",
+    ),
+    Mutant(
+        "another algorithm is taken though a rank could not",
+        SETTINGS,
+        "    if (status == GTOPK_OK) {\n        record.run",
+        "    if (ready) {\n        record.run",
+    ),
+    Mutant(
+        "another algorithm: what was made ready stays",
+        SETTINGS,
+        "    } else if (ready) {\n        reducer_destroy_exchange(fresh);",
+        "    } else if (ready) {\n",
     ),
     # rollback
     Mutant(
@@ -1059,5 +1187,34 @@ MUTANTS = [
         TORCH + "amp.py",
         "brought = iter(torch.stack(tensors).tolist())",
         "brought = reversed(torch.stack(tensors).tolist())",
+    ),
+    # examples
+    Mutant(
+        "examples: an epoch is as long as that of the rank with the most batches",
+        EXAMPLES + "trainer.py",
+        "fewest = min(steps)",
+        "fewest = max(steps)",
+    ),
+    Mutant(
+        "examples: what fails on one rank ends that one alone",
+        EXAMPLES + "agree.py",
+        "if not failed:",
+        "if not error:",
+    ),
+    Mutant(
+        "examples: a run goes on without the optimizer's state",
+        EXAMPLES + "checkpoint.py",
+        'optimizer.load_state_dict(saved["optimizer"])',
+        "del optimizer",
+    ),
+    Mutant(
+        "examples: a text that is cut off is read", EXAMPLES + "text.py", "if not stream.eof:", "if stream.eof is None:"
+    ),
+    Mutant("examples: sound is read in the wrong order of bytes", EXAMPLES + "speech.py", 'min(">i2"', 'max(">i2"'),
+    Mutant(
+        "examples: what stands behind an utterance is heard",
+        EXAMPLES + "deepspeech.py",
+        "self.conv2(x * inside)",
+        "self.conv2(x)",
     ),
 ]

@@ -27,6 +27,8 @@ TESTS = [
     "property/test_nodes",
     "unit/test_nodes_reducer",
     "unit/test_rollback",
+    "unit/test_cost",
+    "unit/test_choice",
     "property/test_cpu_large",
     "unit/test_reducer",
     "unit/test_reducer_ranks",
@@ -58,7 +60,7 @@ TESTS = [
 # For what is about NCCL: these notice first.
 NCCL_TESTS = ["unit/test_wire", "property/test_device", "faults/test_nccl", "faults/test_nccl_processes"]
 # For the kernels, which these have compiled as C: the library needs no others then.
-KERNEL_TESTS = ["unit/test_cuda_nodes", "unit/test_cuda_kernels"]
+KERNEL_TESTS = ["unit/test_cuda_nodes", "unit/test_cuda_kernels", "unit/test_cuda_races"]
 # The same for mutants of the Python package: arguments of pytest.
 PYTHON_TESTS = [
     "test_torch_session.py",
@@ -77,6 +79,7 @@ PYTHON_TESTS = [
     "test_cuda_ranks.py::test_mpirun",
     "test_cuda_ranks.py::test_torchrun",
 ]
+EXAMPLE_TESTS = ["test_workloads.py"]
 # What stands in for a GPU; the tests in Python take it as it was built, with the kernels that are not broken.
 STANDIN = ("libcuda_standin.so", "libtorch_cuda_standin.so")
 ENVIRONMENT = {"GTOPK_ISA": "scalar", "GTOPK_TEST_SIZES": "6", "GTOPK_TEST_CYCLES": "20"}
@@ -156,13 +159,13 @@ def is_of_nccl(mutant: Mutant) -> bool:
 
 
 def is_of_kernels(mutant: Mutant) -> bool:
-    return mutant.file.endswith((".cu", "cuda/launch.c", "cuda/launch_spans.c"))
+    return mutant.file.endswith((".cu", "cuda/launch.c", "cuda/launch_spans.c", "cuda/keys.h", "cuda/sets.h"))
 
 
 def tests_for(mutants: list[Mutant]) -> list[str]:
     """Of mutants that are all in Python, or none of them."""
     if is_python(mutants[0]):
-        return PYTHON_TESTS
+        return EXAMPLE_TESTS if all(mutant.file.startswith("examples/") for mutant in mutants) else PYTHON_TESTS
     if all(is_of_kernels(mutant) for mutant in mutants):
         return KERNEL_TESTS
     return NCCL_TESTS if all(is_of_nccl(mutant) for mutant in mutants) else TESTS

@@ -37,6 +37,7 @@ enum { COPIED = 1, STAYING = 2, BY_TURNS = 3 };
 typedef struct job {
     gtopk_reducer_config_t config;
     int size, each, give, dtype;
+    int switches; /* another algorithm before each step */
     uint64_t seed;
     float gradients[RANKS][STEPS][DIM]; /* integers */
     float residuals[RANKS][STEPS + 1][DIM];
@@ -79,6 +80,8 @@ static void run_rank(gtopk_comm_t *comm, int rank, int size, void *context)
     (void)size;
     REQUIRE(gtopk_reducer_create(&reducer, comm, &job->config, lengths, SEGMENTS) == GTOPK_OK);
     for (int step = 0; step < STEPS; step++) {
+        if (job->switches)
+            REQUIRE(gtopk_reducer_set_algorithm(reducer, 1 + (step + job->config.value_type) % 4) == GTOPK_OK);
         gtopk_tensor_t tensors[SEGMENTS];
         gtopk_stats_t stats = {.struct_size = sizeof stats};
         float gradient[DIM];
@@ -202,6 +205,21 @@ static void test_every_algorithm(void **state)
     (void)state;
     for (int algorithm = 0; algorithm < WIRE_ALGORITHMS; algorithm++)
         run_layouts(algorithm);
+}
+
+/* What one algorithm has left in a share is for the next one. */
+static void test_algorithms_change(void **state)
+{
+    (void)state;
+    for (size_t l = 0; l < sizeof layouts / sizeof *layouts; l++)
+        for (int type = 0; type < 4 && layouts[l].size <= most_ranks(); type++) {
+            job_t made = {.config = GTOPK_REDUCER_CONFIG_INIT, .size = layouts[l].size, .each = layouts[l].each};
+            made.config.value_type = type;
+            made.config.density = 0.03;
+            made.give = COPIED + type % 3;
+            made.switches = 1;
+            (void)run_job(&made, 1);
+        }
 }
 
 /* ---- outputs of 16 bits ---- */
@@ -388,6 +406,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_algorithm),
+        cmocka_unit_test(test_algorithms_change),
         cmocka_unit_test(test_outputs_of_16_bits),
         cmocka_unit_test(test_same_as_the_sums_of_nodes),
         cmocka_unit_test(test_pieces),

@@ -1,7 +1,8 @@
-"""The models that benchmarks train are what they are called."""
+"""The benchmarks: models are what they are called, programs start, and studies go on where they were."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def test_resnet50_is_the_published_one() -> None:
     assert model.eval()(images).shape == (1, 1000)
 
 
-CLUSTER = Path(__file__).resolve().parents[2] / "benchmarks" / "cluster" / "cluster.sh"
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "benchmarks" / "cluster" / "cluster.sh"
 
 
 def cluster(*arguments: str) -> tuple[int, str]:
@@ -84,3 +86,72 @@ def test_an_emulated_cluster_says_what_it_needs() -> None:
     assert status != 0 and "RATE is 56k: give 100mbit, 1gbit or 10gbit" in output
     status, output = cluster("up")
     assert status == 2 and "cluster.sh up NODES RATE" in output
+
+
+# ---- convergence ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> object:
+    """The study with one small task that needs no data: a line through points."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "convergence"))
+    import study
+    from tasks import Task
+
+    def draw(generator: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.rand(count, 50, generator=generator)
+        return x, x.sum(1, keepdim=True)
+
+    def line() -> torch.nn.Module:
+        return torch.nn.Linear(50, 1)
+
+    def loss(model: torch.nn.Module, samples: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(model(samples[0]), samples[1])
+
+    def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.02)
+
+    task = Task("line", line, sgd, loss, draw, lambda: draw(torch.Generator().manual_seed(0), 64))
+    monkeypatch.setattr(study, "TASKS", [task])
+    monkeypatch.setattr(study, "MARKS", (4, 20))
+    return study
+
+
+def test_the_study_of_convergence_goes_on_where_it_was(
+    study: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.json"
+
+    def start(*arguments: str) -> list[dict[str, object]]:
+        monkeypatch.setattr(sys, "argv", ["study.py", "--ranks", "3", "--steps", "20", "--out", str(file), *arguments])
+        study.main()
+        return json.loads(file.read_text())["rows"]
+
+    rows = start("--settings", "dense;.01")
+    assert [row["setting"] for row in rows] == ["dense", ".01"]
+    dense, sparse = rows
+    # Of 51 entries one is sent.
+    assert (
+        dense["start"] == sparse["start"] > sparse["losses"]["4"] > sparse["losses"]["20"] > dense["losses"]["20"] > 0
+    )
+    assert 0 < sparse["bytes_sent"]["4"] < sparse["bytes_sent"]["20"] < dense["bytes_sent"]["20"]
+    part = (sparse["losses"]["20"] - dense["losses"]["20"]) / (dense["start"] - dense["losses"]["20"])
+    assert f"| .01 | 20 | 0 of 1 | {part:.0%} | {part:.0%} |" in capsys.readouterr().out
+
+    def no_training(*_: object) -> None:
+        raise AssertionError("what is there is not trained again")
+
+    monkeypatch.setattr(study, "train", no_training)
+    assert start("--settings", "dense;.01") == rows
+
+
+def test_a_rank_that_fails_ends_the_study(study: object) -> None:
+    from ranks import on_ranks
+
+    def part(comm: object) -> None:
+        if comm.rank == 1:
+            raise ValueError("rank 1 broke")
+        comm.allreduce(torch.zeros(1))
+
+    with pytest.raises(ValueError, match="rank 1 broke"):
+        on_ranks(3, part)

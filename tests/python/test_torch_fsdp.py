@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import sys
+import time
 from pathlib import Path
 
 import launcher
 import pytest
+from jobs import Job, by_hand, free_port
 
 pytest.importorskip("torch")
 
@@ -41,5 +46,36 @@ def test_the_example_learns_and_goes_on_with_other_nodes(tmp_path):
 def test_sharded_checkpoints_on_other_nodes_and_shards(tmp_path):
     folder = {"GTOPK_TEST_FOLDER": str(tmp_path)}
     run(2, 2, "cases_torch_fsdp_save", **folder)
-    for nodes, shards in ((2, 2), (2, 3), (3, 1)):
+    for nodes, shards in ((2, 2), (3, 1)):
         run(nodes, shards, "cases_torch_fsdp_load", **folder)
+
+
+@pytest.mark.long
+def test_sharded_checkpoints_of_more_ranks(tmp_path):
+    folder = {"GTOPK_TEST_FOLDER": str(tmp_path)}
+    run(3, 2, "cases_torch_fsdp_save", **folder)
+    for nodes, shards in ((2, 3), (1, 2), (3, 2)):
+        run(nodes, shards, "cases_torch_fsdp_load", **folder)
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.long)])
+def test_every_rank_that_is_left_returns_an_error(name):
+    """The one with the same shard, the peer, and the one that exchanged with neither."""
+    deadline, port = 4.0, free_port()
+    command = [sys.executable, str(launcher.DISTRIBUTED / "faults_fsdp_rank.py"), str(deadline)]
+    failed = r"rank (\d) failed (\w+) at ([\d.]+) kept (\d) later (\d)"
+    job = Job([(command, by_hand(rank, 4, port)) for rank in range(4)])
+    try:
+        job.wait_for(lambda text: "step 10\n" in text and len(job.pids) == 4, 120, "the tenth step")
+        struck = time.time()
+        os.kill(job.pids[3], getattr(signal, name))
+        lines = job.wait_for(
+            lambda text: found if len(found := re.findall(failed, text)) == 3 else None, 30, "an error on three ranks"
+        )
+        text = job.text()
+    finally:
+        job.end()
+    assert {rank for rank, *_ in lines} == {"0", "1", "2"}, text
+    for _, _, when, kept, later in lines:
+        assert float(when) - struck < 2 * deadline + 1, text
+        assert (kept, later) == ("1", "1"), text

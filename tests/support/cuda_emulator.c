@@ -34,6 +34,7 @@ typedef enum fibre_state { FIBRE_NEW, FIBRE_READY, FIBRE_AT_BARRIER, FIBRE_IN_WA
 
 typedef struct warp {
     uint32_t arrived, mask;
+    unsigned synced;
     emulator_warp_op_t op;
     int line;
     uint32_t value[WARP], argument[WARP], result[WARP];
@@ -57,6 +58,7 @@ typedef struct fibre {
 typedef struct block {
     unsigned number, waiting, done;
     int barrier_line, live;
+    uint64_t epoch;
     uint64_t held;  /* warps that are held back, */
     unsigned turns; /* for so many turns more */
     fibre_t *fibres;
@@ -84,6 +86,12 @@ static struct {
     size_t host_stack_bytes;
 } now;
 
+static struct {
+    block_t *blocks;
+    unsigned count, block_size;
+} kept;
+
+static uint64_t epochs; /* never the same again */
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 emulator_place_t emulator_place;
 
@@ -219,6 +227,7 @@ void emulator_barrier(int line)
         return;
     }
     block->waiting = 0;
+    block->epoch = ++epochs;
     for (unsigned t = 0; t < now.block_size; t++)
         block->fibres[t].state = FIBRE_READY;
     give_way(FIBRE_READY); /* who comes last is not to be the first to go on */
@@ -247,6 +256,7 @@ static void warp_finish(warp_t *warp, fibre_t *lanes)
         lanes[l].state = FIBRE_READY;
     }
     warp->arrived = 0;
+    warp->synced += warp->op == EMULATOR_SYNC; /* shuffles and ballots order no memory */
 }
 
 uint32_t emulator_warp(emulator_warp_op_t op, uint32_t mask, uint32_t value, uint32_t argument, int line)
@@ -282,18 +292,56 @@ void emulator_spin(void)
     give_way(FIBRE_READY);
 }
 
-void emulator_atomic(void)
+__attribute__((weak)) void emulator_saw_atomic(const void *address)
 {
+    (void)address;
+}
+
+void emulator_atomic(const void *address)
+{
+    emulator_saw_atomic(address);
     if (shuffled_one_in(8))
         give_way(FIBRE_READY);
 }
 
-/* ---- memory of the emulator, kept from one grid to the next ---- */
+/* ---- for cuda_races.c ---- */
 
-static struct {
-    block_t *blocks;
-    unsigned count, block_size;
-} kept;
+emulator_moment_t emulator_moment(void)
+{
+    const fibre_t *fibre = now.running;
+    if (!fibre)
+        return (emulator_moment_t){0};
+    const block_t *block = fibre->block;
+    return (emulator_moment_t){
+        .runs = 1,
+        .slot = (unsigned)(block - kept.blocks),
+        .block = block->number,
+        .thread = fibre->thread,
+        .line = (unsigned)block->barrier_line,
+        .epoch = block->epoch,
+        .synced = block->warps[fibre->thread / WARP].synced,
+    };
+}
+
+void emulator_fail(const char *text)
+{
+    if (!now.failed)
+        fail("%s", text);
+    give_way(FIBRE_READY);
+}
+
+size_t emulator_shared_place(const void *address)
+{
+    const char *at = address;
+    return at >= __start_cuda_shared && at < __stop_cuda_shared ? (size_t)(at - __start_cuda_shared) : SIZE_MAX;
+}
+
+size_t emulator_shared_bytes(void)
+{
+    return shared_bytes();
+}
+
+/* ---- memory of the emulator, kept from one grid to the next ---- */
 
 static void *allocate(size_t count, size_t size)
 {
@@ -364,6 +412,8 @@ static void block_start(block_t *block, unsigned number)
     block->waiting = block->done = block->turns = 0;
     block->held = 0;
     block->live = 1;
+    block->barrier_line = 0;
+    block->epoch = ++epochs;
     memset(block->warps, 0, (now.block_size + WARP - 1) / WARP * sizeof *block->warps);
     for (unsigned t = 0; t < now.block_size; t++)
         fibre_start(&block->fibres[t]);
@@ -405,6 +455,7 @@ static int block_turn(block_t *block)
         now.running = fibre;
         emulator_place = (emulator_place_t){{fibre->thread}, {block->number}, {now.block_size}, {now.grid}};
         to_fibre(fibre);
+        now.running = NULL;
         progress |= !fibre->spins;
     }
     return progress;

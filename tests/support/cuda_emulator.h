@@ -29,6 +29,18 @@ int emulator_run(emulator_kernel_fn kernel, const void *args, unsigned grid, uns
                  emulator_order_t order, uint64_t seed);
 const char *emulator_error(void);
 
+/* For cuda_races.c: the thread that runs, and what it has waited for. Outside of a grid `runs` is 0. */
+typedef struct emulator_moment {
+    int runs;
+    unsigned slot, block, thread, line; /* slot: a place for a resident block; line: of the last barrier */
+    uint64_t epoch;                     /* another one after each barrier, and for each block */
+    unsigned synced;                    /* __syncwarp's that its warp has passed */
+} emulator_moment_t;
+emulator_moment_t emulator_moment(void);
+void emulator_fail(const char *text);              /* ends the grid */
+size_t emulator_shared_place(const void *address); /* SIZE_MAX: no shared memory */
+size_t emulator_shared_bytes(void);
+
 /* ---- what a kernel sees ---- */
 
 typedef struct emulator_dim {
@@ -62,7 +74,8 @@ typedef enum emulator_warp_op {
 void emulator_barrier(int line);
 uint32_t emulator_warp(emulator_warp_op_t op, uint32_t mask, uint32_t value, uint32_t argument, int line);
 void emulator_spin(void);
-void emulator_atomic(void);
+void emulator_atomic(const void *address);
+void emulator_saw_atomic(const void *address); /* cuda_races.c has one that does something */
 
 #define __syncthreads() emulator_barrier(__LINE__)
 #define __syncwarp() ((void)emulator_warp(EMULATOR_SYNC, 0xffffffffu, 0, 0, __LINE__))
@@ -90,13 +103,13 @@ static inline int __clzll(long long x)
 }
 
 /* One for each type and operation: C has no overloading. */
-#define EMULATOR_ATOMIC(name, type, result)            \
-    static inline type name(type *address, type value) \
-    {                                                  \
-        emulator_atomic();                             \
-        const type old = *(volatile type *)address;    \
-        *(volatile type *)address = (type)(result);    \
-        return old;                                    \
+#define EMULATOR_ATOMIC(name, type, result)                                                 \
+    __attribute__((unused, no_sanitize_thread)) static type name(type *address, type value) \
+    {                                                                                       \
+        emulator_atomic(address);                                                           \
+        const type old = *(volatile type *)address;                                         \
+        *(volatile type *)address = (type)(result);                                         \
+        return old;                                                                         \
     }
 
 EMULATOR_ATOMIC(emulator_atomic_add32, uint32_t, old + value)

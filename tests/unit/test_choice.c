@@ -30,14 +30,21 @@ static void test_pick(void **state)
     } cases[] = {
         {{5, 4, 3, 6, 2}, {0}, GTOPK, SPLIT},
         {{5, 4, 3, 6, 2}, {0}, SPLIT, SPLIT},
-        {{5, 4, 3, 6, 2.9}, {0}, GTOPK, GTOPK},                  /* less than 5 % */
-        {{5, 4, 3, 6, 2}, {0, 0, 1, 0, 0}, GTOPK, GTOPK},        /* it was found to be faster */
-        {{5, 4, 3, 6, 2}, {0, 0, 0, 0, 9}, SPLIT, GTOPK},        /* or slower */
+        {{5, 4, 3, 6, 2.9}, {0}, GTOPK, GTOPK},             /* less than 5 % */
+        {{5, 4, 3, 6, 9}, {0, 0, 3, 0, 0}, GTOPK, TOPK},    /* 4 may be less than 3, by predictions */
+        {{5, 4.6, 3, 6, 9}, {0, 0, 3, 0, 0}, GTOPK, GTOPK}, /* 4.6 is too much more */
+        {{5, 4, 3, 6, 9}, {0, 0, 1, 0, 0}, GTOPK, TOPK},    /* all are taken to be three times as fast */
+        {{5, 4.6, 3, 6, 9}, {0, 0, 1, 0, 0}, GTOPK, GTOPK},
+        {{5, 4, 3, 6, 9}, {0, 3.1, 3, 0, 0}, GTOPK, GTOPK},      /* it was tried */
+        {{5, 4, 3, 6, 9}, {9, 3.1, 3, 9, 9}, TOPK, TOPK},        /* and is as good */
+        {{5, 4, 3, 6, 2}, {0, 0, 0, 0, 9}, SPLIT, GTOPK},        /* slower than predicted: the next one */
         {{5, 4, 3, 6, 2}, {0, 0, 9, 0, 9}, SPLIT, TOPK},         /* of those left the fastest */
+        {{5, 8.6, 3, 6, 2}, {9, 0, 9, 9, 9}, SPLIT, SPLIT},      /* no faster than 5 % even so */
         {{5, 4, 3, 6, 2}, {7, 7.5, 9, 8, 9}, GTOPK, DENSE},      /* all are known */
         {{0, 4, 3, 6, 2}, {0.1, 0, 9, 0, 9}, GTOPK, TOPK},       /* no choice is no choice */
         {{5, INFINITY, 3, 6, 2}, {0, 0, 9, 0, 9}, GTOPK, DENSE}, /* nor is what nobody has memory for */
         {{0, 0, INFINITY, 0, 0}, {0}, GTOPK, GTOPK},
+        {{0, 0, INFINITY, 0, 1}, {0, 0, 3, 0, 0}, GTOPK, SPLIT},
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -213,8 +220,10 @@ static void run_density(gtopk_comm_t *comm, int rank, int size, void *context)
     for (int i = 1; i < CHOICE_FIRST; i++)
         step(reducer, rank);
     REQUIRE(choice_of(reducer).measured_s[DENSE] > 0.0);
+    const gtopk_choice_info_t before = choice_of(reducer);
     REQUIRE(gtopk_reducer_set_density(reducer, rank == 0 ? 2.0 : 0.1) != GTOPK_OK);
-    REQUIRE(choice_of(reducer).algorithm == DENSE && choice_of(reducer).measured_s[DENSE] > 0.0);
+    const gtopk_choice_info_t after = choice_of(reducer);
+    REQUIRE(memcmp(&before, &after, sizeof before) == 0);
     REQUIRE(gtopk_reducer_set_density(reducer, 0.1) == GTOPK_OK);
     REQUIRE(choice_of(reducer).algorithm == SPLIT && choice_of(reducer).measured_s[DENSE] == 0.0);
     step(reducer, rank);

@@ -8,9 +8,11 @@
 
 #include <cmocka.h>
 
+#include "core/reducer.h"
 #include "support/check.h"
 #include "support/ranks.h"
 #include "support/step.h"
+#include "util/clock.h"
 
 #define NODES 3
 #define SHARDS 3
@@ -23,6 +25,8 @@ typedef struct grid {
     int rollback, dense, alone; /* alone: without peers */
     int overflow;               /* the step in which the gradient of node 1, shard 2 is not finite; -1: none */
     int leaves;                 /* the step before which node 2, shard 1 ends; -1: none */
+    pthread_barrier_t end;      /* of all but that one */
+    int reviews;                /* algorithm auto, whose times all but that one look at after step 1 */
     float residuals[STEPS][NODES][SHARDS][DIM];
     int nonfinite[NODES][SHARDS], failed[NODES][SHARDS];
 } grid_t;
@@ -65,7 +69,11 @@ static void steps(const place_t *place, gtopk_reducer_t *reducer)
         fill(gradient, step, place);
         if (step == grid->overflow && place->node == 1 && place->shard == 2)
             gradient[5] = INFINITY;
-        REQUIRE(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, GTOPK_ZERO_INPUT, NULL) == GTOPK_OK);
+        if (gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, GTOPK_ZERO_INPUT, NULL) != GTOPK_OK) {
+            REQUIRE(step == grid->leaves && grid->reviews && place->shard == 1);
+            grid->failed[place->node][place->shard] = 1;
+            return;
+        }
         if (step == grid->leaves)
             REQUIRE(gtopk_reducer_residual(reducer, 0, residual, DIM) == GTOPK_OK);
         if (step_reduce(reducer, &tensor, 1, GTOPK_OUTPUT_IS_ZERO, &stats) != GTOPK_OK) {
@@ -83,6 +91,7 @@ static void steps(const place_t *place, gtopk_reducer_t *reducer)
 
 static void *run_place(void *argument)
 {
+    const gtopk_costs_t costs = {.struct_size = sizeof costs, .message_s = 1e-9, .sum_message_s = 1e-9, .each_node = 1};
     const place_t *place = argument;
     grid_t *grid = place->grid;
     gtopk_comm_t *peers = open_comm(grid->rows[place->node], place->shard, SHARDS, NULL);
@@ -93,9 +102,15 @@ static void *run_place(void *argument)
     config.density = 0.1;
     config.value_type = GTOPK_VALUE_F32;
     config.rollback = grid->rollback;
-    config.algorithm = grid->dense ? GTOPK_ALGORITHM_DENSE : GTOPK_ALGORITHM_GTOPK;
+    config.algorithm = grid->dense     ? GTOPK_ALGORITHM_DENSE
+                       : grid->reviews ? GTOPK_ALGORITHM_AUTO
+                                       : GTOPK_ALGORITHM_GTOPK;
+    comm->costs = costs;
     REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
+    reducer->choice.window = place->node == 2 && place->shard == 1 ? 1000 : 2;
     steps(place, reducer);
+    if (grid->reviews && !(place->node == 2 && place->shard == 1))
+        (void)pthread_barrier_wait(&grid->end); /* closing would tell the others */
     gtopk_reducer_destroy(reducer);
     gtopk_comm_destroy(peers); /* the other one keeps it */
     gtopk_comm_destroy(comm);
@@ -173,6 +188,22 @@ static void test_a_step_fails_on_all_peers(void **state)
             assert_int_equal(grid.failed[n][s], !(n == 2 && s == 1));
 }
 
+/* The same while times are looked at, after a step: its own ranks break, and tell their peers, who would wait for 20 s. */
+static void test_a_review_fails_on_all_peers(void **state)
+{
+    (void)state;
+    static grid_t grid;
+    const double start = clock_now();
+    grid = (grid_t){.overflow = -1, .leaves = 2, .reviews = 1};
+    assert_int_equal(pthread_barrier_init(&grid.end, NULL, NODES * SHARDS - 1), 0);
+    run_grid(&grid);
+    (void)pthread_barrier_destroy(&grid.end);
+    for (int n = 0; n < NODES; n++)
+        for (int s = 0; s < SHARDS; s++)
+            assert_int_equal(grid.failed[n][s], !(n == 2 && s == 1));
+    assert_true(clock_now() - start < 15.0);
+}
+
 static void test_one_rank_and_a_peer(void **state)
 {
     (void)state;
@@ -199,9 +230,8 @@ static void test_one_rank_and_a_peer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_peers_change_no_finite_step),
-        cmocka_unit_test(test_a_step_is_nonfinite_on_all_peers),
-        cmocka_unit_test(test_a_step_fails_on_all_peers),
+        cmocka_unit_test(test_peers_change_no_finite_step), cmocka_unit_test(test_a_step_is_nonfinite_on_all_peers),
+        cmocka_unit_test(test_a_step_fails_on_all_peers),   cmocka_unit_test(test_a_review_fails_on_all_peers),
         cmocka_unit_test(test_one_rank_and_a_peer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

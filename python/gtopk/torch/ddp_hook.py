@@ -29,7 +29,7 @@ from .session import Session
 from .state_form import check_form
 from .warmup import DensitySchedule, Warmup
 
-__all__ = ["GTopKState", "gtopk_hook"]
+__all__ = ["GTopKState", "gtopk_hook", "register_hook"]
 
 
 class _Bucket:
@@ -470,3 +470,30 @@ def _after_backward(call: Any) -> None:
     """When DDP has put the update into the gradients, which it does after the callbacks that are queued now."""
     queue = torch.autograd.Variable._execution_engine.queue_callback
     queue(lambda: queue(call))
+
+
+def register_hook(ddp: Any, **options: Any) -> GTopKState:
+    """Has a DistributedDataParallel exchange its gradients by gtopk: state and hook in one call. Collective.
+
+    Parameters
+    ----------
+    ddp : DistributedDataParallel
+        Before its first backward.
+    **options
+        Of `GTopKState`, whose names are those of the model inside, and whose process group is DDP's.
+
+    Raises
+    ------
+    UnsupportedError
+        It is no DistributedDataParallel.
+    """
+    if not isinstance(ddp, DistributedDataParallel):
+        raise UnsupportedError(
+            f"the model is a {type(ddp).__name__} and not inside DistributedDataParallel, where the hook goes: with several "
+            "processes the framework wraps it (start it with torchrun, and ask for DDP); else wrap the optimizer with "
+            "gtopk.DistributedOptimizer"
+        )
+    group = None if ddp.process_group is dist.group.WORLD else ddp.process_group
+    state = GTopKState(**{"named_parameters": ddp.module.named_parameters(), "process_group": group, **options})
+    ddp.register_comm_hook(state, gtopk_hook)
+    return state

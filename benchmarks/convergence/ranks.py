@@ -1,0 +1,53 @@
+"""Ranks that are threads of this process, with the library's own exchange between them: training at P ranks without
+launcher and without network."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import gtopk
+from gtopk import _c_api
+
+__all__ = ["on_ranks"]
+
+
+class ThreadComm(gtopk.Comm):
+    """A rank that is a thread, which the package does not offer."""
+
+    def __init__(self, group: ctypes.c_void_p, rank: int, size: int) -> None:
+        config = _c_api.CommConfig(struct_size=ctypes.sizeof(_c_api.CommConfig), transport=b"thread", timeout=600.0)
+        config.group, config.rank, config.size = group, rank, size
+        handle = ctypes.c_void_p()
+        _c_api.check(_c_api.library().gtopk_comm_create(ctypes.byref(handle), ctypes.byref(config)))
+        self._handle, self._torch, self.pid, self.transport = handle.value, None, os.getpid(), "thread"
+        self.rank, self.size = rank, size
+
+
+def on_ranks(size: int, part: Callable[[gtopk.Comm], Any]) -> list[Any]:
+    """Calls `part` in `size` threads, each with its communicator, and gives what they return, by rank.
+
+    A rank that fails ends the exchanges of the others; the first error that is not such an end is raised.
+    """
+    group, results, errors = ctypes.c_void_p(), [None] * size, []
+    _c_api.check(_c_api.library().gtopk_thread_group_create(ctypes.byref(group), size, 0))
+
+    def run(rank: int) -> None:
+        try:
+            with ThreadComm(group, rank, size) as comm:
+                results[rank] = part(comm)
+        except Exception as error:  # noqa: BLE001  # it is raised below
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    _c_api.library().gtopk_thread_group_destroy(group)
+    if errors:
+        raise next((error for error in errors if not isinstance(error, gtopk.AbortedError)), errors[0])
+    return results

@@ -1,0 +1,198 @@
+"""How near trainings come to dense in their first steps: small trainings, each with one setting after the other.
+
+    OMP_NUM_THREADS=1 nice -n 19 python benchmarks/convergence/study.py --ranks 4 --steps 300 --seeds 1
+
+Ranks are threads of this process. A row is a training: task, setting, ranks, seed, the test loss at the start and after 100,
+300 and 1000 steps as far as it went, and the bytes that a rank sent until then. It is written when the training has ended, and
+rows that are there are skipped: start it again to go on, or with other tasks, ranks, steps and seeds. --table prints what is
+there: (loss - that of dense) / (loss at the start - that of dense), the part of dense's drop that is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from ranks import on_ranks
+from tasks import TASKS, Task
+
+import gtopk
+
+from report import machine  # isort: skip  # tasks has put examples/ on the path
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "convergence.json"
+MARKS = (100, 300, 1000)
+
+Options = dict[str, Any]
+
+
+def falling(start: float, steps: int, end: float = 0.001) -> Callable[[int], float]:
+    """A density that falls from `start` by the same factor in each step, and is `end` after so many."""
+    return lambda step: max(end, start * (end / start) ** (step / steps))
+
+
+# What is given to DistributedOptimizer, by name. "correction" is momentum correction where SGD has momentum.
+SETTINGS: dict[str, Options] = {
+    "dense": {"algorithm": "dense"},
+    ".001": {},
+    ".01": {"density": 0.01},
+    ".001, correction": {"correction": True},
+    "1 to .001 in 1000": {"warmup": falling(1.0, 1000)},
+    "1 to .001 in 1000, correction": {"warmup": falling(1.0, 1000), "correction": True},
+    ".1 to .001 in 1000": {"warmup": falling(0.1, 1000)},
+    ".1 to .001 in 1000, correction": {"warmup": falling(0.1, 1000), "correction": True},
+    ".1 to .001 in 1000, dense_1d": {"warmup": falling(0.1, 1000), "dense_1d": True},
+}
+
+
+def options_of(setting: str, task: Task) -> Options:
+    options = dict(SETTINGS[setting])
+    if options.pop("correction", False):
+        options["momentum_correction"] = task.momentum
+    return options
+
+
+def train(task: Task, setting: str, ranks: int, steps: int, seed: int) -> dict[str, Any]:
+    """A row."""
+    torch.manual_seed(seed)
+    start, test, began = task.model(), task.test(), time.monotonic()
+
+    def evaluate(model: torch.nn.Module) -> float:
+        model.eval()
+        with torch.no_grad():
+            loss = float(task.loss(model, test))
+        model.train()
+        return loss
+
+    def rank_main(comm: gtopk.Comm) -> tuple[list[float], list[int]]:
+        model = copy.deepcopy(start)
+        optimizer: Any = gtopk.DistributedOptimizer(
+            task.optimizer(model), model.named_parameters(), comm=comm, **options_of(setting, task)
+        )
+        draw = torch.Generator().manual_seed(seed * 1_000_003 + comm.rank)
+        losses, sent = [], [0]
+        for step in range(1, steps + 1):
+            optimizer.zero_grad()
+            task.loss(model, task.draw(draw, task.batch)).backward()
+            optimizer.step()
+            sent[-1] += optimizer.stats()["bytes_sent"]
+            if step in MARKS and comm.rank == 0:
+                losses.append(evaluate(model))
+                sent.append(sent[-1])
+        return losses, sent[:-1]
+
+    losses, sent = on_ranks(ranks, rank_main)[0]
+    return {
+        "task": task.name,
+        "setting": setting,
+        "ranks": ranks,
+        "seed": seed,
+        "batch": task.batch,
+        "parameters": sum(parameter.numel() for parameter in start.parameters()),
+        "start": evaluate(start),
+        "losses": dict(zip(map(str, MARKS), losses, strict=False)),
+        "bytes_sent": dict(zip(map(str, MARKS), sent, strict=False)),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+def load(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"rows": []}
+    return found
+
+
+def save(file: Path, study: dict[str, Any]) -> None:
+    """The file is whole at every moment."""
+    study["machine"] = machine()
+    fresh = file.with_suffix(".new")
+    fresh.write_text(json.dumps(study, indent=1, allow_nan=False) + "\n")
+    fresh.replace(file)
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has neither Inf nor NaN: what diverged is null."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["task"], row["setting"], row["ranks"], row["seed"]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Of each setting, at each mark: in how many trainings at most 5 % of dense's drop are missing, and how much is."""
+    dense = {(row["task"], row["ranks"], row["seed"]): row for row in rows if row["setting"] == "dense"}
+    lines = ["| setting | steps | within 5 % | median missing | worst |", "| --- | --- | --- | --- | --- |"]
+    for setting in SETTINGS:
+        for mark in map(str, MARKS):
+            missing = [
+                missing_part(row, dense[row["task"], row["ranks"], row["seed"]], mark)
+                for row in rows
+                if row["setting"] == setting != "dense"
+                and mark in row["losses"]
+                and mark in dense.get((row["task"], row["ranks"], row["seed"]), {"losses": {}})["losses"]
+            ]
+            if missing:
+                good = sum(part <= 0.05 for part in missing)
+                worst = max(missing)
+                lines.append(
+                    f"| {setting} | {mark} | {good} of {len(missing)} | {statistics.median(missing):.0%} | "
+                    f"{worst:.0%} |".replace("inf%", "diverged")
+                )
+    return "\n".join(lines)
+
+
+def missing_part(row: dict[str, Any], dense: dict[str, Any], mark: str) -> float:
+    """Negative where it is better than dense; above 1 where it is worse than at the start."""
+    best, loss = dense["losses"][mark], row["losses"][mark]
+    return math.inf if loss is None else float((loss - best) / (row["start"] - best))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 1 to this")
+    parser.add_argument("--tasks", default="", help="those with this in their name")
+    parser.add_argument("--settings", default=";".join(SETTINGS), help="names, with ; between (all)")
+    parser.add_argument("--seconds", type=float, help="start no training after so many")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="print the table of what is there, and train nothing")
+    options = parser.parse_args()
+    study = load(options.out)
+    began = time.monotonic()
+    for seed in range(1, options.seeds + 1):
+        for task in [] if options.table else TASKS:
+            for setting in SETTINGS:
+                late = options.seconds is not None and time.monotonic() - began > options.seconds
+                if late or options.tasks not in task.name or setting not in options.settings.split(";"):
+                    continue
+                known = {key(row): row for row in study["rows"]}
+                last = str(max(mark for mark in MARKS if mark <= options.steps))
+                if last in known.get((task.name, setting, options.ranks, seed), {"losses": {}})["losses"]:
+                    continue
+                row = without_nan(train(task, setting, options.ranks, options.steps, seed))
+                known[key(row)] = row
+                study["rows"] = list(known.values())
+                save(options.out, study)
+                print(
+                    f"{task.name}; {setting}; seed {seed}: {row['start']:.3f} {row['losses']} {row['seconds']} s",
+                    flush=True,
+                )
+    print(table(study["rows"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""gtopk in other packages' training loops, a module a package: accelerate, lightning, transformers. Each imports its own."""
