@@ -24,7 +24,7 @@ class ThreadComm(gtopk.Comm):
         handle = ctypes.c_void_p()
         _c_api.check(_c_api.library().gtopk_comm_create(ctypes.byref(handle), ctypes.byref(config)))
         self._handle, self._torch, self.pid, self.transport = handle.value, None, os.getpid(), "thread"
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.parts = rank, size, {}
 
 
 def on_ranks(size: int, part: Callable[[gtopk.Comm], Any]) -> list[Any]:

@@ -102,6 +102,7 @@ static void make_safe(input_t *input)
     static const char *const data[] = {NULL, "", "auto", "nccl", "tcp"};
     input->network.data = data[(uint32_t)input->network.size % (sizeof data / sizeof *data)];
     input->network.data_library = NULL;
+    input->network.peers = NULL;
     input->reducer.device = devices[input->device % (sizeof devices / sizeof *devices)];
     input->reducer.parallel_for = NULL;
     input->reducer.parallel_context = NULL;
