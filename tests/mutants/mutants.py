@@ -211,12 +211,6 @@ MUTANTS = [
         "",
     ),
     Mutant(
-        "merge: counts of the second pass overwrite those of the first",
-        CUDA + "merge.cu",
-        "scratch->kept[blockIdx.x] = scan_total(of_block);\n    grid_sync(scratch);\n    uint32_t at = scan_before(grid_scan(scratch->kept));",
-        "scratch->counts[blockIdx.x] = scan_total(of_block);\n    grid_sync(scratch);\n    uint32_t at = scan_before(grid_scan(scratch->counts));",
-    ),
-    Mutant(
         "merge: a block with many tiles believes its registers",
         CUDA + "merge.cu",
         "own_t own = {0, 0, end - begin <= 1};",

@@ -25,10 +25,11 @@ FRAME_SIZE, MIN_STACK_SIZE, PARAMETER_BYTES, REGISTERS = 0x11, 0x12, 0x19, 0x2F
 WITHOUT_VALUE, ONE_BYTE, TWO_BYTES = 1, 2, 3
 
 
-def kernels() -> set[str]:
-    names = re.findall(r"X\((\w+), \w+, [01]\)", (ROOT / "csrc/device/cuda/args.h").read_text())
+def kernels(meeting: str = "01") -> set[str]:
+    """All of them, or those whose blocks meet ("1"), or do not ("0")."""
+    names = re.findall(r"X\((\w+), \w+, ([01])\)", (ROOT / "csrc/device/cuda/args.h").read_text())
     assert len(names) > 20
-    return {f"gtopk_cuda_{name}" for name in names}
+    return {f"gtopk_cuda_{name}" for name, meets in names if meets in meeting}
 
 
 def images() -> dict[str, bytes]:
@@ -100,12 +101,13 @@ def test_no_kernel_uses_local_memory(binaries: dict[str, bytes]) -> None:
 
 
 def test_blocks_fit(binaries: dict[str, bytes]) -> None:
-    """Four blocks of 256 threads run on a multiprocessor, with what each may have without asking for more."""
+    """Four blocks of 256 threads run on a multiprocessor, or two of kernels whose blocks meet, with what each may have without
+    asking for more."""
     for name in (name for name in binaries if name.startswith("cubin")):
         cubin = Cubin(binaries[name])
         registers = cubin.of_functions(REGISTERS)
         for kernel in kernels():
-            assert 0 < registers[kernel] <= 64, (name, kernel)
+            assert 0 < registers[kernel] <= (128 if kernel in kernels("1") else 64), (name, kernel)
             _, shared = cubin.sections.get(f".nv.shared.{kernel}", (b"", 0))
             assert shared <= 48 << 10, (name, kernel)
             (bytes_passed,) = [v for n, v in cubin.attributes(f".nv.info.{kernel}") if n == PARAMETER_BYTES]

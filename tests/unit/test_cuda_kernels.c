@@ -282,6 +282,34 @@ static void test_sets_at_the_end(void **state)
         }
 }
 
+/* Where all entries of a sum stay its blocks meet once less, and some get far ahead of others. */
+static void test_sums_that_are_kept_whole(void **state)
+{
+    enum { DIM = 100000, COUNT = 1000 };
+    (void)state;
+    for (int run = 0; run < 60; run++) {
+        device_set_t a = set_make(COUNT), b = set_make(COUNT), kept[2], all[2];
+        device_words_t words[2] = {{.ok = 1}, {.ok = 1}};
+        draw_set(&a, COUNT, DIM);
+        draw_set(&b, COUNT, DIM);
+        for (int side = 0; side < 2; side++) {
+            kept[side] = set_make(2 * COUNT);
+            all[side] = set_make(2 * COUNT);
+        }
+        (void)reference->ops->merge(reference, &a, &b, 2 * COUNT, &kept[0], &all[0], &words[0], NULL);
+        (void)launch_merge(&queue, &a, &b, 2 * COUNT, &kept[1], &all[1], &words[1], NULL);
+        assert_same_set(&kept[1], &kept[0]);
+        assert_same_set(&all[1], &all[0]);
+        assert_scratch_is_clean();
+        for (int side = 0; side < 2; side++) {
+            set_free(&kept[side]);
+            set_free(&all[side]);
+        }
+        set_free(&a);
+        set_free(&b);
+    }
+}
+
 /* Every bit of a message wrong in turn, and every length too short: the verdict, and what the words say, is the reference's. */
 static void test_every_bit(void **state)
 {
@@ -478,6 +506,7 @@ int main(void)
         cmocka_unit_test(test_arrays),
         cmocka_unit_test(test_store_at_the_end),
         cmocka_unit_test(test_sets_at_the_end),
+        cmocka_unit_test(test_sums_that_are_kept_whole),
         cmocka_unit_test(test_every_bit),
         cmocka_unit_test(test_many_spans),
         cmocka_unit_test(test_many_deposits),

@@ -109,11 +109,11 @@ static void test_append(void **state)
     for (int a = 0; a < COUNTS; a++)
         for (int b = 0; b < COUNTS; b++)
             for (uint32_t lacking = 0; lacking < 2; lacking++) {
-                device_set_t to[2], set = set_make(3000);
-                device_words_t words[2] = {{.ok = 1}, {.ok = 1}};
                 const uint32_t all = counts[a] + counts[b];
                 if (lacking > counts[b])
                     continue;
+                device_set_t to[2], set = set_make(3000);
+                device_words_t words[2] = {{.ok = 1}, {.ok = 1}};
                 fill_set(&set, counts[b], 2);
                 for (int side = 0; side < 2; side++) {
                     to[side] = set_make(all + 1);

@@ -28,7 +28,7 @@ typedef struct grid {
     pthread_barrier_t end;      /* of all but that one */
     int reviews;                /* algorithm auto, whose times all but that one look at after step 1 */
     float residuals[STEPS][NODES][SHARDS][DIM];
-    int nonfinite[NODES][SHARDS], failed[NODES][SHARDS];
+    int nonfinite[NODES][SHARDS], failed[NODES][SHARDS], told[NODES][SHARDS];
 } grid_t;
 
 typedef struct place {
@@ -78,6 +78,7 @@ static void steps(const place_t *place, gtopk_reducer_t *reducer)
             REQUIRE(gtopk_reducer_residual(reducer, 0, residual, DIM) == GTOPK_OK);
         if (step_reduce(reducer, &tensor, 1, GTOPK_OUTPUT_IS_ZERO, &stats) != GTOPK_OK) {
             float after[DIM];
+            grid->told[place->node][place->shard] = strstr(gtopk_last_error(), "peer 1 failed in this step") != NULL;
             REQUIRE(step == grid->leaves);
             REQUIRE(gtopk_reducer_residual(reducer, 0, after, DIM) == GTOPK_OK);
             grid->failed[place->node][place->shard] = memcmp(after, residual, sizeof after) == 0;
@@ -184,8 +185,10 @@ static void test_a_step_fails_on_all_peers(void **state)
     grid = (grid_t){.overflow = -1, .leaves = 2};
     run_grid(&grid);
     for (int n = 0; n < NODES; n++)
-        for (int s = 0; s < SHARDS; s++)
+        for (int s = 0; s < SHARDS; s++) {
             assert_int_equal(grid.failed[n][s], !(n == 2 && s == 1));
+            assert_int_equal(grid.told[n][s], n != 2 && s != 1);
+        }
 }
 
 /* The same while times are looked at, after a step: its own ranks break, and tell their peers, who would wait for 20 s. */
