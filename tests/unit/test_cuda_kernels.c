@@ -450,6 +450,41 @@ static void test_many_deposits(void **state)
     free(expected);
 }
 
+/* Entries that decode to zero are not in the message, and stay in the residual. */
+static void test_what_a_message_leaves_out(void **state)
+{
+    enum { DIM = 3000, COUNT = 400 };
+    (void)state;
+    for (int run = 0; run < 12; run++) {
+        float *residual = zeros(DIM * 4), *expected = zeros(DIM * 4);
+        cuda_memory_t memory = memory_make(residual, DIM, COUNT, COUNT);
+        device_set_t selected = set_make(COUNT), first = set_make(COUNT), nothing = set_make(1);
+        device_words_t words = {.ok = 1};
+        device_store_t *store;
+        draw_set(&selected, COUNT, DIM);
+        for (uint32_t i = 0; i < COUNT; i++) {
+            if (random_below(&random_state, 1 + (uint64_t)run) == 1)
+                continue;
+            first.index[*first.count] = selected.index[i];
+            first.value[(*first.count)++] = selected.value[i] * 0.75f;
+        }
+        const device_journal_t journal = {.selected = selected, .first = first, .final = nothing, .divisor = 1};
+        const device_target_t nowhere = {0};
+        assert_int_equal(reference->ops->store_create(reference, DIM, COUNT, 0, NULL, &store), GTOPK_OK);
+        (void)reference->ops->commit(store, &journal, &nowhere, &words, NULL);
+        (void)launch_commit(&queue, &memory, &journal, &nowhere, &words, NULL);
+        (void)reference->ops->store_read(store, DEVICE_RESIDUAL, 0, DIM, expected, NULL);
+        assert_memory_equal(residual, expected, DIM * 4);
+        reference->ops->store_destroy(store);
+        set_free(&selected);
+        set_free(&first);
+        set_free(&nothing);
+        memory_free_all(&memory);
+        free(residual);
+        free(expected);
+    }
+}
+
 static void test_many_reducers(void **state)
 {
     (void)state;
@@ -510,6 +545,7 @@ int main(void)
         cmocka_unit_test(test_every_bit),
         cmocka_unit_test(test_many_spans),
         cmocka_unit_test(test_many_deposits),
+        cmocka_unit_test(test_what_a_message_leaves_out),
         cmocka_unit_test(test_many_reducers),
         cmocka_unit_test(test_misaligned_message),
     };
