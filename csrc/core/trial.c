@@ -17,10 +17,15 @@ typedef struct gradient {
     double *seconds; /* of each rank */
 } gradient_t;
 
-static void gradient_destroy(gradient_t *gradient)
+/* A step that failed may have left something in the stream that reads the gradient. */
+static void gradient_destroy(gradient_t *gradient, const gtopk_reducer_t *reducer)
 {
-    gradient->device->ops->release(gradient->device, gradient->values);
-    gradient->device->ops->release_pinned(gradient->device, gradient->part);
+    if (!reducer->comm->link.stream_lost) {
+        const device_ops_t *ops = gradient->device->ops;
+        (void)ops->synchronize(gradient->device, NULL);
+        ops->release(gradient->device, gradient->values);
+        ops->release_pinned(gradient->device, gradient->part);
+    }
     memory_free(gradient->tensors);
     memory_free(gradient->seconds);
 }
@@ -124,6 +129,6 @@ gtopk_status_t trial_time(gtopk_reducer_t *reducer, double *seconds)
     }
     if (status == GTOPK_OK)
         status = slowest(comm, best, gradient.seconds, seconds);
-    gradient_destroy(&gradient);
+    gradient_destroy(&gradient, reducer);
     return status;
 }
