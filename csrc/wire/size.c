@@ -40,19 +40,31 @@ size_t wire_message_size(uint64_t dim, uint64_t count, int value_type)
     return WIRE_HEADER_SIZE + index_bytes + count * wire_value_size(value_type);
 }
 
+/* The most bytes of indices, and of `each` bytes a value, of up to k entries. They grow with the count while the low width stays
+ * the same, so it is k entries, or the most entries that a larger width allows. */
+static size_t longest(uint64_t dim, uint64_t k, size_t each)
+{
+    if (k == 0)
+        return 0;
+    size_t most = wire_index_bytes(dim, k) + k * each;
+    for (uint32_t width = wire_low_width(dim, k) + 1; dim >> width != 0; width++) {
+        const uint64_t count = dim >> width;
+        const size_t bytes = wire_index_bytes(dim, count) + count * each;
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+size_t wire_index_capacity(uint64_t dim, uint64_t k)
+{
+    return longest(dim, k, 0);
+}
+
 size_t wire_message_capacity(uint64_t dim, uint64_t k, int value_type)
 {
-    /* The size grows with count while the low width stays the same, so the longest message has k entries, or the most
-     * entries that a larger width allows. */
-    size_t capacity = wire_message_size(dim, k, value_type);
-    if (k == 0 || value_type == WIRE_VALUE_BYTES)
-        return capacity;
-    for (uint32_t width = wire_low_width(dim, k) + 1; dim >> width != 0; width++) {
-        const size_t size = wire_message_size(dim, dim >> width, value_type);
-        if (size > capacity)
-            capacity = size;
-    }
-    return capacity;
+    if (value_type == WIRE_VALUE_BYTES)
+        return wire_message_size(dim, k, value_type);
+    return WIRE_HEADER_SIZE + longest(dim, k, wire_value_size(value_type));
 }
 
 size_t wire_tailed_capacity(size_t capacity)

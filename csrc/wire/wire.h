@@ -61,9 +61,11 @@ size_t wire_value_size(int value_type);
 /* floor(log2(dim / count)), 0 < count <= dim. */
 uint32_t wire_low_width(uint64_t dim, uint64_t count);
 
-/* Bytes of the low part (a multiple of 8) and of the whole index part. */
+/* Bytes of the low part (a multiple of 8) and of the whole index part. wire_index_capacity: enough for any count <= k, as
+ * padding can make it longer for fewer entries. */
 size_t wire_low_bytes(uint64_t dim, uint64_t count);
 size_t wire_index_bytes(uint64_t dim, uint64_t count);
+size_t wire_index_capacity(uint64_t dim, uint64_t k);
 
 /* Bytes of a message with `count` entries of `dim`. wire_message_capacity: enough for any count <= k (the index part
  * is not monotonic in count). */

@@ -107,19 +107,6 @@ gtopk_status_t launch_array_select(const cuda_queue_t *queue, const cuda_memory_
 
 /* ---- messages ---- */
 
-/* The longest index part of up to k entries: where the width is larger for fewer, padding can make it longer. */
-static uint64_t index_bytes_most(uint64_t dim, uint64_t k)
-{
-    uint64_t most = wire_index_bytes(dim, k);
-    if (k == 0)
-        return 0;
-    for (uint32_t width = wire_low_width(dim, k) + 1; dim >> width != 0; width++) {
-        const uint64_t bytes = wire_index_bytes(dim, dim >> width);
-        most = bytes > most ? bytes : most;
-    }
-    return most;
-}
-
 gtopk_status_t launch_encode(const cuda_queue_t *queue, const device_set_t *set, const wire_header_t *header,
                              uint8_t *message, const device_set_t *decoded, device_words_t *words, void *stream)
 {
@@ -134,7 +121,7 @@ gtopk_status_t launch_encode(const cuda_queue_t *queue, const device_set_t *set,
         .message = message,
         .decoded = *decoded,
         .most = most,
-        .index_words = index_bytes_most(header->dim, most) / 4,
+        .index_words = wire_index_capacity(header->dim, most) / 4,
         .words = words,
         .scratch = queue->scratch,
     };
