@@ -187,7 +187,6 @@ static inline void keep(const merge_args_t *args, const found_t *found, own_t ow
     UNROLL
     for (uint32_t n = 0; n < CUDA_MERGE_EACH; n++)
         kept += own.held && found->sum[n] != 0.0f && found_key(found, n) >= bound;
-    const uint32_t mine = kept;
     ROLLED
     for (uint64_t i = own.begin + threadIdx.x; !own.held && i < own.end; i += CUDA_THREADS)
         kept += all_key(args, i) >= bound;
@@ -199,7 +198,7 @@ static inline void keep(const merge_args_t *args, const found_t *found, own_t ow
     if (own.held) {
         uint32_t to = at + scan_before(of_block);
         UNROLL
-        for (uint32_t n = 0; mine != 0 && n < CUDA_MERGE_EACH; n++)
+        for (uint32_t n = 0; n < CUDA_MERGE_EACH; n++)
             if (found->sum[n] != 0.0f && found_key(found, n) >= bound) {
                 args->kept.index[to] = found->index[n];
                 args->kept.value[to++] = found->sum[n];
@@ -230,7 +229,7 @@ MEETING_KERNEL(merge, merge_args)
     radix_t *radix = radix_begin(args.k);
     uint32_t *bins = radix_bins_begin(0);
     const uint32_t floor = sampled_floor(&args.a, a_count);
-    uint32_t bad = 0, at = 0, total = 0, stay = 0;
+    uint32_t bad = 0, at = 0, total = 0, most = 0;
     int room = 1;
     own_t own = {0, 0, end - begin <= 1};
     found_t found;
@@ -268,7 +267,7 @@ MEETING_KERNEL(merge, merge_args)
         }
         if (pass == 1)
             break;
-        stay = at;
+        const uint32_t stay = at;
         if (threadIdx.x == 0)
             scratch->counts[blockIdx.x] = stay;
         radix_bins_end(0, bins, scratch->near_bins[0]);
@@ -278,7 +277,8 @@ MEETING_KERNEL(merge, merge_args)
         total = scan_total(offset);
         own.begin = at;
         own.end = at + stay;
-        room = total <= args.all.capacity && (args.k < total ? args.k : total) <= args.kept.capacity;
+        most = args.k < total ? args.k : total;
+        room = total <= args.all.capacity && most <= args.kept.capacity;
     }
     if (bad)
         (void)atomicOr(&args.words->nonfinite, 1u);
@@ -290,7 +290,7 @@ MEETING_KERNEL(merge, merge_args)
     bins_clear(scratch->near_bins[0], 2 * CUDA_BINS);
     if (is_first_thread()) {
         *args.all.count = room && !halted ? total : 0;
-        *args.kept.count = room && !halted ? (args.k < total ? args.k : total) : 0;
+        *args.kept.count = room && !halted ? most : 0;
         if (halted)
             words_fail(args.words, DEVICE_HALTED);
         else if (!room)
