@@ -5,16 +5,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import lightning
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 import gtopk
-from gtopk.frameworks.lightning import GTopKCallback
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "python"), str(ROOT / "examples")]
+from imagenet import import_torchvision
 from torch_support import make
+
+import_torchvision()  # Lightning imports it, and beside a CPU build of PyTorch that takes help
+import lightning
+from lightning.pytorch.strategies import DDPStrategy
+
+from gtopk.frameworks.lightning import GTopKCallback
 
 
 class Module(lightning.LightningModule):

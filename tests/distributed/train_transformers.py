@@ -7,12 +7,17 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import gtopk
-from gtopk.frameworks.transformers import GTopKCallback
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+from imagenet import import_torchvision
+
+import_torchvision()  # the Trainer imports it, and beside a CPU build of PyTorch that takes help
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+from gtopk.frameworks.transformers import GTopKCallback
 
 
 class Pages(Dataset):
