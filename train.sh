@@ -34,6 +34,10 @@ if [ "${nstepsupdate:-1}" != 1 ]; then
     echo "train.sh: nstepsupdate=$nstepsupdate: only 1 is there; a larger batch_size comes to the same" >&2
     exit 2
 fi
+if [ "${launcher:-mpirun}" = torchrun ] && [ -n "${hostfile:-}" ]; then
+    echo "train.sh: hostfile=$hostfile is for mpirun; with torchrun start the script on each host: examples/README.md" >&2
+    exit 2
+fi
 
 options=(--algorithm "$compressor" --density "$density")
 [ -z "${batch_size:-}" ] || options+=(--batch-size "$batch_size")

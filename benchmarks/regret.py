@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 import gtopk
+from gtopk.advise import WORTH_A_CHANGE
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE / "scale"))
@@ -37,7 +38,6 @@ import scale  # noqa: E402
 
 RESULTS = HERE / "results"
 ALGORITHMS = ("dense", "topk", "gtopk", "gtopk-split", "gtopk-tree")
-WORTH_A_CHANGE = 0.95  # as in csrc/core/choice.c
 
 
 def pick(costs: gtopk.Costs, entries: int, ranks: int, density: float, among: list[str]) -> str:

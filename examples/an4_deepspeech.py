@@ -1,7 +1,7 @@
 """Trains Deep Speech on the AN4 corpus with one process per worker and gTop-k between them.
 
     mpirun -n 4 python examples/an4_deepspeech.py --data an4_raw.bigendian.tar.gz      # or the folder an4
-    python examples/an4_deepspeech.py                                                  # a dozen utterances, to try it
+    python examples/an4_deepspeech.py                                                  # sixteen utterances, to try it
 
 The published recipe: five LSTMs of 800 cells on spectra, CTC loss, batch 8 a worker, SGD with momentum 0.9, learning rate
 0.0003, divided by 1.01 each epoch, gradients clipped to a norm of 400, 100 epochs. Judged by the word error rate of greedy

@@ -2,7 +2,7 @@
 
     mpirun -n 4 python examples/cifar_vgg16.py
 
-The recipe is that of `cifar_resnet20.py`; the model has 54 times its parameters, and less computing for each.
+The recipe is that of `cifar_resnet20.py`; the model has 55 times its parameters, and less computing for each.
 """
 
 from cifar import Cifar

@@ -2,7 +2,7 @@
 
 In CMU's layout: etc/an4_train.fileids, etc/an4_train.transcription, the same for test, and wav/*/*/*.raw, 16 kHz, 16 bits, in
 either order of bytes. A folder or an archive (an4_raw.bigendian.tar.gz and the like) is given with --data; without it the
-dozen utterances that come with this folder are read. Nothing that is read is executed.
+sixteen utterances that come with this folder are read. Nothing that is read is executed.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import _launcher, comm
+from . import _c_api, _launcher, comm
 from ._communicator import default_timeout
 from .costs import Costs
 from .errors import InvalidError
@@ -31,9 +31,8 @@ MODELS = {
     "gpt2": 124_439_808,
 }
 DENSITIES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
-ALGORITHMS = ("dense", "topk", "gtopk", "gtopk-split", "gtopk-tree")
 SMALL_PART = 0.1  # of the computing: an exchange that takes less is not worth a lower density
-WORTH_A_CHANGE = 0.95
+WORTH_A_CHANGE = 0.95  # as in csrc/core/choice.c
 _TRY_SECONDS = 120.0
 
 
@@ -111,7 +110,7 @@ def _choices(costs: Costs, ranks: int, question: Question, density: float) -> di
             hierarchy=hierarchy,
         )
         for hierarchy in hierarchies
-        for name in ALGORITHMS
+        for name in _c_api.ALGORITHMS
         if hierarchy == "off" or name != "dense"
     }
 
@@ -146,7 +145,7 @@ def pays_up_to(costs: Costs, ranks: int, question: Question) -> float:
         return 1.0
     low, high = 0.0, 1.0
     for _ in range(20):
-        middle = (low + high) / 2 if low > 0 or high > 1e-3 else high / 2
+        middle = (low + high) / 2
         if _best_sparse(costs, ranks, question, middle)[1] < dense:
             low = middle
         else:

@@ -567,18 +567,16 @@ class Reducer:
         self._latest["algorithm"] = self._algorithm
         if self.algorithm == "auto":
             self._learn_choice()
-        self._latest |= {
-            "predicted_seconds": _seconds(self._choice.predicted_s),
-            "measured_seconds": _seconds(self._choice.measured_s),
-        }
+        self._latest |= {"predicted_seconds": dict(self._predicted), "measured_seconds": dict(self._measured)}
         return dict(self._latest)
 
     def _learn_choice(self) -> None:
         """The algorithm of the next step, and what is known of all."""
         _c_api.check(self._library.gtopk_reducer_choice(self.handle, ctypes.byref(self._choice)))
+        self._predicted, self._measured = _seconds(self._choice.predicted_s), _seconds(self._choice.measured_s)
         before, self._algorithm = self._algorithm, _NAMES[self._choice.algorithm]
         if self._algorithm != before and self._choice.is_auto and self.comm.size > 1:
-            known = _seconds(self._choice.predicted_s) | _seconds(self._choice.measured_s)
+            known = self._predicted | self._measured
             _log.info(
                 "rank %d: algorithm auto: a step of %d entries takes, in ms, %s: %s is taken",
                 self.comm.rank,

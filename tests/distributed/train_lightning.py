@@ -5,16 +5,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import lightning
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 import gtopk
-from gtopk.frameworks.lightning import GTopKCallback
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "python"), str(ROOT / "examples")]
+from imagenet import import_torchvision
 from torch_support import make
+
+import_torchvision()  # Lightning imports it, and beside a CPU build of PyTorch that takes help
+import lightning
+from lightning.pytorch.strategies import DDPStrategy
+
+from gtopk.frameworks.lightning import GTopKCallback
 
 
 class Module(lightning.LightningModule):
@@ -23,6 +28,10 @@ class Module(lightning.LightningModule):
         self.net = make(seed=seed)
         del self.net.unused
         self.losses = []
+
+    def on_train_start(self):
+        callback = next(one for one in self.trainer.callbacks if isinstance(one, GTopKCallback))
+        self.begun = callback.state.state_dict()
 
     def training_step(self, batch, _):
         loss = self.net(batch[0]).pow(2).mean()
@@ -50,7 +59,7 @@ def fit(devices, epochs, module, file=None):
         enable_model_summary=False,
     )
     trainer.fit(module, loader, ckpt_path=file)
-    return trainer, callback.state
+    return trainer, callback
 
 
 def check(module, state):
@@ -66,7 +75,8 @@ def total(state):
 
 def main(devices, folder):
     module = Module()
-    trainer, state = fit(devices, 4, module)
+    trainer, callback = fit(devices, 4, module)
+    state = callback.state
     check(module, state)
     assert state.stats()["step"] + 1 == len(module.losses)
     assert module.losses[-1] < module.losses[0] / 2, module.losses
@@ -77,9 +87,19 @@ def main(devices, folder):
     assert all(torch.equal(saved[name], values) for name, values in waiting.items())
     assert any(values.any() for values in saved.values())
     again = Module(seed=1)
-    _, resumed = fit(devices, 5, again, file)
-    check(again, resumed)
-    assert resumed.stats()["step"] == steps + len(again.losses)
+    trainer, callback = fit(devices, 5, again, file)
+    check(again, callback.state)
+    done = steps + len(again.losses)
+    assert callback.state.stats()["step"] == done
+
+    # Another fit() goes on with what this one left, not with the checkpoint's residual once more.
+    left = callback.state.state_dict()["residual"]
+    trainer.fit_loop.max_epochs = 6
+    trainer.fit(again, trainer.train_dataloader)
+    begun = again.begun["residual"]
+    assert begun.keys() == left.keys() and all(torch.equal(begun[name], values) for name, values in left.items())
+    check(again, callback.state)
+    assert callback.state.stats()["step"] == steps + len(again.losses) > done
     print(f"trained on {trainer.world_size} ranks", flush=True)
 
 

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import gtopk
-from gtopk.frameworks.transformers import GTopKCallback
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+from imagenet import import_torchvision
+
+import_torchvision()  # the Trainer imports it, and beside a CPU build of PyTorch that takes help
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+from gtopk.frameworks.transformers import GTopKCallback
 
 
 class Pages(Dataset):
@@ -67,8 +72,8 @@ def main(folder):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] - 0.3, losses
 
-    # Resumed after step 10, it ends with the same bits: the residual is part of the checkpoint.
-    again, resumed = trainer_in(folder, 20, seed=1)
+    # Resumed after step 10, it ends with the same bits: the residual is part of the checkpoint, wherever it writes its own.
+    again, resumed = trainer_in(f"{folder}/elsewhere", 20, seed=1)
     again.train(resume_from_checkpoint=str(Path(folder) / "checkpoint-10"))
     assert resumed.state.stats()["step"] + 1 == 20
     assert torch.equal(weights_of(again), weights)

@@ -436,3 +436,7 @@ def test_the_published_one_liner(tmp_path: Path) -> None:
 
     status, output = launcher.run([str(ROOT / "train.sh")], {"dnn": "lenet", "PYTHON": sys.executable}, 60)
     assert status == 2 and "dnn=lenet is none of resnet20, vgg16" in output
+
+    settings = {"launcher": "torchrun", "hostfile": "hosts", "PYTHON": sys.executable}
+    status, output = launcher.run([str(ROOT / "train.sh")], settings, 60)
+    assert status == 2 and "hostfile=hosts is for mpirun" in output

@@ -27,19 +27,23 @@ class GTopKCallback(_Callback):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         self._options = options
         self._loaded: dict[str, Any] = {}
+        self._module: Any = None  # that was trained last
         self.state: GTopKState | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Registers the hook, and gives it what a checkpoint had."""
+        """Registers the hook, and gives it what a checkpoint had, or what the same module's ``fit`` before this one left."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
+        before = self.state.state_dict() if self.state is not None and pl_module is self._module else {}
         self.state = register_hook(trainer.strategy.model, **{"grad_scaler": scaler, **self._options})
-        if self._loaded:
-            self.state.load_state_dict(self._loaded)
+        self.state.load_state_dict(self._loaded or before)
+        self._loaded, self._module = {}, pl_module
 
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoint, which rank 0 writes. Collective."""
-        if self.state is None or not self.state.stats():
-            return {}
+        if self.state is None:
+            return self._loaded
+        if not self.state.stats():  # what it was given, for the first step
+            return self.state.state_dict()
         return self.state.consolidate_state_dict(to=0) or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,24 @@ class GTopKCallback(_Callback):  # type: ignore[misc]
     def __init__(self, trainer: Any, **options: Any) -> None:
         self._trainer = trainer
         self._options = options
+        self._resumed: Any = None  # what train() was called with: callbacks are not told
         self.state: GTopKState | None = None
+        train = trainer.train
+
+        @functools.wraps(train)
+        def noted(resume_from_checkpoint: Any = None, *rest: Any, **named: Any) -> Any:
+            self._resumed = resume_from_checkpoint
+            return train(resume_from_checkpoint, *rest, **named)
+
+        trainer.train = noted
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Registers the hook, and loads the residual where training is resumed."""
         scaler = self._trainer.accelerator.scaler
         self.state = register_hook(self._trainer.model_wrapped, **{"grad_scaler": scaler, **self._options})
         if state.global_step > 0:
-            load(self.state, _folder(args, state))
+            named = isinstance(self._resumed, str | os.PathLike)
+            load(self.state, Path(self._resumed) if named else _folder(args, state))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Beside the trainer's checkpoint of this step."""
@@ -47,7 +59,5 @@ class GTopKCallback(_Callback):  # type: ignore[misc]
 
 
 def _folder(args: Any, state: Any) -> Path:
-    resumed = args.resume_from_checkpoint
-    if isinstance(resumed, str) and resumed.endswith(f"-{state.global_step}"):
-        return Path(resumed)
+    """The trainer's checkpoint of this step."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
