@@ -301,7 +301,7 @@ static gtopk_status_t tell_peers(gtopk_comm_t *peers, const peer_word_t *mine, p
         return status;
     status = comm_settle(peers, collective_allgather(&peers->link, mine, sizeof *mine, all), 0);
     comm_leave(peers);
-    return status_prefix(status, "while the peers told each other how the step went");
+    return status == GTOPK_OK ? status : status_prefix(status, "while the peers told each other how the step went");
 }
 
 gtopk_status_t comm_agree_with_peers(gtopk_comm_t *comm, gtopk_status_t mine, uint32_t *nonfinite)
