@@ -158,13 +158,15 @@ gtopk_status_t choice_begin(gtopk_reducer_t *reducer, const gtopk_reducer_config
 }
 
 /* The step stays as it is; what goes wrong is for the next one. */
-static void review(gtopk_reducer_t *reducer)
+void choice_review(gtopk_reducer_t *reducer)
 {
     choice_t *choice = &reducer->choice;
     const gtopk_stats_t *stats = &reducer->stats;
     const int32_t current = reducer->record.algorithm;
     const double seconds = stats->accumulate_s + stats->select_s + stats->exchange_s + stats->commit_s;
     double all;
+    if (!choice_is_open(reducer))
+        return;
     choice->steps++;
     if (choice->warm && !stats->nonfinite && !stats->all_joined) /* the first one learns its hint */
         choice->times[choice->timed++ % CHOICE_TIMES] = seconds;
@@ -181,25 +183,6 @@ static void review(gtopk_reducer_t *reducer)
     const int32_t next = choice_pick(choice->predicted, choice->measured, current);
     if (next != current)
         change(reducer, next);
-}
-
-/* Peers would wait for a rank whose next step begins with an error. */
-static void tell_peers(const gtopk_reducer_t *reducer)
-{
-    gtopk_comm_t *peers = reducer->comm->peers;
-    if (!peers || link_check_alive(&reducer->comm->link) == GTOPK_OK || comm_enter(peers) != GTOPK_OK)
-        return;
-    const gtopk_status_t status = link_check_alive(&reducer->comm->link);
-    (void)comm_settle(peers, status, reducer->step);
-    comm_leave(peers);
-}
-
-void choice_review(gtopk_reducer_t *reducer)
-{
-    if (!choice_is_open(reducer))
-        return;
-    review(reducer);
-    tell_peers(reducer);
 }
 
 gtopk_status_t gtopk_reducer_choice(const gtopk_reducer_t *reducer, gtopk_choice_info_t *info)

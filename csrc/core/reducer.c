@@ -343,6 +343,7 @@ gtopk_status_t reducer_lose(gtopk_reducer_t *reducer, gtopk_status_t status)
     }
     if (comm_enter(reducer->comm) == GTOPK_OK) {
         (void)comm_settle(reducer->comm, reducer_check_device(reducer), reducer->step);
+        comm_tell_peers(reducer->comm, reducer->step);
         comm_leave(reducer->comm);
     }
     return reducer_check_device(reducer);

@@ -64,8 +64,8 @@ MUTANTS = [
     Mutant(
         "peers: a step that they drop is committed",
         STEP,
-        "return status == GTOPK_OK && all && !mine ? group_drop(group) : status;",
-        "return status;",
+        "    *drop = all && !mine;",
+        "    *drop = 0;",
     ),
     Mutant(
         "peers: errors are not told",
@@ -74,10 +74,22 @@ MUTANTS = [
         "status = status == GTOPK_OK ? comm_agree_with_peers(first->comm, status, &all) : status;",
     ),
     Mutant(
+        "peers: a device that breaks down is told to nobody else",
+        REDUCER,
+        "        comm_tell_peers(reducer->comm, reducer->step);\n",
+        "",
+    ),
+    Mutant(
         "shards: what is whole is selected together with them",
         TORCH + "exchange.py",
         "kinds[is_dense, segment.whole and not is_dense]",
         "kinds[is_dense, False]",
+    ),
+    Mutant(
+        "peers: a device that breaks down is told to nobody else",
+        REDUCER,
+        "        comm_tell_peers(reducer->comm, reducer->step);\n",
+        "",
     ),
     Mutant(
         "shards: what is whole is not averaged over the node",
@@ -559,9 +571,9 @@ MUTANTS = [
     Mutant("auto: a rank goes by its own times", CHOICE, "*seconds = fmin(*seconds, all[r]);", ";"),
     Mutant(
         "auto: peers are not told of what went wrong",
-        CHOICE,
-        "    review(reducer);\n    tell_peers(reducer);\n",
-        "    review(reducer);\n",
+        STEP,
+        "    if (agreed)\n        comm_tell_peers(comm, group->reducers[0]->step);\n",
+        "",
     ),
     Mutant("auto: in shares everything may be dense", CHOICE, "!shares || exchange_find(algorithm)->selects", "1"),
     Mutant("auto: another density changes nothing", SETTINGS, "status == GTOPK_OK && choice_is_open(reducer)", "0"),
