@@ -568,6 +568,12 @@ MUTANTS = [
         "measured[algorithm] > 0.0 ? measured[algorithm] : predicted[algorithm]",
         "predicted[algorithm]",
     ),
+    Mutant(
+        "timing of a merge: memory is released under what is queued",
+        "csrc/exchange/probe_sets.c",
+        "    (void)device->ops->synchronize(device, NULL);\n    (void)status_set",
+        "    (void)status_set",
+    ),
     Mutant("auto: a rank goes by its own times", CHOICE, "*seconds = fmin(*seconds, all[r]);", ";"),
     Mutant(
         "auto: peers are not told of what went wrong",
