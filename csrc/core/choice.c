@@ -9,6 +9,7 @@
 #include "core/settings.h"
 #include "exchange/collective.h"
 #include "exchange/cost.h"
+#include "util/clock.h"
 #include "util/log.h"
 #include "util/memory.h"
 
@@ -90,20 +91,6 @@ void choice_log(const gtopk_reducer_t *reducer, const char *why)
 
 /* ---- review ---- */
 
-/* The time in the middle. */
-static double median(const choice_t *choice)
-{
-    const uint32_t count = choice->timed < CHOICE_TIMES ? choice->timed : CHOICE_TIMES;
-    double sorted[CHOICE_TIMES];
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t at = i;
-        for (; at > 0 && sorted[at - 1] > choice->times[i]; at--)
-            sorted[at] = sorted[at - 1];
-        sorted[at] = choice->times[i];
-    }
-    return count > 0 ? sorted[count / 2] : INFINITY;
-}
-
 /* The least of the ranks' medians: who comes last to an exchange waits least. */
 static gtopk_status_t fastest(gtopk_comm_t *comm, double mine, double *seconds)
 {
@@ -173,7 +160,8 @@ void choice_review(gtopk_reducer_t *reducer)
     choice->warm = 1;
     if (choice->steps < choice->window)
         return;
-    if (fastest(reducer->comm, median(choice), &all) != GTOPK_OK)
+    const uint32_t kept = choice->timed < CHOICE_TIMES ? choice->timed : CHOICE_TIMES;
+    if (fastest(reducer->comm, kept > 0 ? clock_median(choice->times, kept) : INFINITY, &all) != GTOPK_OK)
         return;
     choice->steps = choice->timed = 0;
     choice->window = choice->window < CHOICE_LAST ? 2 * choice->window : CHOICE_LAST;
