@@ -127,8 +127,6 @@ gtopk_status_t choice_begin(gtopk_reducer_t *reducer, const gtopk_reducer_config
     gtopk_comm_t *comm = reducer->comm;
     gtopk_reducer_config_t full;
     gtopk_status_t status = config_check(config, &full);
-    if (!choice_is_open(reducer))
-        return status;
     if (status == GTOPK_OK)
         status = measure_once(comm, &full);
     if (status == GTOPK_OK)

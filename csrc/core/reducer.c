@@ -266,7 +266,7 @@ gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, c
         return status;
     (*out)->off_s = trials.off_s;
     (*out)->node_s = trials.node_s;
-    if ((*out)->record.open)
+    if (choice_is_open(*out))
         status = choice_begin(*out, config);
     if (status != GTOPK_OK) {
         gtopk_reducer_destroy(*out);
