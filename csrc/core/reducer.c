@@ -300,7 +300,7 @@ void gtopk_reducer_destroy(gtopk_reducer_t *reducer)
         return;
     if (reducer->device && !reducer->comm->link.stream_lost) { /* what is queued needs all of it */
         const device_ops_t *ops = reducer->device->ops;
-        (void)ops->synchronize(reducer->device, reducer->stream);
+        device_drain(reducer->device, reducer->stream);
         reducer_destroy_exchange(reducer->exchange);
         ops->release(reducer->device, reducer->words);
         ops->release_pinned(reducer->device, reducer->verdict);

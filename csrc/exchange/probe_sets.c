@@ -62,15 +62,12 @@ static gtopk_status_t allocate(round_t *round)
     return status == GTOPK_OK ? set_allocate_union(device, &round->all, SET, SET) : status;
 }
 
-/* After an error something may be queued that needs all of it. Keeps the error text. */
+/* After an error something may be queued that needs all of it. */
 static void release(round_t *round)
 {
     device_t *device = round->device;
-    char text[STATUS_TEXT_SIZE];
-    status_keep(text);
-    (void)device->ops->synchronize(device, NULL);
-    (void)status_set(GTOPK_OK, "%s", text);
     device_set_t *sets[] = {&round->mine, &round->theirs, &round->decoded, &round->incoming, &round->kept, &round->all};
+    device_drain(device, NULL);
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
         set_release(device, sets[i]);
     device->ops->release(device, round->message);
