@@ -102,12 +102,10 @@ static int goes_over_data(const gtopk_reducer_t *reducer)
     return link->data != link->control && link_transport(link, reducer->device->name) == link->data;
 }
 
-/* The store of an exchange that selects nothing is made for one entry. */
 static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config)
 {
     const config_record_t *record = &reducer->record;
     const device_parallel_t parallel = {config->parallel_for, config->parallel_context};
-    const int selects = exchange_find(record->algorithm)->selects;
     const int with = (record->momentum_correction ? DEVICE_WITH_VELOCITY : 0) |
                      (record->rollback ? DEVICE_WITH_SECOND : 0);
     void *words = NULL, *verdict = NULL;
@@ -123,8 +121,8 @@ static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_red
     reducer->stream = config->stream;
     status = ops->synchronize(reducer->device, reducer->stream);
     if (status == GTOPK_OK)
-        status = ops->store_create(reducer->device, reducer_store_dim(reducer), selects ? reducer->k : 1, with,
-                                   &parallel, &reducer->store);
+        status = ops->store_create(reducer->device, reducer_store_dim(reducer),
+                                   reducer_store_k(record->algorithm, reducer->k), with, &parallel, &reducer->store);
     if (status == GTOPK_OK)
         status = ops->allocate(reducer->device, sizeof *reducer->words, "the words of a step", &words);
     reducer->words = words;

@@ -598,8 +598,8 @@ MUTANTS = [
     Mutant(
         "another algorithm keeps no candidates",
         SETTINGS,
-        "return exchange_find(algorithm)->selects ? k : 1;",
-        "return exchange_find(algorithm)->selects ? 1 : k;",
+        "store_resize(reducer->store, reducer_store_k(algorithm, k));",
+        "store_resize(reducer->store, 1);",
     ),
     Mutant(
         "another algorithm is taken though a rank could not",
