@@ -9,6 +9,7 @@
 #include "core/settings.h"
 #include "exchange/collective.h"
 #include "exchange/cost.h"
+#include "util/clock.h"
 #include "util/log.h"
 #include "util/memory.h"
 
@@ -90,20 +91,6 @@ void choice_log(const gtopk_reducer_t *reducer, const char *why)
 
 /* ---- review ---- */
 
-/* The time in the middle. */
-static double median(const choice_t *choice)
-{
-    const uint32_t count = choice->timed < CHOICE_TIMES ? choice->timed : CHOICE_TIMES;
-    double sorted[CHOICE_TIMES];
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t at = i;
-        for (; at > 0 && sorted[at - 1] > choice->times[i]; at--)
-            sorted[at] = sorted[at - 1];
-        sorted[at] = choice->times[i];
-    }
-    return count > 0 ? sorted[count / 2] : INFINITY;
-}
-
 /* The least of the ranks' medians: who comes last to an exchange waits least. */
 static gtopk_status_t fastest(gtopk_comm_t *comm, double mine, double *seconds)
 {
@@ -140,8 +127,6 @@ gtopk_status_t choice_begin(gtopk_reducer_t *reducer, const gtopk_reducer_config
     gtopk_comm_t *comm = reducer->comm;
     gtopk_reducer_config_t full;
     gtopk_status_t status = config_check(config, &full);
-    if (!choice_is_open(reducer))
-        return status;
     if (status == GTOPK_OK)
         status = measure_once(comm, &full);
     if (status == GTOPK_OK)
@@ -158,20 +143,23 @@ gtopk_status_t choice_begin(gtopk_reducer_t *reducer, const gtopk_reducer_config
 }
 
 /* The step stays as it is; what goes wrong is for the next one. */
-static void review(gtopk_reducer_t *reducer)
+void choice_review(gtopk_reducer_t *reducer)
 {
     choice_t *choice = &reducer->choice;
     const gtopk_stats_t *stats = &reducer->stats;
     const int32_t current = reducer->record.algorithm;
     const double seconds = stats->accumulate_s + stats->select_s + stats->exchange_s + stats->commit_s;
     double all;
+    if (!choice_is_open(reducer))
+        return;
     choice->steps++;
     if (choice->warm && !stats->nonfinite && !stats->all_joined) /* the first one learns its hint */
         choice->times[choice->timed++ % CHOICE_TIMES] = seconds;
     choice->warm = 1;
     if (choice->steps < choice->window)
         return;
-    if (fastest(reducer->comm, median(choice), &all) != GTOPK_OK)
+    const uint32_t kept = choice->timed < CHOICE_TIMES ? choice->timed : CHOICE_TIMES;
+    if (fastest(reducer->comm, kept > 0 ? clock_median(choice->times, kept) : INFINITY, &all) != GTOPK_OK)
         return;
     choice->steps = choice->timed = 0;
     choice->window = choice->window < CHOICE_LAST ? 2 * choice->window : CHOICE_LAST;
@@ -181,25 +169,6 @@ static void review(gtopk_reducer_t *reducer)
     const int32_t next = choice_pick(choice->predicted, choice->measured, current);
     if (next != current)
         change(reducer, next);
-}
-
-/* Peers would wait for a rank whose next step begins with an error. */
-static void tell_peers(const gtopk_reducer_t *reducer)
-{
-    gtopk_comm_t *peers = reducer->comm->peers;
-    if (!peers || link_check_alive(&reducer->comm->link) == GTOPK_OK || comm_enter(peers) != GTOPK_OK)
-        return;
-    const gtopk_status_t status = link_check_alive(&reducer->comm->link);
-    (void)comm_settle(peers, status, reducer->step);
-    comm_leave(peers);
-}
-
-void choice_review(gtopk_reducer_t *reducer)
-{
-    if (!choice_is_open(reducer))
-        return;
-    review(reducer);
-    tell_peers(reducer);
 }
 
 gtopk_status_t gtopk_reducer_choice(const gtopk_reducer_t *reducer, gtopk_choice_info_t *info)

@@ -20,7 +20,8 @@ int32_t choice_pick(const double *predicted, const double *measured, int32_t cur
 /* Predictions for a density, nothing measured; returns the algorithm to take: gtopk unless another one takes 5 % less. */
 int32_t choice_predict(const gtopk_reducer_t *reducer, double density, choice_t *choice);
 
-/* Collective. Of a new reducer: measures, once a communicator, and takes the algorithm of the least predicted time. */
+/* Collective. Of a new reducer whose choice is open: measures, once a communicator, and takes the algorithm of the least
+ * predicted time. */
 gtopk_status_t choice_begin(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config);
 
 /* Collective. After a step that all ranks have taken, which the communicator is still taken for: notes how long it took, and

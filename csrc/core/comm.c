@@ -294,14 +294,14 @@ gtopk_status_t comm_agree(gtopk_comm_t *comm, gtopk_status_t mine, const char *w
     return status;
 }
 
-static gtopk_status_t tell_peers(gtopk_comm_t *peers, const peer_word_t *mine, peer_word_t *all)
+static gtopk_status_t gather_words(gtopk_comm_t *peers, const peer_word_t *mine, peer_word_t *all)
 {
     gtopk_status_t status = comm_enter(peers);
     if (status != GTOPK_OK)
         return status;
     status = comm_settle(peers, collective_allgather(&peers->link, mine, sizeof *mine, all), 0);
     comm_leave(peers);
-    return status_prefix(status, "while the peers told each other how the step went");
+    return status == GTOPK_OK ? status : status_prefix(status, "while the peers told each other how the step went");
 }
 
 gtopk_status_t comm_agree_with_peers(gtopk_comm_t *comm, gtopk_status_t mine, uint32_t *nonfinite)
@@ -309,7 +309,7 @@ gtopk_status_t comm_agree_with_peers(gtopk_comm_t *comm, gtopk_status_t mine, ui
     const peer_word_t word = {mine, *nonfinite}, *words = comm->peer_words;
     char text[STATUS_TEXT_SIZE];
     status_keep(text);
-    gtopk_status_t status = tell_peers(comm->peers, &word, comm->peer_words);
+    gtopk_status_t status = gather_words(comm->peers, &word, comm->peer_words);
     for (int32_t r = 0; r < comm_size(comm->peers) && status == GTOPK_OK; r++) {
         *nonfinite |= words[r].nonfinite;
         if (words[r].status != GTOPK_OK)
@@ -319,6 +319,19 @@ gtopk_status_t comm_agree_with_peers(gtopk_comm_t *comm, gtopk_status_t mine, ui
                                 (int)r, gtopk_status_name(words[r].status));
     }
     return mine == GTOPK_OK ? status : status_set(mine, "%s", text);
+}
+
+void comm_tell_peers(gtopk_comm_t *comm, uint64_t step)
+{
+    char text[STATUS_TEXT_SIZE];
+    if (!comm->peers || comm->link.broken == GTOPK_OK)
+        return;
+    status_keep(text);
+    if (comm_enter(comm->peers) == GTOPK_OK) {
+        (void)comm_settle(comm->peers, link_check_alive(&comm->link), step);
+        comm_leave(comm->peers);
+    }
+    (void)status_set(GTOPK_OK, "%s", text);
 }
 
 int32_t gtopk_comm_rank(const gtopk_comm_t *comm)

@@ -82,6 +82,10 @@ gtopk_status_t comm_agree(gtopk_comm_t *comm, gtopk_status_t mine, const char *w
  * rank's own error, or ABORTED that names the first peer that failed. *nonfinite becomes that of all. */
 gtopk_status_t comm_agree_with_peers(gtopk_comm_t *comm, gtopk_status_t mine, uint32_t *nonfinite);
 
+/* Of a communicator that broke after its peers had agreed on a step, or between two: theirs breaks as well, as they would wait
+ * for this rank, whose next step begins with an error. Does nothing while it is alive. Keeps the error text. */
+void comm_tell_peers(gtopk_comm_t *comm, uint64_t step);
+
 /* A random number, for epochs and run ids. */
 uint64_t comm_random(void);
 

@@ -84,12 +84,8 @@ static gtopk_status_t call_end(call_t *call, gtopk_status_t status)
 {
     if (call->device) {
         const device_ops_t *ops = call->device->ops;
-        if (status != GTOPK_OK) {
-            char text[STATUS_TEXT_SIZE];
-            status_keep(text);
-            (void)ops->synchronize(call->device, call->stream);
-            (void)status_set(status, "%s", text);
-        }
+        if (status != GTOPK_OK)
+            device_drain(call->device, call->stream);
         ops->release(call->device, call->counts);
         ops->release(call->device, call->words);
         ops->release(call->device, call->extra);

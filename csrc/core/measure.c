@@ -108,15 +108,13 @@ static gtopk_status_t measure(gtopk_comm_t *comm, const gtopk_reducer_config_t *
         if (status == GTOPK_OK)
             status = take_slowest(link, costs);
         status = comm_settle(comm, status, 0);
-        if (status != GTOPK_OK && link_give_up(link)) { /* what is queued needs the buffer */
-            char text[STATUS_TEXT_SIZE];
-            status_keep(text);
-            (void)device->ops->synchronize(device, NULL);
-            (void)status_set(GTOPK_OK, "%s", text);
-        }
+        if (status != GTOPK_OK)
+            (void)link_give_up(link);
     }
-    if (device && !link->stream_lost)
+    if (device && !link->stream_lost) {
+        device_drain(device, NULL); /* what is queued needs the buffer */
         probe_release(link, device, buffer);
+    }
     return status;
 }
 

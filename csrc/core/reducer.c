@@ -102,12 +102,10 @@ static int goes_over_data(const gtopk_reducer_t *reducer)
     return link->data != link->control && link_transport(link, reducer->device->name) == link->data;
 }
 
-/* The store of an exchange that selects nothing is made for one entry. */
 static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_reducer_config_t *config)
 {
     const config_record_t *record = &reducer->record;
     const device_parallel_t parallel = {config->parallel_for, config->parallel_context};
-    const int selects = exchange_find(record->algorithm)->selects;
     const int with = (record->momentum_correction ? DEVICE_WITH_VELOCITY : 0) |
                      (record->rollback ? DEVICE_WITH_SECOND : 0);
     void *words = NULL, *verdict = NULL;
@@ -123,8 +121,8 @@ static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_red
     reducer->stream = config->stream;
     status = ops->synchronize(reducer->device, reducer->stream);
     if (status == GTOPK_OK)
-        status = ops->store_create(reducer->device, reducer_store_dim(reducer), selects ? reducer->k : 1, with,
-                                   &parallel, &reducer->store);
+        status = ops->store_create(reducer->device, reducer_store_dim(reducer),
+                                   reducer_store_k(record->algorithm, reducer->k), with, &parallel, &reducer->store);
     if (status == GTOPK_OK)
         status = ops->allocate(reducer->device, sizeof *reducer->words, "the words of a step", &words);
     reducer->words = words;
@@ -266,7 +264,7 @@ gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **out, gtopk_comm_t *comm, c
         return status;
     (*out)->off_s = trials.off_s;
     (*out)->node_s = trials.node_s;
-    if ((*out)->record.open)
+    if (choice_is_open(*out))
         status = choice_begin(*out, config);
     if (status != GTOPK_OK) {
         gtopk_reducer_destroy(*out);
@@ -300,7 +298,7 @@ void gtopk_reducer_destroy(gtopk_reducer_t *reducer)
         return;
     if (reducer->device && !reducer->comm->link.stream_lost) { /* what is queued needs all of it */
         const device_ops_t *ops = reducer->device->ops;
-        (void)ops->synchronize(reducer->device, reducer->stream);
+        device_drain(reducer->device, reducer->stream);
         reducer_destroy_exchange(reducer->exchange);
         ops->release(reducer->device, reducer->words);
         ops->release_pinned(reducer->device, reducer->verdict);
@@ -343,6 +341,7 @@ gtopk_status_t reducer_lose(gtopk_reducer_t *reducer, gtopk_status_t status)
     }
     if (comm_enter(reducer->comm) == GTOPK_OK) {
         (void)comm_settle(reducer->comm, reducer_check_device(reducer), reducer->step);
+        comm_tell_peers(reducer->comm, reducer->step);
         comm_leave(reducer->comm);
     }
     return reducer_check_device(reducer);

@@ -63,6 +63,12 @@ static inline uint64_t reducer_store_dim(const gtopk_reducer_t *reducer)
     return reducer->shares ? reducer->shares->length : reducer->record.dim;
 }
 
+/* Entries that the store selects at most: one, where the exchange selects nothing. */
+static inline uint64_t reducer_store_k(int32_t algorithm, uint64_t k)
+{
+    return exchange_find(algorithm)->selects ? k : 1;
+}
+
 /* An exchange of an algorithm for k entries of this reducer. NULL can be destroyed. */
 gtopk_status_t reducer_create_exchange(const gtopk_reducer_t *reducer, int32_t algorithm, uint64_t k,
                                        exchange_t **exchange);

@@ -23,11 +23,6 @@ gtopk_status_t gtopk_reducer_set_momentum(gtopk_reducer_t *reducer, double momen
 
 /* ---- density and algorithm ---- */
 
-static uint64_t store_k(int32_t algorithm, uint64_t k)
-{
-    return exchange_find(algorithm)->selects ? k : 1;
-}
-
 /* Makes this rank ready for another exchange: on failure it is as before, and *fresh is NULL. */
 static gtopk_status_t prepare(gtopk_reducer_t *reducer, int32_t algorithm, double density, exchange_t **fresh)
 {
@@ -40,7 +35,7 @@ static gtopk_status_t prepare(gtopk_reducer_t *reducer, int32_t algorithm, doubl
     if (status == GTOPK_OK)
         status = reducer_create_exchange(reducer, algorithm, k, fresh);
     if (status == GTOPK_OK)
-        status = reducer->device->ops->store_resize(reducer->store, store_k(algorithm, k));
+        status = reducer->device->ops->store_resize(reducer->store, reducer_store_k(algorithm, k));
     if (status != GTOPK_OK) {
         reducer_destroy_exchange(*fresh);
         *fresh = NULL;
@@ -66,8 +61,8 @@ static gtopk_status_t change(gtopk_reducer_t *reducer, gtopk_status_t mine, cons
         reducer->k = config_k(reducer_store_dim(reducer), record.density);
     } else if (ready) {
         reducer_destroy_exchange(fresh);
-        if (reducer->device->ops->store_resize(reducer->store, store_k(reducer->record.algorithm, reducer->k)) !=
-            GTOPK_OK)
+        if (reducer->device->ops->store_resize(reducer->store,
+                                               reducer_store_k(reducer->record.algorithm, reducer->k)) != GTOPK_OK)
             status = comm_settle(comm, GTOPK_ERR_NOMEM, reducer->step);
     }
     return status;

@@ -248,16 +248,17 @@ static gtopk_status_t group_drop(const group_t *group)
     return status == GTOPK_OK ? bring_words(group) : status;
 }
 
-/* A step that goes wrong on one of the peers happens on none of them: so they are told of errors, too. */
-static gtopk_status_t group_agree(const group_t *group, gtopk_status_t status)
+/* A step that goes wrong on one of the peers happens on none of them: so they are told of errors, too. *drop: one of them found
+ * something that is not finite, and this rank did not. */
+static gtopk_status_t group_agree(const group_t *group, gtopk_status_t status, int *drop)
 {
     const gtopk_reducer_t *first = group->reducers[0];
     const uint32_t mine = status == GTOPK_OK && first->verdict->nonfinite;
     uint32_t all = mine;
-    if (!first->comm->peers)
-        return status;
-    status = comm_agree_with_peers(first->comm, status, &all);
-    return status == GTOPK_OK && all && !mine ? group_drop(group) : status;
+    if (first->comm->peers)
+        status = comm_agree_with_peers(first->comm, status, &all);
+    *drop = all && !mine;
+    return status;
 }
 
 static void count_verdict(gtopk_reducer_t *reducer)
@@ -330,10 +331,14 @@ static gtopk_status_t count_sets(const group_t *group)
 static gtopk_status_t group_step(const group_t *group)
 {
     gtopk_comm_t *comm = group->reducers[0]->comm;
+    int drop;
     gtopk_status_t status = group_exchange(group);
     if (status == GTOPK_OK)
         status = group_verdict(group);
-    status = group_agree(group, status);
+    status = group_agree(group, status, &drop);
+    const int agreed = status == GTOPK_OK;
+    if (agreed && drop)
+        status = group_drop(group);
     for (size_t i = 0; i < group->count && status == GTOPK_OK; i++)
         count_verdict(group->reducers[i]);
     for (size_t i = 0; i < group->count && status == GTOPK_OK; i++)
@@ -344,6 +349,8 @@ static gtopk_status_t group_step(const group_t *group)
     group_end(group, status);
     for (size_t i = 0; i < group->count && status == GTOPK_OK && link_check_alive(&comm->link) == GTOPK_OK; i++)
         choice_review(group->reducers[i]);
+    if (agreed)
+        comm_tell_peers(comm, group->reducers[0]->step);
     return status;
 }
 

@@ -22,7 +22,7 @@ static void gradient_destroy(gradient_t *gradient, const gtopk_reducer_t *reduce
 {
     if (!reducer->comm->link.stream_lost) {
         const device_ops_t *ops = gradient->device->ops;
-        (void)ops->synchronize(gradient->device, NULL);
+        device_drain(gradient->device, NULL);
         ops->release(gradient->device, gradient->values);
         ops->release_pinned(gradient->device, gradient->part);
     }

@@ -79,6 +79,14 @@ gtopk_status_t device_open(const char *name, device_t **device)
     return device_open_with(name, NULL, device);
 }
 
+void device_drain(device_t *device, void *stream)
+{
+    char text[STATUS_TEXT_SIZE];
+    status_keep(text);
+    (void)device->ops->synchronize(device, stream);
+    (void)status_set(GTOPK_OK, "%s", text);
+}
+
 gtopk_status_t device_describe(const char *name, char *text, size_t bytes)
 {
     char full[DEVICE_NAME_SIZE];

@@ -338,6 +338,9 @@ gtopk_status_t device_open_with(const char *name, const gtopk_allocator_t *alloc
 /* The same without an allocator. */
 gtopk_status_t device_open(const char *name, device_t **device);
 
+/* Waits for what is queued, whatever has come of it, so that memory can be released. Keeps the error text. */
+void device_drain(device_t *device, void *stream);
+
 /* One line on a device that opens: "NVIDIA H100 80GB HBM3, compute capability 9.0, CUDA 12.8". */
 gtopk_status_t device_describe(const char *name, char *text, size_t bytes);
 

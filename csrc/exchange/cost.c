@@ -25,6 +25,7 @@ static double merge(const gtopk_costs_t *costs, double k)
     return k * (costs->merge_s + 0.5 * costs->select_s);
 }
 
+/* m: rounds of the butterfly. */
 static uint32_t doublings(int32_t size)
 {
     uint32_t count = 0;
@@ -33,10 +34,16 @@ static uint32_t doublings(int32_t size)
     return count;
 }
 
-/* Rounds of the butterfly in one direction. */
+/* 2^m: ranks in the butterfly. */
 static int64_t core_of(int32_t size)
 {
     return (int64_t)1 << doublings(size);
+}
+
+/* ceil(log2 P): rounds of the tree in one direction. */
+static uint32_t depth_of(int32_t size)
+{
+    return doublings(size) + (core_of(size) < size);
 }
 
 static double level(const cost_job_t *job, uint32_t rounds)
@@ -64,7 +71,7 @@ static double butterfly(const gtopk_costs_t *costs, const cost_job_t *job)
 
 static double tree(const gtopk_costs_t *costs, const cost_job_t *job)
 {
-    const uint32_t depth = doublings(job->size) + (core_of(job->size) < job->size);
+    const uint32_t depth = depth_of(job->size);
     const uint64_t last = (uint64_t)level(job, depth);
     double seconds = 0.0;
     for (uint32_t bit = 0; bit < depth; bit++) {
@@ -99,7 +106,7 @@ static double gather(const gtopk_costs_t *costs, const cost_job_t *job)
     const double message = (double)wire_message_size(job->dim, job->k, job->value_type);
     const double latency = carry(costs, job->size - 1, 0.0);
     const double bytes = carry(costs, job->size - 1, others * message) - latency;
-    const uint32_t depth = doublings(job->size) + (core_of(job->size) < job->size);
+    const uint32_t depth = depth_of(job->size);
     const double all = fmin((double)job->dim, k * (double)job->size);
     return latency * (costs->gathers ? (double)depth : others) + bytes +
            costs->merge_s * k * others * (others + 3.0) / 4.0 + 0.5 * costs->select_s * (all - k);

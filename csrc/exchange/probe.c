@@ -29,18 +29,6 @@ static void fit(double short_s, double short_bytes, double long_s, double long_b
     *message_s = fmax(0.0, short_s - short_bytes * *byte_s);
 }
 
-/* The time in the middle, sorting them: what a message usually takes on a machine that others use, too. */
-static double middle(double *seconds, int count)
-{
-    for (int i = 1; i < count; i++)
-        for (int j = i; j > 0 && seconds[j] < seconds[j - 1]; j--) {
-            const double swap = seconds[j];
-            seconds[j] = seconds[j - 1];
-            seconds[j - 1] = swap;
-        }
-    return seconds[count / 2];
-}
-
 /* ---- swaps ---- */
 
 static gtopk_status_t time_swap(const probe_t *probe, int32_t distance, size_t bytes, double *seconds)
@@ -54,7 +42,7 @@ static gtopk_status_t time_swap(const probe_t *probe, int32_t distance, size_t b
         status = collective_swap(link, probe->transport, peer, probe->buffer, bytes);
         times[i] = clock_now() - start;
     }
-    *seconds = peer < probe->transport->size ? middle(times + 1, TIMES - 1) : 0.0;
+    *seconds = peer < probe->transport->size ? clock_median(times + 1, TIMES - 1) : 0.0;
     return status;
 }
 
@@ -79,6 +67,7 @@ static line_t mean_of(line_t line)
     return line;
 }
 
+/* Between two ranks at least. */
 static gtopk_status_t probe_swaps(const probe_t *probe, gtopk_costs_t *costs)
 {
     const places_map_t *map = probe->setup.link->map;
@@ -97,7 +86,7 @@ static gtopk_status_t probe_swaps(const probe_t *probe, gtopk_costs_t *costs)
         line->count++;
     }
     const line_t near = mean_of(lines[lines[1].count > 0]), far = mean_of(lines[lines[0].count == 0]);
-    if (status != GTOPK_OK || map->size == 1)
+    if (status != GTOPK_OK)
         return status;
     costs->message_s = far.message_s;
     costs->byte_s = far.byte_s;
@@ -121,7 +110,7 @@ static gtopk_status_t time_sum(const probe_t *probe, size_t count, double *secon
             status = link_finish(link, link_deadline(link));
         times[i] = clock_now() - start;
     }
-    *seconds = middle(times + 1, TIMES - 1);
+    *seconds = clock_median(times + 1, TIMES - 1);
     return status;
 }
 

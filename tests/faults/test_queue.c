@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "core/comm.h"
+#include "exchange/probe.h"
 #include "support/check.h"
 #include "support/guarded.h"
 #include "support/ordered.h"
@@ -475,6 +476,31 @@ static void test_the_end_while_queued(void **state)
         }
 }
 
+/* ---- outside of steps ---- */
+
+/* The guarded device stops the process where memory is released that something queued uses. */
+static void test_timing_of_a_merge(void **state)
+{
+    (void)state;
+    device_t *device;
+    double seconds;
+    ASSERT_OK(device_open("guarded", &device));
+    guarded_arm(GUARDED_NO_FAULT, 0);
+    ASSERT_OK(probe_merge(device, &seconds));
+    const long operations = guarded_counted();
+    assert_true(seconds > 0.0 && operations > 9);
+    for (int fault = GUARDED_AT_QUEUE; fault <= GUARDED_AT_RUN; fault++)
+        for (long n = 0; n < operations; n++) {
+            guarded_arm((guarded_fault_t)fault, n);
+            const gtopk_status_t status = probe_merge(device, &seconds);
+            /* The last one waits before memory is released, when all is done. */
+            assert_int_equal(status, n + 1 < operations ? GTOPK_ERR_DEVICE : GTOPK_OK);
+            assert_int_equal(guarded_queued(), 0);
+        }
+    guarded_arm(GUARDED_NO_FAULT, 0);
+    device->ops->close(device);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -485,6 +511,7 @@ int main(void)
         cmocka_unit_test(test_gtopk_split),
         cmocka_unit_test(test_two_reducers_in_one_step),
         cmocka_unit_test(test_the_end_while_queued),
+        cmocka_unit_test(test_timing_of_a_merge),
     };
     const int failed = cmocka_run_group_tests_name("queue", tests, NULL, NULL);
     (void)printf("{\"faults\": %ld, \"survived\": %ld}\n", tally.faults, tally.survived);

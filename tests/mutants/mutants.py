@@ -64,8 +64,8 @@ MUTANTS = [
     Mutant(
         "peers: a step that they drop is committed",
         STEP,
-        "return status == GTOPK_OK && all && !mine ? group_drop(group) : status;",
-        "return status;",
+        "    *drop = all && !mine;",
+        "    *drop = 0;",
     ),
     Mutant(
         "peers: errors are not told",
@@ -74,10 +74,22 @@ MUTANTS = [
         "status = status == GTOPK_OK ? comm_agree_with_peers(first->comm, status, &all) : status;",
     ),
     Mutant(
+        "peers: a device that breaks down is told to nobody else",
+        REDUCER,
+        "        comm_tell_peers(reducer->comm, reducer->step);\n",
+        "",
+    ),
+    Mutant(
         "shards: what is whole is selected together with them",
         TORCH + "exchange.py",
         "kinds[is_dense, segment.whole and not is_dense]",
         "kinds[is_dense, False]",
+    ),
+    Mutant(
+        "peers: a device that breaks down is told to nobody else",
+        REDUCER,
+        "        comm_tell_peers(reducer->comm, reducer->step);\n",
+        "",
     ),
     Mutant(
         "shards: what is whole is not averaged over the node",
@@ -420,7 +432,7 @@ MUTANTS = [
     Mutant(
         "a reducer goes while its commit is queued",
         REDUCER,
-        "        (void)ops->synchronize(reducer->device, reducer->stream);\n        reducer_destroy_exchange(",
+        "        device_drain(reducer->device, reducer->stream);\n        reducer_destroy_exchange(",
         "        reducer_destroy_exchange(",
     ),
     Mutant("one reducer's failure is its own", HOST, "ok &= outcomes[i].words->ok;", "ok = outcomes[i].words->ok;"),
@@ -556,12 +568,18 @@ MUTANTS = [
         "measured[algorithm] > 0.0 ? measured[algorithm] : predicted[algorithm]",
         "predicted[algorithm]",
     ),
+    Mutant(
+        "timing of a merge: memory is released under what is queued",
+        "csrc/exchange/probe_sets.c",
+        "    device_drain(device, NULL);\n",
+        "",
+    ),
     Mutant("auto: a rank goes by its own times", CHOICE, "*seconds = fmin(*seconds, all[r]);", ";"),
     Mutant(
         "auto: peers are not told of what went wrong",
-        CHOICE,
-        "    review(reducer);\n    tell_peers(reducer);\n",
-        "    review(reducer);\n",
+        STEP,
+        "    if (agreed)\n        comm_tell_peers(comm, group->reducers[0]->step);\n",
+        "",
     ),
     Mutant("auto: in shares everything may be dense", CHOICE, "!shares || exchange_find(algorithm)->selects", "1"),
     Mutant("auto: another density changes nothing", SETTINGS, "status == GTOPK_OK && choice_is_open(reducer)", "0"),
@@ -580,8 +598,8 @@ MUTANTS = [
     Mutant(
         "another algorithm keeps no candidates",
         SETTINGS,
-        "return exchange_find(algorithm)->selects ? k : 1;",
-        "return exchange_find(algorithm)->selects ? 1 : k;",
+        "store_resize(reducer->store, reducer_store_k(algorithm, k));",
+        "store_resize(reducer->store, 1);",
     ),
     Mutant(
         "another algorithm is taken though a rank could not",

@@ -10,6 +10,7 @@
 
 #include "core/reducer.h"
 #include "support/check.h"
+#include "support/guarded.h"
 #include "support/ranks.h"
 #include "support/step.h"
 #include "util/clock.h"
@@ -27,7 +28,10 @@ typedef struct grid {
     int leaves;                 /* the step before which node 2, shard 1 ends; -1: none */
     pthread_barrier_t end;      /* of all but that one */
     int reviews;                /* algorithm auto, whose times all but that one look at after step 1 */
-    float residuals[STEPS][NODES][SHARDS][DIM];
+    int with_faults;
+    guarded_fault_t fault;      /* of node 2, shard 1 in step 1, at this operation of its device */
+    long operation, operations; /* operations: of such a step, when nothing fails */
+    float residuals[STEPS][NODES][SHARDS][DIM], gradients[NODES][SHARDS][DIM];
     int nonfinite[NODES][SHARDS], failed[NODES][SHARDS], told[NODES][SHARDS];
 } grid_t;
 
@@ -90,6 +94,30 @@ static void steps(const place_t *place, gtopk_reducer_t *reducer)
     }
 }
 
+/* Steps until one fails, with a fault of the device. `failed` says in which half of it: 1 accumulate, 2 reduce. */
+static void steps_with_fault(const place_t *place, gtopk_reducer_t *reducer)
+{
+    grid_t *grid = place->grid;
+    const int is_faulty = place->node == 2 && place->shard == 1;
+    int *failed = &grid->failed[place->node][place->shard];
+    float *gradient = grid->gradients[place->node][place->shard]; /* may be in the queue when a step has failed */
+    const gtopk_tensor_t tensor = {gradient, DIM, GTOPK_F32, 0};
+    for (int step = 0; step < STEPS && !*failed; step++) {
+        fill(gradient, step, place);
+        if (is_faulty && step == 1)
+            guarded_arm(grid->fault, grid->operation);
+        if (gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, GTOPK_ZERO_INPUT, NULL) != GTOPK_OK)
+            *failed = 1;
+        else if (gtopk_reducer_reduce(reducer, &tensor, 1, 0, NULL, NULL) != GTOPK_OK ||
+                 gtopk_reducer_wait(reducer, NULL) != GTOPK_OK)
+            *failed = 2;
+        if (is_faulty && step == 1) {
+            grid->operations = guarded_counted();
+            guarded_arm(GUARDED_NO_FAULT, 0);
+        }
+    }
+}
+
 static void *run_place(void *argument)
 {
     const gtopk_costs_t costs = {.struct_size = sizeof costs, .message_s = 1e-9, .sum_message_s = 1e-9, .each_node = 1};
@@ -103,14 +131,18 @@ static void *run_place(void *argument)
     config.density = 0.1;
     config.value_type = GTOPK_VALUE_F32;
     config.rollback = grid->rollback;
+    config.device = grid->with_faults ? "guarded" : NULL;
     config.algorithm = grid->dense     ? GTOPK_ALGORITHM_DENSE
                        : grid->reviews ? GTOPK_ALGORITHM_AUTO
                                        : GTOPK_ALGORITHM_GTOPK;
     comm->costs = costs;
     REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
     reducer->choice.window = place->node == 2 && place->shard == 1 ? 1000 : 2;
-    steps(place, reducer);
-    if (grid->reviews && !(place->node == 2 && place->shard == 1))
+    if (grid->with_faults)
+        steps_with_fault(place, reducer);
+    else
+        steps(place, reducer);
+    if (grid->with_faults || (grid->reviews && !(place->node == 2 && place->shard == 1)))
         (void)pthread_barrier_wait(&grid->end); /* closing would tell the others */
     gtopk_reducer_destroy(reducer);
     gtopk_comm_destroy(peers); /* the other one keeps it */
@@ -207,6 +239,36 @@ static void test_a_review_fails_on_all_peers(void **state)
     assert_true(clock_now() - start < 15.0);
 }
 
+static void run_with_fault(grid_t *grid, guarded_fault_t fault, long operation)
+{
+    *grid = (grid_t){.overflow = -1, .leaves = -1, .with_faults = 1, .fault = fault, .operation = operation};
+    assert_int_equal(pthread_barrier_init(&grid->end, NULL, NODES * SHARDS), 0);
+    run_grid(grid);
+    (void)pthread_barrier_destroy(&grid->end);
+}
+
+/* The device of node 2, shard 1 fails at each place of a step; all learn of it, and none waits for 20 s. */
+static void test_a_broken_device_ends_all_peers(void **state)
+{
+    (void)state;
+    static grid_t grid;
+    run_with_fault(&grid, GUARDED_NO_FAULT, 0);
+    const long operations = grid.operations;
+    assert_true(operations > 5);
+    for (int fault = GUARDED_AT_QUEUE; fault <= GUARDED_AT_RUN; fault++)
+        for (long operation = 0; operation < operations; operation++) {
+            const double start = clock_now();
+            run_with_fault(&grid, (guarded_fault_t)fault, operation);
+            for (int n = 0; n < NODES; n++)
+                for (int s = 0; s < SHARDS; s++)
+                    if (!grid.failed[n][s])
+                        fail_msg("fault %d at operation %ld: node %d, shard %d went on", fault, operation, n, s);
+            if (clock_now() - start > 15.0)
+                fail_msg("fault %d at operation %ld: somebody waited for %.1f s", fault, operation,
+                         clock_now() - start);
+        }
+}
+
 static void test_one_rank_and_a_peer(void **state)
 {
     (void)state;
@@ -225,6 +287,7 @@ static void test_one_rank_and_a_peer(void **state)
     ASSERT_OK(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 1.0, 0, NULL));
     ASSERT_OK(step_reduce(reducer, &tensor, 1, 0, &stats));
     assert_int_equal(stats.nonfinite, 1);
+    assert_null(strstr(gtopk_last_error(), "peers told each other")); /* nothing went wrong */
     gtopk_reducer_destroy(reducer);
     gtopk_comm_destroy(comm);
     gtopk_comm_destroy(peers);
@@ -233,9 +296,9 @@ static void test_one_rank_and_a_peer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_peers_change_no_finite_step), cmocka_unit_test(test_a_step_is_nonfinite_on_all_peers),
-        cmocka_unit_test(test_a_step_fails_on_all_peers),   cmocka_unit_test(test_a_review_fails_on_all_peers),
-        cmocka_unit_test(test_one_rank_and_a_peer),
+        cmocka_unit_test(test_peers_change_no_finite_step),    cmocka_unit_test(test_a_step_is_nonfinite_on_all_peers),
+        cmocka_unit_test(test_a_step_fails_on_all_peers),      cmocka_unit_test(test_a_review_fails_on_all_peers),
+        cmocka_unit_test(test_a_broken_device_ends_all_peers), cmocka_unit_test(test_one_rank_and_a_peer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
