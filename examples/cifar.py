@@ -10,7 +10,7 @@ import torch
 from recipe import Recipe
 from torch import Tensor, nn
 from torch.nn import functional
-from workload import Workload, epoch_order
+from workload import Workload, epoch_order, step_seed
 
 __all__ = ["Cifar"]
 
@@ -69,7 +69,7 @@ class Cifar(Workload):
                 len(self._train), epoch, batch=self._batch, rank=self._rank, size=self._size, seed=self._seed
             )
         batch = self._train.take(self._order[place].to(self._train.labels.device))
-        draw = torch.Generator().manual_seed((self._seed * 1_000_003 + step) * self._size + self._rank)
+        draw = torch.Generator().manual_seed(step_seed(step, rank=self._rank, size=self._size, seed=self._seed))
         return data.augment(self._prepare(batch.images), draw), batch.labels
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

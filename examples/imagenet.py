@@ -14,7 +14,7 @@ from recipe import Recipe
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
-from workload import Workload, epoch_order
+from workload import Workload, epoch_order, step_seed
 
 __all__ = ["ImageNet", "import_torchvision"]
 
@@ -117,7 +117,7 @@ class ImageNet(Workload):
             size=self._size,
             seed=options.seed,
         )
-        draw = torch.Generator().manual_seed((options.seed * 1_000_003 + step) * self._size + self._rank)
+        draw = torch.Generator().manual_seed(step_seed(step, rank=self._rank, size=self._size, seed=options.seed))
         return iter(
             DataLoader(self._train, batch_sampler=order[place:].tolist(), num_workers=options.workers, generator=draw)
         )

@@ -29,7 +29,7 @@ from data import DataError
 from recipe import Plan, make_parser, parse
 from torch import Tensor, nn
 from tqdm import tqdm
-from workload import Workload
+from workload import Workload, step_seed
 
 import gtopk
 
@@ -227,7 +227,7 @@ class Training:
     def _step(self, step: int) -> Tensor:
         options, optimizer = self.options, self.optimizer
         # What is drawn in a step (dropout) does not depend on where the run was interrupted.
-        torch.manual_seed((options.seed * 1_000_003 + step) * gtopk.size() + gtopk.rank())
+        torch.manual_seed(step_seed(step, rank=gtopk.rank(), size=gtopk.size(), seed=options.seed))
         for group in optimizer.param_groups:
             group["lr"] = self.plan.learning_rate(step)
         optimizer.zero_grad()

@@ -10,7 +10,7 @@ import torch
 from recipe import Recipe
 from torch import Tensor, nn
 
-__all__ = ["Workload", "epoch_order"]
+__all__ = ["Workload", "epoch_order", "step_seed"]
 
 
 class Workload(ABC):
@@ -67,6 +67,11 @@ class Workload(ABC):
     def score(self, total: float, count: float) -> float:
         """Made of these sums."""
         return total / max(1.0, count)
+
+
+def step_seed(step: int, *, rank: int, size: int, seed: int) -> int:
+    """Of what a rank draws in a step: another for each, and the same where a run was interrupted."""
+    return (seed * 1_000_003 + step) * size + rank
 
 
 def epoch_order(count: int, epoch: int, *, batch: int, rank: int, size: int, seed: int) -> Tensor:
