@@ -18,6 +18,7 @@
 
 #include "core/reducer.h"
 #include "support/check.h"
+#include "support/costs.h"
 #include "support/faulty.h"
 #include "support/ordered.h"
 #include "support/random.h"
@@ -74,13 +75,6 @@ static void count_warning(void *context, int level, const char *text)
     (void)context;
     if (level == GTOPK_LOG_WARN && strstr(text, "has waited"))
         atomic_fetch_add(&warnings, 1);
-}
-
-/* A network that costs next to nothing: times that are looked at contradict it. */
-static void expect_too_much(gtopk_comm_t *comm)
-{
-    const gtopk_costs_t costs = {.struct_size = sizeof costs, .message_s = 1e-9, .sum_message_s = 1e-9, .each_node = 1};
-    comm->costs = costs;
 }
 
 /* The reducers of one rank: their entries follow each other in DIM. */
@@ -170,7 +164,7 @@ static void *act(void *argument)
     faulty = faulty_create(ordered ? ordered : thread);
     REQUIRE(faulty);
     REQUIRE(comm_open(&comm, ordered ? thread : faulty, ordered ? faulty : NULL, &net) == GTOPK_OK);
-    expect_too_much(comm);
+    comm->costs = next_to_nothing;
     parts_create(&parts, comm, scenario);
 
     faulty_record(faulty);
