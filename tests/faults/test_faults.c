@@ -23,6 +23,7 @@
 #include "support/ordered.h"
 #include "support/random.h"
 #include "support/ranks.h"
+#include "support/sizes.h"
 #include "support/step.h"
 #include "transport/thread.h"
 
@@ -338,16 +339,9 @@ static void try_faults_of(int algorithm, int size, int each)
     }
 }
 
-static int largest_size(void)
-{
-    const char *limit = getenv("GTOPK_TEST_SIZES");
-    const int largest = limit ? atoi(limit) : SIZE_MAX_TESTED;
-    return largest < SIZE_MAX_TESTED ? largest : SIZE_MAX_TESTED;
-}
-
 static void try_all_faults(int algorithm)
 {
-    for (int size = 2; size <= largest_size(); size++)
+    for (int size = 2; size <= sizes_up_to(SIZE_MAX_TESTED); size++)
         try_faults_of(algorithm, size, 0);
 }
 
@@ -392,7 +386,7 @@ static void test_two_reducers_in_one_step(void **state)
 static void test_algorithm_changes(void **state)
 {
     (void)state;
-    for (int size = 2; size <= 5 && size <= largest_size(); size++)
+    for (int size = 2; size <= sizes_up_to(5); size++)
         try_faults_of(ALGORITHM_CHANGES, size, 0);
 }
 
@@ -402,12 +396,13 @@ static void test_nodes(void **state)
     const struct {
         int size, each;
     } layouts[] = {{4, 2}, {6, 3}, {6, 2}, {8, 2}, {3, 3}};
+    const int most = sizes_up_to(SIZE_MAX_TESTED);
     (void)state;
     for (size_t l = 0; l < sizeof layouts / sizeof *layouts; l++)
         for (int algorithm = GTOPK_ALGORITHM_TOPK; algorithm < WIRE_ALGORITHMS; algorithm++)
-            if (layouts[l].size <= largest_size() && (layouts[l].size == 4 || algorithm == GTOPK_ALGORITHM_GTOPK))
+            if (layouts[l].size <= most && (layouts[l].size == 4 || algorithm == GTOPK_ALGORITHM_GTOPK))
                 try_faults_of(algorithm, layouts[l].size, layouts[l].each);
-    if (largest_size() >= 4)
+    if (most >= 4)
         try_faults_of(ALGORITHM_TWO_PARTS, 4, 2);
 }
 

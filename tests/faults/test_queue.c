@@ -21,6 +21,7 @@
 #include "support/guarded.h"
 #include "support/ordered.h"
 #include "support/random.h"
+#include "support/sizes.h"
 #include "transport/thread.h"
 
 #define DIM 48
@@ -326,9 +327,7 @@ static void check_well(const scenario_t *scenario)
 static void try_all_operations(int algorithm)
 {
     static scenario_t well, scenario;
-    const char *limit = getenv("GTOPK_TEST_SIZES");
-    const int largest = limit && atoi(limit) < SIZE_MAX_TESTED ? atoi(limit) : SIZE_MAX_TESTED;
-    for (int size = 1; size <= largest; size++) {
+    for (int size = 1; size <= sizes_up_to(SIZE_MAX_TESTED); size++) {
         well = (scenario_t){.algorithm = algorithm, .size = size, .rank = -1};
         play(&well);
         check_well(&well);
