@@ -62,9 +62,7 @@ def test_doctor_tries_what_it_says(environment, words):
 
 
 def test_doctor_exchanges_under_mpirun():
-    command = [launcher.find("mpirun"), "--oversubscribe", "-n", "2", sys.executable, "-m", "gtopk", "doctor"]
-    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    status, output = launcher.run(command, as_root, 60)
+    status, output = launcher.mpirun_of("-n", 2, sys.executable, "-m", "gtopk", "doctor")
     assert status == 0, output
     assert output.count("gtopk works here.") == 1, output
     assert "2 ranks on" in output, output
@@ -126,9 +124,7 @@ def test_advise_says_what_is_wrong(arguments, words):
 
 
 def test_advise_measures_under_mpirun():
-    command = [launcher.find("mpirun"), "--oversubscribe", "-n", "3", sys.executable, "-m", "gtopk", "advise"]
-    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    status, output = launcher.run([*command, "--model", "vgg16"], as_root, 60)
+    status, output = launcher.mpirun_of("-n", 3, sys.executable, "-m", "gtopk", "advise", "--model", "vgg16")
     assert status == 0, output
     for words in ("3 ranks on", "measured", "a message inside of a machine", "138,357,544", "Recommended:"):
         assert output.count(words) == 1, output
