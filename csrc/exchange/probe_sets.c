@@ -62,10 +62,12 @@ static gtopk_status_t allocate(round_t *round)
     return status == GTOPK_OK ? set_allocate_union(device, &round->all, SET, SET) : status;
 }
 
+/* What failed may have left something in the stream that needs all of it. */
 static void release(round_t *round)
 {
     device_t *device = round->device;
     device_set_t *sets[] = {&round->mine, &round->theirs, &round->decoded, &round->incoming, &round->kept, &round->all};
+    (void)device->ops->synchronize(device, NULL);
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
         set_release(device, sets[i]);
     device->ops->release(device, round->message);
