@@ -12,6 +12,7 @@ import sys
 import launcher
 import pytest
 
+import gtopk
 from gtopk import _lib, _mpi_module, advise
 
 
@@ -101,6 +102,24 @@ def test_advise_keeps_the_density_that_is_asked_for():
     done = cli(*OFFLINE, "--params", "1000000", "--density", "0.03", "--value-type", "int8")
     assert done.returncode == 0, done.stderr
     assert 'density=0.03, value_type="int8")' in done.stdout
+
+
+def test_advise_goes_by_the_costs_that_are_given():
+    """1 Gb/s: what is recommended and the limit are where `predict` says they are."""
+    costs = gtopk.Costs(accumulate_s=1e-9, dense_s=1e-9, select_s=1e-8, merge_s=1e-8)
+    costs = costs.with_network(latency=5e-5, bandwidth=125e6)
+    entries, ranks = 10**6, 8
+
+    def sparse(density):
+        names = [name for name in advise.ALGORITHMS if name != "dense"]
+        return min(costs.predict(entries, ranks=ranks, algorithm=name, density=density) for name in names)
+
+    question = advise.Question(entries=entries, compute_s=11 * sparse(0.01))
+    name, density = advise.recommended(costs, ranks, question)
+    assert name != "dense"
+    assert density == 0.01
+    limit = advise.pays_up_to(costs, ranks, question)
+    assert sparse(0.99 * limit) < costs.predict(entries, ranks=ranks, algorithm="dense") < sparse(1.01 * limit)
 
 
 @pytest.mark.parametrize(
