@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
 import torch
-from harness import gather
+from harness import assert_same_on_all_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -116,8 +115,7 @@ def flat(model):
 
 def assert_replicas(model):
     """All nodes have the same parameters, and what is not sharded is the same on all ranks."""
-    everywhere = gather(flat(model).numpy().view(np.uint8))
-    assert all((other == everywhere[0]).all() for other in everywhere), "ranks differ"
+    assert_same_on_all_ranks(flat(model).numpy())
 
 
 def residuals(optimizer):

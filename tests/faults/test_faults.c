@@ -18,10 +18,12 @@
 
 #include "core/reducer.h"
 #include "support/check.h"
+#include "support/costs.h"
 #include "support/faulty.h"
 #include "support/ordered.h"
 #include "support/random.h"
 #include "support/ranks.h"
+#include "support/sizes.h"
 #include "support/step.h"
 #include "transport/thread.h"
 
@@ -74,13 +76,6 @@ static void count_warning(void *context, int level, const char *text)
     (void)context;
     if (level == GTOPK_LOG_WARN && strstr(text, "has waited"))
         atomic_fetch_add(&warnings, 1);
-}
-
-/* A network that costs next to nothing: times that are looked at contradict it. */
-static void expect_too_much(gtopk_comm_t *comm)
-{
-    const gtopk_costs_t costs = {.struct_size = sizeof costs, .message_s = 1e-9, .sum_message_s = 1e-9, .each_node = 1};
-    comm->costs = costs;
 }
 
 /* The reducers of one rank: their entries follow each other in DIM. */
@@ -170,7 +165,7 @@ static void *act(void *argument)
     faulty = faulty_create(ordered ? ordered : thread);
     REQUIRE(faulty);
     REQUIRE(comm_open(&comm, ordered ? thread : faulty, ordered ? faulty : NULL, &net) == GTOPK_OK);
-    expect_too_much(comm);
+    comm->costs = next_to_nothing;
     parts_create(&parts, comm, scenario);
 
     faulty_record(faulty);
@@ -344,16 +339,9 @@ static void try_faults_of(int algorithm, int size, int each)
     }
 }
 
-static int largest_size(void)
-{
-    const char *limit = getenv("GTOPK_TEST_SIZES");
-    const int largest = limit ? atoi(limit) : SIZE_MAX_TESTED;
-    return largest < SIZE_MAX_TESTED ? largest : SIZE_MAX_TESTED;
-}
-
 static void try_all_faults(int algorithm)
 {
-    for (int size = 2; size <= largest_size(); size++)
+    for (int size = 2; size <= sizes_up_to(SIZE_MAX_TESTED); size++)
         try_faults_of(algorithm, size, 0);
 }
 
@@ -398,7 +386,7 @@ static void test_two_reducers_in_one_step(void **state)
 static void test_algorithm_changes(void **state)
 {
     (void)state;
-    for (int size = 2; size <= 5 && size <= largest_size(); size++)
+    for (int size = 2; size <= sizes_up_to(5); size++)
         try_faults_of(ALGORITHM_CHANGES, size, 0);
 }
 
@@ -408,12 +396,13 @@ static void test_nodes(void **state)
     const struct {
         int size, each;
     } layouts[] = {{4, 2}, {6, 3}, {6, 2}, {8, 2}, {3, 3}};
+    const int most = sizes_up_to(SIZE_MAX_TESTED);
     (void)state;
     for (size_t l = 0; l < sizeof layouts / sizeof *layouts; l++)
         for (int algorithm = GTOPK_ALGORITHM_TOPK; algorithm < WIRE_ALGORITHMS; algorithm++)
-            if (layouts[l].size <= largest_size() && (layouts[l].size == 4 || algorithm == GTOPK_ALGORITHM_GTOPK))
+            if (layouts[l].size <= most && (layouts[l].size == 4 || algorithm == GTOPK_ALGORITHM_GTOPK))
                 try_faults_of(algorithm, layouts[l].size, layouts[l].each);
-    if (largest_size() >= 4)
+    if (most >= 4)
         try_faults_of(ALGORITHM_TWO_PARTS, 4, 2);
 }
 

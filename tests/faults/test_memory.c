@@ -12,9 +12,10 @@
 
 #include <cmocka.h>
 
-#include "support/check.h"
-#include "support/oom.h"
 #include "core/reducer.h"
+#include "support/check.h"
+#include "support/costs.h"
+#include "support/oom.h"
 #include "support/ranks.h"
 #include "support/step.h"
 
@@ -121,10 +122,6 @@ static int may_read(gtopk_reducer_t *reducer, const shortage_t *shortage, float 
     const gtopk_status_t status = gtopk_reducer_residual(reducer, 0, out, DIM);
     return status == GTOPK_OK || (shortage->each > 0 && status == GTOPK_ERR_NOMEM);
 }
-
-/* Costs that no step's time can be as short as. */
-static const gtopk_costs_t next_to_nothing = {
-    .struct_size = sizeof next_to_nothing, .message_s = 1e-9, .sum_message_s = 1e-9, .each_node = 1};
 
 static void run_short(gtopk_comm_t *comm, int rank, int size, void *context)
 {

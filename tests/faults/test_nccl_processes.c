@@ -19,6 +19,7 @@
 #include "support/elf_for_90.h"
 #include "support/nccl.h"
 #include "support/random.h"
+#include "support/sizes.h"
 #include "support/step.h"
 #include "util/clock.h"
 
@@ -244,9 +245,8 @@ static void run(const char *device, int size, int killed, int tells)
 
 static void test_bits_of_the_cpu(void **state)
 {
-    const char *limit = getenv("GTOPK_TEST_SIZES");
     (void)state;
-    for (int size = 2; size <= (limit ? atoi(limit) : SIZE) && size <= SIZE; size++)
+    for (int size = 2; size <= sizes_up_to(SIZE); size++)
         run("guarded", size, -1, 1);
 }
 

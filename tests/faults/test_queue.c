@@ -2,7 +2,8 @@
  * of a step in turn; a rank gives up, or its deadline passes, while operations are queued whose messages have not come.
  * After each, on every rank: the call returned; either the step happened or the residual is what it was after accumulate
  * (or before it, where that is what failed); reducers that take a step together agree; nothing is queued any more; no rank
- * is two steps ahead; every later call fails with the first error.
+ * is two steps ahead; every later call fails with the first error. The same of steps that are timed while a reducer is created:
+ * every rank returns, and memory stays while something that is queued needs it.
  *
  * On the guarded device, with ranks that are threads on a virtual clock. */
 #include <pthread.h>
@@ -22,6 +23,8 @@
 #include "support/guarded.h"
 #include "support/ordered.h"
 #include "support/random.h"
+#include "support/ranks.h"
+#include "support/sizes.h"
 #include "transport/thread.h"
 
 #define DIM 48
@@ -327,9 +330,7 @@ static void check_well(const scenario_t *scenario)
 static void try_all_operations(int algorithm)
 {
     static scenario_t well, scenario;
-    const char *limit = getenv("GTOPK_TEST_SIZES");
-    const int largest = limit && atoi(limit) < SIZE_MAX_TESTED ? atoi(limit) : SIZE_MAX_TESTED;
-    for (int size = 1; size <= largest; size++) {
+    for (int size = 1; size <= sizes_up_to(SIZE_MAX_TESTED); size++) {
         well = (scenario_t){.algorithm = algorithm, .size = size, .rank = -1};
         play(&well);
         check_well(&well);
@@ -501,6 +502,71 @@ static void test_timing_of_a_merge(void **state)
     device->ops->close(device);
 }
 
+/* ---- while steps are timed ---- */
+
+enum { TRIAL_RANKS = 4 };
+
+/* A reducer whose creation tries hierarchies, or measures what steps cost. */
+typedef struct trial {
+    int algorithm, hierarchy, size;
+    guarded_fault_t fault;
+    long operation; /* of rank 1 */
+    int fired;
+    gtopk_status_t status[TRIAL_RANKS];
+} trial_t;
+
+static void run_trial(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    trial_t *trial = context;
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_reducer_t *reducer;
+    const uint64_t length = DIM;
+    (void)size;
+    config.device = "guarded";
+    config.algorithm = trial->algorithm;
+    config.hierarchy = trial->hierarchy;
+    guarded_arm(rank == 1 ? trial->fault : GUARDED_NO_FAULT, trial->operation);
+    trial->status[rank] = gtopk_reducer_create(&reducer, comm, &config, &length, 1);
+    if (rank == 1)
+        trial->fired = guarded_counted() > trial->operation;
+    gtopk_reducer_destroy(reducer);
+}
+
+static void check_trial(const trial_t *trial)
+{
+    tally.faults += trial->fired;
+    for (int r = 0; r < trial->size; r++) {
+        const gtopk_status_t status = trial->status[r];
+        if (status == GTOPK_ERR_TIMEOUT || status == GTOPK_ERR_TRANSPORT || !status != !trial->status[1] ||
+            (r == 1 && status != GTOPK_OK && status != GTOPK_ERR_DEVICE))
+            fail_msg("operation %ld of rank 1 fails when it is %s: rank %d has %s", trial->operation,
+                     trial->fault == GUARDED_AT_QUEUE ? "queued" : "run", r, gtopk_status_name(status));
+    }
+}
+
+/* Nobody waits, and memory stays while something that is queued needs it: the device ends the process otherwise. */
+static void test_trials(void **state)
+{
+    const struct {
+        int algorithm, hierarchy, size, stride;
+    } trials[] = {{GTOPK_ALGORITHM_GTOPK, GTOPK_HIERARCHY_AUTO, TRIAL_RANKS, 1},
+                  {GTOPK_ALGORITHM_AUTO, GTOPK_HIERARCHY_OFF, 2, 11}};
+    (void)state;
+    for (size_t t = 0; t < sizeof trials / sizeof *trials; t++)
+        for (int fault = GUARDED_AT_QUEUE; fault <= GUARDED_AT_RUN; fault++) {
+            trial_t trial = {.algorithm = trials[t].algorithm,
+                             .hierarchy = trials[t].hierarchy,
+                             .size = trials[t].size,
+                             .fault = (guarded_fault_t)fault,
+                             .fired = 1};
+            for (; trial.fired; trial.operation += trials[t].stride) {
+                ranks_run_on(trial.size, 2, run_trial, &trial, 30.0, GTOPK_THREAD_VIRTUAL_CLOCK);
+                check_trial(&trial);
+            }
+            assert_true(trial.operation > 50);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -512,6 +578,7 @@ int main(void)
         cmocka_unit_test(test_two_reducers_in_one_step),
         cmocka_unit_test(test_the_end_while_queued),
         cmocka_unit_test(test_timing_of_a_merge),
+        cmocka_unit_test(test_trials),
     };
     const int failed = cmocka_run_group_tests_name("queue", tests, NULL, NULL);
     (void)printf("{\"faults\": %ld, \"survived\": %ld}\n", tally.faults, tally.survived);

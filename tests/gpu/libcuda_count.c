@@ -1,6 +1,6 @@
 /* A driver between the library and the CUDA driver that counts calls, and notes when each was made: how many launches a step
- * takes, which kernels, and who waits for the GPU, is seen on any machine. GTOPK_CUDA_DRIVER names this file; GTOPK_COUNTED_DRIVER the one behind it, libcuda.so.1 by
- * default. */
+ * takes, which kernels, and who waits for the GPU, is seen on any machine. GTOPK_CUDA_DRIVER names this file;
+ * GTOPK_COUNTED_DRIVER the one behind it, libcuda.so.1 by default. */
 #include "gpu/libcuda_count.h"
 
 #include <dlfcn.h>
@@ -94,29 +94,22 @@ static void note(int number, const char *kernel, double begin)
         traced[at] = (cuda_call_t){function_names[number], kernel, begin, now_us()};
 }
 
-#define DEFINE(name, parameters, names)               \
+#define COUNT(name, parameters, names, kernel)        \
     static cu_result_t(*real_##name) parameters;      \
     static cu_result_t counted_##name parameters      \
     {                                                 \
         const double begin = now_us();                \
         const cu_result_t result = real_##name names; \
-        note(NUMBER_##name, NULL, begin);             \
+        note(NUMBER_##name, kernel, begin);           \
         return result;                                \
     }
-PLAIN(DEFINE)
-#undef DEFINE
-
-#define DEFINE(name, parameters, names)                    \
-    static cu_result_t(*real_##name) parameters;           \
-    static cu_result_t counted_##name parameters           \
-    {                                                      \
-        const double begin = now_us();                     \
-        const cu_result_t result = real_##name names;      \
-        note(NUMBER_##name, kernel_name(function), begin); \
-        return result;                                     \
-    }
-LAUNCHES(DEFINE)
-#undef DEFINE
+#define COUNT_PLAIN(name, parameters, names) COUNT(name, parameters, names, NULL)
+#define COUNT_LAUNCH(name, parameters, names) COUNT(name, parameters, names, kernel_name(function))
+PLAIN(COUNT_PLAIN)
+LAUNCHES(COUNT_LAUNCH)
+#undef COUNT_LAUNCH
+#undef COUNT_PLAIN
+#undef COUNT
 
 static cu_result_t (*real_cuModuleGetFunction)(cu_function_t *function, cu_module_t module, const char *name);
 

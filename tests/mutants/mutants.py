@@ -596,6 +596,24 @@ MUTANTS = [
         ";",
     ),
     Mutant(
+        "costs: messages that are timed go while they are queued",
+        MEASURE,
+        "            (void)device->ops->synchronize(device, NULL);\n",
+        "",
+    ),
+    Mutant(
+        "costs: sets that are timed go while they are queued",
+        "csrc/exchange/probe_sets.c",
+        "    (void)device->ops->synchronize(device, NULL);\n",
+        "",
+    ),
+    Mutant(
+        "a trial's gradient goes while it is queued",
+        "csrc/core/trial.c",
+        "        (void)ops->synchronize(gradient->device, NULL);\n",
+        "",
+    ),
+    Mutant(
         "another algorithm keeps no candidates",
         SETTINGS,
         "store_resize(reducer->store, reducer_store_k(algorithm, k));",

@@ -15,6 +15,7 @@
 #include "support/check.h"
 #include "support/random.h"
 #include "support/ranks.h"
+#include "support/sizes.h"
 #include "support/step.h"
 #include "wire/wire.h"
 
@@ -177,8 +178,7 @@ static job_t *run_job(const job_t *made, int check_mass)
 
 static int most_ranks(void)
 {
-    const char *sizes = getenv("GTOPK_TEST_SIZES");
-    const int most = sizes ? atoi(sizes) : RANKS;
+    const int most = sizes_up_to(RANKS);
     return most < 4 ? 4 : most;
 }
 

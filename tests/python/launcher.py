@@ -25,10 +25,15 @@ def find(program):
 
 def mpirun(ranks, script, *arguments, environment=None, limit=300):
     """Exit status and output of `script` on that many ranks."""
-    command = [find("mpirun"), "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
-    command += ["-np", str(ranks), sys.executable, str(DISTRIBUTED / script), *arguments]
+    command = ["-np", ranks, sys.executable, DISTRIBUTED / script, *arguments]
+    return mpirun_of(*command, environment=environment, limit=limit)
+
+
+def mpirun_of(*command, environment=None, limit=60):
+    """The same of anything that mpirun starts, with options of its own before it."""
+    mpirun = [find("mpirun"), "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
     as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return run(command, {**as_root, **(environment or {})}, limit)
+    return run([*mpirun, *map(str, command)], {**as_root, **(environment or {})}, limit)
 
 
 def torchrun(ranks, script, *arguments, environment=None, limit=300):

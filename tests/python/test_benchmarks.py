@@ -22,10 +22,8 @@ def test_the_benchmark_of_exchanges_finds_the_mpi_module(tmp_path: Path) -> None
     for file in (program, BUILD / "libgtopk_mpi.so"):
         if not file.exists():
             pytest.skip(f"{file} was not built")
-    command = [launcher.find("mpirun"), "--oversubscribe", "-n", "2", "--wdir", str(tmp_path), str(program)]
-    command += ["--sizes", "1000", "--iterations", "1"]
-    environment = {"GTOPK_MPI_MODULE": "", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    status, output = launcher.run(command, environment, 60)
+    command = ["-n", 2, "--wdir", tmp_path, program, "--sizes", 1000, "--iterations", 1]
+    status, output = launcher.mpirun_of(*command, environment={"GTOPK_MPI_MODULE": ""})
     assert status == 0, output
     assert "2 ranks, mpi" in output, output
 

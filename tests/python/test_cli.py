@@ -12,7 +12,8 @@ import sys
 import launcher
 import pytest
 
-from gtopk import _c_api, _lib, _mpi_module
+import gtopk
+from gtopk import _c_api, _lib, _mpi_module, advise
 
 
 def cli(*arguments, **environment):
@@ -62,9 +63,7 @@ def test_doctor_tries_what_it_says(environment, words):
 
 
 def test_doctor_exchanges_under_mpirun():
-    command = [launcher.find("mpirun"), "--oversubscribe", "-n", "2", sys.executable, "-m", "gtopk", "doctor"]
-    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    status, output = launcher.run(command, as_root, 60)
+    status, output = launcher.mpirun_of("-n", 2, sys.executable, "-m", "gtopk", "doctor")
     assert status == 0, output
     assert output.count("gtopk works here.") == 1, output
     assert "2 ranks on" in output, output
@@ -105,6 +104,24 @@ def test_advise_keeps_the_density_that_is_asked_for():
     assert 'density=0.03, value_type="int8")' in done.stdout
 
 
+def test_advise_goes_by_the_costs_that_are_given():
+    """1 Gb/s: what is recommended and the limit are where `predict` says they are."""
+    costs = gtopk.Costs(accumulate_s=1e-9, dense_s=1e-9, select_s=1e-8, merge_s=1e-8)
+    costs = costs.with_network(latency=5e-5, bandwidth=125e6)
+    entries, ranks = 10**6, 8
+
+    def sparse(density):
+        names = [name for name in advise.ALGORITHMS if name != "dense"]
+        return min(costs.predict(entries, ranks=ranks, algorithm=name, density=density) for name in names)
+
+    question = advise.Question(entries=entries, compute_s=11 * sparse(0.01))
+    name, density = advise.recommended(costs, ranks, question)
+    assert name != "dense"
+    assert density == 0.01
+    limit = advise.pays_up_to(costs, ranks, question)
+    assert sparse(0.99 * limit) < costs.predict(entries, ranks=ranks, algorithm="dense") < sparse(1.01 * limit)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -126,9 +143,7 @@ def test_advise_says_what_is_wrong(arguments, words):
 
 
 def test_advise_measures_under_mpirun():
-    command = [launcher.find("mpirun"), "--oversubscribe", "-n", "3", sys.executable, "-m", "gtopk", "advise"]
-    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    status, output = launcher.run([*command, "--model", "vgg16"], as_root, 60)
+    status, output = launcher.mpirun_of("-n", 3, sys.executable, "-m", "gtopk", "advise", "--model", "vgg16")
     assert status == 0, output
     for words in ("3 ranks on", "measured", "a message inside of a machine", "138,357,544", "Recommended:"):
         assert output.count(words) == 1, output

@@ -366,11 +366,9 @@ def test_it_goes_on_with_more_ranks_curves_and_a_picture(tmp_path: Path) -> None
     assert next(curves.iterdir()).stat().st_size > 1000
 
 
-def refused(*command: object, limit: int = 60) -> str:
-    """Output of ranks that all have to end by themselves, with an error that is said once."""
-    mpirun = [launcher.find("mpirun"), "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
-    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    status, output = launcher.run([*mpirun, *map(str, command)], as_root, limit)
+def refused(*command: object) -> str:
+    """Output of ranks that all have to end by themselves, with an error."""
+    status, output = launcher.mpirun_of(*command)
     assert status not in (0, 124), output
     return str(output)
 
@@ -407,10 +405,8 @@ def test_a_rank_with_fewer_batches(tmp_path: Path) -> None:
     """Rank 1 has batches of 3 and so fewer of them."""
     script = [sys.executable, EXAMPLES / "an4_deepspeech.py", *TINY, "--epochs", 2, "--data", AN4, "--batch-size"]
     result = tmp_path / "run.json"
-    mpirun = [launcher.find("mpirun"), "--oversubscribe", "--bind-to", "none"]
-    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    command = [*mpirun, "-n", 1, *script, 2, "--json", result, ":", "-n", 1, *script, 3]
-    status, output = launcher.run([*map(str, command)], as_root, 120)
+    command = ["-n", 1, *script, 2, "--json", result, ":", "-n", 1, *script, 3]
+    status, output = launcher.mpirun_of(*command, limit=120)
     assert status == 0, output
     assert "rank 1 has 2 batches an epoch, others up to 3: 2 are used" in output
     run = json.loads(result.read_text())

@@ -415,16 +415,30 @@ static void test_many_spans(void **state)
     }
 }
 
+/* The end of a step without outputs, whose residual was zero until then. */
+static void assert_same_commit(const cuda_memory_t *memory, const device_journal_t *journal)
+{
+    const device_target_t nowhere = {0};
+    float *expected = zeros(memory->dim * 4);
+    device_words_t words = {.ok = 1};
+    device_store_t *store;
+    assert_int_equal(reference->ops->store_create(reference, memory->dim, memory->k, 0, NULL, &store), GTOPK_OK);
+    (void)reference->ops->commit(store, journal, &nowhere, &words, NULL);
+    (void)launch_commit(&queue, memory, journal, &nowhere, &words, NULL);
+    (void)reference->ops->store_read(store, DEVICE_RESIDUAL, 0, memory->dim, expected, NULL);
+    assert_memory_equal(memory->residual, expected, memory->dim * 4);
+    reference->ops->store_destroy(store);
+    free(expected);
+}
+
 /* More rounds than one launch has room for deposits: each index gets them in order. */
 static void test_many_deposits(void **state)
 {
     (void)state;
     enum { DEPOSITS = 150, DIM = 40 };
-    float *residual = zeros(DIM * 4), *expected = zeros(DIM * 4);
+    float *residual = zeros(DIM * 4);
     cuda_memory_t memory = memory_make(residual, DIM, DIM, DIM);
     device_set_t nothing = set_make(1), deposits[DEPOSITS];
-    device_words_t words = {.ok = 1};
-    device_store_t *store;
     for (int d = 0; d < DEPOSITS; d++) {
         deposits[d] = set_make(DIM);
         draw_set(&deposits[d], 1 + (uint32_t)random_below(&random_state, DIM), DIM);
@@ -435,19 +449,12 @@ static void test_many_deposits(void **state)
                                       .deposits = deposits,
                                       .deposit_count = DEPOSITS,
                                       .divisor = 1};
-    const device_target_t nowhere = {0};
-    assert_int_equal(reference->ops->store_create(reference, DIM, DIM, 0, NULL, &store), GTOPK_OK);
-    (void)reference->ops->commit(store, &journal, &nowhere, &words, NULL);
-    (void)launch_commit(&queue, &memory, &journal, &nowhere, &words, NULL);
-    (void)reference->ops->store_read(store, DEVICE_RESIDUAL, 0, DIM, expected, NULL);
-    assert_memory_equal(residual, expected, DIM * 4);
-    reference->ops->store_destroy(store);
+    assert_same_commit(&memory, &journal);
     for (int d = 0; d < DEPOSITS; d++)
         set_free(&deposits[d]);
     set_free(&nothing);
     memory_free_all(&memory);
     free(residual);
-    free(expected);
 }
 
 /* Entries that decode to zero are not in the message, and stay in the residual. */
@@ -456,11 +463,9 @@ static void test_what_a_message_leaves_out(void **state)
     enum { DIM = 3000, COUNT = 400 };
     (void)state;
     for (int run = 0; run < 12; run++) {
-        float *residual = zeros(DIM * 4), *expected = zeros(DIM * 4);
+        float *residual = zeros(DIM * 4);
         cuda_memory_t memory = memory_make(residual, DIM, COUNT, COUNT);
         device_set_t selected = set_make(COUNT), first = set_make(COUNT), nothing = set_make(1);
-        device_words_t words = {.ok = 1};
-        device_store_t *store;
         draw_set(&selected, COUNT, DIM);
         for (uint32_t i = 0; i < COUNT; i++) {
             if (random_below(&random_state, 1 + (uint64_t)run) == 1)
@@ -469,19 +474,12 @@ static void test_what_a_message_leaves_out(void **state)
             first.value[(*first.count)++] = selected.value[i] * 0.75f;
         }
         const device_journal_t journal = {.selected = selected, .first = first, .final = nothing, .divisor = 1};
-        const device_target_t nowhere = {0};
-        assert_int_equal(reference->ops->store_create(reference, DIM, COUNT, 0, NULL, &store), GTOPK_OK);
-        (void)reference->ops->commit(store, &journal, &nowhere, &words, NULL);
-        (void)launch_commit(&queue, &memory, &journal, &nowhere, &words, NULL);
-        (void)reference->ops->store_read(store, DEVICE_RESIDUAL, 0, DIM, expected, NULL);
-        assert_memory_equal(residual, expected, DIM * 4);
-        reference->ops->store_destroy(store);
+        assert_same_commit(&memory, &journal);
         set_free(&selected);
         set_free(&first);
         set_free(&nothing);
         memory_free_all(&memory);
         free(residual);
-        free(expected);
     }
 }
 

@@ -5,7 +5,6 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -13,6 +12,7 @@
 #include "support/check.h"
 #include "support/random.h"
 #include "support/ranks.h"
+#include "support/sizes.h"
 #include "support/step.h"
 
 #define DIM 90
@@ -30,8 +30,7 @@ enum { FEW = 2 };
 /* GTOPK_TEST_SIZES below 6: a few of them. */
 static size_t layout_count(void)
 {
-    const char *sizes = getenv("GTOPK_TEST_SIZES");
-    return sizes && atoi(sizes) < 6 ? FEW : sizeof layouts / sizeof *layouts;
+    return sizes_up_to(6) < 6 ? FEW : sizeof layouts / sizeof *layouts;
 }
 
 static void tensors_of(float *values, gtopk_tensor_t tensors[3])

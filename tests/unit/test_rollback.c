@@ -12,6 +12,7 @@
 #include "support/check.h"
 #include "support/random.h"
 #include "support/ranks.h"
+#include "support/sizes.h"
 #include "support/step.h"
 
 enum { SEGMENTS = 4, DIM = 200, STEPS = 5 };
@@ -173,9 +174,7 @@ static void run_twins(gtopk_comm_t *comm, int rank, int size, void *context)
 static void test_a_nonfinite_step_is_as_if_it_had_not_been(void **state)
 {
     (void)state;
-    const char *limit = getenv("GTOPK_TEST_SIZES");
-    const int largest = limit && atoi(limit) < 5 ? atoi(limit) : 5;
-    for (int size = 1; size <= largest; size++)
+    for (int size = 1; size <= sizes_up_to(5); size++)
         for (int algorithm = 0; algorithm < 5; algorithm++)
             for (int momentum = 0; momentum < 2; momentum++) {
                 job_t job = {.algorithm = algorithm, .momentum = momentum, .bad_rank = size - 1};
