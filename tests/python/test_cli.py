@@ -111,7 +111,7 @@ def test_advise_goes_by_the_costs_that_are_given():
     entries, ranks = 10**6, 8
 
     def sparse(density):
-        names = [name for name in advise.ALGORITHMS if name != "dense"]
+        names = [name for name in _c_api.ALGORITHMS if name != "dense"]
         return min(costs.predict(entries, ranks=ranks, algorithm=name, density=density) for name in names)
 
     question = advise.Question(entries=entries, compute_s=11 * sparse(0.01))
