@@ -598,7 +598,7 @@ MUTANTS = [
     Mutant(
         "costs: messages that are timed go while they are queued",
         MEASURE,
-        "            device_drain(device, NULL); /* what is queued needs the buffer */\n",
+        "        device_drain(device, NULL); /* what is queued needs the buffer */\n",
         "",
     ),
     Mutant(
