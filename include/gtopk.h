@@ -231,6 +231,11 @@ int32_t gtopk_comm_local_rank(const gtopk_comm_t *comm);
 /* The transport's name, with its library's version where it has one: "mpi (Open MPI 5.0.11)". Lives as long as comm. */
 const char *gtopk_comm_describe(const gtopk_comm_t *comm);
 
+/* For a rank that cannot go on, for reasons outside of gtopk: ends the communicator as an error in an exchange does. Ranks that
+ * wait for this one, or will, get ABORTED or TRANSPORT at once, peers as well, and every later call here ABORTED, with `why`
+ * (NULL: nothing is said). Not collective. Returns OK; on a communicator that is broken already its first error. */
+gtopk_status_t gtopk_comm_abort(gtopk_comm_t *comm, const char *why);
+
 /* ---- 6  Collectives ---------------------------------------------------------------------------------------------
  *
  * For set-up and small dense data. Lengths must be the same on all ranks (DESYNC otherwise). */

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.distributed.checkpoint as dcp
-from cases_torch_fsdp_save import FOLDER, RUNS, new, nodes, totals
-from fsdp_support import assert_replicas, flat, mesh, plain, sharded, train, wrapped
+from cases_torch_fsdp_save import FOLDER, RUNS, new, totals
+from fsdp_support import assert_replicas, flat, mesh, nodes, plain, sharded, train, wrapped
 from harness import raises
 from torch import nn, optim
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict

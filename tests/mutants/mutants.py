@@ -106,8 +106,20 @@ MUTANTS = [
     Mutant(
         "shards: a node's overflow in a local step stays with one shard",
         TORCH + "local_steps.py",
-        "self.nonfinite = any_of(self.shards.peers, self.nonfinite)",
-        "any_of(self.shards.peers, self.nonfinite)",
+        "self.nonfinite = any_of(peers, self.nonfinite)",
+        "any_of(peers, self.nonfinite)",
+    ),
+    Mutant(
+        "shards: what fails among the ranks of a node is not told to the other nodes",
+        TORCH + "session.py",
+        "self.comm.abort(",
+        "str(",
+    ),
+    Mutant(
+        "peers: a rank that gives up does not tell them",
+        COMM,
+        "    comm_tell_peers(comm, 0);\n",
+        "",
     ),
     # nodes
     Mutant(

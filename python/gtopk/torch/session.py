@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -178,7 +179,20 @@ class Session:
     def anywhere(self, mine: bool) -> bool:
         """Whether it is so on some rank, peers included. Collective."""
         found = any_of(self.comm, mine)
-        return found if self.peers is None else any_of(self.peers, found)
+        if self.peers is None:
+            return found
+        with self.among_peers() as peers:
+            return any_of(peers, found)
+
+    @contextmanager
+    def among_peers(self) -> Iterator[Comm]:
+        """The peers, for a collective of theirs within a step: where it fails, those who will wait for this rank hear of it."""
+        assert self.peers is not None
+        try:
+            yield self.peers
+        except BaseException as error:  # Ctrl-C, too
+            self.comm.abort(f"the ranks that share this model failed together ({type(error).__name__}: {error})")
+            raise
 
     def skip(self) -> None:
         """Counts a step that all ranks have agreed to do without."""
