@@ -103,6 +103,7 @@ def case_replicas_agree_whatever_the_options():
         {"dense_1d": True, "residual_policy": "paper"},
         {"momentum_correction": True, "more": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}},
         {"rollback": True, "kind": optim.AdamW},
+        {"residual_dtype": "bf16"},
         {"warmup": [(2, 0.5), (2, 0.2)], "kind": optim.Adam, "more": {"foreach": False}},
     ):
         model = sharded()

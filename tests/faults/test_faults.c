@@ -17,9 +17,11 @@
 #include <cmocka.h>
 
 #include "core/reducer.h"
+#include "support/bf16.h"
 #include "support/check.h"
 #include "support/costs.h"
 #include "support/faulty.h"
+#include "support/gpu.h"
 #include "support/ordered.h"
 #include "support/random.h"
 #include "support/ranks.h"
@@ -85,12 +87,18 @@ typedef struct parts {
     size_t count;
 } parts_t;
 
+static int in_bf16(const scenario_t *scenario)
+{
+    return scenario->size % 3 == 0 && !on_gpu();
+}
+
 static void parts_create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *scenario)
 {
     const int together = scenario->algorithm == ALGORITHM_TWO_PARTS;
     gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
     config.density = 0.15;
     config.rollback = scenario->size % 2;
+    config.residual_dtype = in_bf16(scenario) ? GTOPK_BF16 : GTOPK_F32;
     config.value_type = (scenario->size + scenario->rank) % 4;
     config.hierarchy = scenario->each > 0 ? GTOPK_HIERARCHY_NODE : GTOPK_HIERARCHY_OFF;
     *parts = (parts_t){.count = together ? 2 : 1};
@@ -244,8 +252,11 @@ static int is_summed(const scenario_t *scenario, int r, int number)
         float sum = 0.0f, expected = i < first ? outcome->before[i] : 0.0f;
         for (int peer = r / each * each; peer < (r / each + 1) * each; peer++)
             sum += scenario->outcomes[peer][number].gradient[i];
-        if (i >= first && (i - first) / share == r % each)
+        if (i >= first && (i - first) / share == r % each) {
             expected = outcome->start[i] + sum;
+            if (in_bf16(scenario))
+                expected = bf16_accumulated(expected, r, number, (uint32_t)((i - first) % share));
+        }
         if (memcmp(&expected, &outcome->after[i], sizeof expected) != 0)
             return 0;
     }

@@ -35,6 +35,7 @@ class Options:
     dense_below: int = 0
     dense_1d: bool = False
     rollback: bool = False
+    residual_dtype: str = "fp32"
     hierarchy: str = "off"
 
     exchanged: ClassVar[str] = "gradients"
@@ -104,8 +105,8 @@ class Exchange:
 
     # ---- set-up ----
 
-    def build(self, segments: Sequence[Segment], density: float) -> None:
-        """Makes the reducers for `segments`. Collective. Residuals follow their names; those left out wait.
+    def build(self, segments: Sequence[Segment], density: float, steps: int = 0) -> None:
+        """Makes the reducers for `segments`, after so many steps. Collective. Residuals follow their names; those left out wait.
 
         Raises
         ------
@@ -123,7 +124,7 @@ class Exchange:
             for (is_dense, _), places in kinds.items():
                 if places:
                     mine = [segments[i] for i in places]
-                    parts.append(Part(self._reducer(mine, density, is_dense), mine, places, is_dense))
+                    parts.append(Part(self._reducer(mine, density, is_dense, steps), mine, places, is_dense))
         except BaseException:
             for part in parts:
                 part.reducer.close()
@@ -369,7 +370,7 @@ class Exchange:
         ranks = 1 if reducer.hierarchy == "off" else self.comm.size // reducer.nodes  # whose values lie here
         reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update.to("cpu"), alpha=ranks))
 
-    def _reducer(self, segments: Sequence[Segment], density: float, dense: bool) -> Reducer:
+    def _reducer(self, segments: Sequence[Segment], density: float, dense: bool, steps: int) -> Reducer:
         options = self.options
         algorithm = options.algorithm
         if algorithm == "auto" and segments[0].whole:
@@ -384,6 +385,8 @@ class Exchange:
             momentum_correction=options.momentum_correction and not dense,
             hierarchy="off" if dense else options.hierarchy,
             rollback=options.rollback,
+            residual_dtype="fp32" if dense else options.residual_dtype,
+            steps_before=steps,
             device=_devices.of_torch(segments[0].device),
             comm=self.comm,
         )

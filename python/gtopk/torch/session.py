@@ -97,7 +97,7 @@ class Session:
         agree(self.comm, "parameters", [self.options.describe(), *(segment.describe() for segment in segments)])
         mine = None if self.run is None else (self.run, self.steps)
         self.run, self.steps, self.scaled = agree_on_progress(self.comm, mine, secrets.randbits(63), scaled)
-        self.exchange.build(segments, self.schedule(self.steps))
+        self.exchange.build(segments, self.schedule(self.steps), self.steps)
         _log.info("rank %d, step %d: %d segments are exchanged", self.comm.rank, self.steps, len(segments))
 
     def begin(self, momentum: tuple[float, bool] | None = None) -> None:
