@@ -1,6 +1,6 @@
 """Bytes of host memory a parameter that each option takes, as the process grows: the table of docs/guide/memory.md.
 
-    torchrun --nproc-per-node 4 benchmarks/memory.py [--parameters 8000000]
+    torchrun --nproc-per-node 4 benchmarks/memory.py [--parameters 4000000]
 
 Held: after three steps. Most: at any time from the making of the optimizer on. Both beside a model with its gradients (and, for
 the hook, DistributedDataParallel with its buckets), which are there before; plain SGD, density .001. Rows with shards take four
@@ -207,7 +207,7 @@ def rows() -> dict[str, Callable[[int], Taken]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=int, default=8_000_000)
+    parser.add_argument("--parameters", type=int, default=4_000_000)
     options = parser.parse_args()
     os.environ["GTOPK_NODE"] = f"node-{int(os.environ['RANK']) // 2}"
     gtopk.init()

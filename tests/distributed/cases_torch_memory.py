@@ -34,7 +34,7 @@ def case_the_table_of_the_guide():
     }
     memory.prepare()
     rows = memory.rows()
-    assert set(table) == set(rows)
+    assert set(rows) <= set(table), set(rows) - set(table)
     for name, measure in rows.items():
         if any(words in name for words in LEFT_OUT):
             continue

@@ -106,7 +106,7 @@ class Exchange:
     # ---- set-up ----
 
     def build(self, segments: Sequence[Segment], density: float, steps: int = 0) -> None:
-        """Makes the reducers for `segments`, after so many steps. Collective. Residuals follow their names; those left out wait.
+        """Makes the reducers, after so many steps. Collective. Residuals follow their names; those left out wait.
 
         Raises
         ------
