@@ -357,6 +357,11 @@ class Reducer:
         """Where the gradients must be: "cpu", "cuda:0"."""
         return self._device.name
 
+    @property
+    def next_algorithm(self) -> str:
+        """The one of the next step, or of one that failed: with "auto", what was chosen."""
+        return self._algorithm
+
     def wait(self) -> None:
         """Waits until everything that was queued for this reducer on its GPU has been done. On the CPU nothing is queued."""
         _c_api.check(self._library.gtopk_reducer_wait(self.handle, None))
