@@ -32,35 +32,31 @@ class Roll(NamedTuple):
 class RollCall:
     """This rank's socket, and the calls over it.
 
-    Parameters
-    ----------
-    wait : float
-        Seconds that ranks which are alive are waited for.
-
     Examples
     --------
     >>> from gtopk._roll_call import RollCall
-    >>> mine = RollCall(wait=5.0)
-    >>> mine.call(0, {0: ("localhost", mine.port)}, lambda ranks: "alone")
+    >>> mine = RollCall()
+    >>> mine.call(0, {0: ("localhost", mine.port)}, 5.0, lambda ranks: "alone")
     Roll(ranks=[0], offer='alone')
     >>> mine.close()
     """
 
-    def __init__(self, *, wait: float) -> None:
+    def __init__(self) -> None:
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         self._socket = socket.create_server(("", 0), family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
         self._socket.setblocking(False)
         self.port: int = self._socket.getsockname()[1]
-        self.wait = wait
         self.job = 0  # a number that all ranks of this job have: what others send is left alone
 
     def close(self) -> None:
         """The others take this rank for lost from now on. May be called twice."""
         self._socket.close()
 
-    def call(self, me: int, addresses: Mapping[int, Address], offer: Callable[[list[int]], Any]) -> Roll:
-        """Those who call too, the same on all of them. Collective among whoever is left; ends within 4 * wait + 30 s.
+    def call(self, me: int, addresses: Mapping[int, Address], wait: float, offer: Callable[[list[int]], Any]) -> Roll:
+        """Those who call too, the same on all of them. Collective among whoever is left.
+
+        It ends within wait, and 2 * wait + 30 s more for each rank that is there, but silent.
 
         Parameters
         ----------
@@ -68,33 +64,35 @@ class RollCall:
             This rank's number.
         addresses : mapping of int to (host, port)
             Where all ranks are, or were.
+        wait : float
+            Seconds that ranks which are alive are waited for.
         offer : callable
             Is asked on the rank that counts, with the ranks, for what JSON can hold: for the others.
         """
         for rank in sorted(addresses):
             if rank == me:
                 break
-            roll = self._answer(me, addresses[rank])
+            roll = self._answer(me, addresses[rank], 2 * wait)
             if roll is not None:
                 return roll
-        return self._count(me, {rank: address for rank, address in addresses.items() if rank > me}, offer)
+        return self._count(me, {rank: address for rank, address in addresses.items() if rank > me}, wait, offer)
 
     # ---- on a rank that is counted ----
 
-    def _answer(self, me: int, address: Address) -> Roll | None:
-        """None: the rank at `address` is gone, or did not count within twice the time."""
+    def _answer(self, me: int, address: Address, seconds: float) -> Roll | None:
+        """None: the rank at `address` is gone, or did not count within that time."""
         try:
             with _connected(address) as link:
                 link.sendall(_line({"job": self.job, "rank": me}))
-                data = _read_line(link, time.monotonic() + 2 * self.wait)
+                data = _read_line(link, time.monotonic() + seconds)
                 return None if data is None else Roll(**json.loads(data))
         except (OSError, ValueError, TypeError):
             return None
 
     # ---- on the rank that counts ----
 
-    def _count(self, me: int, others: Mapping[int, Address], offer: Callable[[list[int]], Any]) -> Roll:
-        end = time.monotonic() + self.wait
+    def _count(self, me: int, others: Mapping[int, Address], wait: float, offer: Callable[[list[int]], Any]) -> Roll:
+        end = time.monotonic() + wait
         count = _Count(self._socket, self.job, others)
         with count:
             while count.someone_is_late() and time.monotonic() < end:

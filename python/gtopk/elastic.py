@@ -23,6 +23,8 @@ __all__ = ["LOST", "Meeting"]
 
 _log = logging.getLogger("gtopk")
 
+_LATER = 4  # by how much longer ranks are waited for after an attempt that failed, on each of them at another time
+
 LOST = (AbortedError, DeadlineError, TransportError)
 """What a step raises when another rank is gone, or does not answer."""
 
@@ -65,7 +67,7 @@ class Meeting:
 
         def prepare() -> tuple[tuple[RollCall, list[Any]], Any]:
             _check(comm, wait, min_ranks)
-            roll = RollCall(wait=float(wait))
+            roll = RollCall()
             return (roll, [secrets.randbits(63), host or _own_address(), roll.port]), [wait, min_ranks]
 
         self._roll, mine = comm.together(call, prepare)
@@ -73,7 +75,7 @@ class Meeting:
         self._roll.job = found[0][0]
         self._addresses = {rank: (row[1], row[2]) for rank, row in enumerate(found)}
         comm.together(call, self._check_reach)
-        self._me, self._min_ranks = comm.rank, min_ranks
+        self._me, self._min_ranks, self._wait = comm.rank, min_ranks, float(wait)
         self._ranks = list(range(comm.size))  # of the group that there is now, by the numbers of the first one
         self._torch = comm.transport == "torch"
         self._options: dict[str, Any] = {"timeout": comm.timeout, "warn_after": comm.warn_after}
@@ -83,13 +85,17 @@ class Meeting:
         """Calls `gtopk.shutdown`, and `gtopk.init` again with the ranks that are left. Collective among these.
 
         Of torch.distributed, too, the groups that there are are destroyed, and a new default group is made. Ranks keep their
-        order. Of what is lost meanwhile, an attempt that fails is repeated.
+        order. Where one more is lost meanwhile, that is another attempt.
 
         Raises
         ------
         StateError
-            Too few ranks are left, or this one came too late, or it took too long: after 10 * wait + 60 s for each rank that
-            is lost on the way, at the latest. Go on from a checkpoint in new processes.
+            Too few ranks are left, or this one came too late, or it took too long. Go on from a checkpoint in new processes.
+
+        Notes
+        -----
+        Takes some tenths of a second where processes have ended. A process that is there but does not answer (stopped, or its
+        machine gone) is waited for: 3 * wait + 30 s, and no attempt takes more than 20 * wait + 60 s for each such process.
         """
         if os.getpid() != self._pid:
             raise StateError("regroup() in a child of the process that made the Meeting: call it there")
@@ -98,12 +104,15 @@ class Meeting:
             _comm.init(transport="self", **self._options)
             return
         failure = ""
-        for _ in self._addresses:
+        wait = self._wait
+        for _ in self._ranks:
             store: list[Any] = []
-            roll = self._roll.call(self._me, self._addresses, lambda ranks: self._offer(ranks, store))  # noqa: B023
-            self._check_enough(roll.ranks)
+            addresses = {rank: self._addresses[rank] for rank in self._ranks}
+            roll = self._roll.call(self._me, addresses, wait, lambda ranks: self._offer(ranks, store))  # noqa: B023
+            self._check_enough(roll.ranks, wait)
+            wait = _LATER * self._wait
             try:
-                _within(6 * self._roll.wait + 30.0, lambda: self._join(roll, store))  # noqa: B023
+                _within(6 * self._wait + 10.0, lambda: self._join(roll, store))  # noqa: B023
             except LOST as error:
                 failure = error.text
                 _log.warning(
@@ -140,12 +149,12 @@ class Meeting:
                 )
         return None, None
 
-    def _check_enough(self, ranks: list[int]) -> None:
+    def _check_enough(self, ranks: list[int], wait: float) -> None:
         needed = len(self._ranks) // 2 + 1 if self._min_ranks is None else self._min_ranks
         if len(ranks) < needed:
             least = "more than half of them" if self._min_ranks is None else f"min_ranks={needed}"
             raise StateError(
-                f"of ranks {self._ranks} only {ranks} came within {self._roll.wait:g} s, and training goes on with {least}: "
+                f"of ranks {self._ranks} only {ranks} came within {wait:g} s, and training goes on with {least}: "
                 "the others are lost, or have gone on without this rank. Go on from a checkpoint in new processes"
             )
 
@@ -178,10 +187,10 @@ class Meeting:
             )
         except Exception as error:
             raise TransportError(f"torch.distributed makes no group: {type(error).__name__}: {error}") from error
-        _comm.init(transport="torch", setup_timeout=self._roll.wait, **self._options)
+        _comm.init(transport="torch", setup_timeout=self._wait, **self._options)
 
     def _limit(self) -> timedelta:
-        return timedelta(seconds=self._roll.wait)
+        return timedelta(seconds=self._wait)
 
 
 def _check(comm: _comm.Comm, wait: float, min_ranks: int | None) -> None:

@@ -1,7 +1,8 @@
 """Ranks of which one is killed in a step, and the others go on: elastic_ranks.py FOLDER CASE...
 
 Each case is a run of four processes, forked from this one, so that PyTorch is imported once. What a rank had and did is saved
-in FOLDER, as CASE-RANK.pt; test_elastic.py looks at it. A case without a death is what the others are compared with.
+in FOLDER, as CASE-RANK.pt; test_elastic.py looks at it. The first case of each kind loses nobody, and is what the others are
+compared with.
 """
 
 from __future__ import annotations
@@ -19,36 +20,79 @@ from jobs import by_hand, free_port
 from torch import nn
 
 import gtopk
+import gtopk.torch.attach
 from gtopk import elastic
 from gtopk._torch_distributed import TorchDistributed
+from gtopk.torch import broadcast, exchange
 
 RANKS = 4
-FATAL = 6  # the step in which a rank dies
+FATAL = 5  # the step in which a rank dies; with local steps the last one of a period
 STEPS = 40
 LIMIT = 120.0
 
 
 class Case(NamedTuple):
-    """How to train, who dies, and when: before its message number `message` in step FATAL, or after it."""
+    """How to train, who dies, and when: before message `message` of the exchange in step FATAL, or after it.
+
+    `second`: who is lost while the others find each other, where, and by which signal.
+    """
 
     kind: type[torch.optim.Optimizer] = torch.optim.SGD
     lr: float = 0.05
     options: dict[str, Any] = {}  # noqa: RUF012
+    momentum: float = 0.0
     victim: int | None = None
     message: int = -1  # -1: before the step
     after: bool = False
+    second: tuple[int, str, int] | None = None
 
 
-LOCAL = {"local_steps": 3, "outer_momentum": 0.5}
+CORRECTED = Case(torch.optim.SGD, 0.02, {"momentum_correction": True, "value_type": "fp32"}, momentum=0.9)
+LOCAL = Case(torch.optim.SGD, 0.05, {"local_steps": 3, "outer_momentum": 0.5, "residual_decay": 0.9})
+ADAM = Case(torch.optim.AdamW, 0.01, {"dense_1d": True})
 CASES = {
     "plain": Case(),
     "plain before": Case(victim=1),
     "plain first": Case(victim=0, message=0),
     "plain apart": Case(victim=3, message=1),
     "plain last": Case(victim=2, message=1, after=True),
-    "adam": Case(torch.optim.AdamW, 0.005, {"value_type": "fp32", "dense_1d": True}),
-    "adam apart": Case(torch.optim.AdamW, 0.005, {"value_type": "fp32", "dense_1d": True}, victim=3, message=3),
+    "plain join": Case(victim=3, message=1, second=(1, "join", signal.SIGKILL)),
+    "plain offer": Case(victim=3, message=1, second=(0, "join", signal.SIGKILL)),
+    "plain broadcast": Case(victim=3, message=1, second=(0, "broadcast", signal.SIGKILL)),
+    "plain stopped": Case(victim=3, message=1, second=(0, "join", signal.SIGSTOP)),
+    "corrected": CORRECTED,
+    "corrected apart": CORRECTED._replace(victim=3, message=1),
+    "local": LOCAL,
+    "local before": LOCAL._replace(victim=0),
+    "local apart": LOCAL._replace(victim=3, message=1),
+    "adam": ADAM,
+    "adam apart": ADAM._replace(victim=3, message=3),
+    "adam last": ADAM._replace(victim=0, message=3, after=True),
 }
+for _algorithm, _message in (("gtopk-split", 3), ("gtopk-tree", 1), ("topk", 2), ("dense", 1), ("auto", 1)):
+    _case = Case(options={"algorithm": _algorithm})
+    CASES[_algorithm] = _case
+    for _number in range(_message + 1):
+        CASES[f"{_algorithm} {_number}"] = _case._replace(victim=3, message=_number)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lose_second(case: Case, rank: int) -> None:
+    """Has this rank lost in the middle of regroup() or attach()."""
+    if case.second is None or case.second[0] != rank:
+        return
+    _, where, number = case.second
+
+    def lost(*_arguments):
+        os.kill(os.getpid(), number)
+
+    if where == "join":
+        elastic.Meeting._join = lost
+    else:
+        broadcast._broadcast = lost
 
 
 class Killer:
@@ -56,26 +100,31 @@ class Killer:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.sent = -1  # in the fatal step; -1: not in it
-        original = TorchDistributed._exchange
+        self.armed = False
+        self.sent: int | None = None  # messages of the fatal exchange
+        reduce, send = exchange.reduce_together, TorchDistributed._exchange
 
-        def exchange(transport, *arguments):
-            mine = self.sent
-            if mine >= 0:
-                self.sent += 1
-            if mine == case.message and mine >= 0 and not case.after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            status = original(transport, *arguments)
-            if mine == case.message and mine >= 0 and case.after:
-                os.kill(os.getpid(), signal.SIGKILL)
+        def reduce_together(*arguments, **options):
+            self.sent = 0 if self.armed else None
+            return reduce(*arguments, **options)
+
+        def counted(transport, *arguments):
+            if self.sent is None:
+                return send(transport, *arguments)
+            mine, self.sent = self.sent, self.sent + 1
+            if mine == case.message and not case.after:
+                die()
+            status = send(transport, *arguments)
+            if mine == case.message:
+                die()
             return status
 
-        TorchDistributed._exchange = exchange
+        exchange.reduce_together, TorchDistributed._exchange = reduce_together, counted
 
     def arm(self) -> None:
-        self.sent = 0
+        self.armed = True
         if self.case.message < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
 
 def network(seed: int) -> nn.Module:
@@ -93,48 +142,57 @@ def loss_of(model: nn.Module, teacher: nn.Module, seed: int, size: int = 32) -> 
 def snapshot(model: nn.Module, optimizer: Any) -> dict[str, Any]:
     """A copy of what this rank has."""
     state = optimizer.state_dict()
-    own = {k: {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in e.items()} for k, e in state["state"].items()}
+    own = {
+        k: {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in e.items()} for k, e in state["state"].items()
+    }
     return {
         "parameters": {name: p.detach().clone() for name, p in model.named_parameters()},
         "gradients": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
         "state": own,
         "residual": {name: r.clone() for name, r in state["gtopk"]["residual"].items()},
+        "start": {name: s.clone() for name, s in state["gtopk"].get("start", {}).items()},
         "velocity": {name: v.clone() for name, v in state["gtopk"]["velocity"].items()},
         "steps": state["gtopk"]["step"],
         "size": state["gtopk"]["size"],
     }
 
 
+def wrapped(case: Case, model: nn.Module) -> Any:
+    momentum = {"momentum": case.momentum} if case.momentum else {}
+    optimizer = case.kind(model.parameters(), lr=case.lr, **momentum)
+    return gtopk.DistributedOptimizer(optimizer, model.named_parameters(), **{"density": 0.1, **case.options})
+
+
 def train(case: Case, rank: int) -> dict[str, Any]:
     killer = Killer(case) if rank == case.victim else None
+    lose_second(case, rank)
     gtopk.init(timeout=30.0)
     teacher, model = network(1), network(2)
-    optimizer = case.kind(model.parameters(), lr=case.lr)
-    optimizer = gtopk.DistributedOptimizer(optimizer, model.named_parameters(), **{"density": 0.1, **case.options})
-    meeting = elastic.Meeting(wait=20.0, min_ranks=1)
-    found: dict[str, Any] = {"first loss": loss_of(model, teacher, 0, 1000).item()}
+    optimizer = wrapped(case, model)
+    meeting = elastic.Meeting(wait=2.0 if case.second else 20.0, min_ranks=2)
+    found: dict[str, Any] = {"first loss": loss_of(model, teacher, 0, 1000).item(), "before": {}, "after": {}}
     step, lost = 0, False
     while step < STEPS:
         try:
             if lost:
-                start = time.monotonic()
                 meeting.regroup()
-                found["regroup seconds"] = time.monotonic() - start
                 ahead = optimizer.attach()
                 step = gtopk.broadcast_object(step, ahead)
                 lost, found["ahead"], found["attached"] = False, ahead, snapshot(model, optimizer)
             optimizer.zero_grad()
             loss_of(model, teacher, 1 + step * 100 + rank).backward()
-            if step == FATAL and case.victim is None:
-                found["before"] = snapshot(model, optimizer)
+            looked = step in (FATAL, FATAL + 1)
+            if looked:
+                found["before"][step] = snapshot(model, optimizer)
             if step == FATAL and killer is not None:
                 killer.arm()
             optimizer.step()
             step += 1
-            if step == FATAL + 1 and case.victim is None:
-                found["after"] = snapshot(model, optimizer)
+            if looked:
+                found["after"][step - 1] = snapshot(model, optimizer)
         except elastic.LOST as error:
             lost, found["error"], found["failed"] = True, repr(error), snapshot(model, optimizer)
+    optimizer.synchronize() if "local_steps" in case.options else None
     found["end"] = snapshot(model, optimizer)
     found["last loss"] = loss_of(model, teacher, 0, 1000).item()
     found["rank"], found["size"] = gtopk.rank(), gtopk.size()
@@ -162,12 +220,13 @@ def run(name: str, folder: Path) -> None:
                 sys.stderr.flush()
                 os._exit(status)
         processes[pid] = rank
+    lost = {case.victim, case.second and case.second[0]}
     end = time.monotonic() + LIMIT
-    while processes:
+    while set(processes.values()) - lost:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             rank = processes.pop(pid)
-            wanted = -signal.SIGKILL if rank == case.victim else 0
+            wanted = -signal.SIGKILL if rank in lost else 0
             if os.waitstatus_to_exitcode(status) != wanted:
                 print(f"{name}: rank {rank} ended with {os.waitstatus_to_exitcode(status)}, not {wanted}", flush=True)
             continue
@@ -178,10 +237,15 @@ def run(name: str, folder: Path) -> None:
             print(f"{name}: ranks {sorted(processes.values())} did not end within {LIMIT} s", flush=True)
             return
         time.sleep(0.01)
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     print(f"{name}: done", flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    for kind in (torch.optim.SGD, torch.optim.AdamW):  # what PyTorch imports when it is first used
+        kind(network(0).parameters()).step()
     for one in sys.argv[2:]:
         run(one, Path(sys.argv[1]))

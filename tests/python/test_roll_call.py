@@ -16,8 +16,9 @@ LIMIT = 30.0
 class World:
     """Sockets of so many ranks."""
 
-    def __init__(self, size, wait=0.6):
-        self.rolls = [RollCall(wait=wait) for _ in range(size)]
+    def __init__(self, size, wait=0.3):
+        self.wait = wait
+        self.rolls = [RollCall() for _ in range(size)]
         for roll in self.rolls:
             roll.job = 7
         self.addresses = {rank: ("localhost", roll.port) for rank, roll in enumerate(self.rolls)}
@@ -28,7 +29,7 @@ class World:
         def run():
             time.sleep(after)
             try:
-                self.found[rank] = self.rolls[rank].call(rank, self.addresses, offer)
+                self.found[rank] = self.rolls[rank].call(rank, self.addresses, self.wait, offer)
             except Exception as error:
                 self.found[rank] = error
 
@@ -55,7 +56,7 @@ def test_those_who_are_left_find_each_other_at_once(lost):
     for rank in left:
         world.call(rank, after=0.05 * rank)
     found, seconds = world.end()
-    assert found == {rank: (left, f"of {left[0]}") for rank in left}
+    assert found == dict.fromkeys(left, (left, f"of {left[0]}"))
     assert seconds < 5.0
 
 
@@ -77,7 +78,7 @@ def test_a_rank_that_stays_silent_is_left_out(silent):
     for rank in left:
         world.call(rank)
     found, _ = world.end()
-    assert found == {rank: (left, f"of {left[0]}") for rank in left}
+    assert found == dict.fromkeys(left, (left, f"of {left[0]}"))
 
 
 def test_a_rank_that_dies_while_it_is_waited_for():

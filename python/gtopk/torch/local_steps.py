@@ -352,7 +352,7 @@ class LocalSteps(Synchronizer):
     def give(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Where the period started, which is the same on all ranks; the rest is each rank's own."""
         starts = {name: start.weights for name, start in self._starts.items()}
-        return {"starts": starts, "velocities": self.velocities, "done": self.done - self.since}
+        return {"starts": starts, "velocities": self.velocities, "local_steps": [self.done, self.since]}
 
     @torch.no_grad()
     def missed_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -373,13 +373,13 @@ class LocalSteps(Synchronizer):
 
     @torch.no_grad()
     def take(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
-        """Takes over what `give` has given elsewhere."""
+        """Takes over what `give` has given elsewhere. Periods end together from now on."""
         parameters = self.tensors(optimizer)
         for name, weights in given["starts"].items():
             parameters[name].copy_(weights)
         self.velocities = {name: velocity.to(parameters[name].device) for name, velocity in given["velocities"].items()}
         self.restart()
-        self.done = given["done"]
+        self.done, self.since = given["local_steps"]
 
     def restart(self) -> None:
         """The next step starts a period, from the weights that there are then."""
