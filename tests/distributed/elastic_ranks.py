@@ -7,6 +7,8 @@ compared with.
 
 from __future__ import annotations
 
+import copy
+import gc
 import os
 import signal
 import sys
@@ -18,12 +20,14 @@ from typing import Any, NamedTuple
 import torch
 from jobs import by_hand, free_port
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import gtopk
 import gtopk.torch.attach
 from gtopk import elastic
 from gtopk._torch_distributed import TorchDistributed
 from gtopk.torch import broadcast, exchange
+from gtopk.torch.ddp_hook import gtopk_hook, register_hook
 
 RANKS = 4
 FATAL = 5  # the step in which a rank dies; with local steps the last one of a period
@@ -44,6 +48,7 @@ class Case(NamedTuple):
     victim: int | None = None
     message: int = -1  # -1: before the step
     after: bool = False
+    ddp: bool = False
     second: tuple[int, str, int] | None = None
 
 
@@ -60,6 +65,8 @@ CASES = {
     "plain offer": Case(victim=3, message=1, second=(0, "join", signal.SIGKILL)),
     "plain broadcast": Case(victim=3, message=1, second=(0, "broadcast", signal.SIGKILL)),
     "plain stopped": Case(victim=3, message=1, second=(0, "join", signal.SIGSTOP)),
+    "ddp": Case(ddp=True),
+    "ddp apart": Case(ddp=True, victim=3, message=1),
     "corrected": CORRECTED,
     "corrected apart": CORRECTED._replace(victim=3, message=1),
     "local": LOCAL,
@@ -139,62 +146,89 @@ def loss_of(model: nn.Module, teacher: nn.Module, seed: int, size: int = 32) -> 
     return nn.functional.mse_loss(model(x), y)
 
 
-def snapshot(model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """A copy of what this rank has."""
-    state = optimizer.state_dict()
-    own = {
-        k: {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in e.items()} for k, e in state["state"].items()
-    }
-    return {
-        "parameters": {name: p.detach().clone() for name, p in model.named_parameters()},
-        "gradients": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
-        "state": own,
-        "residual": {name: r.clone() for name, r in state["gtopk"]["residual"].items()},
-        "start": {name: s.clone() for name, s in state["gtopk"].get("start", {}).items()},
-        "velocity": {name: v.clone() for name, v in state["gtopk"]["velocity"].items()},
-        "steps": state["gtopk"]["step"],
-        "size": state["gtopk"]["size"],
-    }
+class Trained:
+    """A model and its optimizer, which exchanges by itself or inside DistributedDataParallel."""
 
+    def __init__(self, case: Case) -> None:
+        self.model = network(2)
+        momentum = {"momentum": case.momentum} if case.momentum else {}
+        self.optimizer: Any = case.kind(self.model.parameters(), lr=case.lr, **momentum)
+        options = {"density": 0.1, **case.options}
+        self.ddp = self.state = None
+        if case.ddp:
+            self.ddp = DistributedDataParallel(self.model)
+            self.state = register_hook(self.ddp, **options)
+        else:
+            self.optimizer = gtopk.DistributedOptimizer(self.optimizer, self.model.named_parameters(), **options)
 
-def wrapped(case: Case, model: nn.Module) -> Any:
-    momentum = {"momentum": case.momentum} if case.momentum else {}
-    optimizer = case.kind(model.parameters(), lr=case.lr, **momentum)
-    return gtopk.DistributedOptimizer(optimizer, model.named_parameters(), **{"density": 0.1, **case.options})
+    def attach(self) -> int:
+        if self.state is None:
+            return self.optimizer.attach()
+        self.ddp = None
+        gc.collect()
+        ahead = self.state.attach(self.optimizer)
+        self.ddp = DistributedDataParallel(self.model)
+        self.ddp.register_comm_hook(self.state, gtopk_hook)
+        return ahead
+
+    def backward(self, teacher: nn.Module, seed: int) -> None:
+        """With DDP this is where gradients are exchanged."""
+        self.optimizer.zero_grad()
+        loss_of(self.ddp or self.model, teacher, seed).backward()
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of what this rank has."""
+        state = self.optimizer.state_dict()
+        residual = (self.state.state_dict() if self.state else state["gtopk"]) or {"residual": {}, "velocity": {}}
+        named = dict(self.model.named_parameters())
+        return copy.deepcopy(
+            {
+                "parameters": {name: p.detach() for name, p in named.items()},
+                "gradients": {name: None if p.grad is None else p.grad for name, p in named.items()},
+                "state": state["state"],
+                "residual": residual["residual"],
+                "velocity": residual["velocity"],
+                "start": residual.get("start", {}),
+                "steps": residual.get("step", 0),
+                "size": residual.get("size", 0),
+            }
+        )
 
 
 def train(case: Case, rank: int) -> dict[str, Any]:
     killer = Killer(case) if rank == case.victim else None
     lose_second(case, rank)
     gtopk.init(timeout=30.0)
-    teacher, model = network(1), network(2)
-    optimizer = wrapped(case, model)
+    teacher, trained = network(1), Trained(case)
     meeting = elastic.Meeting(wait=2.0 if case.second else 20.0, min_ranks=2)
-    found: dict[str, Any] = {"first loss": loss_of(model, teacher, 0, 1000).item(), "before": {}, "after": {}}
+    found: dict[str, Any] = {"first loss": loss_of(trained.model, teacher, 0, 1000).item(), "before": {}, "after": {}}
     step, lost = 0, False
     while step < STEPS:
         try:
             if lost:
                 meeting.regroup()
-                ahead = optimizer.attach()
+                ahead = trained.attach()
                 step = gtopk.broadcast_object(step, ahead)
-                lost, found["ahead"], found["attached"] = False, ahead, snapshot(model, optimizer)
-            optimizer.zero_grad()
-            loss_of(model, teacher, 1 + step * 100 + rank).backward()
+                lost, found["ahead"], found["attached"] = False, ahead, trained.snapshot()
             looked = step in (FATAL, FATAL + 1)
-            if looked:
-                found["before"][step] = snapshot(model, optimizer)
             if step == FATAL and killer is not None:
                 killer.arm()
-            optimizer.step()
+            if not case.ddp:
+                trained.backward(teacher, 1 + step * 100 + rank)
+            if looked:
+                found["before"][step] = trained.snapshot()
+            if case.ddp:
+                trained.backward(teacher, 1 + step * 100 + rank)
+            trained.optimizer.step()
             step += 1
             if looked:
-                found["after"][step - 1] = snapshot(model, optimizer)
+                found["after"][step - 1] = trained.snapshot()
         except elastic.LOST as error:
-            lost, found["error"], found["failed"] = True, repr(error), snapshot(model, optimizer)
-    optimizer.synchronize() if "local_steps" in case.options else None
-    found["end"] = snapshot(model, optimizer)
-    found["last loss"] = loss_of(model, teacher, 0, 1000).item()
+            lost, found["error"], found["failed"] = True, repr(error), trained.snapshot()
+    if "local_steps" in case.options:
+        trained.optimizer.synchronize()
+    found["end"] = trained.snapshot()
+    found["last loss"] = loss_of(trained.model, teacher, 0, 1000).item()
     found["rank"], found["size"] = gtopk.rank(), gtopk.size()
     meeting.close()
     return found

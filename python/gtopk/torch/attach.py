@@ -36,7 +36,7 @@ class Holder(Protocol):
     def check_attach(self) -> None:
         """Raises where this rank is in the middle of something."""
 
-    def give(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def besides(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """What ranks that are behind take over besides, of what `plain.encode` takes."""
 
     def missed_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -45,8 +45,8 @@ class Holder(Protocol):
     def move(self, comm: Comm, options: Options) -> None:
         """The reducers are made anew at the next exchange, with all residuals."""
 
-    def take(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
-        """Takes over what `give` has given where the step happened and was finite."""
+    def take_besides(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+        """Takes over what `besides` has given where the step happened and was finite."""
 
 
 def attach(holder: Holder, optimizer: torch.optim.Optimizer, comm: Comm, hierarchy: str | None) -> int:
@@ -85,7 +85,7 @@ def attach(holder: Holder, optimizer: torch.optim.Optimizer, comm: Comm, hierarc
 
 
 def _given(holder: Holder, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    given = {"besides": holder.give(optimizer), "nonfinite": holder.session.nonfinite}
+    given = {"besides": holder.besides(optimizer), "nonfinite": holder.session.nonfinite}
     if holder.shares_state:
         state = own_state_dict(optimizer)
         given["parameters"] = [parameter.detach() for parameter in _parameters(optimizer)]
@@ -100,7 +100,7 @@ def _take(holder: Holder, optimizer: torch.optim.Optimizer, given: dict[str, Any
             parameter.copy_(values)
         load_own_state_dict(optimizer, given["optimizer"])
     if not given["nonfinite"]:
-        holder.take(optimizer, given["besides"])
+        holder.take_besides(optimizer, given["besides"])
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -349,7 +349,7 @@ class LocalSteps(Synchronizer):
 
     # ---- other ranks, after a loss ----
 
-    def give(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def besides(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Where the period started, which is the same on all ranks; the rest is each rank's own."""
         starts = {name: start.weights for name, start in self._starts.items()}
         return {"starts": starts, "velocities": self.velocities, "local_steps": [self.done, self.since]}
@@ -372,8 +372,8 @@ class LocalSteps(Synchronizer):
         self._built = None
 
     @torch.no_grad()
-    def take(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
-        """Takes over what `give` has given elsewhere. Periods end together from now on."""
+    def take_besides(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+        """Takes over what `besides` has given elsewhere. Periods end together from now on."""
         parameters = self.tensors(optimizer)
         for name, weights in given["starts"].items():
             parameters[name].copy_(weights)

@@ -327,7 +327,7 @@ class Synchronizer:
                 "inside skip_synchronize()"
             )
 
-    def give(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def besides(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """What ranks take over beside parameters and the wrapped optimizer's state."""
         return {}
 
@@ -344,8 +344,8 @@ class Synchronizer:
         self.skipping = False
         self.drop_update()
 
-    def take(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
-        """Takes over what `give` has given elsewhere."""
+    def take_besides(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+        """Takes over what `besides` has given elsewhere."""
 
     # ---- join ----
 
