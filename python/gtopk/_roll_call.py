@@ -213,7 +213,7 @@ def _connected(address: Address) -> socket.socket:
     while True:
         try:
             return socket.create_connection(address, timeout=_CONNECT_SECONDS)
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, socket.gaierror):
             raise
         except OSError:
             if time.monotonic() > end:

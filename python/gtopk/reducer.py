@@ -421,7 +421,7 @@ class Reducer:
                 )
             if self._config.hierarchy != _c_api.HIERARCHIES["off"]:
                 raise UnsupportedError(
-                    "attach() of a reducer with a hierarchy: other ranks have other shares of the residual. Make a new reducer, "
+                    "attach() of a reducer with a hierarchy: other ranks have other shares of the residual. Make a new one, "
                     'with hierarchy="off", and give its set_residual() what residual() of this one says'
                 )
             self.cancel()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import re
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ from gtopk import elastic
 from gtopk._torch_distributed import TorchDistributed
 from gtopk.torch import broadcast, exchange
 from gtopk.torch.ddp_hook import gtopk_hook, register_hook
+from gtopk.torch.sameness import SameGradients
 
 RANKS = 4
 FATAL = 5  # the step in which a rank dies; with local steps the last one of a period
@@ -36,7 +38,8 @@ LIMIT = 120.0
 
 
 class Case(NamedTuple):
-    """How to train, who dies, and when: before message `message` of the exchange in step FATAL, or after it.
+    """How to train, who dies, and when: before message `message` of the exchange in step FATAL, or after it. In step 0 messages
+    are counted from where ranks compare their gradients.
 
     `second`: who is lost while the others find each other, where, and by which signal.
     """
@@ -48,6 +51,7 @@ class Case(NamedTuple):
     victim: int | None = None
     message: int = -1  # -1: before the step
     after: bool = False
+    step: int = FATAL
     ddp: bool = False
     second: tuple[int, str, int] | None = None
 
@@ -56,17 +60,22 @@ CORRECTED = Case(torch.optim.SGD, 0.02, {"momentum_correction": True, "value_typ
 LOCAL = Case(torch.optim.SGD, 0.05, {"local_steps": 3, "outer_momentum": 0.5, "residual_decay": 0.9})
 ADAM = Case(torch.optim.AdamW, 0.01, {"dense_1d": True})
 CASES = {
+    "calls": Case(),
     "plain": Case(),
     "plain before": Case(victim=1),
     "plain first": Case(victim=0, message=0),
     "plain apart": Case(victim=3, message=1),
     "plain last": Case(victim=2, message=1, after=True),
+    "plain early": Case(victim=3, message=1, step=0),
     "plain join": Case(victim=3, message=1, second=(1, "join", signal.SIGKILL)),
     "plain offer": Case(victim=3, message=1, second=(0, "join", signal.SIGKILL)),
     "plain broadcast": Case(victim=3, message=1, second=(0, "broadcast", signal.SIGKILL)),
     "plain stopped": Case(victim=3, message=1, second=(0, "join", signal.SIGSTOP)),
     "ddp": Case(ddp=True),
     "ddp apart": Case(ddp=True, victim=3, message=1),
+    "node": Case(options={"hierarchy": "node"}),
+    "node before": Case(options={"hierarchy": "node"}, victim=3),
+    "node apart": Case(options={"hierarchy": "node"}, victim=3, message=4),
     "corrected": CORRECTED,
     "corrected apart": CORRECTED._replace(victim=3, message=1),
     "local": LOCAL,
@@ -109,7 +118,11 @@ class Killer:
         self.case = case
         self.armed = False
         self.sent: int | None = None  # messages of the fatal exchange
-        reduce, send = exchange.reduce_together, TorchDistributed._exchange
+        reduce, look, send = exchange.reduce_together, SameGradients.look, TorchDistributed._exchange
+
+        def look_first(*arguments):  # in the first step
+            self.sent = 0 if self.armed and case.step == 0 else None
+            return look(*arguments)
 
         def reduce_together(*arguments, **options):
             self.sent = 0 if self.armed else None
@@ -127,6 +140,7 @@ class Killer:
             return status
 
         exchange.reduce_together, TorchDistributed._exchange = reduce_together, counted
+        SameGradients.look = look_first
 
     def arm(self) -> None:
         self.armed = True
@@ -163,10 +177,14 @@ class Trained:
 
     def attach(self) -> int:
         if self.state is None:
-            return self.optimizer.attach()
+            try:
+                return self.optimizer.attach()
+            except gtopk.UnsupportedError as error:
+                assert 'attach(hierarchy="off")' in str(error), error
+                return self.optimizer.attach(hierarchy="off")
         self.ddp = None
         gc.collect()
-        ahead = self.state.attach(self.optimizer)
+        ahead = int(self.state.attach(self.optimizer))
         self.ddp = DistributedDataParallel(self.model)
         self.ddp.register_comm_hook(self.state, gtopk_hook)
         return ahead
@@ -211,7 +229,7 @@ def train(case: Case, rank: int) -> dict[str, Any]:
                 step = gtopk.broadcast_object(step, ahead)
                 lost, found["ahead"], found["attached"] = False, ahead, trained.snapshot()
             looked = step in (FATAL, FATAL + 1)
-            if step == FATAL and killer is not None:
+            if step == case.step and killer is not None:
                 killer.arm()
             if not case.ddp:
                 trained.backward(teacher, 1 + step * 100 + rank)
@@ -234,6 +252,106 @@ def train(case: Case, rank: int) -> dict[str, Any]:
     return found
 
 
+def calls(rank: int) -> dict[str, Any]:
+    """What needs no loss: arguments, errors on all ranks, reducers; and a group that is made anew with everybody in it."""
+    gtopk.init(timeout=30.0)
+    everybody = list(range(RANKS))
+    for options, text in (
+        ({"wait": 0}, "wait is 0"),
+        ({"min_ranks": 5}, "min_ranks is 5"),
+        ({"host": "nobody.invalid"}, "does not reach rank 0 at nobody.invalid"),
+    ):
+        raises((gtopk.InvalidError, gtopk.MismatchError), text, lambda: elastic.Meeting(**options))  # noqa: B023
+    raises(gtopk.MismatchError, "failed on rank 1", lambda: elastic.Meeting(wait=5.0 if rank != 1 else -1.0), but={1})
+    meeting = elastic.Meeting(wait=20.0)
+    meeting._check_enough([0, 1, 3], 20.0)
+    raises(gtopk.StateError, r"only \[0, 2\] came within 20 s", lambda: meeting._check_enough([0, 2], 20.0))
+
+    trained, teacher = Trained(Case()), network(1)
+
+    def step(seed):
+        trained.backward(teacher, seed + rank)
+        trained.optimizer.step()
+
+    step(10)
+    attach, session = trained.optimizer.attach, trained.optimizer._gtopk.session
+    raises(gtopk.InvalidError, "hierarchy is 'none'", lambda: attach(hierarchy="none"))
+    raises(gtopk.MismatchError, "give the same on every rank", lambda: attach(hierarchy="off" if rank else "node"))
+    trained.backward(teacher, 20 + rank)
+    trained.optimizer.synchronize()
+    raises(gtopk.StateError, r"finish the step first", attach)
+    with trained.optimizer.skip_synchronize():
+        trained.optimizer.step()
+    session.steps += 2 if rank == 2 else 0
+    raises(
+        gtopk.DesyncError,
+        "rank 0 has done 2 steps .* rank 2 4 steps|rank 0 has done 2 steps of run .*, rank 2 4",
+        attach,
+    )
+    session.steps -= 2 if rank == 2 else 0
+
+    had = trained.snapshot()
+    meeting.regroup()
+    assert (gtopk.rank(), gtopk.size(), meeting._ranks) == (rank, RANKS, everybody)
+    with_old = raises(gtopk.StateError, "this communicator was closed", lambda: step(30))
+    trained.optimizer._gtopk.multiplier = 3.0  # that of hvd.Sum on three ranks
+    assert attach() == 0, with_old
+    assert trained.optimizer._gtopk.multiplier == RANKS
+    trained.optimizer._gtopk.multiplier = 1.0
+    for name, residual in trained.snapshot()["residual"].items():
+        assert torch.equal(residual, had["residual"][name] + had_gradient(trained, name)), name
+    step(40)
+    assert session.steps == 3
+
+    call_reducers(rank)
+    meeting.close()
+    meeting.close()
+    return {}
+
+
+def had_gradient(trained: Trained, name: str) -> Any:
+    """Nothing: a step that was refused has accumulated nothing."""
+    return torch.zeros_like(dict(trained.model.named_parameters())[name])
+
+
+def call_reducers(rank: int) -> None:
+    options = {"density": 0.25, "value_type": "fp32", "momentum_correction": True}
+    reducer = gtopk.Reducer([6, 2], **options)
+    reducer.set_momentum(0.5)
+    gradients = [torch.arange(1.0, 7.0) + rank, torch.tensor([0.5, 8.0])]
+    for segment, gradient in enumerate(gradients):
+        reducer.accumulate(segment, gradient)
+    reducer.reduce([torch.empty(6), torch.empty(2)])
+    reducer.set_density(0.5)
+    had = [(reducer.residual(s), reducer.velocity(s)) for s in range(2)]
+    reducer.accumulate(0, torch.ones(6))  # of a step that a loss would have ended
+    reducer._done += rank == 2
+    assert reducer.attach() == 2
+    assert reducer.density == 0.5
+    for segment, (residual, velocity) in enumerate(had):
+        moved = 0.5 * velocity + 1 if segment == 0 else velocity
+        assert torch.equal(reducer.velocity(segment), moved)
+        assert torch.equal(reducer.residual(segment), residual + moved if segment == 0 else residual)
+    before = gtopk.allreduce(torch.cat([reducer.residual(s) for s in range(2)]), gtopk.Sum)
+    update = [torch.empty(6), torch.empty(2)]
+    assert reducer.reduce(update)["k"] == 4
+    after = gtopk.allreduce(torch.cat([reducer.residual(s) for s in range(2)]), gtopk.Sum)
+    torch.testing.assert_close(after + RANKS * torch.cat(update), before)
+    other = gtopk.Reducer([6], hierarchy="node")
+    raises(gtopk.UnsupportedError, "of a reducer with a hierarchy", other.attach)
+    raises(gtopk.MismatchError, "attach", (other if rank == 3 else reducer).attach, but={3})
+
+
+def raises(kind: Any, text: str, call: Any, but: set[int] = frozenset()) -> str:  # type: ignore[assignment]
+    """The text of the error; on ranks `but` it is another one."""
+    try:
+        call()
+    except gtopk.GtopkError as error:
+        assert gtopk.rank() in but or (isinstance(error, kind) and re.search(text, str(error))), error
+        return str(error)
+    raise AssertionError(f"no error: {text}")
+
+
 def run(name: str, folder: Path) -> None:
     """All ranks of a case, each in a process of its own."""
     case, port = CASES[name], free_port()
@@ -244,8 +362,8 @@ def run(name: str, folder: Path) -> None:
         if not pid:
             status = 1
             try:
-                os.environ.update(by_hand(rank, RANKS, port))
-                torch.save(train(case, rank), folder / f"{name}-{rank}.pt")
+                os.environ.update(by_hand(rank, RANKS, port), GTOPK_NODE=f"node-{rank // 2}")
+                torch.save(calls(rank) if name == "calls" else train(case, rank), folder / f"{name}-{rank}.pt")
                 status = 0
             except BaseException:
                 traceback.print_exc()

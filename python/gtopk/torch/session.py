@@ -214,5 +214,5 @@ class Session:
         """Goes on among other ranks, with the residual that this rank has. `build` is to be called before the next step."""
         self.exchange.park()
         self.comm = self.exchange.comm = comm
-        self.options = self.exchange.options = options
         self._sameness = SameGradients(comm.size)
+        self.options = self.exchange.options = options
