@@ -11,6 +11,7 @@ import copy
 import gc
 import os
 import re
+import runpy
 import signal
 import sys
 import time
@@ -31,6 +32,7 @@ from gtopk.torch import broadcast, exchange
 from gtopk.torch.ddp_hook import gtopk_hook, register_hook
 from gtopk.torch.sameness import SameGradients
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "losing_a_rank" / "go_on.py"
 RANKS = 4
 FATAL = 5  # the step in which a rank dies; with local steps the last one of a period
 STEPS = 40
@@ -61,6 +63,7 @@ LOCAL = Case(torch.optim.SGD, 0.05, {"local_steps": 3, "outer_momentum": 0.5, "r
 ADAM = Case(torch.optim.AdamW, 0.01, {"dense_1d": True})
 CASES = {
     "calls": Case(),
+    "example": Case(victim=0, second=(2, "", signal.SIGKILL)),
     "plain": Case(),
     "plain before": Case(victim=1),
     "plain first": Case(victim=0, message=0),
@@ -252,7 +255,13 @@ def train(case: Case, rank: int) -> dict[str, Any]:
     return found
 
 
-def calls(rank: int) -> dict[str, Any]:
+def run_example() -> None:
+    sys.path.insert(0, str(EXAMPLE.parent))
+    sys.argv = [str(EXAMPLE), "--lose", "0", "30", "--lose", "2", "70"]
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+
+
+def calls(rank: int) -> None:
     """What needs no loss: arguments, errors on all ranks, reducers; and a group that is made anew with everybody in it."""
     gtopk.init(timeout=30.0)
     everybody = list(range(RANKS))
@@ -306,7 +315,6 @@ def calls(rank: int) -> dict[str, Any]:
     call_reducers(rank)
     meeting.close()
     meeting.close()
-    return {}
 
 
 def had_gradient(trained: Trained, name: str) -> Any:
@@ -363,7 +371,12 @@ def run(name: str, folder: Path) -> None:
             status = 1
             try:
                 os.environ.update(by_hand(rank, RANKS, port), GTOPK_NODE=f"node-{rank // 2}")
-                torch.save(calls(rank) if name == "calls" else train(case, rank), folder / f"{name}-{rank}.pt")
+                if name == "calls":
+                    calls(rank)
+                elif name == "example":
+                    run_example()
+                else:
+                    torch.save(train(case, rank), folder / f"{name}-{rank}.pt")
                 status = 0
             except BaseException:
                 traceback.print_exc()
@@ -399,5 +412,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for kind in (torch.optim.SGD, torch.optim.AdamW):  # what PyTorch imports when it is first used
         kind(network(0).parameters()).step()
+    gc.freeze()
     for one in sys.argv[2:]:
         run(one, Path(sys.argv[1]))

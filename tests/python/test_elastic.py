@@ -6,6 +6,7 @@ other, bit for bit, and after attach() all have parameters and optimizer state o
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -17,9 +18,12 @@ torch = pytest.importorskip("torch")
 from elastic_ranks import CASES, FATAL, RANKS
 
 OFTEN = [
-    ("plain", ["early", "before", "first", "apart", "last", "join", "offer", "broadcast"]),
+    ("calls", []),
+    ("example", []),
+    ("plain", ["early", "before", "first", "apart", "last", "join", "broadcast"]),
     ("corrected", ["apart"]),
     ("local", ["apart"]),
+    ("ddp", ["apart"]),
     ("dense", ["1"]),
     ("topk", ["2"]),
 ]
@@ -30,7 +34,9 @@ def deaths(kind):
     return [name.split()[1] for name in CASES if name.split()[0] == kind and " " in name]
 
 
-RARELY = [(kind, [end for end in deaths(kind) if end != "stopped"]) for kind in KINDS if kind != "calls"]
+RARELY = [
+    (kind, [end for end in deaths(kind) if end != "stopped"]) for kind in KINDS if kind not in ("calls", "example")
+]
 
 
 def run(folder, chosen):
@@ -40,7 +46,7 @@ def run(folder, chosen):
     assert "ended with" not in output, output
     for name in names:
         assert f"{name}: done\n" in output, output
-    return {name: [load(folder, name, rank) for rank in range(RANKS)] for name in names}
+    return {name: [load(folder, name, rank) for rank in range(RANKS)] for name in names}, output
 
 
 def start(folder, names):
@@ -184,17 +190,31 @@ def check_twice(left, base, ahead):
         assert twice.count_nonzero() > 0
 
 
-def test_calls(tmp_path):
-    run(tmp_path, [("calls", [])])
+def check_example(output):
+    """Two ranks die; the loss goes on falling."""
+    lines = re.findall(r"^step +(\d+)  ranks (\d)  loss ([\d.]+)$", output, re.MULTILINE)
+    assert [(int(step), int(ranks)) for step, ranks, _ in lines] == [
+        (20, 4),
+        (40, 3),
+        (60, 3),
+        (80, 2),
+        (100, 2),
+        (120, 2),
+    ]
+    losses = [float(loss) for _, _, loss in lines]
+    assert losses == sorted(losses, reverse=True), output
+    assert losses[-1] < 0.25 * losses[0], output
 
 
 def test_three_go_on(tmp_path):
-    check(run(tmp_path, OFTEN), OFTEN)
+    found, output = run(tmp_path, OFTEN)
+    check(found, OFTEN)
+    check_example(output)
 
 
 @pytest.mark.long
 def test_three_go_on_with_every_algorithm(tmp_path):
-    check(run(tmp_path, RARELY), RARELY)
+    check(run(tmp_path, RARELY)[0], RARELY)
 
 
 @pytest.mark.long
