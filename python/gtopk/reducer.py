@@ -142,7 +142,6 @@ class Reducer:
         self._done = 0  # steps, with other ranks before `attach`, too
         self._momentum = (0.0, 0)
         self._open(self.comm)
-        self.dim: int = self._library.gtopk_reducer_dim(self.handle)
         self._device = _devices.of_name(self._library.gtopk_reducer_device(self.handle).decode())
         self._kind: _tensors.Kind = _tensors.default_kind()
         self._inputs = _tensors.TensorTable(len(self.segment_lengths), self._device)
@@ -166,6 +165,7 @@ class Reducer:
             )
         )
         self._handle, self.comm = handle.value, comm
+        self.dim: int = self._library.gtopk_reducer_dim(handle)
         self._learn_hierarchy()
         self._algorithm = ""
         self._learn_choice()

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gtopk
 import gtopk.torch.attach
-from gtopk import elastic
+from gtopk import _roll_call, elastic
 from gtopk._torch_distributed import TorchDistributed
 from gtopk.torch import broadcast, exchange
 from gtopk.torch.ddp_hook import gtopk_hook, register_hook
@@ -265,12 +265,16 @@ def calls(rank: int) -> None:
     """What needs no loss: arguments, errors on all ranks, reducers; and a group that is made anew with everybody in it."""
     gtopk.init(timeout=30.0)
     everybody = list(range(RANKS))
-    for options, text in (
-        ({"wait": 0}, "wait is 0"),
-        ({"min_ranks": 5}, "min_ranks is 5"),
-        ({"host": "nobody.invalid"}, "does not reach rank 0 at nobody.invalid"),
-    ):
-        raises((gtopk.InvalidError, gtopk.MismatchError), text, lambda: elastic.Meeting(**options))  # noqa: B023
+    for options, text in (({"wait": 0}, "wait is 0"), ({"min_ranks": 5}, "min_ranks is 5")):
+        raises(gtopk.InvalidError, text, lambda: elastic.Meeting(**options))  # noqa: B023
+    reaches, _roll_call.reaches = _roll_call.reaches, lambda address: rank != 3 or address[0] != "elsewhere"
+    raises(
+        gtopk.MismatchError,
+        "rank 3, .*does not reach rank 0 at elsewhere",
+        lambda: elastic.Meeting(host="elsewhere"),
+        but={3},
+    )
+    _roll_call.reaches = reaches
     raises(gtopk.MismatchError, "failed on rank 1", lambda: elastic.Meeting(wait=5.0 if rank != 1 else -1.0), but={1})
     meeting = elastic.Meeting(wait=20.0)
     meeting._check_enough([0, 1, 3], 20.0)
