@@ -70,7 +70,10 @@ def prepare() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_THRESHOLD, 1 << 16)
     libc.mallopt(_M_TRIM_THRESHOLD, 1 << 16)
-    optimizer_of({}, 1000)
+    for options in ({}, {"local_steps": 2}):
+        optimizer_of(options, 1000)
+    if gtopk.size() >= 4:
+        shards_of(1000)
 
 
 def resident(field: str) -> int:

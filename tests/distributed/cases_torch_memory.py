@@ -17,12 +17,13 @@ NEAR = 0.7  # bytes: of what does not grow with the parameters, too. An array mo
 # The rest is much the same, or takes long.
 LEFT_OUT = (
     "auto",
+    "static_graph",
+    "rollback",
     "hierarchy",
     "outer_momentum",
     "scaler",
     "unused",
     "state_dict",
-    "`rollback=True`",
     "local_steps=2, residual",
 )
 

@@ -271,10 +271,8 @@ def case_a_residual_in_bf16():
         raises(gtopk.UnsupportedError, lambda: train(model, optimizer, 1), "residual_dtype", "cuda:")
         return
     for options in (
-        {},
-        {"rollback": True, "value_type": "fp32"},
-        {"momentum_correction": True, "dense_below": 100, "more": {"momentum": 0.9}},
-        {"kind": optim.AdamW, "local_steps": 2},
+        {"rollback": True, "momentum_correction": True, "dense_below": 100, "more": {"momentum": 0.9}},
+        {"kind": optim.AdamW, "local_steps": 2, "value_type": "fp32"},
     ):
         options = {"density": 0.02, "lr": 0.01, "residual_dtype": "bf16", **options}
         model = make()
