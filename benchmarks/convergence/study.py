@@ -39,17 +39,38 @@ def falling(start: float, steps: int, end: float = 0.001) -> Callable[[int], flo
     return lambda step: max(end, start * (end / start) ** (step / steps))
 
 
+def hyperbola(share: float, dense: float = 0.25, most: float = 1.0) -> Callable[[int], float]:
+    """As gtopk's default, with other numbers: `share` over the number of the step, down to .001. Where that is more than `dense`
+    everything is sent, and otherwise at most `most`."""
+
+    def density(step: int) -> float:
+        low = max(0, (step + 1).bit_length() - 3)
+        wanted = share / ((step + 1) >> low << low)
+        return 1.0 if wanted > dense else min(most, max(0.001, wanted))
+
+    return density
+
+
 # What is given to DistributedOptimizer, by name. "correction" is momentum correction where SGD has momentum.
 SETTINGS: dict[str, Options] = {
     "dense": {"algorithm": "dense"},
-    ".001": {},
+    "default": {},
+    ".001": {"density": 0.001},
     ".01": {"density": 0.01},
-    ".001, correction": {"correction": True},
+    ".001, correction": {"density": 0.001, "correction": True},
     "1 to .001 in 1000": {"warmup": falling(1.0, 1000)},
     "1 to .001 in 1000, correction": {"warmup": falling(1.0, 1000), "correction": True},
     ".1 to .001 in 1000": {"warmup": falling(0.1, 1000)},
     ".1 to .001 in 1000, correction": {"warmup": falling(0.1, 1000), "correction": True},
     ".1 to .001 in 1000, dense_1d": {"warmup": falling(0.1, 1000), "dense_1d": True},
+    "2/t": {"warmup": hyperbola(2)},
+    "5/t": {"warmup": hyperbola(5)},
+    "20/t": {"warmup": hyperbola(20)},
+    "10/t": {"warmup": hyperbola(10)},
+    "10/t, 19 dense steps": {"warmup": hyperbola(10, 0.5, 0.1)},
+    "10/t, no dense step": {"warmup": hyperbola(10, 100, 0.1)},
+    "10/t, dense_1d": {"warmup": hyperbola(10), "dense_1d": True},
+    "10/t, merge_growth 1.41": {"warmup": hyperbola(10), "merge_growth": 1.41},
 }
 
 
