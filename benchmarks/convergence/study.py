@@ -67,6 +67,8 @@ SETTINGS: dict[str, Options] = {
     "5/t": {"warmup": hyperbola(5)},
     "20/t": {"warmup": hyperbola(20)},
     "10/t": {"warmup": hyperbola(10)},
+    "20/t, at most .1": {"warmup": hyperbola(20, 0.5, 0.1)},
+    "50/t, at most .1": {"warmup": hyperbola(50, 1.25, 0.1)},
     "10/t, 19 dense steps": {"warmup": hyperbola(10, 0.5, 0.1)},
     "10/t, no dense step": {"warmup": hyperbola(10, 100, 0.1)},
     "10/t, dense_1d": {"warmup": hyperbola(10), "dense_1d": True},
@@ -175,6 +177,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def by_task(rows: list[dict[str, Any]]) -> str:
+    """Of each training: the test loss of dense, and the part of its drop that is missing with each setting."""
+    lines = ["| task | ranks, seed | steps | loss at the start; dense | missing |", "| --- | --- | --- | --- | --- |"]
+    for dense in [row for row in rows if row["setting"] == "dense"]:
+        same = [row for row in rows if all(row[name] == dense[name] for name in ("task", "ranks", "seed"))]
+        for mark in dense["losses"]:
+            parts = [
+                f"{row['setting']}: {missing_part(row, dense, mark):.1%}"
+                for row in same
+                if row is not dense and mark in row["losses"]
+            ]
+            lines.append(
+                f"| {dense['task']} | {dense['ranks']}, {dense['seed']} | {mark} | {dense['start']:.3f}; "
+                f"{dense['losses'][mark]:.3f} | {'; '.join(parts)} |".replace("inf%", "diverged")
+            )
+    return "\n".join(lines)
+
+
 def missing_part(row: dict[str, Any], dense: dict[str, Any], mark: str) -> float:
     """Negative where it is better than dense; above 1 where it is worse than at the start."""
     best, loss = dense["losses"][mark], row["losses"][mark]
@@ -213,6 +233,8 @@ def main() -> None:
                     flush=True,
                 )
     print(table(study["rows"]))
+    if options.table:
+        print(by_task(study["rows"]))
 
 
 if __name__ == "__main__":
