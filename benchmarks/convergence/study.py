@@ -40,7 +40,7 @@ def falling(start: float, steps: int, end: float = 0.001) -> Callable[[int], flo
 
 
 def hyperbola(share: float, dense: float = 0.25, most: float = 1.0) -> Callable[[int], float]:
-    """As gtopk's default, with other numbers: `share` over the number of the step, down to .001. Where that is more than `dense`
+    """Like gtopk's default: `share` over the number of the step, down to .001. Where that is more than `dense`
     everything is sent, and otherwise at most `most`."""
 
     def density(step: int) -> float:
