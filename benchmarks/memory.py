@@ -27,6 +27,7 @@ import gtopk
 from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
 
 TENSORS = 4
+DENSITY = 0.001
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 
 
@@ -123,7 +124,7 @@ def optimizer_of(options: dict[str, Any], parameters: int) -> Taken:
     model = with_gradients(Net(parameters))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9 if "momentum_correction" in options else 0.0)
     watch = Watch(parameters)
-    optimizer = gtopk.DistributedOptimizer(optimizer, model.named_parameters(), **options)
+    optimizer = gtopk.DistributedOptimizer(optimizer, model.named_parameters(), density=DENSITY, **options)
     for _ in range(3 * options.get("local_steps", 1)):
         for p in model.parameters():
             p.grad.uniform_()
@@ -133,7 +134,8 @@ def optimizer_of(options: dict[str, Any], parameters: int) -> Taken:
 
 def state(parameters: int) -> Taken:
     model = with_gradients(Net(parameters))
-    optimizer = gtopk.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = gtopk.DistributedOptimizer(optimizer, model.named_parameters(), density=DENSITY)
     optimizer.step()
     watch = Watch(parameters)
     saved = optimizer.state_dict()
@@ -156,7 +158,7 @@ def ddp_of(options: dict[str, Any], parameters: int, *, hooked: bool) -> Taken:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = Watch(parameters)
     if hooked:
-        state = GTopKState(named_parameters=model.module.named_parameters(), grad_scaler=scaler)
+        state = GTopKState(named_parameters=model.module.named_parameters(), density=DENSITY, grad_scaler=scaler)
         model.register_comm_hook(state, gtopk_hook)
     else:
         model.register_comm_hook(None, leave_alone)
@@ -187,7 +189,7 @@ def shards_of(parameters: int) -> Taken:
     model = with_gradients(fully_shard(Net(parameters), mesh=mesh["shards"]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch = Watch(parameters)
-    optimizer = gtopk.DistributedOptimizer(optimizer, model.named_parameters(), group=mesh["replicas"])
+    optimizer = gtopk.DistributedOptimizer(optimizer, model.named_parameters(), group=mesh["replicas"], density=DENSITY)
     for _ in range(3):
         optimizer.step()
     return watch.taken()
