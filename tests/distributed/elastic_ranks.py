@@ -78,7 +78,7 @@ CASES = {
     "ddp apart": Case(ddp=True, victim=3, message=1),
     "node": Case(options={"hierarchy": "node"}),
     "node before": Case(options={"hierarchy": "node"}, victim=3),
-    "node apart": Case(options={"hierarchy": "node"}, victim=3, message=4),
+    "node apart": Case(options={"hierarchy": "node"}, victim=3, message=2),
     "corrected": CORRECTED,
     "corrected apart": CORRECTED._replace(victim=3, message=1),
     "local": LOCAL,
