@@ -69,7 +69,7 @@ CASES = {
     "plain first": Case(victim=0, message=0),
     "plain apart": Case(victim=3, message=1),
     "plain last": Case(victim=2, message=1, after=True),
-    "plain early": Case(victim=3, message=1, step=0),
+    "plain early": Case(victim=3, message=5, step=0),
     "plain join": Case(victim=3, message=1, second=(1, "join", signal.SIGKILL)),
     "plain offer": Case(victim=3, message=1, second=(0, "join", signal.SIGKILL)),
     "plain broadcast": Case(victim=3, message=1, second=(0, "broadcast", signal.SIGKILL)),
