@@ -23,6 +23,7 @@ import results_plots
 
 HERE = Path(__file__).resolve().parent
 LONG = 16  # tables with more rows are folded
+FACTS = ("machine", "date", "command")  # stand above the tables
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
 h1, h2 { border-bottom: 1px solid #ccc; padding-bottom: .2em } h2 { margin-top: 2.5em }
@@ -30,7 +31,7 @@ table { border-collapse: collapse; margin: .6em 0; display: block; overflow-x: a
 td, th { border: 1px solid #ddd; padding: .2em .6em; text-align: left; vertical-align: top }
 th { background: #f3f3f3 } td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 img { max-width: 100% } code, pre { background: #f3f3f3; font-size: 13px } pre { padding: .6em; overflow-x: auto }
-summary { cursor: pointer; color: #05a } .facts th { width: 6em }
+summary { cursor: pointer; color: #05a } h4 { margin: .8em 0 .2em } .part .part { margin-left: 1.5em }
 """
 
 
@@ -41,20 +42,53 @@ class Entry(NamedTuple):
     what: str
 
 
+class Result(NamedTuple):
+    """The files of one name, read."""
+
+    name: str
+    entry: Entry
+    data: Any
+    pictures: list[tuple[str, bytes]]
+    texts: list[str]
+    machine: str
+    date: str
+
+
 def page(folder: Path) -> str:
     readme = (folder / "README.md").read_text()
     entries = catalogue(readme)
-    stems = sorted({file.stem for file in folder.iterdir() if file.suffix != ".md"})
-    parts = [section(folder, stem, entries.get(stem)) for stem in stems]
-    contents = [
-        f'<tr><td><a href="#{stem}">{stem}</a></td><td>{inline(entries[stem].what) if stem in entries else ""}</td></tr>'
-        for stem in stems
-    ]
+    names = sorted({file.stem for file in folder.iterdir() if file.suffix != ".md"})
+    results = [read(folder, name, entries.get(name, Entry("?", "?"))) for name in names]
+    rows = ["<tr><th>result</th><th>what</th><th>machine</th><th>date</th></tr>"]
+    for result in results:
+        cells = [f'<a href="#{result.name}">{result.name}</a>', inline(result.entry.what), result.machine, result.date]
+        rows.append("<tr>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>")
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>gtopk: what was measured</title>'
-        f"<style>{STYLE}</style></head><body>\n<h1>What was measured</h1>\n"
-        f"<table><tr><th>result</th><th>what</th></tr>{''.join(contents)}</table>\n"
-        f"{prose(readme)}\n{''.join(parts)}</body></html>\n"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>gtopk: what was measured</title>'
+        f"<style>{STYLE}</style></head><body>\n<h1>What was measured</h1>\n{table_of('', rows)}\n"
+        f"{prose(readme)}\n{''.join(map(section, results))}</body></html>\n"
+    )
+
+
+def read(folder: Path, name: str, entry: Entry) -> Result:
+    data, pictures, texts = None, [], []
+    for file in sorted(folder.glob(f"{name}.*")):
+        if file.suffix == ".json":
+            data = json.loads(file.read_text())
+        elif file.suffix == ".png":
+            pictures.append((name, file.read_bytes()))
+        else:
+            texts.append(file.read_text())
+    machines = sorted({escape(text_of_machine(machine)) for machine in values_of("machine", data)})
+    dates = sorted({escape(str(date)) for date in values_of("date", data)})
+    return Result(
+        name,
+        entry,
+        data,
+        pictures or results_plots.draw(data),
+        texts,
+        "<br>".join(machines) or "that of most (below)",
+        " to ".join(dates[:1] + dates[1:][-1:]) or f"kept on {committed(folder, name) or '?'}",
     )
 
 
@@ -88,40 +122,25 @@ def inline(text: str) -> str:
 # ---- one result ----
 
 
-def section(folder: Path, stem: str, entry: Entry | None) -> str:
-    found = [f'<h2 id="{stem}">{stem}</h2>']
-    if entry:
-        found.append(f"<p>{inline(entry.what)}</p>")
-    data, pictures, rest = None, [], []
-    for file in sorted(folder.glob(f"{stem}.*")):
-        if file.suffix == ".json":
-            data = json.loads(file.read_text())
-            found.append(facts(data, file, entry))
-        elif file.suffix == ".png":
-            pictures.append((stem, file.read_bytes()))
-        else:
-            rest.append(f"<pre>{escape(file.read_text())}</pre>")
-    for caption, png in pictures or results_plots.draw(data):
+def section(result: Result) -> str:
+    found = [f'<h2 id="{result.name}">{result.name}</h2>', f"<p>{inline(result.entry.what)}</p>", facts(result)]
+    for caption, png in result.pictures:
         source = base64.b64encode(png).decode()
         found.append(f'<p><img alt="{escape(caption)}" src="data:image/png;base64,{source}"></p>')
-    if data is not None:
-        found.append(tables(data))
-    return "\n".join([*found, *rest]) + "\n"
+    if isinstance(result.data, dict):
+        found.append(tables({name: value for name, value in result.data.items() if name not in FACTS}))
+    elif result.data is not None:
+        found.append(tables(result.data))
+    found += [f"<pre>{escape(text)}</pre>" for text in result.texts]
+    return "\n".join(found) + "\n"
 
 
-def facts(data: Any, file: Path, entry: Entry | None) -> str:
+def facts(result: Result) -> str:
     """Machine, date and command: what the file itself says, and where it does not, what README.md and git say."""
-    machines = sorted({text_of_machine(machine) for machine in values_of("machine", data)})
-    dates = sorted({date for date in values_of("date", data) if isinstance(date, str)})
-    commands = sorted({command for command in values_of("command", data) if isinstance(command, str)})
-    date = " to ".join(dates[:1] + dates[1:][-1:]) or f"not in the file, which was kept on {committed(file) or '?'}"
-    rows = [
-        ("machine", "<br>".join(map(escape, machines)) or "not in the file: see above"),
-        ("date", escape(date)),
-        ("again by", inline(entry.command) if entry else "?"),
-        ("was run as", "<br>".join(f"<code>{escape(command)}</code>" for command in commands)),
-    ]
-    return table_of("facts", [f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in rows if text])
+    rows = [("machine", result.machine), ("date", result.date), ("again by", inline(result.entry.command))]
+    if isinstance(result.data, dict) and "command" in result.data:
+        rows.append(("was run as", f"<code>{escape(str(result.data['command']))}</code>"))
+    return table_of("facts", [f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in rows])
 
 
 def values_of(key: str, data: Any, depth: int = 2) -> Iterator[Any]:
@@ -140,9 +159,9 @@ def text_of_machine(machine: Any) -> str:
     return ", ".join(str(v) if k in plain else f"{k} {text(v)}" for k, v in machine.items() if k != "date")
 
 
-def committed(file: Path) -> str:
+def committed(folder: Path, name: str) -> str:
     """The day of the last commit that changed it; "" outside a clone."""
-    command = ["git", "-C", str(file.parent), "log", "-1", "--format=%as", "--", file.name]
+    command = ["git", "-C", str(folder), "log", "-1", "--format=%as", "--", f"{name}.*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
@@ -164,7 +183,7 @@ def tables(value: Any) -> str:
     html = table_of("", found) if found else ""
     for name, item in value.items():
         if nested(item):
-            html += f"\n<h4>{escape(name)}</h4>\n{tables(item)}"
+            html += f'\n<div class="part"><h4>{escape(name)}</h4>\n{tables(item)}</div>'
     return html
 
 
