@@ -97,7 +97,7 @@ def read(folder: Path, name: str, entry: Entry) -> Result:
 
 def catalogue(readme: str) -> dict[str, Entry]:
     """The rows of its table of files, by the name without its ending."""
-    rows = re.findall(r"^\| `([\w.]+)`[^|]* \| (.+?) \| (.+?) \|$", readme, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.-]+)`[^|]* \| (.+?) \| (.+?) \|$", readme, re.MULTILINE)
     return {Path(name).stem: Entry(command, what) for name, command, what in rows if Path(name).suffix}
 
 
@@ -105,7 +105,7 @@ def prose(readme: str) -> str:
     """Without the title and the table of files, which are made here; pictures stand with their results."""
     text = readme.partition("\n")[2]
     text = re.sub(r"^\| file \|.*?\n(?=\n)", "", text, flags=re.MULTILINE | re.DOTALL)
-    text = re.sub(r"!\[([^\]]*)\]\((\w+)\.png\)", r"\1: [picture](#\2)", text)
+    text = re.sub(r"!\[([^\]]*)\]\(([\w-]+)\.png\)", r"\1: [picture](#\2)", text)
     return re.sub(r"(</?h)2", r"\g<1>3", html_of(text))
 
 

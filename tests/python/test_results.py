@@ -24,7 +24,7 @@ import results_page
 @pytest.fixture(scope="module")
 def sections() -> dict[str, str]:
     """What stands below each heading of a result."""
-    parts = re.split(r'<h2 id="(\w+)">', results_page.page(RESULTS))
+    parts = re.split(r'<h2 id="([\w-]+)">', results_page.page(RESULTS))
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
