@@ -32,6 +32,7 @@ td, th { border: 1px solid #ddd; padding: .2em .6em; text-align: left; vertical-
 th { background: #f3f3f3 } td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 img { max-width: 100% } code, pre { background: #f3f3f3; font-size: 13px } pre { padding: .6em; overflow-x: auto }
 summary { cursor: pointer; color: #05a } h4 { margin: .8em 0 .2em } .part .part { margin-left: 1.5em }
+.contents td:last-child { white-space: nowrap }
 """
 
 
@@ -65,7 +66,7 @@ def page(folder: Path) -> str:
         rows.append("<tr>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>gtopk: what was measured</title>'
-        f"<style>{STYLE}</style></head><body>\n<h1>What was measured</h1>\n{table_of('', rows)}\n"
+        f"<style>{STYLE}</style></head><body>\n<h1>What was measured</h1>\n{table_of('contents', rows)}\n"
         f"{prose(readme)}\n{''.join(map(section, results))}</body></html>\n"
     )
 

@@ -47,7 +47,7 @@ def network(case: dict[str, Any]) -> tuple[str, bytes]:
 
     def fill(axes: Axes) -> None:
         bars = axes.barh(list(times), list(times.values()))
-        axes.bar_label(bars, fmt=lambda value: f" {value:,.4g}", fontsize=8)
+        axes.bar_label(bars, fmt=lambda value: f" {value:,.0f}" if value >= 1000 else f" {value:.3g}", fontsize=8)
         axes.set_xscale("log")
         axes.set_xlabel("exchange, milliseconds")
         axes.margins(x=0.15)
