@@ -72,7 +72,7 @@ _EXPORTS = {
     "torch": ("DistributedOptimizer", "allreduce_buffers", "broadcast_optimizer_state", "broadcast_parameters"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_SUBMODULES = ("blocks", "comm", "costs", "errors", "horovod", "reducer", "torch")
+_SUBMODULES = ("blocks", "comm", "costs", "elastic", "errors", "horovod", "reducer", "torch")
 
 __all__: list[str] = ["__version__"]
 __all__.extend(sorted(_HOME))

@@ -39,6 +39,8 @@ class Comm(Collectives):
         Address of an ``MPI_Comm`` to duplicate (mpi4py: ``MPI._addressof(comm)``). Default: MPI_COMM_WORLD.
     group : torch.distributed.ProcessGroup or list of int, optional
         With "torch": the ranks to use. Default: all.
+    setup_timeout : float, optional
+        With "torch": seconds that making the group may take, with connections between all ranks. Default: `timeout`.
     peers : Comm, optional
         The ranks that hold the other parts of one model, each of which is exchanged on a communicator of its own: a step
         happens on all of them or on none, and is non-finite on all when it is so on one.
@@ -69,6 +71,7 @@ class Comm(Collectives):
         mpi_module: str | os.PathLike[str] | None = None,
         mpi_comm: int | None = None,
         group: Any = None,
+        setup_timeout: float | None = None,
         peers: Comm | None = None,
     ) -> None:
         self._handle: int | None = None
@@ -100,7 +103,8 @@ class Comm(Collectives):
         if transport == "torch":
             from ._torch_distributed import TorchDistributed
 
-            self._torch = TorchDistributed(group, config.timeout)
+            setup = config.timeout if setup_timeout is None else _seconds(setup_timeout, "setup_timeout")
+            self._torch = TorchDistributed(group, config.timeout, setup)
             config.transport = b"callback"
             config.size, config.rank = self._torch.size, self._torch.rank
             config.callbacks = ctypes.pointer(self._torch.callbacks)
@@ -118,6 +122,7 @@ class Comm(Collectives):
         self.rank: int = library.gtopk_comm_rank(handle)
         self.size: int = library.gtopk_comm_size(handle)
         self.local_rank: int = library.gtopk_comm_local_rank(handle)
+        self.over_nccl = data is not None and "nccl" in self.description.lower()  # messages between GPUs
         end_of_process.register(self, uses_mpi=transport == "mpi")
 
     @property

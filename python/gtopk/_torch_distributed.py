@@ -34,10 +34,12 @@ class TorchDistributed:
     group : torch.distributed.ProcessGroup, list of int, or None
         Whose ranks to use, or which; None: all. It is not used for messages itself, so its backend may be any.
     timeout : float
-        Seconds.
+        Seconds that a sum over all ranks may take; messages have a limit of their own.
+    setup_timeout : float
+        Seconds that making the group may take.
     """
 
-    def __init__(self, group: Any, timeout: float) -> None:
+    def __init__(self, group: Any, timeout: float, setup_timeout: float) -> None:
         self._torch, self._dist = _import()
         self._slurm_node: str | None = None
         self._ensure_default_group(timeout)
@@ -54,9 +56,11 @@ class TorchDistributed:
             self._group = self._dist.new_group(
                 ranks,
                 backend="gloo",
-                timeout=timedelta(seconds=timeout),
+                timeout=timedelta(seconds=setup_timeout),
                 use_local_synchronization=group is not None,
             )
+            if setup_timeout != timeout:
+                self._dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout), self._group)
             self.rank = self._global_ranks.index(self._dist.get_rank())
             self.size = len(self._global_ranks)
             self.description = f"torch (gloo, PyTorch {self._torch.__version__})"

@@ -51,6 +51,7 @@ def init(
     warn_after: float | None = None,
     mpi_module: str | os.PathLike[str] | None = None,
     group: Any = None,
+    setup_timeout: float | None = None,
 ) -> None:
     """Joins the processes of this job. Collective; to be called once, a second call changes nothing.
 
@@ -62,7 +63,7 @@ def init(
         the tasks of srun, else one process alone.
     timeout : float, optional
         Seconds a whole exchange may wait. Default: GTOPK_TIMEOUT, else 1800.
-    warn_after, mpi_module, group
+    warn_after, mpi_module, group, setup_timeout
         See `Comm`.
 
     Notes
@@ -94,7 +95,14 @@ def init(
     if transport != "self" and not _launcher.torch_distributed_is_initialized():
         _descendants.refuse()
     chosen = _launcher.detect() if transport is None else transport
-    _Default.comm = Comm(transport=chosen, timeout=timeout, warn_after=warn_after, mpi_module=mpi_module, group=group)
+    _Default.comm = Comm(
+        transport=chosen,
+        timeout=timeout,
+        warn_after=warn_after,
+        mpi_module=mpi_module,
+        group=group,
+        setup_timeout=setup_timeout,
+    )
     _log.info("rank %d of %d, %s", _Default.comm.rank, _Default.comm.size, _Default.comm.description)
     if _Default.comm.transport == "mpi":
         _check_mpi(_Default.comm)

@@ -89,7 +89,6 @@ _MISSING = frozenset(
         "broadcast_async_",
         "cross_rank",
         "cross_size",
-        "elastic",
         "global_process_set",
         "grouped_allgather",
         "grouped_allgather_async",
@@ -114,6 +113,11 @@ _MISSING = frozenset(
 
 
 def __getattr__(name: str) -> NoReturn:
+    if name == "elastic":
+        raise UnsupportedError(
+            "gtopk.horovod has no elastic: gtopk.elastic goes on with the ranks that are left after a loss, and its Meeting "
+            "takes the place of hvd.elastic.run; see the guide on losing a rank"
+        )
     if name in _MISSING:
         raise UnsupportedError(
             f"gtopk.horovod has no {name}: gtopk exchanges gradients in optimizer.step() and has {', '.join(__all__)}; keep "

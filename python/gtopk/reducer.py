@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import _c_api, _devices, _tensors, _threads
 from . import comm as _comm
 from ._tensors import TensorLike
-from .errors import CorruptError, InvalidError, StateError
+from .errors import CorruptError, InvalidError, StateError, UnsupportedError
 from .step_stats import NAMES, remember
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Reducer:
         self.density = _number(density, "density")
         self.algorithm, self.value_type = algorithm, value_type
         named = _devices.wanted(device)
-        config = _c_api.ReducerConfig(
+        self._config = _c_api.ReducerConfig(
             struct_size=ctypes.sizeof(_c_api.ReducerConfig),
             device=None if named is None else named.encode(),
             density=self.density,
@@ -138,24 +138,11 @@ class Reducer:
             stream=None if named is None else _devices.of_name(named).stream(),
         )
         self._library = _c_api.library()
-        lengths = array("Q", self.segment_lengths)
-        handle = ctypes.c_void_p()
-        _c_api.check(
-            self._library.gtopk_reducer_create(
-                ctypes.byref(handle),
-                self.comm.handle,
-                ctypes.byref(config),
-                lengths.buffer_info()[0],
-                len(self.segment_lengths),
-            )
-        )
-        self._handle = handle.value
-        self.dim: int = self._library.gtopk_reducer_dim(handle)
-        self._learn_hierarchy()
         self._choice = _c_api.ChoiceInfo(struct_size=ctypes.sizeof(_c_api.ChoiceInfo))
-        self._algorithm = ""
-        self._learn_choice()
-        self._device = _devices.of_name(self._library.gtopk_reducer_device(handle).decode())
+        self._done = 0  # steps, with other ranks before `attach`, too
+        self._momentum = (0.0, 0)
+        self._open(self.comm)
+        self._device = _devices.of_name(self._library.gtopk_reducer_device(self.handle).decode())
         self._kind: _tensors.Kind = _tensors.default_kind()
         self._inputs = _tensors.TensorTable(len(self.segment_lengths), self._device)
         self._outputs = _tensors.TensorTable(len(self.segment_lengths), self._device)
@@ -163,6 +150,25 @@ class Reducer:
         self._stats = _c_api.Stats(struct_size=ctypes.sizeof(_c_api.Stats))
         self._latest: dict[str, Any] = {}
         _comm.register_dependent(self)
+
+    def _open(self, comm: _comm.Comm) -> None:
+        """Makes the library's reducer, for the ranks of `comm`. What there was stays where that fails."""
+        lengths = array("Q", self.segment_lengths)
+        handle = ctypes.c_void_p()
+        _c_api.check(
+            self._library.gtopk_reducer_create(
+                ctypes.byref(handle),
+                comm.handle,
+                ctypes.byref(self._config),
+                lengths.buffer_info()[0],
+                len(self.segment_lengths),
+            )
+        )
+        self._handle, self.comm = handle.value, comm
+        self.dim: int = self._library.gtopk_reducer_dim(handle)
+        self._learn_hierarchy()
+        self._algorithm = ""
+        self._learn_choice()
 
     # ---- one step ----
 
@@ -357,6 +363,11 @@ class Reducer:
         """Where the gradients must be: "cpu", "cuda:0"."""
         return self._device.name
 
+    @property
+    def next_algorithm(self) -> str:
+        """The one of the next step, or of one that failed: with "auto", what was chosen."""
+        return self._algorithm
+
     def wait(self) -> None:
         """Waits until everything that was queued for this reducer on its GPU has been done. On the CPU nothing is queued."""
         _c_api.check(self._library.gtopk_reducer_wait(self.handle, None))
@@ -382,6 +393,60 @@ class Reducer:
         """The momentum of a reducer made with ``momentum_correction=True``. Between steps, the same on all ranks."""
         value = _number(momentum, "momentum")
         _c_api.check(self._library.gtopk_reducer_set_momentum(self.handle, value, int(bool(nesterov))))
+        self._momentum = (value, int(bool(nesterov)))
+
+    def attach(self, comm: _comm.Comm | None = None) -> int:
+        """Goes on after ranks were lost, with those that are left. Collective among these.
+
+        Residual and velocity stay, and so do density, algorithm and momentum. The library's own count of steps begins anew.
+
+        Parameters
+        ----------
+        comm : Comm, optional
+            The ranks that are left. Default: those of ``gtopk.init()``, which was called again.
+
+        Returns
+        -------
+        int
+            A rank for which the latest step happened, if there is one. What the updates are applied to the others, which
+            are a step behind, take from it. In their residuals what they had sent in that step stays.
+        """
+        comm = _comm.current() if comm is None else comm
+
+        def prepare() -> tuple[list[list[TensorLike]], Any]:
+            if self.comm.over_nccl or comm.over_nccl:
+                raise UnsupportedError(
+                    "attach() over NCCL: when a rank is lost NCCL is of no more use in the other processes: go on from a "
+                    "checkpoint in new ones"
+                )
+            if self._config.hierarchy != _c_api.HIERARCHIES["off"]:
+                raise UnsupportedError(
+                    "attach() of a reducer with a hierarchy: other ranks have other shares of the residual. Make a new one, "
+                    'with hierarchy="off", and give its set_residual() what residual() of this one says'
+                )
+            self.cancel()
+            return [self._values(segment) for segment in range(len(self.segment_lengths))], self.segment_lengths
+
+        kept = comm.together("attach()", prepare)
+        done = comm.allgather_json(self._done)
+        old = self._handle
+        self._config.density = self.density
+        self._config.algorithm = _c_api.code(_c_api.ALGORITHMS | _c_api.AUTO, self.algorithm, "algorithm")
+        self._config.stream = self._device.stream()
+        self._open(comm)
+        self._library.gtopk_reducer_destroy(old)
+        for segment, values in enumerate(kept):
+            self.set_residual(segment, values[0])
+            if len(values) > 1:
+                self.set_velocity(segment, values[1])
+        if self._momentum != (0.0, 0):
+            self.set_momentum(self._momentum[0], bool(self._momentum[1]))
+        self._done = max(done)
+        return done.index(self._done)
+
+    def _values(self, segment: int) -> list[TensorLike]:
+        found = [self.residual(segment)]
+        return [*found, self.velocity(segment)] if self._config.momentum_correction else found
 
     def residual(self, segment: int) -> TensorLike:
         """A float32 copy of one segment's residual: what this rank has not sent yet."""
@@ -562,6 +627,7 @@ class Reducer:
 
     def _keep_stats(self) -> dict[str, Any]:
         raw = self._stats
+        self._done += 1
         self._latest = {name: getattr(raw, name) for name in NAMES}
         self._latest |= {"hierarchy": self.hierarchy, "hierarchy_seconds": dict(self.hierarchy_seconds)}
         self._latest["algorithm"] = self._algorithm

@@ -50,6 +50,8 @@ NCCL = "csrc/transport/nccl/"
 TORCH = "python/gtopk/torch/"
 CUDA = "csrc/device/cuda/"
 EXAMPLES = "examples/"
+ELASTIC = "python/gtopk/elastic.py"
+ROLL_CALL = "python/gtopk/_roll_call.py"
 STAGE = CUDA + "stage.cu"
 
 MUTANTS = [
@@ -1211,6 +1213,96 @@ MUTANTS = [
         TORCH + "amp.py",
         "brought = iter(torch.stack(tensors).tolist())",
         "brought = reversed(torch.stack(tensors).tolist())",
+    ),
+    # the loss of a rank
+    Mutant("loss: who is behind leads", TORCH + "attach.py", "first = max(range", "first = min(range"),
+    Mutant(
+        "loss: a step that was missed is forgotten",
+        TORCH + "attach.py",
+        "        holder.missed_step(optimizer)\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "loss: parameters are left as they are",
+        TORCH + "attach.py",
+        "            parameter.copy_(values)\n",
+        "            pass\n",
+    ),
+    Mutant("loss: ranks may be apart", TORCH + "attach.py", "if its_steps < steps - 1 or", "if"),
+    Mutant(
+        "loss: the residual is dropped",
+        TORCH + "session.py",
+        "        self.exchange.park()\n        self.comm =",
+        "        self.exchange.close()\n        self.comm =",
+    ),
+    Mutant(
+        "loss: some ranks compare their gradients, others have done so",
+        TORCH + "session.py",
+        "        self._sameness = SameGradients(comm.size)\n        self.options",
+        "        self.options",
+    ),
+    Mutant(
+        "loss: what was sent dense counts twice",
+        TORCH + "exchange.py",
+        'part.reducer.next_algorithm == "dense"',
+        "part.reducer is None",
+    ),
+    Mutant(
+        "loss: a sum stays that of all ranks",
+        TORCH + "synchronizer.py",
+        "            self.multiplier = float(comm.size)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "loss: periods end at different steps",
+        TORCH + "local_steps.py",
+        '        self.done, self.since = given["local_steps"]\n',
+        '        self.done = given["local_steps"][0]\n',
+    ),
+    Mutant(
+        "loss: local steps that were not exchanged are dropped",
+        TORCH + "local_steps.py",
+        "[old + new.to(",
+        "[old + 0 * new.to(",
+    ),
+    Mutant(
+        "loss: a reducer forgets its velocity",
+        "python/gtopk/reducer.py",
+        "                self.set_velocity(segment, values[1])\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "loss: half of the ranks are enough",
+        ELASTIC,
+        "len(self._ranks) // 2 + 1 if",
+        "len(self._ranks) // 2 if",
+    ),
+    Mutant(
+        "loss: there is one attempt",
+        ELASTIC,
+        "            except LOST as error:",
+        "            except KeyError as error:",
+    ),
+    Mutant(
+        "loss: processes that have ended are waited for",
+        ROLL_CALL,
+        "        except ConnectionRefusedError:\n            return True",
+        "        except ConnectionRefusedError:\n            return False",
+    ),
+    Mutant(
+        "loss: who has come and gone is counted",
+        ROLL_CALL,
+        "            if _is_over(link):\n",
+        "            if False:\n",
+    ),
+    Mutant(
+        "loss: another job is counted", ROLL_CALL, 'if said["job"] == self._job else None', "if self._job else None"
+    ),
+    Mutant(
+        "loss: who is late is left out",
+        ROLL_CALL,
+        "while count.someone_is_late() and time",
+        "while not count.came and time",
     ),
     # examples
     Mutant(

@@ -79,6 +79,8 @@ PYTHON_TESTS = [
     "test_cuda_ranks.py::test_mpirun",
     "test_cuda_ranks.py::test_torchrun",
 ]
+# For what comes after the loss of a rank.
+LOSS_TESTS = ["test_roll_call.py", "test_elastic.py::test_three_go_on"]
 EXAMPLE_TESTS = ["test_workloads.py"]
 # What stands in for a GPU; the tests in Python take it as it was built, with the kernels that are not broken.
 STANDIN = ("libcuda_standin.so", "libtorch_cuda_standin.so")
@@ -154,6 +156,10 @@ def is_python(mutant: Mutant) -> bool:
     return mutant.file.endswith(".py")
 
 
+def is_of_losses(mutant: Mutant) -> bool:
+    return mutant.name.startswith("loss: ")
+
+
 def is_of_nccl(mutant: Mutant) -> bool:
     return "nccl" in mutant.file or "data.c" in mutant.file or "NCCL" in mutant.name
 
@@ -164,6 +170,8 @@ def is_of_kernels(mutant: Mutant) -> bool:
 
 def tests_for(mutants: list[Mutant]) -> list[str]:
     """Of mutants that are all in Python, or none of them."""
+    if all(is_of_losses(mutant) for mutant in mutants):
+        return LOSS_TESTS
     if is_python(mutants[0]):
         return EXAMPLE_TESTS if all(mutant.file.startswith("examples/") for mutant in mutants) else PYTHON_TESTS
     if all(is_of_kernels(mutant) for mutant in mutants):

@@ -6,7 +6,7 @@ Small tensors travel together in buckets, since each broadcast costs log2 P late
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -104,36 +104,32 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
     """
     sync = optimizer._gtopk if isinstance(optimizer, DistributedMixin) else None
     comm = _comm.current() if sync is None else sync.session.comm
-    tensors: list[Tensor] = []
 
-    def prepare() -> tuple[tuple[list[list[Any]], Any], Any]:
+    def prepare() -> tuple[list[list[Any]], Any]:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise InvalidError("the state of LBFGS cannot be broadcast: it differs in shape from rank to rank")
-        rows, mine = _describe(optimizer), None
-        if comm.root(root_rank) == comm.rank and comm.size > 1:
-            state = tree_map(lambda x: here(x) if isinstance(x, Tensor) else x, _own_state_dict(optimizer))
-            progress = None if sync is None else sync.progress()
-            velocities = sync.velocities if isinstance(sync, LocalSteps) else {}
-            known = {"state": state["state"], "param_groups": state["param_groups"], "velocities": velocities}
-            mine = plain.encode(known, tensors), progress
-        return (rows, mine), [root_rank]
+        return _describe(optimizer), [comm.root(root_rank)]
 
-    rows, mine = comm.together("broadcast_optimizer_state", prepare)
+    def known() -> dict[str, Any]:
+        state = tree_map(lambda x: here(x) if isinstance(x, Tensor) else x, own_state_dict(optimizer))
+        return {
+            "state": state["state"],
+            "param_groups": state["param_groups"],
+            "velocities": sync.velocities if isinstance(sync, LocalSteps) else {},
+            "progress": None if sync is None else sync.progress(),
+        }
+
+    rows = comm.together("broadcast_optimizer_state", prepare)
     if comm.size == 1:
         return
     agree(comm, "optimizers", rows)
-    message, progress = comm.broadcast_json(mine, root_rank)
-    state = comm.together(
-        "broadcast_optimizer_state",
-        lambda: (None if comm.rank == root_rank else plain.decode(message, tensors), "the state"),
-    )
-    _broadcast(comm, tensors, root_rank)
+    state = receive(comm, "broadcast_optimizer_state", root_rank, known)
 
     def take() -> tuple[None, str]:
-        if state is not None:  # the root has it already
-            velocities = state.pop("velocities")
+        progress, velocities = state.pop("progress"), state.pop("velocities")
+        if comm.rank != root_rank:
             _spread(optimizer, state)
-            _load_own_state_dict(optimizer, state)
+            load_own_state_dict(optimizer, state)
             if isinstance(sync, LocalSteps):
                 sync.velocities = velocities
         if isinstance(sync, LocalSteps):
@@ -143,6 +139,23 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int =
         return None, "what is taken over"
 
     comm.together("broadcast_optimizer_state", take)
+
+
+def receive(comm: Comm, call: str, root_rank: int, give: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `give` returns on one rank, with new tensors on the others. Collective; `call` names it in error texts."""
+    tensors: list[Tensor] = []
+
+    def encode() -> tuple[tuple[dict[str, Any], Any], None]:
+        given = give() if comm.rank == root_rank else {}
+        return (given, plain.encode(given, tensors)), None
+
+    given, mine = comm.together(call, encode)
+    message = comm.broadcast_json(mine, root_rank)
+    found: dict[str, Any] = comm.together(
+        call, lambda: (given if comm.rank == root_rank else plain.decode(message, tensors), "the state")
+    )
+    _broadcast(comm, tensors, root_rank)
+    return found
 
 
 def allreduce_buffers(module: torch.nn.Module) -> None:
@@ -284,14 +297,15 @@ def _spread(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
                 entries[name] = spread_like(value, parameter)
 
 
-def _own_state_dict(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Without the residual."""
+def own_state_dict(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The wrapped optimizer's, without the residual."""
     if isinstance(optimizer, DistributedMixin):
         return super(DistributedMixin, optimizer).state_dict()
     return optimizer.state_dict()
 
 
-def _load_own_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_own_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The same, and the residual stays."""
     if isinstance(optimizer, DistributedMixin):
         super(DistributedMixin, optimizer).load_state_dict(state)
     else:

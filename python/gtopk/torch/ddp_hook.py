@@ -181,6 +181,62 @@ class GTopKState:
         self._loaded, self._strict = _form_checked(state_dict), strict
         self._places = {}
 
+    def attach(
+        self,
+        optimizer: torch.optim.Optimizer,
+        process_group: dist.ProcessGroup | None = None,
+        *,
+        hierarchy: str | None = None,
+    ) -> int:
+        """Goes on in this process after ranks were lost, with those that are left. Collective among these.
+
+        Drop the old DDP object first (``del ddp``), and make a new one of the same module afterwards, with this state. Ranks
+        for which the latest step did not happen take over parameters and optimizer state; all residuals stay. See
+        `gtopk.DistributedOptimizer`'s ``attach``.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            That of the model's parameters.
+        process_group : torch.distributed.ProcessGroup, optional
+            The one that the new DDP object uses. Default: all ranks that are left.
+        hierarchy : {"off", "node", "auto"}, optional
+            From now on.
+
+        Returns
+        -------
+        int
+            A rank that is not behind.
+        """
+        from .attach import attach
+
+        return attach(self, optimizer, _comm_of(process_group), hierarchy)
+
+    # ---- other ranks, after a loss: see `attach` ----
+
+    shares_state = True
+
+    def check_attach(self) -> None:
+        """`StateError` while backward runs."""
+        self._check_between_steps("attach")
+
+    def besides(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What ranks take over beside parameters and the optimizer's state."""
+        return {}
+
+    def missed_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What was sent in it is in the update that the others have applied."""
+        self.session.exchange.forget_dense()
+
+    def move(self, comm: Comm, options: Options) -> None:
+        """Goes on among the ranks of `comm`."""
+        self.session.move(comm, options)
+        self._options, self._places, self._ddp = options, {}, None
+        self._end()
+
+    def take_besides(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+        """Nothing beside."""
+
     @property
     def session(self) -> Session:
         """Steps, reducers and residuals. Of a state that was unpickled, it is made at the first step."""

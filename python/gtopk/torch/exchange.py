@@ -353,6 +353,13 @@ class Exchange:
         for (p, s), residual in zip(self._where, residuals, strict=True):
             self.parts[p].reducer.set_residual(s, residual)
 
+    def forget_dense(self) -> None:
+        """Of a step that failed here, but has happened on other ranks: what is sent dense was sent as a whole."""
+        for part in self.parts:
+            if part.reducer.next_algorithm == "dense":
+                for segment, length in enumerate(part.reducer.segment_lengths):
+                    part.reducer.set_residual(segment, torch.zeros(length, device="cpu"))
+
     def residual_norm(self) -> float:
         """Euclidean norm of this rank's residual."""
         norms = [part.reducer.residual_norm() for part in self.parts]

@@ -20,6 +20,7 @@ from ..comm import Comm, Sum
 from ..errors import DesyncError, MismatchError, StateError
 from .agreement import any_of
 from .amp import Scaled
+from .exchange import Options
 from .local_options import LocalOptions
 from .nonfinite import NonfiniteWarning
 from .parameters import check_parameters
@@ -35,6 +36,8 @@ _log = logging.getLogger("gtopk")
 
 class LocalSteps(Synchronizer):
     """A `Synchronizer` of weights: gradients stay this rank's own, and every so many steps end with an exchange."""
+
+    shares_state = False
 
     def __init__(
         self,
@@ -343,6 +346,40 @@ class LocalSteps(Synchronizer):
         super().adopt_progress(run, steps)
         self.restart()
         self.done = done
+
+    # ---- other ranks, after a loss ----
+
+    def besides(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Where the period started, which is the same on all ranks; the rest is each rank's own."""
+        starts = {name: start.weights for name, start in self._starts.items()}
+        return {"starts": starts, "velocities": self.velocities, "local_steps": [self.done, self.since]}
+
+    @torch.no_grad()
+    def missed_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """As there, once what this rank has done in the period is in its residual, as it is when an exchange begins."""
+        exchange = self.session.exchange
+        parameters = self._started(optimizer)
+        differences = [flat(self._starts[one.name].difference(parameters[one.name])) for one in exchange.segments]
+        kept = [residual * self.options.residual_decay for residual in exchange.residuals()]
+        exchange.set_residuals([old + new.to("cpu") for old, new in zip(kept, differences, strict=True)])
+        super().missed_step(optimizer)
+
+    def move(self, comm: Comm, options: Options) -> None:
+        """As there. Local steps that were not exchanged yet are this rank's own, and go on."""
+        super().move(comm, options)
+        assert isinstance(options, LocalOptions)
+        self.options = options
+        self._built = None
+
+    @torch.no_grad()
+    def take_besides(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+        """Takes over what `besides` has given elsewhere. Periods end together from now on."""
+        parameters = self.tensors(optimizer)
+        for name, weights in given["starts"].items():
+            parameters[name].copy_(weights)
+        self.velocities = {name: velocity.to(parameters[name].device) for name, velocity in given["velocities"].items()}
+        self.restart()
+        self.done, self.since = given["local_steps"]
 
     def restart(self) -> None:
         """The next step starts a period, from the weights that there are then."""

@@ -317,6 +317,39 @@ class DistributedMixin(torch.optim.Optimizer):
         own = self._gtopk_own("join")
         return self._gtopk.join(self) if own is None else own()
 
+    def attach(self, comm: _comm.Comm | None = None, *, hierarchy: str | None = None) -> int:
+        """Goes on in this process after ranks were lost, with those that are left. Collective among these.
+
+        Ranks for which the latest step did not happen take over parameters and optimizer state from one for which it did; all
+        residuals stay. Can be called again with the next communicator when it fails because another rank is lost. The guide on
+        losing a rank has a complete loop, and says what may be lost.
+
+        Parameters
+        ----------
+        comm : Comm, optional
+            The ranks that are left. Default: those of `gtopk.init()`, which was called again, by
+            `gtopk.elastic.Meeting.regroup` for example.
+        hierarchy : {"off", "node", "auto"}, optional
+            From now on. "off", where it was "node", when machines have unequally many ranks left.
+
+        Returns
+        -------
+        int
+            A rank that is not behind. What else the ranks keep, such as schedulers and counters of steps, they take from it,
+            by `gtopk.broadcast_object`.
+
+        Raises
+        ------
+        UnsupportedError
+            With ``group=``, and over NCCL.
+        """
+        own = self._gtopk_own("attach")
+        if own is not None:
+            return cast(int, own())
+        from .attach import attach
+
+        return attach(self._gtopk, self, _comm.current() if comm is None else comm, hierarchy)
+
     def stats(self, *, residual_norm: bool = False) -> dict[str, Any]:
         """Statistics of the latest exchange on this rank, {} before the first; see `gtopk.Reducer.stats`.
 

@@ -209,3 +209,10 @@ class Session:
         """Goes on at another rank's step, with the residual that this rank has."""
         self.exchange.park()
         self.restore(run, steps, self.exchange.waiting)
+
+    def move(self, comm: Comm, options: Options) -> None:
+        """Goes on among other ranks, with the residual that this rank has. `build` is to be called before the next step."""
+        self.exchange.park()
+        self.comm = self.exchange.comm = comm
+        self._sameness = SameGradients(comm.size)
+        self.options = self.exchange.options = options

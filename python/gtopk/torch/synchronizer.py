@@ -33,6 +33,8 @@ T = TypeVar("T")
 class Synchronizer:
     """The state of a distributed optimizer that is not the wrapped optimizer's own."""
 
+    shares_state = True  # all ranks have the same parameters and optimizer state between steps
+
     def __init__(
         self,
         comm: Comm,
@@ -309,6 +311,41 @@ class Synchronizer:
         self._active = None
         self.skipping = False
         self.drop_update()
+
+    # ---- other ranks, after a loss: see `attach` ----
+
+    def check_attach(self) -> None:
+        """Raises where this rank could not go on."""
+        if self.shards is not None:
+            raise UnsupportedError(
+                "attach() with group=: a rank that is lost takes its shard of the parameters with it. Go on from a checkpoint "
+                "in new processes"
+            )
+        if self.synchronized:
+            raise StateError(
+                "attach() between synchronize() and step(): finish the step first, which needs no other rank: call step() "
+                "inside skip_synchronize()"
+            )
+
+    def besides(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What ranks take over beside parameters and the wrapped optimizer's state."""
+        return {}
+
+    def missed_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What was sent in it is in the update that the others have applied."""
+        self.session.exchange.forget_dense()
+
+    def move(self, comm: Comm, options: Options) -> None:
+        """Goes on among the ranks of `comm`."""
+        self.session.move(comm, options)
+        if self.multiplier != 1.0:
+            self.multiplier = float(comm.size)
+        self._active = None
+        self.skipping = False
+        self.drop_update()
+
+    def take_besides(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+        """Takes over what `besides` has given elsewhere."""
 
     # ---- join ----
 
