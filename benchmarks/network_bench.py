@@ -27,6 +27,7 @@ sys.path.insert(0, str(HERE.parent / "examples"))
 CLUSTER = HERE / "cluster" / "cluster.sh"
 CASES = ("4:100mbit:25000000", "2:1gbit:25000000", "4:100mbit:14700000", "4:1gbit:25000000", "8:100mbit:14700000")
 DENSE = ("mpi dense", "mpi MPI_Allreduce", "mpi MPI ring", "gloo gloo")
+NO_STEP = ("mpi bare", "mpi published")  # an exchange only
 BITS = {"100mbit": 1e8, "1gbit": 1e9, "10gbit": 1e10}
 
 
@@ -142,7 +143,7 @@ def draw(cases: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(cases), figsize=(4.6 * len(cases), 5.2), squeeze=False, layout="constrained")
     for axis, case in zip(axes[0], cases, strict=True):
-        rows = list(reversed(case["rows"]))
+        rows = [row for row in reversed(case["rows"]) if row["method"] not in NO_STEP]
         colours = ["tab:blue" if "gtopk" in row["method"] else "tab:gray" for row in rows]
         axis.barh([row["method"] for row in rows], [row["median_ms"] for row in rows], color=colours)
         axis.set_xscale("log")

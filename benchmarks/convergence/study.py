@@ -39,17 +39,40 @@ def falling(start: float, steps: int, end: float = 0.001) -> Callable[[int], flo
     return lambda step: max(end, start * (end / start) ** (step / steps))
 
 
+def hyperbola(share: float, dense: float = 0.25, most: float = 1.0) -> Callable[[int], float]:
+    """Like gtopk's default: `share` over the number of the step, down to .001. Where that is more than `dense`
+    everything is sent, and otherwise at most `most`."""
+
+    def density(step: int) -> float:
+        low = max(0, (step + 1).bit_length() - 3)
+        wanted = share / ((step + 1) >> low << low)
+        return 1.0 if wanted > dense else min(most, max(0.001, wanted))
+
+    return density
+
+
 # What is given to DistributedOptimizer, by name. "correction" is momentum correction where SGD has momentum.
 SETTINGS: dict[str, Options] = {
     "dense": {"algorithm": "dense"},
-    ".001": {},
+    "default": {},
+    ".001": {"density": 0.001},
     ".01": {"density": 0.01},
-    ".001, correction": {"correction": True},
+    ".001, correction": {"density": 0.001, "correction": True},
     "1 to .001 in 1000": {"warmup": falling(1.0, 1000)},
     "1 to .001 in 1000, correction": {"warmup": falling(1.0, 1000), "correction": True},
     ".1 to .001 in 1000": {"warmup": falling(0.1, 1000)},
     ".1 to .001 in 1000, correction": {"warmup": falling(0.1, 1000), "correction": True},
     ".1 to .001 in 1000, dense_1d": {"warmup": falling(0.1, 1000), "dense_1d": True},
+    "2/t": {"warmup": hyperbola(2)},
+    "5/t": {"warmup": hyperbola(5)},
+    "20/t": {"warmup": hyperbola(20)},
+    "10/t": {"warmup": hyperbola(10)},
+    "20/t, at most .1": {"warmup": hyperbola(20, 0.5, 0.1)},
+    "50/t, at most .1": {"warmup": hyperbola(50, 1.25, 0.1)},
+    "10/t, 19 dense steps": {"warmup": hyperbola(10, 0.5, 0.1)},
+    "10/t, no dense step": {"warmup": hyperbola(10, 100, 0.1)},
+    "10/t, dense_1d": {"warmup": hyperbola(10), "dense_1d": True},
+    "10/t, merge_growth 1.41": {"warmup": hyperbola(10), "merge_growth": 1.41},
 }
 
 
@@ -154,6 +177,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def by_task(rows: list[dict[str, Any]]) -> str:
+    """Of each training: the test loss of dense, and the part of its drop that is missing with each setting."""
+    lines = ["| task | ranks, seed | steps | loss at the start; dense | missing |", "| --- | --- | --- | --- | --- |"]
+    for dense in [row for row in rows if row["setting"] == "dense"]:
+        same = [row for row in rows if all(row[name] == dense[name] for name in ("task", "ranks", "seed"))]
+        for mark in dense["losses"]:
+            parts = [
+                f"{row['setting']}: {missing_part(row, dense, mark):.1%}"
+                for row in same
+                if row is not dense and mark in row["losses"]
+            ]
+            lines.append(
+                f"| {dense['task']} | {dense['ranks']}, {dense['seed']} | {mark} | {dense['start']:.3f}; "
+                f"{dense['losses'][mark]:.3f} | {'; '.join(parts)} |".replace("inf%", "diverged")
+            )
+    return "\n".join(lines)
+
+
 def missing_part(row: dict[str, Any], dense: dict[str, Any], mark: str) -> float:
     """Negative where it is better than dense; above 1 where it is worse than at the start."""
     best, loss = dense["losses"][mark], row["losses"][mark]
@@ -192,6 +233,8 @@ def main() -> None:
                     flush=True,
                 )
     print(table(study["rows"]))
+    if options.table:
+        print(by_task(study["rows"]))
 
 
 if __name__ == "__main__":

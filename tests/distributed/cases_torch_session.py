@@ -10,7 +10,9 @@ import gtopk
 from gtopk.torch.exchange import Options
 from gtopk.torch.segments import Segment
 from gtopk.torch.session import Session
-from gtopk.torch.warmup import DensitySchedule
+from gtopk.torch.warmup import DensitySchedule, default_density
+
+DENSE_STEPS = next(step for step in range(1000) if default_density(step) is not None)
 
 
 def session(*likes, density=1.0, warmup=None, **options):
@@ -45,6 +47,41 @@ def case_pieces_on_some_ranks_and_all_at_once_on_others():
             else:
                 updates = one.step(mine)
             assert_same_on_all_ranks(torch.cat(updates).cpu().numpy())
+
+
+def case_the_default_density():
+    """Dense at first where the algorithm may change, then fewer and fewer entries; what one step leaves a later one sends."""
+    for options in (
+        {},
+        {"algorithm": "gtopk-split", "dense_below": 5},
+        {"algorithm": "topk"},
+        {"algorithm": "dense"},
+        {"algorithm": "auto"},
+        {"momentum_correction": True},
+        {"hierarchy": "node"},
+    ):
+        one = session(torch.zeros(4000), torch.zeros(4), density=None, **options)
+        given, sent, kept = (torch.zeros(4000) for _ in range(3))
+        generator = torch.Generator().manual_seed(gtopk.rank())
+        for step in (0, DENSE_STEPS - 1, DENSE_STEPS, 2 * DENSE_STEPS, 10**6, 3, 10**6):
+            one.steps = step
+            mine = torch.randint(-3, 4, (4000,), generator=generator, device="cpu").to(DEVICE) * 48.0 * gtopk.size()
+            given += mine
+            due = kept + gtopk.allreduce(mine, op=gtopk.Sum)
+            update = one.step([mine, torch.ones(4)])[0]
+            sent += update
+            assert_same_on_all_ranks(update.cpu().numpy())
+            if (
+                step < DENSE_STEPS
+                and options.get("algorithm") != "auto"
+                and not {"momentum_correction", "hierarchy"} & {*options}
+            ):
+                assert torch.equal(update * gtopk.size(), due)
+            kept = gtopk.allreduce(one.exchange.state()["s0"].residual.to(DEVICE), op=gtopk.Sum)
+            if "hierarchy" not in options:  # there residuals lie with other ranks
+                assert torch.equal(kept + gtopk.size() * sent, gtopk.allreduce(given, op=gtopk.Sum)), (options, step)
+        if options.get("algorithm") != "dense":
+            assert one.stats["k"] <= 5 * (1 + gtopk.size())
 
 
 def case_local_steps():

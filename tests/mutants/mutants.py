@@ -55,6 +55,21 @@ ROLL_CALL = "python/gtopk/_roll_call.py"
 STAGE = CUDA + "stage.cu"
 
 MUTANTS = [
+    # the default density
+    Mutant("default density: it changes in every step", TORCH + "warmup.py", "(number >> low << low)", "number"),
+    Mutant("default density: no step is dense", TORCH + "warmup.py", "None if wanted > DENSE else ", ""),
+    Mutant(
+        "default density: a warm-up is forgotten",
+        TORCH + "warmup.py",
+        "density is None and warmup is None",
+        "density is None",
+    ),
+    Mutant(
+        "default density: dense for good",
+        TORCH + "exchange.py",
+        'if before != after != "dense":',
+        "if False:",
+    ),
     # shards
     Mutant("peers: an overflow stays with one of them", COMM, "*nonfinite |= words[r].nonfinite;", ""),
     Mutant(

@@ -21,6 +21,7 @@ from torch.optim import lr_scheduler
 from torch_support import ALL, Net, assert_equal, batch, loss_of, make, train, twins
 
 import gtopk
+from gtopk.torch.warmup import DensitySchedule, default_density
 
 OPTIMIZERS = {
     "sgd": lambda p: optim.SGD(p, lr=0.1),
@@ -573,6 +574,29 @@ def test_warmup(exchanging):
         optimizer.step()
         counts.append(optimizer.stats()["k"])
     assert counts == [250, 250, 100, 10, 10]
+
+
+def test_the_default_density_falls_with_the_age_of_the_training(exchanging):
+    weight = nn.Parameter(torch.zeros(1000))
+    optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0))
+    seen = {}
+    for step in (0, 38, 39, 110, 111, 999, 10238, 10239, 10**9):
+        optimizer._gtopk.session.steps = step
+        weight.grad = torch.randn(1000)
+        optimizer.step()
+        seen[step] = optimizer.stats()["algorithm"], optimizer.stats()["k"]
+    assert {algorithm for algorithm, _ in seen.values()} == {"dense", "gtopk"}
+    counts = {step: 1000 if algorithm == "dense" else k for step, (algorithm, k) in seen.items()}
+    assert counts == {0: 1000, 38: 1000, 39: 100, 110: 100, 111: 89, 999: 11, 10238: 1, 10239: 1, 10**9: 1}
+
+
+def test_the_default_density_is_ten_over_the_step_within_a_quarter():
+    for step in range(111, 10**4):
+        assert 10 / (step + 1) <= default_density(step) <= 12.5 / (step + 1)
+    changes = sum(default_density(step) != default_density(step + 1) for step in range(2 * 10**4))
+    assert changes < 40  # each is a collective call
+    for density, warmup, then in ((0.5, None, 0.5), (None, [(3, 0.5)], 0.001), (None, lambda _: 0.2, 0.2)):
+        assert DensitySchedule(density, warmup)(3) == then  # what is given counts from the first step on
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

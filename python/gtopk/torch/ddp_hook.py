@@ -115,7 +115,7 @@ class GTopKState:
         process_group: dist.ProcessGroup | None = None,
         *,
         named_parameters: Iterable[tuple[str, Tensor]] | None = None,
-        density: float = 0.001,
+        density: float | None = None,
         algorithm: str = "gtopk",
         value_type: str = "bf16",
         residual_policy: str = "share",

@@ -21,6 +21,7 @@ from ..reducer import Reducer, reduce_together
 from ..step_stats import NOTHING, merged, remember
 from .agreement import OPTIONS, any_of
 from .segments import Segment, all_flat, disjoint, flat_view, resized_text, sharing
+from .warmup import MOST, Density
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Exchange:
         self.parts: list[Part] = []
         self.waiting: dict[str, Waiting] = {}
         self._where: list[tuple[int, int]] = []  # by place: part and segment in it
-        self._density = 0.0
+        self._density: Density = 0.0
         self._momentum = (0.0, False)
         self._plain = False
         self._buffers: dict[int, Tensor] = {}  # for what has to be copied, by place
@@ -104,7 +105,7 @@ class Exchange:
 
     # ---- set-up ----
 
-    def build(self, segments: Sequence[Segment], density: float) -> None:
+    def build(self, segments: Sequence[Segment], density: Density) -> None:
         """Makes the reducers for `segments`. Collective. Residuals follow their names; those left out wait.
 
         Raises
@@ -157,13 +158,19 @@ class Exchange:
             part.reducer.close()
         self.segments, self.parts, self._where, self._buffers, self._step = [], [], [], {}, None
 
-    def set_density(self, density: float) -> None:
+    def set_density(self, density: Density) -> None:
         """The density of the steps to come. Collective when it changes."""
-        if density != self._density:
-            for part in self.parts:
-                if not part.dense:
-                    part.reducer.set_density(density)
-            self._density = density
+        if density == self._density:
+            return
+        for part in self.parts:
+            if not part.dense:
+                before, after = (self._algorithm(part.segments, one) for one in (self._density, density))
+                if before != after == "dense":
+                    part.reducer.set_algorithm(after)
+                part.reducer.set_density(_of_entries(density))
+                if before != after != "dense":  # not before, as it makes room for the entries of that density
+                    part.reducer.set_algorithm(after)
+        self._density = density
 
     def set_momentum(self, momentum: float, nesterov: bool) -> None:
         """The momentum of the steps to come."""
@@ -376,15 +383,22 @@ class Exchange:
         ranks = 1 if reducer.hierarchy == "off" else self.comm.size // reducer.nodes  # whose values lie here
         reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update.to("cpu"), alpha=ranks))
 
-    def _reducer(self, segments: Sequence[Segment], density: float, dense: bool) -> Reducer:
+    def _algorithm(self, segments: Sequence[Segment], density: Density) -> str:
+        """Of a part that is not dense for good."""
         options = self.options
-        algorithm = options.algorithm
-        if algorithm == "auto" and segments[0].whole:
-            algorithm = "gtopk"  # what is measured may differ between peers, whose updates must not
+        if options.algorithm == "auto":
+            # What is measured may differ between peers, whose updates must not.
+            return "gtopk" if segments[0].whole else "auto"
+        # Dense is no choice where shares are exchanged, and it would clear all velocities.
+        chosen = options.hierarchy != "off" or options.momentum_correction
+        return "dense" if density is None and not chosen else options.algorithm
+
+    def _reducer(self, segments: Sequence[Segment], density: Density, dense: bool) -> Reducer:
+        options = self.options
         return Reducer(
             [segment.numel for segment in segments],
-            density=density,
-            algorithm="dense" if dense else algorithm,
+            density=_of_entries(density),
+            algorithm="dense" if dense else self._algorithm(segments, density),
             value_type="fp32" if dense else options.value_type,
             residual_policy=options.residual_policy,
             merge_growth=1.0 if dense else options.merge_growth,
@@ -441,6 +455,10 @@ class Exchange:
                 part.reducer.set_residual(s, self.comm.allreduce(entry[0], Sum).div_(part.reducer.nodes))
                 if has_velocity:
                     part.reducer.set_velocity(s, self.comm.allreduce(entry[1], Sum).div_(part.reducer.nodes))
+
+
+def _of_entries(density: Density) -> float:
+    return MOST if density is None else density
 
 
 def _flat(segment: Segment, entry: Waiting | None, with_velocity: bool) -> list[Tensor]:

@@ -32,7 +32,7 @@ def DistributedOptimizer(
     optimizer: OptimizerT,
     named_parameters: Iterable[tuple[str, Tensor]] | None = None,
     *,
-    density: float = 0.001,
+    density: float | None = None,
     algorithm: str = "gtopk",
     value_type: str = "bf16",
     residual_policy: str = "share",
@@ -65,8 +65,9 @@ def DistributedOptimizer(
     named_parameters : iterable of (str, Tensor), optional
         Usually ``model.named_parameters()``. Names are compared between ranks, and are used in checkpoints and errors.
         Default: the places in the optimizer.
-    density : float
-        Part of all gradient entries that a rank sends in a step, in (0, 1].
+    density : float, optional
+        Part of all gradient entries that a rank sends in a step, in (0, 1]. Default: it falls while the training goes on, as
+        10 / step, until it is 0.001; after 39 dense steps. With a ``warmup``: 0.001 after it.
     algorithm, value_type, residual_policy, merge_growth
         See `gtopk.Reducer`.
     warmup : list of (steps, density), or callable of the step, optional
@@ -136,7 +137,7 @@ def DistributedOptimizer(
     >>> gtopk.init()
     >>> model = torch.nn.Linear(4, 1)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    >>> optimizer = gtopk.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), density=0.001)
+    >>> optimizer = gtopk.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
     >>> model(torch.ones(2, 4)).sum().backward()
     >>> optimizer.step()
     >>> isinstance(optimizer, torch.optim.SGD)

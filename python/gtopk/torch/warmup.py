@@ -8,6 +8,24 @@ from typing import TypeAlias
 from ..errors import InvalidError
 
 Warmup: TypeAlias = Iterable[tuple[int, float]] | Callable[[int], float]
+Density: TypeAlias = float | None  # None: everything is sent
+
+LAST = 0.001  # the density at the end of the default schedule, and after a warm-up that was given alone
+SHARE = 10.0  # the default density is this over the number of the step
+DENSE = 0.25  # where that is more, everything is sent
+MOST = 0.1  # of a step that is not dense: its sets take 80 bytes an entry
+
+
+def default_density(step: int) -> Density:
+    """The density of a step where neither density nor warm-up was given: 10 / step, until it is 0.001.
+
+    With density d what is not sent waits in the order of 1 / d steps: here, for a tenth of the training's age so far. 39 steps
+    are dense, then it is 0.1 until that is more than 10 / step. It changes by at most a quarter at once.
+    """
+    number = step + 1
+    low = max(0, number.bit_length() - 3)
+    wanted = SHARE / (number >> low << low)
+    return None if wanted > DENSE else min(MOST, max(LAST, wanted))
 
 
 class DensitySchedule:
@@ -15,8 +33,8 @@ class DensitySchedule:
 
     Parameters
     ----------
-    density : float
-        The density after the warm-up.
+    density : float or None
+        The density after the warm-up. None: `default_density`, or where there is a warm-up 0.001 after it.
     warmup : list of (steps, density), callable or None
         Each density is used for so many steps, one after the other; or a function of the number of steps done.
 
@@ -28,8 +46,9 @@ class DensitySchedule:
     (0.25, 0.015, 0.001)
     """
 
-    def __init__(self, density: float, warmup: Warmup | None) -> None:
-        self.density = _density(density, "density")
+    def __init__(self, density: float | None, warmup: Warmup | None) -> None:
+        self.density = LAST if density is None else _density(density, "density")
+        self._is_default = density is None and warmup is None
         self._function = warmup if callable(warmup) else None
         self._stages: list[tuple[int, float]] = []
         if warmup is None or callable(warmup):
@@ -40,7 +59,9 @@ class DensitySchedule:
             end += steps
             self._stages.append((end, stage_density))
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: int) -> Density:
+        if self._is_default:
+            return default_density(step)
         if self._function is not None:
             return _density(self._function(step), f"warmup({step})")
         for end, density in self._stages:
