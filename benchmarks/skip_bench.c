@@ -166,8 +166,8 @@ static void measure(gtopk_comm_t *comm, const char *name, float *gradient, size_
         for (int i = 0; i < 2 && repeat > 1; i++)
             best[which][i] = taken[i] < best[which][i] ? taken[i] : best[which][i];
     }
-    (void)printf("{\"%s\": {\"accumulate_ms\": %.3f, \"with_rollback\": %.3f, \"step_ms\": %.3f, \"with_rollback\": "
-                 "%.3f}}\n",
+    (void)printf("{\"%s\": {\"accumulate_ms\": %.3f, \"accumulate_with_rollback\": %.3f, \"step_ms\": %.3f, "
+                 "\"step_with_rollback\": %.3f}}\n",
                  name, best[0][0], best[1][0] / best[0][0], best[0][1], best[1][1] / best[0][1]);
     for (int i = 0; i < 2; i++)
         gtopk_reducer_destroy(both[i]);

@@ -16,7 +16,7 @@ __all__ = ["Plan", "Recipe", "make_parser", "parse"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a workload was published. The learning rate rises to `lr` during `warmup_epochs`."""
+    """How a workload was published. The learning rate rises from `lr / ranks` to `lr` during `warmup_epochs`."""
 
     epochs: float
     batch_size: int
@@ -67,7 +67,10 @@ def make_parser(description: str, recipe: Recipe, unit: str) -> argparse.Argumen
         "--lr-divisor", type=float, default=recipe.lr_divisor, help="it is divided by this each epoch (%(default)s)"
     )
     plan.add_argument(
-        "--warmup-epochs", type=float, default=recipe.warmup_epochs, help="in which it rises (%(default)s)"
+        "--warmup-epochs",
+        type=float,
+        default=recipe.warmup_epochs,
+        help="in which it rises from lr / ranks (%(default)s)",
     )
     plan.add_argument("--momentum", type=float, default=recipe.momentum, help="(%(default)s)")
     plan.add_argument("--weight-decay", type=float, default=recipe.weight_decay, help="(%(default)s)")
@@ -127,9 +130,10 @@ class Plan:
     lr: float
     lr_drops: list[float]
     lr_divisor: float
+    ranks: int
 
     @staticmethod
-    def make(options: argparse.Namespace, epoch: int) -> Plan:
+    def make(options: argparse.Namespace, epoch: int, ranks: int) -> Plan:
         """`epoch` is its number of steps."""
         steps = options.steps or max(1, round(options.epochs * epoch))
         parts = options.density_warmup if options.algorithm != "dense" else []
@@ -146,10 +150,13 @@ class Plan:
             lr=options.lr,
             lr_drops=options.lr_drops,
             lr_divisor=options.lr_divisor,
+            ranks=ranks,
         )
 
     def learning_rate(self, step: int) -> float:
-        """Rises evenly to `lr` during warm-up; falls to a tenth at each drop, and by `lr_divisor` each epoch."""
-        rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        """Rises evenly during warm-up, from that for one rank's batch (Goyal et al., 2017, section 2.2); falls to a tenth at
+        each drop, and by `lr_divisor` each epoch."""
+        warm = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        rise = (1.0 + (self.ranks - 1) * warm) / self.ranks
         drops = sum(step >= drop * self.steps_an_epoch for drop in self.lr_drops)
         return float(self.lr * rise * 0.1**drops / self.lr_divisor ** (step // self.steps_an_epoch))

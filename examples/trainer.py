@@ -46,7 +46,7 @@ def main(workload: Workload, description: str) -> None:
 
     model = workload.build().to(device)
     workload.place(device)
-    plan = Plan.make(options, agreed_steps(workload, options))
+    plan = Plan.make(options, agreed_steps(workload, options), gtopk.size())
     optimizer = torch.optim.SGD(
         model.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
     )
@@ -202,6 +202,7 @@ class Training:
                 loss = self._step(step)
                 stats = self.optimizer.stats()
                 window.add(loss, time.perf_counter() - began, stats)
+                bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
                 bar.update()
                 done = step + 1
                 late = False

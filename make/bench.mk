@@ -21,7 +21,11 @@ bench-network: build $(RUN_READY) $(VENV)/.installed-network
 bench-select: $(BUILD)/benchmarks/select_bench
 	$(BUILD)/benchmarks/select_bench $(ARGS)
 
-.PHONY: bench bench-allreduce bench-network bench-select
+#: make report           what was measured (benchmarks/results), as one HTML page: build/report.html
+report: $(VENV)/.installed-run $(VENV)/.installed-report
+	@$(VENV_PYTHON) benchmarks/results_page.py --output "$(BUILD)/report.html" $(ARGS)
+
+.PHONY: bench bench-allreduce bench-network bench-select report
 
 # ---- many ranks, simulated ----
 

@@ -4,7 +4,7 @@
 VENV_PYTHON := $(VENV)/bin/python
 RUN_READY   := $(VENV)/.installed-run $(VENV)/.installed-gtopk
 WORK_READY  := $(RUN_READY) $(VENV)/.installed-workloads
-TEST_READY  := $(WORK_READY) $(VENV)/.installed-test
+TEST_READY  := $(WORK_READY) $(VENV)/.installed-test $(VENV)/.installed-report
 
 $(VENV)/.created: scripts/make_venv.sh
 	@GTOPK_CACHE="$(CACHE)" scripts/make_venv.sh "$(PYTHON)" "$(VENV)"

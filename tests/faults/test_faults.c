@@ -22,18 +22,15 @@
 #include "support/costs.h"
 #include "support/faulty.h"
 #include "support/gpu.h"
-#include "support/ordered.h"
+#include "support/parts.h"
 #include "support/random.h"
 #include "support/ranks.h"
 #include "support/sizes.h"
 #include "support/step.h"
-#include "transport/thread.h"
 
 #define DIM 60
-#define DENSE_PART 20          /* of DIM, where two reducers take a step together: the entries of the dense one */
-#define ALGORITHM_TWO_PARTS 10 /* beside those of gtopk.h: a dense reducer and a gtopk one, in one step */
-#define ALGORITHM_CHANGES 11   /* auto, which takes another algorithm at the end of the fault's step */
-#define STEPS 5                /* 0: well, 1: the fault, 2 to 4: what comes after it */
+#define ALGORITHM_CHANGES (PARTS_TOGETHER + 1) /* auto, which takes another algorithm at the end of the fault's step */
+#define STEPS 5                                /* 0: well, 1: the fault, 2 to 4: what comes after it */
 #define FAULT_STEP 1
 #define SIZE_MAX_TESTED 9
 #define TIMEOUT 5.0 /* virtual seconds */
@@ -52,19 +49,11 @@ typedef struct scenario {
     int algorithm, size;
     int each; /* ranks of a node; 0: no nodes */
     fault_kind_t kind;
-    int rank, message; /* message < 0: nothing is spoilt */
-    pthread_barrier_t end;
+    int rank, message;          /* message < 0: nothing is spoilt */
     int sent[SIZE_MAX_TESTED];  /* messages of the fault's step, when nothing is spoilt */
     int calls[SIZE_MAX_TESTED]; /* of the transport that may fail, in that step */
     outcome_t outcomes[SIZE_MAX_TESTED][STEPS];
 } scenario_t;
-
-typedef struct actor {
-    scenario_t *scenario;
-    gtopk_thread_group_t *group;
-    ordered_group_t *ordered;
-    int rank;
-} actor_t;
 
 static struct {
     long faults, survived, failed_steps;
@@ -80,53 +69,24 @@ static void count_warning(void *context, int level, const char *text)
         atomic_fetch_add(&warnings, 1);
 }
 
-/* The reducers of one rank: their entries follow each other in DIM. */
-typedef struct parts {
-    gtopk_reducer_t *reducers[2];
-    uint64_t length[2];
-    size_t count;
-} parts_t;
-
 static int in_bf16(const scenario_t *scenario)
 {
     return scenario->size % 3 == 0 && !on_gpu();
 }
 
-static void parts_create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *scenario)
+static void create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *scenario)
 {
-    const int together = scenario->algorithm == ALGORITHM_TWO_PARTS;
+    const int changes = scenario->algorithm == ALGORITHM_CHANGES;
     gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    config.algorithm = changes ? GTOPK_ALGORITHM_AUTO : scenario->algorithm;
     config.density = 0.15;
     config.rollback = scenario->size % 2;
     config.residual_dtype = in_bf16(scenario) ? GTOPK_BF16 : GTOPK_F32;
     config.value_type = (scenario->size + scenario->rank) % 4;
     config.hierarchy = scenario->each > 0 ? GTOPK_HIERARCHY_NODE : GTOPK_HIERARCHY_OFF;
-    *parts = (parts_t){.count = together ? 2 : 1};
-    parts->length[0] = together ? DENSE_PART : DIM;
-    parts->length[1] = DIM - DENSE_PART;
-    for (size_t i = 0; i < parts->count; i++) {
-        config.algorithm = !together ? scenario->algorithm : i == 0 ? GTOPK_ALGORITHM_DENSE : GTOPK_ALGORITHM_GTOPK;
-        if (scenario->algorithm == ALGORITHM_CHANGES)
-            config.algorithm = GTOPK_ALGORITHM_AUTO;
-        REQUIRE(gtopk_reducer_create(&parts->reducers[i], comm, &config, &parts->length[i], 1) == GTOPK_OK);
+    parts_create(parts, comm, config, DIM);
+    for (size_t i = 0; i < parts->count; i++)
         parts->reducers[i]->choice.window = FAULT_STEP + 1;
-    }
-}
-
-static void parts_tensors(const parts_t *parts, float *values, gtopk_tensor_t tensors[2])
-{
-    for (size_t i = 0; i < parts->count; i++) {
-        tensors[i] = (gtopk_tensor_t){values, parts->length[i], GTOPK_F32, 0};
-        values += parts->length[i];
-    }
-}
-
-static void parts_residual(const parts_t *parts, float *values)
-{
-    for (size_t i = 0; i < parts->count; i++) {
-        REQUIRE(gtopk_reducer_residual(parts->reducers[i], 0, values, parts->length[i]) == GTOPK_OK);
-        values += parts->length[i];
-    }
 }
 
 static void take_step(const parts_t *parts, int rank, int number, outcome_t *outcome)
@@ -154,27 +114,25 @@ static void take_step(const parts_t *parts, int rank, int number, outcome_t *out
 
 static void *act(void *argument)
 {
-    actor_t *self = argument;
-    scenario_t *scenario = self->scenario;
+    const ranks_thread_t *self = argument;
+    scenario_t *scenario = self->context;
     gtopk_comm_config_t net = GTOPK_COMM_CONFIG_INIT;
-    transport_t *thread, *ordered = NULL, *faulty;
+    transport_t *thread, *ordered, *faulty;
     gtopk_comm_t *comm;
     char node[16];
     parts_t parts;
     net.group = self->group;
     net.rank = self->rank;
-    net.size = scenario->size;
+    net.size = self->size;
     net.timeout = TIMEOUT;
     net.warn_after = WARN_AFTER;
-    net.node = ranks_node(self->rank, scenario->each, node);
-    REQUIRE(transport_thread_open(&net, &thread) == GTOPK_OK);
-    if (self->ordered)
-        REQUIRE(ordered_create(self->ordered, thread, &ordered) == GTOPK_OK);
+    net.node = ranks_node(self->rank, self->each, node);
+    REQUIRE(ranks_transports(&net, self->ordered, &thread, &ordered) == GTOPK_OK);
     faulty = faulty_create(ordered ? ordered : thread);
     REQUIRE(faulty);
     REQUIRE(comm_open(&comm, ordered ? thread : faulty, ordered ? faulty : NULL, &net) == GTOPK_OK);
     comm->costs = next_to_nothing;
-    parts_create(&parts, comm, scenario);
+    create(&parts, comm, scenario);
 
     faulty_record(faulty);
     for (int number = 0; number < STEPS; number++) {
@@ -187,31 +145,16 @@ static void *act(void *argument)
             scenario->calls[self->rank] = faulty_calls(faulty);
         }
     }
-    transport_thread_idle(thread, 1);
-    (void)pthread_barrier_wait(&scenario->end); /* closing would tell the others before the deadline does */
-    for (size_t i = 0; i < parts.count; i++)
-        gtopk_reducer_destroy(parts.reducers[i]);
+    ranks_stay(self, thread);
+    parts_destroy(&parts);
     gtopk_comm_destroy(comm);
     return NULL;
 }
 
 static void play(scenario_t *scenario)
 {
-    pthread_t threads[SIZE_MAX_TESTED];
-    actor_t actors[SIZE_MAX_TESTED];
-    gtopk_thread_group_t *group;
-    ordered_group_t *ordered = ordered_wanted() ? ordered_group_create(scenario->size) : NULL;
-    REQUIRE(gtopk_thread_group_create(&group, scenario->size, GTOPK_THREAD_VIRTUAL_CLOCK) == GTOPK_OK);
-    REQUIRE(pthread_barrier_init(&scenario->end, NULL, (unsigned)scenario->size) == 0);
-    for (int r = 0; r < scenario->size; r++) {
-        actors[r] = (actor_t){scenario, group, ordered, r};
-        REQUIRE(pthread_create(&threads[r], NULL, act, &actors[r]) == 0);
-    }
-    for (int r = 0; r < scenario->size; r++)
-        (void)pthread_join(threads[r], NULL);
-    (void)pthread_barrier_destroy(&scenario->end);
-    ordered_group_destroy(ordered);
-    gtopk_thread_group_destroy(group);
+    ranks_play((ranks_thread_t){.context = scenario, .size = scenario->size, .each = scenario->each}, act,
+               GTOPK_THREAD_VIRTUAL_CLOCK);
 }
 
 static void fail_rank(const scenario_t *scenario, int rank, int step, const char *what)
@@ -246,7 +189,7 @@ static void check_replicas(const scenario_t *scenario, int number)
 static int is_summed(const scenario_t *scenario, int r, int number)
 {
     const outcome_t *outcome = &scenario->outcomes[r][number];
-    const int first = scenario->algorithm == ALGORITHM_TWO_PARTS ? DENSE_PART : 0; /* a dense part has no shares */
+    const int first = scenario->algorithm == PARTS_TOGETHER ? DIM / 3 : 0; /* a dense part has no shares */
     const int each = scenario->each, share = each > 0 ? (DIM - first + each - 1) / each : 0;
     for (int i = 0; i < DIM && each > 1; i++) {
         float sum = 0.0f, expected = i < first ? outcome->before[i] : 0.0f;
@@ -390,7 +333,7 @@ static void test_gtopk_split(void **state)
 static void test_two_reducers_in_one_step(void **state)
 {
     (void)state;
-    try_all_faults(ALGORITHM_TWO_PARTS);
+    try_all_faults(PARTS_TOGETHER);
 }
 
 /* What fails after the step, while ranks compare times and make another exchange, is told of by the next step. */
@@ -414,7 +357,7 @@ static void test_nodes(void **state)
             if (layouts[l].size <= most && (layouts[l].size == 4 || algorithm == GTOPK_ALGORITHM_GTOPK))
                 try_faults_of(algorithm, layouts[l].size, layouts[l].each);
     if (most >= 4)
-        try_faults_of(ALGORITHM_TWO_PARTS, 4, 2);
+        try_faults_of(PARTS_TOGETHER, 4, 2);
 }
 
 /* Ranks that wait past the warning time say for whom. */

@@ -22,16 +22,13 @@
 #include "support/bf16.h"
 #include "support/check.h"
 #include "support/guarded.h"
-#include "support/ordered.h"
+#include "support/parts.h"
 #include "support/random.h"
 #include "support/ranks.h"
 #include "support/sizes.h"
-#include "transport/thread.h"
 
 #define DIM 48
-#define DENSE_PART 16          /* of DIM, where two reducers take a step together: the entries of the dense one */
-#define ALGORITHM_TWO_PARTS 10 /* beside those of gtopk.h: a dense reducer and a gtopk one, in one step */
-#define STEPS 4                /* 0: well, 1: the fault, 2 and 3: what comes after it */
+#define STEPS 4 /* 0: well, 1: the fault, 2 and 3: what comes after it */
 #define FAULT_STEP 1
 #define SIZE_MAX_TESTED 4
 #define TEXT 1024
@@ -50,75 +47,18 @@ typedef struct scenario {
     guarded_fault_t fault;
     int rank;
     long operation;
-    int no_wait; /* an error of the commit comes out in the next step */
-    pthread_barrier_t end;
+    int no_wait;                      /* an error of the commit comes out in the next step */
     long operations[SIZE_MAX_TESTED]; /* of the fault's step, when nothing fails */
     outcome_t outcomes[SIZE_MAX_TESTED][STEPS];
 } scenario_t;
-
-typedef struct actor {
-    scenario_t *scenario;
-    gtopk_thread_group_t *group;
-    ordered_group_t *ordered;
-    int rank;
-} actor_t;
 
 static struct {
     long faults, survived;
 } tally;
 
-/* ---- the reducers of one rank: their entries follow each other in DIM ---- */
-
-typedef struct parts {
-    gtopk_reducer_t *reducers[2];
-    uint64_t length[2];
-    size_t count;
-} parts_t;
-
 static int in_bf16(const scenario_t *scenario)
 {
     return scenario->size % 3 == 0;
-}
-
-static size_t parts_of(int algorithm, uint64_t length[2])
-{
-    const int together = algorithm == ALGORITHM_TWO_PARTS;
-    length[0] = together ? DENSE_PART : DIM;
-    length[1] = DIM - DENSE_PART;
-    return together ? 2 : 1;
-}
-
-static void parts_create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *scenario)
-{
-    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
-    config.density = 0.15;
-    config.device = "guarded";
-    config.value_type = scenario->size % 4;
-    config.rollback = scenario->size % 2;
-    config.residual_dtype = in_bf16(scenario) ? GTOPK_BF16 : GTOPK_F32;
-    parts->count = parts_of(scenario->algorithm, parts->length);
-    for (size_t i = 0; i < parts->count; i++) {
-        config.algorithm = parts->count == 1 ? scenario->algorithm
-                           : i == 0          ? GTOPK_ALGORITHM_DENSE
-                                             : GTOPK_ALGORITHM_GTOPK;
-        REQUIRE(gtopk_reducer_create(&parts->reducers[i], comm, &config, &parts->length[i], 1) == GTOPK_OK);
-    }
-}
-
-static void parts_tensors(const parts_t *parts, float *values, gtopk_tensor_t tensors[2])
-{
-    for (size_t i = 0; i < parts->count; i++) {
-        tensors[i] = (gtopk_tensor_t){values, parts->length[i], GTOPK_F32, 0};
-        values += parts->length[i];
-    }
-}
-
-static void parts_residual(const parts_t *parts, float *values)
-{
-    for (size_t i = 0; i < parts->count; i++) {
-        REQUIRE(gtopk_reducer_residual(parts->reducers[i], 0, values, parts->length[i]) == GTOPK_OK);
-        values += parts->length[i];
-    }
 }
 
 /* ---- steps ---- */
@@ -169,23 +109,39 @@ static void take_step(const parts_t *parts, const scenario_t *scenario, int rank
             note(outcome, gtopk_reducer_wait(parts->reducers[i], NULL));
 }
 
-static void *act(void *argument)
+static gtopk_comm_config_t net_of(const ranks_thread_t *self)
 {
-    actor_t *self = argument;
-    scenario_t *scenario = self->scenario;
     gtopk_comm_config_t net = GTOPK_COMM_CONFIG_INIT;
-    transport_t *thread, *ordered = NULL;
-    gtopk_comm_t *comm;
-    parts_t parts;
     net.group = self->group;
     net.rank = self->rank;
-    net.size = scenario->size;
+    net.size = self->size;
     net.timeout = 5.0;
-    REQUIRE(transport_thread_open(&net, &thread) == GTOPK_OK);
-    if (self->ordered)
-        REQUIRE(ordered_create(self->ordered, thread, &ordered) == GTOPK_OK);
+    return net;
+}
+
+static void create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *scenario)
+{
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    config.algorithm = scenario->algorithm;
+    config.density = 0.15;
+    config.device = "guarded";
+    config.value_type = scenario->size % 4;
+    config.rollback = scenario->size % 2;
+    config.residual_dtype = in_bf16(scenario) ? GTOPK_BF16 : GTOPK_F32;
+    parts_create(parts, comm, config, DIM);
+}
+
+static void *act(void *argument)
+{
+    const ranks_thread_t *self = argument;
+    scenario_t *scenario = self->context;
+    const gtopk_comm_config_t net = net_of(self);
+    transport_t *thread, *ordered;
+    gtopk_comm_t *comm;
+    parts_t parts;
+    REQUIRE(ranks_transports(&net, self->ordered, &thread, &ordered) == GTOPK_OK);
     REQUIRE(comm_open(&comm, thread, ordered, &net) == GTOPK_OK);
-    parts_create(&parts, comm, scenario);
+    create(&parts, comm, scenario);
     for (int number = 0; number < STEPS; number++) {
         outcome_t *outcome = &scenario->outcomes[self->rank][number];
         const int is_lost = scenario->no_wait && number >= FAULT_STEP && self->rank == scenario->rank;
@@ -201,36 +157,15 @@ static void *act(void *argument)
         guarded_arm(GUARDED_NO_FAULT, 0);
         parts_residual(&parts, outcome->after);
     }
-    transport_thread_idle(thread, 1);
-    (void)pthread_barrier_wait(&scenario->end); /* closing would tell the others */
-    for (size_t i = 0; i < parts.count; i++)
-        gtopk_reducer_destroy(parts.reducers[i]);
+    ranks_stay(self, thread);
+    parts_destroy(&parts);
     gtopk_comm_destroy(comm);
     return NULL;
 }
 
-static void play_with(scenario_t *scenario, void *(*part)(void *actor))
-{
-    pthread_t threads[SIZE_MAX_TESTED];
-    actor_t actors[SIZE_MAX_TESTED];
-    gtopk_thread_group_t *group;
-    ordered_group_t *ordered = ordered_wanted() ? ordered_group_create(scenario->size) : NULL;
-    REQUIRE(gtopk_thread_group_create(&group, scenario->size, GTOPK_THREAD_VIRTUAL_CLOCK) == GTOPK_OK);
-    REQUIRE(pthread_barrier_init(&scenario->end, NULL, (unsigned)scenario->size) == 0);
-    for (int r = 0; r < scenario->size; r++) {
-        actors[r] = (actor_t){scenario, group, ordered, r};
-        REQUIRE(pthread_create(&threads[r], NULL, part, &actors[r]) == 0);
-    }
-    for (int r = 0; r < scenario->size; r++)
-        (void)pthread_join(threads[r], NULL);
-    (void)pthread_barrier_destroy(&scenario->end);
-    ordered_group_destroy(ordered);
-    gtopk_thread_group_destroy(group);
-}
-
 static void play(scenario_t *scenario)
 {
-    play_with(scenario, act);
+    ranks_play((ranks_thread_t){.context = scenario, .size = scenario->size}, act, GTOPK_THREAD_VIRTUAL_CLOCK);
 }
 
 /* ---- checks ---- */
@@ -261,7 +196,7 @@ static int happened(const scenario_t *scenario, const scenario_t *well, int r, i
     const outcome_t *outcome = &scenario->outcomes[r][number], *good = &well->outcomes[r][number];
     float untouched[DIM];
     uint64_t length[2], at = 0;
-    const size_t parts = parts_of(scenario->algorithm, length);
+    const size_t parts = parts_of(scenario->algorithm, DIM, length);
     int done = -1;
     memset(untouched, UNTOUCHED, sizeof untouched);
     for (size_t i = 0; i < parts; at += length[i++]) {
@@ -399,7 +334,7 @@ static void test_gtopk_split(void **state)
 static void test_two_reducers_in_one_step(void **state)
 {
     (void)state;
-    try_all_operations(ALGORITHM_TWO_PARTS);
+    try_all_operations(PARTS_TOGETHER);
 }
 
 /* ---- the end comes while a step is queued ---- */
@@ -421,27 +356,22 @@ static int interrupt_soon(void *context)
 
 static void *end_a_step(void *argument)
 {
-    actor_t *self = argument;
-    ending_t *ending = (ending_t *)self->scenario;
-    gtopk_comm_config_t net = GTOPK_COMM_CONFIG_INIT;
-    transport_t *thread, *ordered = NULL;
+    const ranks_thread_t *self = argument;
+    ending_t *ending = self->context;
+    const gtopk_comm_config_t net = net_of(self);
+    const int leaves = self->rank == 1 && ending->kind == END_LEAVES;
+    transport_t *thread, *ordered;
     gtopk_comm_t *comm;
     parts_t parts;
     int asked = 0;
-    net.group = self->group;
-    net.rank = self->rank;
-    net.size = 2;
-    net.timeout = 5.0;
-    REQUIRE(transport_thread_open(&net, &thread) == GTOPK_OK);
+    REQUIRE(ranks_transports(&net, self->ordered, &thread, &ordered) == GTOPK_OK);
     if (ending->kind == END_INTERRUPT && self->rank == 0) {
         thread->interrupt = interrupt_soon;
         thread->interrupt_context = &asked;
     }
-    if (self->ordered)
-        REQUIRE(ordered_create(self->ordered, thread, &ordered) == GTOPK_OK);
     REQUIRE(comm_open(&comm, thread, ordered, &net) == GTOPK_OK);
     asked = -1000;
-    parts_create(&parts, comm, &ending->scenario);
+    create(&parts, comm, &ending->scenario);
     asked = 0;
     if (self->rank == 0) {
         parts_residual(&parts, ending->outcome.before);
@@ -450,15 +380,12 @@ static void *end_a_step(void *argument)
     } else if (ending->kind == END_LAST_WORD) {
         (void)comm_settle(comm, status_set(GTOPK_ERR_NOMEM, "enough"), 0);
     }
-    if (!(self->rank == 1 && ending->kind == END_LEAVES)) {
-        transport_thread_idle(thread, 1);
-        (void)pthread_barrier_wait(&ending->scenario.end);
-    }
-    for (size_t i = 0; i < parts.count; i++)
-        gtopk_reducer_destroy(parts.reducers[i]);
+    if (!leaves)
+        ranks_stay(self, thread);
+    parts_destroy(&parts);
     gtopk_comm_destroy(comm);
-    if (self->rank == 1 && ending->kind == END_LEAVES)
-        (void)pthread_barrier_wait(&ending->scenario.end);
+    if (leaves)
+        (void)pthread_barrier_wait(self->end);
     return NULL;
 }
 
@@ -481,14 +408,14 @@ static void check_ending(ending_t *ending)
 static void test_the_end_while_queued(void **state)
 {
     static const int algorithms[] = {GTOPK_ALGORITHM_GTOPK, GTOPK_ALGORITHM_GTOPK_TREE, GTOPK_ALGORITHM_GTOPK_SPLIT,
-                                     GTOPK_ALGORITHM_TOPK,  GTOPK_ALGORITHM_DENSE,      ALGORITHM_TWO_PARTS};
+                                     GTOPK_ALGORITHM_TOPK,  GTOPK_ALGORITHM_DENSE,      PARTS_TOGETHER};
     static ending_t ending;
     (void)state;
     for (size_t a = 0; a < sizeof algorithms / sizeof algorithms[0]; a++)
         for (int kind = 0; kind < END_KINDS; kind++) {
             ending = (ending_t){.scenario = {.algorithm = algorithms[a], .size = 2, .rank = -1},
                                 .kind = (end_kind_t)kind};
-            play_with(&ending.scenario, end_a_step);
+            ranks_play((ranks_thread_t){.context = &ending, .size = 2}, end_a_step, GTOPK_THREAD_VIRTUAL_CLOCK);
             check_ending(&ending);
         }
 }

@@ -1286,12 +1286,6 @@ MUTANTS = [
         "        self.exchange.close()\n        self.comm =",
     ),
     Mutant(
-        "loss: some ranks compare their gradients, others have done so",
-        TORCH + "session.py",
-        "        self._sameness = SameGradients(comm.size)\n        self.options",
-        "        self.options",
-    ),
-    Mutant(
         "loss: what was sent dense counts twice",
         TORCH + "exchange.py",
         'part.reducer.next_algorithm == "dense"',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,15 +48,16 @@ def test_the_plan_is_the_published_recipe() -> None:
     from cifar import Cifar
     from recipe import Plan, make_parser, parse
 
-    def plan_of(epoch: int, *arguments: str) -> Plan:
-        return Plan.make(parse(make_parser("", Cifar.recipe, "images"), list(arguments)), epoch)
+    def plan_of(epoch: int, *arguments: str, ranks: int = 4) -> Plan:
+        return Plan.make(parse(make_parser("", Cifar.recipe, "images"), list(arguments)), epoch, ranks)
 
     plan = plan_of(390)
     assert plan.steps == 141 * 390 and plan.report_every == plan.save_every == 390
     assert plan.density_warmup == [(390, 0.25), (390, 0.0725), (390, 0.015), (390, 0.004)]
     rates = {epoch: plan.learning_rate(epoch * 390) for epoch in (10, 80, 81, 122, 155)}
     assert rates == pytest.approx({10: 0.1, 80: 0.1, 81: 0.01, 122: 0.001, 155: 0.0001})
-    assert 0 < plan.learning_rate(0) < plan.learning_rate(1950) < 0.06
+    assert [plan.learning_rate(step) for step in (0, 1950)] == pytest.approx([0.025, 0.0625])
+    assert plan_of(390, ranks=1).learning_rate(0) == 0.1  # one rank has no larger batch to get used to
 
     short = plan_of(10, "--steps", "30", "--density-warmup-epochs", "0.25")
     assert short.steps == 30
@@ -190,14 +192,16 @@ def write_plain_images(folder: Path) -> None:
         np.concatenate([labels[:, None], 24 * labels[:, None] + noise], axis=1).tofile(folder / name)
 
 
-def test_the_main_job_learns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_the_main_job_learns(tmp_path: Path, ranks: int) -> None:
+    """The first steps as published, where an epoch is many steps: here it is ten of them, or 40."""
     write_plain_images(tmp_path / "images")
     result = tmp_path / "run.json"
     arguments = ["--data", str(tmp_path / "images"), "--batch-size", "8", "--steps", "40", "--report-every", "10"]
-    arguments += ["--density", "0.01", "--warmup-epochs", "0.2", "--density-warmup-epochs", "0.2", "--lr", "0.05"]
-    arguments += ["--json", str(result)]
-    status, output = launcher.mpirun(3, EXAMPLES / "cifar_resnet20.py", *arguments)
+    arguments += ["--warmup-epochs", "400", "--density-warmup-epochs", "160"]
+    status, output = launcher.mpirun(ranks, EXAMPLES / "cifar_resnet20.py", *arguments, "--json", str(result))
     assert status == 0, output
+    assert re.search(r"40/40 .* loss \d\.\d+\]", output), output  # the bar of progress
     losses = [line["loss"] for line in json.loads(result.read_text())["history"]]
     assert losses[-1] < 0.75 * losses[0], losses
 

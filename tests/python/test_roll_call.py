@@ -64,10 +64,10 @@ def test_those_who_are_left_find_each_other_at_once(lost):
 def test_a_rank_that_is_alive_is_waited_for(late):
     world = World(3, wait=20.0)
     for rank in range(3):
-        world.call(rank, after=0.7 if rank == late else 0.0)
+        world.call(rank, after=0.4 if rank == late else 0.0)
     found, seconds = world.end()
     assert {tuple(roll.ranks) for roll in found.values()} == {(0, 1, 2)}
-    assert 0.6 < seconds < 5.0
+    assert 0.35 < seconds < 5.0
 
 
 @pytest.mark.parametrize("silent", [0, 2])
@@ -135,7 +135,7 @@ def test_strangers_are_left_alone(said):
     with socket.create_connection(world.addresses[0]) as stranger:
         stranger.sendall(said)
         world.call(0)
-        world.call(1, after=0.2)
+        world.call(1, after=0.05)
         found, _ = world.end()
     assert found == {0: ([0, 1], "of 0"), 1: ([0, 1], "of 0")}
 

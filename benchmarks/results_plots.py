@@ -1,0 +1,139 @@
+"""Pictures of results that have none beside them, known by the form of their data: a list of captions and PNGs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+Rows = list[dict[str, Any]]
+
+
+def draw(data: Any) -> list[tuple[str, bytes]]:
+    if not isinstance(data, dict):
+        return []
+    if has(data.get("cases"), "rows", "rate"):
+        return [network(case) for case in data["cases"]]
+    if has(data.get("runs"), "curve"):
+        return [curves(data["runs"])]
+    rows = data.get("rows")
+    for names, picture in FORMS:
+        if has(rows, *names):
+            return picture(rows)
+    return []
+
+
+def has(rows: Any, *names: str) -> bool:
+    """A list of rows that all have these."""
+    return isinstance(rows, list) and bool(rows) and all(isinstance(r, dict) and set(names) <= set(r) for r in rows)
+
+
+def network(case: dict[str, Any]) -> tuple[str, bytes]:
+    """The exchange of each method, or the step where that alone was measured."""
+    times = {}
+    for row in case["rows"]:
+        exchange = row.get("median_exchange_ms")
+        value = exchange or row.get("median_ms")
+        if value:
+            times[row["method"] if exchange else f"{row['method']} (step)"] = value
+    times = dict(sorted(times.items(), key=lambda item: -item[1]))
+    title = f"{case['ranks']} ranks, {case['rate']}, {case['entries'] / 1e6:g}M entries"
+
+    def fill(axes: Axes) -> None:
+        bars = axes.barh(list(times), list(times.values()))
+        axes.bar_label(bars, fmt=lambda value: f" {value:,.0f}" if value >= 1000 else f" {value:.3g}", fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlabel("exchange, milliseconds")
+        axes.margins(x=0.15)
+
+    return picture(title, fill, height=1.2 + 0.25 * len(times))
+
+
+def curves(runs: Rows) -> tuple[str, bytes]:
+    """Each run is called by what it differs in from the others."""
+    plain = [name for name, value in runs[0].items() if isinstance(value, str | int | float)]
+    differ = [
+        name for name in plain if len({str(run.get(name)) for run in runs}) > 1 and name not in ("loss", "accuracy")
+    ]
+
+    def fill(axes: Axes) -> None:
+        for run in runs:
+            label = ", ".join(f"{name} {run[name]}" for name in differ)
+            axes.plot([p["step"] for p in run["curve"]], [p["loss"] for p in run["curve"]], label=label)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        axes.legend(fontsize=8)
+
+    return picture("training curves", fill)
+
+
+def first_steps(rows: Rows) -> list[tuple[str, bytes]]:
+    """A picture a task: the test loss of each setting, the mean over seeds."""
+    return [
+        of_task(task, [row for row in rows if row["task"] == task]) for task in dict.fromkeys(r["task"] for r in rows)
+    ]
+
+
+def of_task(task: str, rows: Rows) -> tuple[str, bytes]:
+    def fill(axes: Axes) -> None:
+        for setting in dict.fromkeys(row["setting"] for row in rows):
+            runs = [
+                {0: row["start"], **{int(k): v for k, v in row["losses"].items()}}
+                for row in rows
+                if row["setting"] == setting
+            ]
+            steps = sorted(set.intersection(*(set(run) for run in runs)))
+            means = [sum(run[step] for run in runs) / len(runs) for step in steps]
+            axes.plot(steps, means, "k--" if setting == "dense" else "-", marker=".", label=setting)
+        axes.set_xlabel("step")
+        axes.set_ylabel("test loss")
+        axes.legend(fontsize=7, ncols=2)
+
+    return picture(task, fill)
+
+
+def seeds(rows: Rows) -> list[tuple[str, bytes]]:
+    def fill(axes: Axes) -> None:
+        axes.scatter([row["loss"] for row in rows], [row["algorithm"] for row in rows], alpha=0.7)
+        axes.set_xlabel("loss at the end, a dot a seed")
+
+    return [picture("loss by algorithm", fill, height=2.5)]
+
+
+def exchanges(rows: Rows) -> list[tuple[str, bytes]]:
+    def fill(axes: Axes) -> None:
+        for algorithm in dict.fromkeys(row["algorithm"] for row in rows):
+            mine = sorted((row["n"], row["median_ms"]) for row in rows if row["algorithm"] == algorithm)
+            axes.plot(*zip(*mine, strict=True), marker="o", label=algorithm)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("entries")
+        axes.set_ylabel("a step, milliseconds")
+        axes.legend(fontsize=8)
+
+    return [picture("steps by algorithm and size", fill)] if len({row["n"] for row in rows}) > 1 else []
+
+
+FORMS: list[tuple[tuple[str, ...], Callable[[Rows], list[tuple[str, bytes]]]]] = [
+    (("task", "setting", "start", "losses"), first_steps),
+    (("algorithm", "seed", "loss"), seeds),
+    (("algorithm", "n", "median_ms"), exchanges),
+]
+
+
+def picture(title: str, fill: Callable[[Axes], None], height: float = 4.0) -> tuple[str, bytes]:
+    figure, axes = plt.subplots(figsize=(8, height), layout="constrained")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    fill(axes)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    plt.close(figure)
+    return title, out.getvalue()

@@ -1,0 +1,73 @@
+"""The page of results: it has every file of the folder, and every value of each."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from html import escape, unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+markdown = pytest.importorskip("markdown")
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import results_page
+
+
+@pytest.fixture(scope="module")
+def sections() -> dict[str, str]:
+    """What stands below each heading of a result."""
+    parts = re.split(r'<h2 id="([\w-]+)">', results_page.page(RESULTS))
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from leaves(item)
+    else:
+        yield value
+
+
+def test_every_result_is_on_the_page(sections: dict[str, str]) -> None:
+    assert set(sections) == {file.stem for file in RESULTS.iterdir() if file.suffix != ".md"}
+    for file in RESULTS.glob("*.png"):
+        assert '<img alt="' + file.stem in sections[file.stem]
+    for file in RESULTS.glob("*.json"):
+        shown = set(re.split(r"<[^>]+>|, |: ", sections[file.stem]))
+        hidden = {escape(results_page.text(leaf)) for leaf in leaves(json.loads(file.read_text()))} - shown
+        whole = unescape(sections[file.stem])
+        assert not [value for value in hidden if unescape(value) not in whole], file.name
+
+
+def test_readme_says_how_each_was_measured(sections: dict[str, str]) -> None:
+    named = results_page.catalogue((RESULTS / "README.md").read_text())
+    assert set(named) == set(sections), "each result has a row in benchmarks/results/README.md, and each row a result"
+    for stem, html in sections.items():
+        assert results_page.inline(named[stem].what) in html
+        for fact in ("machine", "date", "again by"):
+            assert re.search(rf"<th>{fact}</th><td>.+?</td>", html), stem
+
+
+def test_a_page_of_other_results(tmp_path: Path) -> None:
+    """What is said in a file comes before what is said elsewhere; text is text; nothing on the page is elsewhere."""
+    cases = [{"ranks": 2, "rate": "1gbit", "entries": 1e6, "rows": [{"method": "<b>", "median_exchange_ms": 2.0}]}]
+    part = {"machine": {"cpu": "a & b", "cores": 2}, "date": "2026-01-02", "command": "run <it>", "cases": cases}
+    (tmp_path / "new.json").write_text(json.dumps(part | {"list": list(range(20)), "no": None, "yes": True}))
+    (tmp_path / "README.md").write_text(
+        "# Results\n\nSee [there](../x.md#y).\n\n| file | command | what |\n| --- | --- | --- |\n"
+        "| `new.json`, `.png` | `make new` | of [this](z.md) |\n\n## More\n\nText.\n"
+    )
+    html = results_page.page(tmp_path)
+    assert "<td>a &amp; b, cores 2</td>" in html and "<td>2026-01-02</td>" in html
+    assert "<td><code>make new</code></td>" in html and "<code>run &lt;it&gt;</code>" in html
+    assert "&lt;b&gt;" in html and "<b>" not in html and "20 values" in html
+    assert html.count("data:image/png;base64,") == 1 and "<h3>More</h3>" in html
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
