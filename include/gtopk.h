@@ -231,6 +231,11 @@ int32_t gtopk_comm_local_rank(const gtopk_comm_t *comm);
 /* The transport's name, with its library's version where it has one: "mpi (Open MPI 5.0.11)". Lives as long as comm. */
 const char *gtopk_comm_describe(const gtopk_comm_t *comm);
 
+/* For a rank that cannot go on, for reasons outside of gtopk: ends the communicator as an error in an exchange does. Ranks that
+ * wait for this one, or will, get ABORTED or TRANSPORT at once, peers as well, and every later call here ABORTED, with `why`
+ * (NULL: nothing is said). Not collective. Returns OK; on a communicator that is broken already its first error. */
+gtopk_status_t gtopk_comm_abort(gtopk_comm_t *comm, const char *why);
+
 /* ---- 6  Collectives ---------------------------------------------------------------------------------------------
  *
  * For set-up and small dense data. Lengths must be the same on all ranks (DESYNC otherwise). */
@@ -344,11 +349,17 @@ typedef struct gtopk_reducer_config {
     void *parallel_context;
     int32_t
         rollback; /* 1: a non-finite step leaves the residual (and velocity) as it was before accumulate, bit for bit.
-                         Takes 4 (8) more bytes an entry; see gtopk_reducer_reduce */
+                         Takes as many bytes an entry more as the residual (and velocity); see gtopk_reducer_reduce */
     int32_t hierarchy;                  /* gtopk_hierarchy_t */
     const gtopk_allocator_t *allocator; /* for memory of a GPU; copied. NULL: the driver's. One for all reducers that
                                            take steps together */
     void *stream;                       /* whose earlier work is waited for before memory is taken into use */
+    /* GTOPK_F32, or GTOPK_BF16: a residual of 2 bytes an entry. Wherever it changes it is rounded to one of the two next values,
+     * by a number drawn for this rank, step and entry, so that the mean of what is stored is right: mass is kept to one
+     * rounding (2^-7 of the entry at most) a change, in the mean exactly. The velocity stays float. Not on GPUs so far */
+    int32_t residual_dtype;
+    int32_t reserved;      /* 0 */
+    uint64_t steps_before; /* of the same training, by other reducers; numbers are drawn as if this one had done them */
 } gtopk_reducer_config_t;
 
 #define GTOPK_REDUCER_CONFIG_INIT    \
@@ -365,11 +376,14 @@ typedef struct gtopk_reducer_config {
      0,                              \
      GTOPK_HIERARCHY_OFF,            \
      NULL,                           \
-     NULL}
+     NULL,                           \
+     GTOPK_F32,                      \
+     0,                              \
+     0}
 
 /* Collective. A reducer for `count` segments of lengths[i] entries each (0 is allowed). The residual starts at zero.
- * Memory: 4 bytes an entry (more with momentum_correction or rollback) and O(k log P). All ranks must give the same lengths
- * and the same config but for device, parallel_for, allocator and stream; otherwise every rank gets MISMATCH with both
+ * Memory: 4 bytes an entry (more with momentum_correction or rollback, 2 less with residual_dtype) and O(k log P). All ranks must
+ * give the same lengths and the same config but for device, parallel_for, allocator, stream and steps_before; otherwise every rank gets MISMATCH with both
  * sides named. `comm` must outlive the reducer.
  * Errors: INVALID, MISMATCH, UNSUPPORTED (device), NOMEM, and those of an exchange. */
 gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **reducer, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,

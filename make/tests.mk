@@ -112,7 +112,7 @@ $(MPI_PROGRAMS): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a $(BUI
 # GPU's do: the guarded device queues and hides its memory, the ordered transport queues on it (tests/support/). Up to 5
 # ranks are enough for that.
 EXCHANGE_TESTS := $(filter %/test_exchange %/test_split %/test_state %/test_reducer %/test_reducer_ranks \
-    %/test_reducers_together %/test_peers %/test_rollback %/test_nodes %/test_nodes_reducer %/test_choice \
+    %/test_reducers_together %/test_peers %/test_rollback %/test_residual_bf16 %/test_nodes %/test_nodes_reducer %/test_choice \
     %/test_faults,$(C_TEST_BINS))
 QUEUED_TESTS   := $(EXCHANGE_TESTS) $(filter %/test_memory %/test_queue,$(C_TEST_BINS))
 

@@ -4,6 +4,15 @@
 #include "core/step.h"
 #include "util/clock.h"
 
+/* Roundings of a residual in bf16 draw other numbers on each rank and in each step, the same when training is resumed. */
+static gtopk_status_t seed(const gtopk_reducer_t *reducer, void *stream)
+{
+    const uint64_t rank = (uint64_t)comm_rank(reducer->comm), step = reducer->steps_before + reducer->step;
+    if (reducer->record.residual_dtype != GTOPK_BF16)
+        return GTOPK_OK;
+    return reducer->device->ops->store_seed(reducer->store, (rank << 40) + step, stream);
+}
+
 gtopk_status_t step_begin(gtopk_reducer_t *reducer, void *stream)
 {
     if (reducer->in_step)
@@ -14,7 +23,9 @@ gtopk_status_t step_begin(gtopk_reducer_t *reducer, void *stream)
         .k = reducer_selects(reducer) ? reducer->k : reducer->record.dim,
         .slowest_peer = -1,
     };
-    const gtopk_status_t status = reducer->device->ops->step_begin(reducer->store, reducer->words, stream);
+    gtopk_status_t status = seed(reducer, stream);
+    if (status == GTOPK_OK)
+        status = reducer->device->ops->step_begin(reducer->store, reducer->words, stream);
     reducer->in_step = status == GTOPK_OK;
     reducer->settled = 0;
     return status;

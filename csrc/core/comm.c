@@ -334,6 +334,18 @@ void comm_tell_peers(gtopk_comm_t *comm, uint64_t step)
     (void)status_set(GTOPK_OK, "%s", text);
 }
 
+gtopk_status_t gtopk_comm_abort(gtopk_comm_t *comm, const char *why)
+{
+    const gtopk_status_t status = comm_enter(comm);
+    if (status != GTOPK_OK)
+        return status;
+    (void)comm_settle(comm, status_set(GTOPK_ERR_ABORTED, "this rank gave up: %s", why ? why : "it did not say why"),
+                      0);
+    comm_tell_peers(comm, 0);
+    comm_leave(comm);
+    return GTOPK_OK;
+}
+
 int32_t gtopk_comm_rank(const gtopk_comm_t *comm)
 {
     return comm ? comm_rank(comm) : -1;

@@ -51,6 +51,9 @@ gtopk_status_t config_check(const gtopk_reducer_config_t *config, gtopk_reducer_
         status = check_choice("hierarchy", full->hierarchy, GTOPK_HIERARCHY_AUTO + 1);
     if (status == GTOPK_OK)
         status = check_choice("rollback", full->rollback, 2);
+    if (status == GTOPK_OK && full->residual_dtype != GTOPK_F32 && full->residual_dtype != GTOPK_BF16)
+        status = status_set(GTOPK_ERR_INVALID, "residual_dtype %d is none: use GTOPK_F32 (default) or GTOPK_BF16",
+                            (int)full->residual_dtype);
     if (status == GTOPK_OK && full->allocator &&
         (full->allocator->struct_size != sizeof *full->allocator || !full->allocator->allocate ||
          !full->allocator->release))
@@ -141,6 +144,7 @@ static gtopk_status_t compare_records(int32_t rank, const config_record_t *mine,
         {"momentum correction", mine->momentum_correction, theirs->momentum_correction},
         {"hierarchy", mine->hierarchy, theirs->hierarchy},
         {"rollback", mine->rollback, theirs->rollback},
+        {"residual_dtype", mine->residual_dtype, theirs->residual_dtype},
     };
     if (theirs->status != GTOPK_OK)
         return status_set(GTOPK_ERR_MISMATCH, "rank %d could not create its reducer (%s): its own error says why",

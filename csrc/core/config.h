@@ -9,13 +9,13 @@ typedef struct config_record {
     int32_t algorithm, value_type, residual_policy, momentum_correction, rollback, hierarchy;
     uint64_t dim, segments, lengths_hash;
     double density, merge_growth;
-    uint64_t run;      /* random id of rank 0's, kept in checkpoints */
-    uint32_t reducer;  /* id within the communicator */
-    int32_t status;    /* of this rank's own checks and allocations */
-    int32_t each_node; /* ranks of a node that have a share each; 1: there are no shares */
-    int32_t over_data; /* 1: messages go over the data transport beside the control transport */
-    int32_t open;      /* 1: the algorithm is chosen by the library: GTOPK_ALGORITHM_AUTO */
-    int32_t zero;      /* so that there is no padding: all bytes are hashed */
+    uint64_t run;           /* random id of rank 0's, kept in checkpoints */
+    uint32_t reducer;       /* id within the communicator */
+    int32_t status;         /* of this rank's own checks and allocations */
+    int32_t each_node;      /* ranks of a node that have a share each; 1: there are no shares */
+    int32_t over_data;      /* 1: messages go over the data transport beside the control transport */
+    int32_t open;           /* 1: the algorithm is chosen by the library: GTOPK_ALGORITHM_AUTO */
+    int32_t residual_dtype; /* no padding is left: all bytes are hashed */
 } config_record_t;
 
 _Static_assert(sizeof(config_record_t) == 6 * sizeof(int32_t) + 6 * sizeof(uint64_t) + 6 * sizeof(int32_t),

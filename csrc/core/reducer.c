@@ -107,7 +107,8 @@ static gtopk_status_t create_on_device(gtopk_reducer_t *reducer, const gtopk_red
     const config_record_t *record = &reducer->record;
     const device_parallel_t parallel = {config->parallel_for, config->parallel_context};
     const int with = (record->momentum_correction ? DEVICE_WITH_VELOCITY : 0) |
-                     (record->rollback ? DEVICE_WITH_SECOND : 0);
+                     (record->rollback ? DEVICE_WITH_SECOND : 0) |
+                     (record->residual_dtype == GTOPK_BF16 ? DEVICE_WITH_BF16 : 0);
     void *words = NULL, *verdict = NULL;
     gtopk_status_t status = comm_device(reducer->comm, config->device, config->allocator, &reducer->device);
     if (status == GTOPK_OK)
@@ -152,6 +153,8 @@ static gtopk_status_t create_local(gtopk_reducer_t *reducer, const gtopk_reducer
     record->residual_policy = full.residual_policy;
     record->momentum_correction = full.momentum_correction;
     record->rollback = full.rollback;
+    record->residual_dtype = full.residual_dtype;
+    reducer->steps_before = full.steps_before;
     record->segments = count;
     record->lengths_hash = config_hash_lengths(lengths, count);
     record->density = full.density;

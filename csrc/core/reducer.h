@@ -38,7 +38,7 @@ struct gtopk_reducer {
     segments_t segments;
     int in_step;
     int settled; /* every segment of the step has come; with rollback, what accumulate wrote is the residual now */
-    uint64_t step;
+    uint64_t step, steps_before;
     float momentum;
     int nesterov;
     void *stream;        /* where the latest work was queued */

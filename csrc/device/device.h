@@ -143,7 +143,8 @@ enum { DEVICE_RESIDUAL = 0, DEVICE_VELOCITY = 1 };
 enum {
     DEVICE_WITH_VELOCITY = 1,
     DEVICE_WITH_SECOND =
-        2 /* each array twice: accumulate reads one and writes the other, so that a step can be undone */
+        2,               /* each array twice: accumulate reads one and writes the other, so that a step can be undone */
+    DEVICE_WITH_BF16 = 4 /* the residual is kept in bf16, rounded as dither.h says wherever it changes */
 };
 
 typedef struct device_ops {
@@ -161,13 +162,17 @@ typedef struct device_ops {
 
     /* ---- the store: residual, velocity, candidates and hint of one reducer ---- */
 
-    /* Residual of `dim` zeros (and velocity); with: DEVICE_WITH_*. k: the entries that select will be asked for. */
+    /* Residual of `dim` zeros (and velocity); with: DEVICE_WITH_*. k: the entries that select will be asked for.
+     * UNSUPPORTED: this device keeps no residual in bf16. */
     gtopk_status_t (*store_create)(device_t *device, uint64_t dim, uint64_t k, int with,
                                    const device_parallel_t *parallel, device_store_t **store);
     void (*store_destroy)(device_store_t *store);
 
     /* Another k from the next step on. On failure nothing has changed. Between steps. */
     gtopk_status_t (*store_resize)(device_store_t *store, uint64_t k);
+
+    /* Of a store in bf16, before a step begins: what its roundings draw from. Host devices alone have it. */
+    gtopk_status_t (*store_seed)(device_store_t *store, uint64_t seed, void *stream);
 
     /* Starts a step: no candidates, no span seen; words all zero but for ok. */
     gtopk_status_t (*step_begin)(device_store_t *store, device_words_t *words, void *stream);

@@ -32,6 +32,7 @@ ALGORITHMS = {"dense": 0, "topk": 1, "gtopk": 2, "gtopk-tree": 3, "gtopk-split":
 AUTO = {"auto": 100}  # the choice among these is the library's
 VALUE_TYPES = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3}
 RESIDUAL_POLICIES = {"share": 0, "paper": 1}
+RESIDUAL_DTYPES = {"fp32": 0, "bf16": 2}
 HIERARCHIES = {"off": 0, "node": 1, "auto": 2}
 
 
@@ -122,6 +123,9 @@ class ReducerConfig(Structure):
         ("hierarchy", c_int32),
         ("allocator", POINTER(Allocator)),
         ("stream", c_void_p),
+        ("residual_dtype", c_int32),
+        ("reserved", c_int32),
+        ("steps_before", c_uint64),
     )
 
 
@@ -239,6 +243,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_comm_size": (c_int32, (c_void_p,)),
     "gtopk_comm_local_rank": (c_int32, (c_void_p,)),
     "gtopk_comm_describe": (c_char_p, (c_void_p,)),
+    "gtopk_comm_abort": (c_int, (c_void_p, c_char_p)),
     "gtopk_broadcast": (c_int, (c_void_p, c_void_p, c_size_t, c_int32)),
     "gtopk_allgather": (c_int, (c_void_p, c_void_p, c_size_t, c_void_p)),
     "gtopk_allreduce": (c_int, (c_void_p, c_void_p, c_size_t, c_int32)),

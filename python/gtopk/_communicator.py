@@ -147,6 +147,25 @@ class Comm(Collectives):
         text = encoded.decode("utf-8", "replace")
         return text if self._torch is None else text.replace("callback", str(self._torch.description))
 
+    def abort(self, why: str) -> None:
+        """For a rank that cannot go on, for reasons outside of gtopk: ranks that wait for it, or will, hear of it at once.
+
+        They get an error then, and so do the ranks of `peers`, and every later call here. Does not wait. Nothing happens where
+        the communicator is closed or broken already.
+
+        Examples
+        --------
+        >>> import gtopk
+        >>> comm = gtopk.Comm()
+        >>> comm.abort("the disk is full")
+        >>> comm.barrier()
+        Traceback (most recent call last):
+        ...
+        gtopk.errors.AbortedError: the communicator is broken since an earlier call: this rank gave up: the disk is full
+        """
+        if self._handle is not None:
+            _c_api.library().gtopk_comm_abort(self._handle, why.encode())
+
     def close(self) -> None:
         """Frees the communicator. Neither waits for other ranks nor talks; may be called twice. Close its reducers first."""
         for comm in (one for made in self.parts.values() for one in made):

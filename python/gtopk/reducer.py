@@ -57,6 +57,9 @@ class Reducer:
     rollback : bool
         A non-finite step leaves the residual (and velocity) as it was before `accumulate`, bit for bit. Takes 4 more
         bytes an entry (8 with a velocity).
+    residual_dtype : {"fp32", "bf16"}
+        ``bf16``: the residual takes 2 bytes an entry in place of 4, and where it changes it is rounded up or down at random, so
+        that the mean is right. Not on a GPU yet. See the guide on memory.
     device : {"cpu", "cuda", "cuda:1", "reference"} or torch.device, optional
         Where the gradients are, and all that is computed on them. "cuda": PyTorch's current GPU. ``reference`` is slow and
         obvious. Default: GTOPK_DEVICE, else "cpu". Ranks may differ.
@@ -67,6 +70,9 @@ class Reducer:
         when the reducer is made, and keeps the faster one; see `stats`. Dense reducers stay as they are. Not on a GPU yet.
     comm : Comm, optional
         Default: the one that ``gtopk.init()`` made.
+    steps_before : int
+        Steps of the same training that other reducers did: where roundings are random, they are others in each step, and the
+        same ones when training is resumed.
 
     Raises
     ------
@@ -111,9 +117,11 @@ class Reducer:
         merge_growth: float = 1.0,
         momentum_correction: bool = False,
         rollback: bool = False,
+        residual_dtype: str = "fp32",
         device: Any = None,
         hierarchy: str = "off",
         comm: _comm.Comm | None = None,
+        steps_before: int = 0,
     ) -> None:
         self._handle: int | None = None
         self._pid = os.getpid()
@@ -134,12 +142,15 @@ class Reducer:
             parallel_for=_threads.parallel_for(),
             hierarchy=_c_api.code(_c_api.HIERARCHIES, hierarchy, "hierarchy"),
             rollback=int(bool(rollback)),
+            residual_dtype=_c_api.code(_c_api.RESIDUAL_DTYPES, residual_dtype, "residual_dtype"),
+            steps_before=steps_before,
             allocator=_devices.allocator(named),
             stream=None if named is None else _devices.of_name(named).stream(),
         )
         self._library = _c_api.library()
         self._choice = _c_api.ChoiceInfo(struct_size=ctypes.sizeof(_c_api.ChoiceInfo))
         self._done = 0  # steps, with other ranks before `attach`, too
+        self._before = steps_before
         self._momentum = (0.0, 0)
         self._open(self.comm)
         self._device = _devices.of_name(self._library.gtopk_reducer_device(self.handle).decode())
@@ -431,6 +442,7 @@ class Reducer:
         done = comm.allgather_json(self._done)
         old = self._handle
         self._config.density = self.density
+        self._config.steps_before = self._before + max(done)
         self._config.algorithm = _c_api.code(_c_api.ALGORITHMS | _c_api.AUTO, self.algorithm, "algorithm")
         self._config.stream = self._device.stream()
         self._open(comm)

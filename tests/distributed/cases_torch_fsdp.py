@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from fsdp_support import (
     ALL,
-    NODES,
     assert_replicas,
     flat,
     give,
@@ -18,6 +19,8 @@ from fsdp_support import (
     loss_of,
     mesh,
     node,
+    nodes,
+    on_nodes,
     parts,
     plain,
     residuals,
@@ -30,15 +33,24 @@ from fsdp_support import (
 )
 from harness import Warnings, raises
 from torch import nn, optim
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from torch.nn.utils import clip_grad_norm_
 
 import gtopk
 
 SPARSE = {"density": 0.05}
+
+
+def on_four_ranks(case):
+    """Of what is the same on more of them, and takes long."""
+    return lambda: case() if gtopk.size() == 4 else None
 
 
 def dense_step(model, step, passes=1):
@@ -97,6 +109,7 @@ def case_replicas_agree_whatever_the_options():
         {"dense_1d": True, "residual_policy": "paper"},
         {"momentum_correction": True, "more": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}},
         {"rollback": True, "kind": optim.AdamW},
+        {"residual_dtype": "bf16"},
         {"warmup": [(2, 0.5), (2, 0.2)], "kind": optim.Adam, "more": {"foreach": False}},
     ):
         model = sharded()
@@ -175,6 +188,7 @@ def case_clipping_before_and_after_the_exchange():
         assert_replicas(model)
 
 
+@on_four_ranks
 def case_checkpointing_of_activations_and_compile():
     def checkpointed(model):
         apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, nn.LayerNorm))
@@ -192,6 +206,53 @@ def case_checkpointing_of_activations_and_compile():
     optimizer = wrapped(compiled, **SPARSE)
     train(compiled, optimizer, 3)
     torch.testing.assert_close(flat(model), flat(reference), rtol=1e-4, atol=1e-5)
+    assert_replicas(model)
+
+
+@on_four_ranks
+def case_a_loop_as_torchtitan_has_it():
+    """All at once: blocks checkpointed, compiled and sharded one by one, micro-batches, clipping, a schedule."""
+
+    def prepare(model):
+        for i, block in enumerate(model.blocks):
+            model.blocks[i] = checkpoint_wrapper(block)
+            model.blocks[i].compile(backend="eager")
+
+    def falling(optimizer):
+        return optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+    more = {"eps": 0.01, "weight_decay": 0.1}
+    model, dense = sharded(change=prepare, whole=()), plain()
+    optimizer = wrapped(model, optim.AdamW, more=more, **ALL)
+    reference = optim.AdamW(dense.parameters(), lr=0.1, **more)
+    schedules = falling(optimizer), falling(reference)
+    for step in range(3):
+        optimizer.zero_grad()
+        for number in range(2):
+            model.set_requires_gradient_sync(number == 1)
+            (loss_of(model, tokens(step + number, gtopk.rank())) / 2).backward()
+        optimizer.synchronize()
+        clip_grad_norm_(model.parameters(), 0.1)
+        with optimizer.skip_synchronize():
+            optimizer.step()
+        dense_step(dense, step, passes=2)
+        for p in dense.parameters():
+            p.grad.div_(2)
+        clip_grad_norm_(dense.parameters(), 0.1)
+        reference.step()
+        for schedule in schedules:
+            schedule.step()
+    torch.testing.assert_close(flat(model), flat(dense), rtol=1e-4, atol=1e-5)
+    assert_replicas(model)
+    # And in its own order, each node clipping its own gradient, in bf16.
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    model = sharded(change=prepare, whole=(), mp_policy=policy)
+    optimizer = wrapped(model, optim.AdamW, **SPARSE)
+    for step in range(2):
+        optimizer.zero_grad()
+        loss_of(model, tokens(step, gtopk.rank())).backward()
+        clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
     assert_replicas(model)
 
 
@@ -214,7 +275,7 @@ def case_a_node_that_has_fewer_batches():
     optimizer = wrapped(model, more={"momentum": 0.9}, **SPARSE)
     train(model, optimizer, 2 if node() == 0 else 4)
     last = optimizer.join()
-    assert last == NODES - 1
+    assert last == nodes() - 1
     gtopk.broadcast_parameters(model.state_dict(), root_rank=last)
     gtopk.broadcast_optimizer_state(optimizer, root_rank=last)
     train(model, optimizer, 2, 4)
@@ -225,9 +286,9 @@ def case_starting_from_one_node():
     model = sharded(plain(seed=node()))
     with torch.no_grad():
         model.scale.mul_(1 + gtopk.rank())
-    gtopk.broadcast_parameters(model.state_dict(), root_rank=NODES - 1)
+    gtopk.broadcast_parameters(model.state_dict(), root_rank=nodes() - 1)
     assert_replicas(model)
-    expected = plain(seed=NODES - 1)
+    expected = plain(seed=nodes() - 1)
     with torch.no_grad():
         expected.scale.mul_(1 + gtopk.size() - mesh()["shards"].size())
     assert torch.equal(flat(model), flat(expected))
@@ -239,10 +300,10 @@ def case_starting_from_one_node():
 def integers(seed):
     """Whole numbers, so that sums and means are exact; what is not sharded is the same on all ranks of a node."""
     ranks = torch.Generator().manual_seed(1000 * seed + gtopk.rank())
-    nodes = torch.Generator().manual_seed(1000 * seed + 500 + node())
+    same = torch.Generator().manual_seed(1000 * seed + 500 + node())
 
     def values(name, shape):
-        return torch.randint(-3, 4, shape, generator=nodes if name == "scale" else ranks) * 48.0 * NODES
+        return torch.randint(-3, 4, shape, generator=same if name == "scale" else ranks) * 48.0 * nodes()
 
     return values
 
@@ -264,7 +325,7 @@ def case_nothing_is_lost():
             given = total(optimizer, parts(model))
             optimizer.synchronize()
             after = total(optimizer, residuals(optimizer))
-            assert torch.equal(before + given, after + NODES * parts(model)), options
+            assert torch.equal(before + given, after + nodes() * parts(model)), options
             assert after.any()
             with optimizer.skip_synchronize():
                 optimizer.step()
@@ -285,7 +346,7 @@ def case_memory_is_that_of_a_shard():
     local(model.weight.grad).fill_(1.0)
     gc.collect()
     before = resident()
-    optimizer = gtopk.DistributedOptimizer(optimizer, model.named_parameters(), group="replicas")
+    optimizer = gtopk.DistributedOptimizer(optimizer, model.named_parameters(), group="replicas", density=0.001)
     optimizer.step()
     taken, residual = resident() - before, 4 * n / ranks
     assert 0.9 * residual < taken < 1.25 * residual + 4e6, (taken, residual)
@@ -382,7 +443,7 @@ def case_local_steps_lose_nothing():
             given += parts(model)
             optimizer.step()
         after, now = total(optimizer, residuals(optimizer)), parts_of_weights(model)
-        assert torch.equal(before + total(optimizer, given), after + NODES * (at - now))
+        assert torch.equal(before + total(optimizer, given), after + nodes() * (at - now))
         at, before = now, after
         assert_replicas(model)
 
@@ -425,6 +486,8 @@ def case_mistakes_are_named_on_every_rank():
     raises(error, wrap(plain()), "no parameter here is sharded", "ddp_hook")
     hsdp = fully_shard(plain(), mesh=mesh())
     raises(error, wrap(hsdp), "replicated over dimension 'replicas'", "mesh['shards']")
+    ddp = nn.parallel.DistributedDataParallel(plain(), device_mesh=mesh()["replicas"])
+    raises(error, wrap(ddp), "no parameter here is sharded", "ddp_hook")
     raises(error, wrap(model, group=mesh()), "a mesh of 2 dimensions", "mesh['replicas']")
     raises(error, wrap(model, group="nodes"), "group is 'nodes'", '"replicas"')
     raises(error, wrap(model, group=mesh()["shards"]), "group has ranks", "mesh['replicas']")
@@ -439,6 +502,57 @@ def case_mistakes_are_named_on_every_rank():
     # And all of that changed nothing.
     train(model, wrapped(model, **SPARSE), 2)
     assert_replicas(model)
+
+
+def case_other_placements_are_named_on_every_rank():
+    """What tensor parallelism makes: shards over two dimensions beside fully_shard's, and copies over one."""
+    error = (gtopk.UnsupportedError, gtopk.MismatchError)
+    grid = init_device_mesh("cpu", tuple(mesh().mesh.shape), mesh_dim_names=("shards", "tensors"))
+
+    def refused(change, names, *words):
+        parts = {"norm": nn.LayerNorm(6), "first": nn.Linear(6, 6), "last": nn.Linear(6, 6)}
+        model = nn.Sequential(OrderedDict(parts))
+        change(model, *names)
+        raises(error, lambda: wrapped(model, **SPARSE), "leave out tensor parallelism", "gtopk.Reducer", *words)
+        raises(gtopk.UnsupportedError, lambda: wrapped(model, group=None, **SPARSE), "leave out tensor parallelism")
+
+    plans = {"norm": SequenceParallel(), "first": ColwiseParallel(), "last": RowwiseParallel()}
+
+    def tensors(model, *names):
+        parallelize_module(model, grid["tensors"], {name: plans[name] for name in names})
+
+    def tensors_and_shards(model, *names):
+        tensors(model, *names)
+        fully_shard(model, mesh=grid["shards"])
+
+    def over_two(model):
+        weight = distribute_tensor(model.last.weight, grid, [Shard(0), Shard(1)])
+        model.last.register_parameter("weight", nn.Parameter(weight))
+
+    refused(tensors_and_shards, ["norm"], "norm.weight", "Replicate()")
+    refused(tensors_and_shards, ["first"], "first.weight", "Shard(dim=0)")
+    refused(tensors, ["last"], "last.bias", "(Replicate(),)")
+    refused(over_two, [], "last.weight", "(Shard(dim=0), Shard(dim=1))")
+
+
+def case_shards_of_columns():
+    """A module may be sharded along another dimension than the first."""
+    n = 2 * mesh()["shards"].size()
+    dense, linear = nn.Linear(n, 3, bias=False), nn.Linear(n, 3, bias=False)
+    linear.load_state_dict(dense.state_dict())
+    model = fully_shard(linear, mesh=mesh()["shards"], shard_placement_fn=lambda p: Shard(p.ndim - 1))
+    with torch.no_grad():
+        for p in (*dense.parameters(), *(local(p) for p in model.parameters())):
+            p.fill_(1.0)
+    optimizer = wrapped(model, **ALL)
+    x = torch.arange(float(n)).repeat(2, 1) + gtopk.rank()
+    model(x).square().sum().backward()
+    optimizer.step()
+    dense(x).square().sum().backward()
+    with torch.no_grad():
+        dense.weight.sub_(gtopk.allreduce(dense.weight.grad), alpha=0.1)
+    assert model.weight.placements == (Shard(1),)
+    torch.testing.assert_close(whole(model.weight), dense.weight.detach())
 
 
 def case_ranks_with_other_parameters():
@@ -489,3 +603,17 @@ def case_own_states_resume_bit_for_bit():
         assert torch.equal(residuals(resumed), residuals(optimizer))
         state["gtopk"]["shard"][0] = (shard() + 1) % mesh()["shards"].size()
         raises(gtopk.MismatchError, lambda one=resumed, state=state: one.load_state_dict(state), "sharded_state_dict")
+
+
+# ---- the same ranks as other nodes ----
+
+
+def case_as_other_nodes():
+    """GTOPK_TEST_NODES_TOO: what depends on how many nodes and shards there are."""
+    if "GTOPK_TEST_NODES_TOO" not in os.environ:
+        return
+    with on_nodes(int(os.environ["GTOPK_TEST_NODES_TOO"])):
+        case_a_node_that_has_fewer_batches()
+        case_starting_from_one_node()
+        case_nothing_is_lost()
+        case_memory_is_that_of_a_shard()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.distributed.checkpoint as dcp
-from cases_torch_fsdp_save import FOLDER, RUNS, new, nodes, totals
-from fsdp_support import assert_replicas, flat, mesh, plain, sharded, train, wrapped
+from cases_torch_fsdp_save import FOLDER, RUNS, new, totals
+from fsdp_support import assert_replicas, flat, mesh, nodes, plain, sharded, train, wrapped
 from harness import raises
 from torch import nn, optim
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -22,6 +22,11 @@ def load(run, model, optimizer):
     optimizer.load_sharded_state(FOLDER / run)
 
 
+def assert_kept(values, saved):
+    """To one rounding for each of the residuals that were added up in float32, and these may cancel out."""
+    torch.testing.assert_close(values, saved, rtol=1e-6, atol=1e-6 * float(saved.abs().max()))
+
+
 def case_nothing_is_lost():
     for run in RUNS:
         model, optimizer = new(run, plain(seed=7))
@@ -31,8 +36,7 @@ def case_nothing_is_lost():
         for what in ("residual", "velocity"):
             found = totals(model, optimizer, what)
             for name, values in found.items():
-                # One rounding for each of the residuals that were added up in float32.
-                torch.testing.assert_close(values, saved[what][name], rtol=1e-6, atol=1e-9)
+                assert_kept(values, saved[what][name])
             assert what == "velocity" or any(values.any() for values in found.values())
         train(model, optimizer, 4, 4)
         assert_replicas(model)
@@ -50,7 +54,7 @@ def case_a_model_that_is_not_sharded():
     found = optimizer.state_dict()["gtopk"]["residual"]
     for name, p in model.named_parameters():
         total = gtopk.allreduce(found.get(name, torch.zeros_like(p)).detach().double(), gtopk.Sum)
-        torch.testing.assert_close(total, saved[name], rtol=1e-6, atol=1e-9)
+        assert_kept(total, saved[name])
     train(model, optimizer, 2, 3)
     assert_replicas(model)
     # And the residual of whole parameters is that of sharded ones.
@@ -58,7 +62,7 @@ def case_a_model_that_is_not_sharded():
     optimizer = wrapped(model, optim.AdamW, density=0.05)
     load("plain", model, optimizer)
     for name, values in totals(model, optimizer).items():
-        torch.testing.assert_close(values, saved[name].reshape(values.shape), rtol=1e-6, atol=1e-9)
+        assert_kept(values, saved[name].reshape(values.shape))
 
 
 def case_mistakes():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from fsdp_support import assert_replicas, flat, local, mesh, plain, sharded, train, whole, wrapped
+from fsdp_support import assert_replicas, flat, local, nodes, plain, sharded, train, whole, wrapped
 from harness import raises
 from torch import optim
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, get_state_dict
@@ -29,10 +29,6 @@ RUNS = {
 def new(run, model=None):
     model = sharded(model)
     return model, wrapped(model, **{"density": 0.05, **RUNS[run]})
-
-
-def nodes():
-    return mesh()["replicas"].size()
 
 
 def totals(model, optimizer, what="residual"):

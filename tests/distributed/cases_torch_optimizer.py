@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn, optim
 import gtopk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
-from torch_support import batch, loss_of, make, train
+from torch_support import DEVICE, batch, loss_of, make, train
 
 ALL = {"density": 1.0, "value_type": "fp32"}
 
@@ -260,6 +261,56 @@ def case_with_rollback_a_skipped_step_is_as_if_it_had_not_been():
         assert flat(model.parameters()).abs().max() < 100
         assert_replicas(model)
     logging.disable(logging.NOTSET)
+
+
+def case_a_residual_in_bf16():
+    """Rounded, so that mass is kept in the mean; and training that is resumed draws the same numbers."""
+    if DEVICE == "cuda":
+        model = make()
+        optimizer = wrapped(model, residual_dtype="bf16")
+        raises(gtopk.UnsupportedError, lambda: train(model, optimizer, 1), "residual_dtype", "cuda:")
+        return
+    for options in (
+        {"rollback": True, "momentum_correction": True, "dense_below": 100, "more": {"momentum": 0.9}},
+        {"kind": optim.AdamW, "local_steps": 2, "value_type": "fp32"},
+    ):
+        options = {"density": 0.02, "lr": 0.01, "residual_dtype": "bf16", **options}
+        model = make()
+        optimizer = wrapped(model, **options)
+        train(model, optimizer, 4, 0, gtopk.rank())
+        state, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model.state_dict())
+        train(model, optimizer, 4, 4, gtopk.rank())
+        assert_replicas(model)
+        held = flat(values for values in residuals(optimizer).values() if values.numel() >= 100)
+        assert held.any()
+        assert torch.equal(held, held.bfloat16().float())
+        again = make(seed=5)
+        resumed = wrapped(again, **options)
+        again.load_state_dict(weights)
+        resumed.load_state_dict(state, strict=True)
+        train(again, resumed, 4, 4, gtopk.rank())
+        assert torch.equal(flat(again.parameters()), flat(model.parameters())), options
+        assert torch.equal(flat(residuals(resumed).values()), flat(residuals(optimizer).values())), options
+
+
+def case_a_residual_in_bf16_keeps_mass_in_the_mean():
+    if DEVICE == "cuda":
+        return
+    n, steps = 20000, 6
+    weights = nn.Parameter(torch.zeros(n))
+    optimizer = wrapped(nn.ParameterList([weights]), lr=0.0, density=0.01, residual_dtype="bf16")
+    torch.manual_seed(gtopk.rank())
+    given, sent = torch.zeros(n), torch.zeros(n)
+    for _ in range(steps):
+        weights.grad = 1 + 0.1 * torch.randn(n)
+        given += weights.grad
+        optimizer.step()
+        sent += weights.grad
+    kept = next(iter(residuals(optimizer).values()))
+    off = gtopk.allreduce(given - kept, gtopk.Sum) - gtopk.size() * sent
+    rounding = 2.0**-7 * 2 * steps  # of sums below 8, in each step on each rank
+    assert 0 < off.abs().max() < rounding * gtopk.size()
+    assert off.mean().abs() < 5 * rounding * gtopk.size() ** 0.5 / n**0.5
 
 
 def case_nan_in_one_part_leaves_the_residuals_of_the_other_as_accumulated():

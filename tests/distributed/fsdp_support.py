@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 
 import torch
 from harness import assert_same_on_all_ranks
@@ -13,18 +14,31 @@ from torch.distributed.tensor import DTensor
 
 import gtopk
 
-NODES = int(os.environ.get("GTOPK_TEST_NODES", "2"))
 ALL = {"density": 1.0, "value_type": "fp32"}
 
 _meshes = {}
+_nodes = [int(os.environ.get("GTOPK_TEST_NODES", "2"))]
+
+
+def nodes():
+    """How many there are."""
+    return _nodes[-1]
+
+
+@contextmanager
+def on_nodes(number):
+    """The same ranks on as many nodes."""
+    _nodes.append(number)
+    yield
+    _nodes.pop()
 
 
 def mesh():
     """Made once: every mesh has process groups."""
-    shape = (NODES, gtopk.size() // NODES)
-    if "mesh" not in _meshes:
-        _meshes["mesh"] = init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "shards"))
-    return _meshes["mesh"]
+    shape = (nodes(), gtopk.size() // nodes())
+    if shape not in _meshes:
+        _meshes[shape] = init_device_mesh("cpu", shape, mesh_dim_names=("replicas", "shards"))
+    return _meshes[shape]
 
 
 def node():

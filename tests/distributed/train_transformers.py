@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer with a small random GPT-2: what gtopk promises, and going on from one of its checkpoints."""
+"""Hugging Face's Trainer with a small random GPT-2, and BERT: what gtopk promises, and going on from one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -15,15 +15,31 @@ sys.path.insert(0, str(ROOT / "examples"))
 from imagenet import import_torchvision
 
 import_torchvision()  # the Trainer imports it, and beside a CPU build of PyTorch that takes help
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from gtopk.frameworks.transformers import GTopKCallback
 
+MASK = 0  # no byte of a text
+
+
+def gpt2():
+    """Writes on."""
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=256, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    )
+
+
+def bert():
+    """Finds what is masked."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    return BertForMaskedLM(BertConfig(vocab_size=256, max_position_embeddings=32, **sizes))
+
 
 class Pages(Dataset):
-    """Pieces of this project's README, a token a byte."""
+    """Pieces of this project's README, a token a byte. For BERT, one in five is masked and to be found."""
 
-    def __init__(self):
+    def __init__(self, masked):
+        self.masked = masked
         self.text = torch.frombuffer(bytearray((ROOT / "README.md").read_bytes()), dtype=torch.uint8).long()
 
     def __len__(self):
@@ -31,12 +47,14 @@ class Pages(Dataset):
 
     def __getitem__(self, place):
         piece = self.text[place * 32 : place * 32 + 32]
-        return {"input_ids": piece, "labels": piece}
+        if not self.masked:
+            return {"input_ids": piece, "labels": piece}
+        hidden = torch.rand(32, generator=torch.Generator().manual_seed(place)) < 0.2
+        return {"input_ids": piece.masked_fill(hidden, MASK), "labels": piece.masked_fill(~hidden, -100)}
 
 
-def trainer_in(folder, steps, seed=0):
+def trainer_in(folder, steps, make, seed=0):
     torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=256, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
     arguments = TrainingArguments(
         output_dir=folder,
         use_cpu=True,
@@ -51,7 +69,7 @@ def trainer_in(folder, steps, seed=0):
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = Trainer(model=GPT2LMHeadModel(config), args=arguments, train_dataset=Pages())
+    trainer = Trainer(model=make(), args=arguments, train_dataset=Pages(masked=make is bert))
     callback = GTopKCallback(trainer, density=0.05)
     trainer.add_callback(callback)
     return trainer, callback
@@ -61,8 +79,8 @@ def weights_of(trainer):
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
-def main(folder):
-    trainer, callback = trainer_in(folder, 20)
+def check(folder, make):
+    trainer, callback = trainer_in(folder, 20, make)
     trainer.train()
     weights, stats = weights_of(trainer), callback.state.stats()
     everywhere = gtopk.allgather(weights[None])
@@ -73,10 +91,15 @@ def main(folder):
     assert losses[-1] < losses[0] - 0.3, losses
 
     # Resumed after step 10, it ends with the same bits: the residual is part of the checkpoint, wherever it writes its own.
-    again, resumed = trainer_in(f"{folder}/elsewhere", 20, seed=1)
+    again, resumed = trainer_in(f"{folder}/elsewhere", 20, make, seed=1)
     again.train(resume_from_checkpoint=str(Path(folder) / "checkpoint-10"))
     assert resumed.state.stats()["step"] + 1 == 20
     assert torch.equal(weights_of(again), weights)
+
+
+def main(folder):
+    for make in (gpt2, bert):
+        check(f"{folder}/{make.__name__}", make)
     print(f"trained on {gtopk.size()} ranks", flush=True)
 
 

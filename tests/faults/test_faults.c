@@ -17,9 +17,11 @@
 #include <cmocka.h>
 
 #include "core/reducer.h"
+#include "support/bf16.h"
 #include "support/check.h"
 #include "support/costs.h"
 #include "support/faulty.h"
+#include "support/gpu.h"
 #include "support/parts.h"
 #include "support/random.h"
 #include "support/ranks.h"
@@ -67,6 +69,11 @@ static void count_warning(void *context, int level, const char *text)
         atomic_fetch_add(&warnings, 1);
 }
 
+static int in_bf16(const scenario_t *scenario)
+{
+    return scenario->size % 3 == 0 && !on_gpu();
+}
+
 static void create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *scenario)
 {
     const int changes = scenario->algorithm == ALGORITHM_CHANGES;
@@ -74,6 +81,7 @@ static void create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *scenari
     config.algorithm = changes ? GTOPK_ALGORITHM_AUTO : scenario->algorithm;
     config.density = 0.15;
     config.rollback = scenario->size % 2;
+    config.residual_dtype = in_bf16(scenario) ? GTOPK_BF16 : GTOPK_F32;
     config.value_type = (scenario->size + scenario->rank) % 4;
     config.hierarchy = scenario->each > 0 ? GTOPK_HIERARCHY_NODE : GTOPK_HIERARCHY_OFF;
     parts_create(parts, comm, config, DIM);
@@ -187,8 +195,11 @@ static int is_summed(const scenario_t *scenario, int r, int number)
         float sum = 0.0f, expected = i < first ? outcome->before[i] : 0.0f;
         for (int peer = r / each * each; peer < (r / each + 1) * each; peer++)
             sum += scenario->outcomes[peer][number].gradient[i];
-        if (i >= first && (i - first) / share == r % each)
+        if (i >= first && (i - first) / share == r % each) {
             expected = outcome->start[i] + sum;
+            if (in_bf16(scenario))
+                expected = bf16_accumulated(expected, r, number, (uint32_t)((i - first) % share));
+        }
         if (memcmp(&expected, &outcome->after[i], sizeof expected) != 0)
             return 0;
     }

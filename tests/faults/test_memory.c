@@ -15,6 +15,7 @@
 #include "core/reducer.h"
 #include "support/check.h"
 #include "support/costs.h"
+#include "support/gpu.h"
 #include "support/oom.h"
 #include "support/ranks.h"
 #include "support/step.h"
@@ -25,17 +26,10 @@ static const uint64_t length = DIM;
 
 static long allocations_failed;
 
-/* In a check of a GPU (tests/gpu/on_device.c); else the devices here are those of the host. */
-static int on_gpu(void)
-{
-    const char *device = getenv("GTOPK_DEVICE");
-    return device && strncmp(device, "cuda", 4) == 0;
-}
-
 /* ---- one rank: every call of its life ---- */
 
 /* Everything a program does, with errors let pass. Returns the number of calls that failed. */
-static int live_alone(const char *device, int momentum, int rollback, double *mass)
+static int live_alone(const char *device, int with, double *mass)
 {
     gtopk_comm_t *comm = NULL;
     gtopk_reducer_t *reducer = NULL;
@@ -45,8 +39,9 @@ static int live_alone(const char *device, int momentum, int rollback, double *ma
     int failures = 0;
     config.density = 0.05;
     config.device = device;
-    config.momentum_correction = momentum;
-    config.rollback = rollback;
+    config.momentum_correction = with & 1;
+    config.rollback = with >> 1 & 1;
+    config.residual_dtype = with & 4 ? GTOPK_BF16 : GTOPK_F32;
     for (int i = 0; i < DIM; i++)
         x[i] = (float)(i % 17) - 8.0f;
     *mass = 0.0;
@@ -73,14 +68,14 @@ static int live_alone(const char *device, int momentum, int rollback, double *ma
     return failures;
 }
 
-static void fail_each_allocation(const char *device, int momentum, int rollback)
+static void fail_each_allocation(const char *device, int with)
 {
     double whole, mass;
-    assert_int_equal(live_alone(device, momentum, rollback, &whole), 0);
+    assert_int_equal(live_alone(device, with, &whole), 0);
     const long before = gtopk_oom_live();
     for (long n = 0;; n++) {
         gtopk_oom_arm(n);
-        const int failures = live_alone(device, momentum, rollback, &mass);
+        const int failures = live_alone(device, with, &mass);
         if (gtopk_oom_live() != before)
             fail_msg("allocation %ld failed and %ld blocks were leaked (device %s)", n, gtopk_oom_live() - before,
                      device);
@@ -102,8 +97,8 @@ static void test_each_allocation_fails_alone(void **state)
     (void)state;
     const char *const devices[] = {on_gpu() ? "cuda" : "cpu", "reference"};
     for (int d = 0; d < (on_gpu() ? 1 : 2); d++)
-        for (int with = 0; with < 4; with++)
-            fail_each_allocation(devices[d], with & 1, with >> 1);
+        for (int with = 0; with < (on_gpu() ? 4 : 8); with++)
+            fail_each_allocation(devices[d], with);
 }
 
 /* ---- several ranks: one of them is short of memory ---- */
@@ -332,8 +327,7 @@ static void test_peak_of_a_step(void **state)
 {
     (void)state;
     uint64_t n = 8000000;
-    const char *device = getenv("GTOPK_DEVICE");
-    if (device && strncmp(device, "cuda", 4) == 0) /* its residual is not in the host's memory */
+    if (on_gpu()) /* its residual is not in the host's memory */
         skip();
     ranks_run(2, run_large, &n);
 #ifndef __SANITIZE_ADDRESS__ /* it keeps for a while what was freed: here all messages of the nodes' sums */

@@ -19,6 +19,7 @@
 
 #include "core/comm.h"
 #include "exchange/probe.h"
+#include "support/bf16.h"
 #include "support/check.h"
 #include "support/guarded.h"
 #include "support/parts.h"
@@ -55,6 +56,11 @@ static struct {
     long faults, survived;
 } tally;
 
+static int in_bf16(const scenario_t *scenario)
+{
+    return scenario->size % 3 == 0;
+}
+
 /* ---- steps ---- */
 
 static void note(outcome_t *outcome, gtopk_status_t status)
@@ -65,14 +71,23 @@ static void note(outcome_t *outcome, gtopk_status_t status)
     (void)snprintf(outcome->text, sizeof outcome->text, "%s", gtopk_last_error());
 }
 
+/* What accumulate makes of a residual. */
+static void add_gradient(const parts_t *parts, const scenario_t *scenario, int rank, int number, outcome_t *outcome)
+{
+    for (uint64_t part = 0, at = 0; part < parts->count; part++)
+        for (uint32_t i = 0; i < parts->length[part]; i++, at++) {
+            const float sum = outcome->before[at] + outcome->gradient[at];
+            outcome->accumulated[at] = in_bf16(scenario) ? bf16_accumulated(sum, rank, number, i) : sum;
+        }
+}
+
 static void take_step(const parts_t *parts, const scenario_t *scenario, int rank, int number, outcome_t *outcome)
 {
     const int is_fault = number == FAULT_STEP && rank == scenario->rank;
     random_state_t random = {(uint64_t)(number * 64 + rank + 1)};
-    for (int i = 0; i < DIM; i++) {
+    for (int i = 0; i < DIM; i++)
         outcome->gradient[i] = (float)random_below(&random, 2000) - 1000.0f;
-        outcome->accumulated[i] = outcome->before[i] + outcome->gradient[i];
-    }
+    add_gradient(parts, scenario, rank, number, outcome);
     memset(outcome->update, UNTOUCHED, sizeof outcome->update);
     gtopk_tensor_t in[2], out[2];
     parts_tensors(parts, outcome->gradient, in);
@@ -112,6 +127,7 @@ static void create(parts_t *parts, gtopk_comm_t *comm, const scenario_t *scenari
     config.device = "guarded";
     config.value_type = scenario->size % 4;
     config.rollback = scenario->size % 2;
+    config.residual_dtype = in_bf16(scenario) ? GTOPK_BF16 : GTOPK_F32;
     parts_create(parts, comm, config, DIM);
 }
 

@@ -42,6 +42,8 @@ static const fuzz_field_t fields[] = {
     {offsetof(input_t, reducer.merge_growth), 8},
     {offsetof(input_t, reducer.rollback), 4},
     {offsetof(input_t, reducer.hierarchy), 4},
+    {offsetof(input_t, reducer.residual_dtype), 4},
+    {offsetof(input_t, reducer.steps_before), 8},
     {offsetof(input_t, count), 8},
     {offsetof(input_t, transport), 1},
     {offsetof(input_t, device), 1},
@@ -70,6 +72,7 @@ static size_t valid_config(random_state_t *random, uint8_t *out)
     input.reducer.momentum_correction = (int32_t)random_below(random, 2);
     input.reducer.rollback = (int32_t)random_below(random, 2);
     input.reducer.hierarchy = (int32_t)random_below(random, 3);
+    input.reducer.residual_dtype = random_below(random, 2) ? GTOPK_BF16 : GTOPK_F32;
     input.reducer.merge_growth = 1.0 + (double)random_below(random, 3) / 2;
     input.count = 1 + random_below(random, LENGTHS);
     for (int i = 0; i < LENGTHS; i++)

@@ -39,6 +39,7 @@ MEASURE = "csrc/core/measure.c"
 COST = "csrc/exchange/cost.c"
 HOST = "csrc/device/host.c"
 COMMIT = "csrc/device/cpu/commit.c"
+DITHER = "csrc/device/dither.h"
 OUTPUT = "csrc/device/cpu/output.c"
 POOL = "csrc/device/cpu/pool.c"
 SHARES = "csrc/core/shares.c"
@@ -123,9 +124,43 @@ MUTANTS = [
     Mutant(
         "shards: a node's overflow in a local step stays with one shard",
         TORCH + "local_steps.py",
-        "self.nonfinite = any_of(self.shards.peers, self.nonfinite)",
-        "any_of(self.shards.peers, self.nonfinite)",
+        "self.nonfinite = any_of(peers, self.nonfinite)",
+        "any_of(peers, self.nonfinite)",
     ),
+    Mutant(
+        "shards: what fails among the ranks of a node is not told to the other nodes",
+        TORCH + "session.py",
+        "self.comm.abort(",
+        "str(",
+    ),
+    Mutant(
+        "peers: a rank that gives up does not tell them",
+        COMM,
+        "    comm_tell_peers(comm, 0);\n",
+        "",
+    ),
+    # a residual in bf16
+    Mutant(
+        "bf16: rounds to the nearest",
+        DITHER,
+        "(magnitude + dither_draw(index, key)) >> 16",
+        "(magnitude + 0x7fffu + 0 * dither_draw(index, key)) >> 16",
+    ),
+    Mutant("bf16: every step draws the same", ACCUMULATE, "(rank << 40) + step", "(rank << 40) + 0 * step"),
+    Mutant("bf16: all ranks draw the same", ACCUMULATE, "(rank << 40) + step", "0 * rank + step"),
+    Mutant(
+        "bf16: a deposit draws what another one did", COMMIT, "DITHER_DEPOSIT + number", "DITHER_DEPOSIT + 0 * number"
+    ),
+    Mutant(
+        "bf16: what is found is not what was stored", "csrc/device/cpu/accumulate.c", "job->above = KERNEL_LARGEST;", ""
+    ),
+    Mutant(
+        "bf16: a step that is undone has changed the residual",
+        "csrc/device/cpu/accumulate.c",
+        "(store->second_narrow ? store->second_narrow : store->narrow) + job->first",
+        "store->narrow + job->first",
+    ),
+    Mutant("bf16: resumed training draws other numbers", TORCH + "exchange.py", "steps_before=steps", "steps_before=7"),
     # nodes
     Mutant(
         "nodes: the sum leaves out a rank",
@@ -137,8 +172,8 @@ MUTANTS = [
     Mutant(
         "nodes: a rounding is kept for one rank of a node",
         COMMIT,
-        "write_mean(store->residual, 1 + journal->others,",
-        "write_mean(store->residual, 1,",
+        "write_mean(store, 1 + journal->others,",
+        "write_mean(store, 1,",
     ),
     Mutant(
         "nodes: what was pending is sent again",
@@ -732,7 +767,7 @@ MUTANTS = [
         "tie = magnitude == least && ties > 0;",
         "tie = magnitude == least && ties > 0 && i + ties >= count;",
     ),
-    Mutant("clear without what was rounded off", COMMIT, "selected->value[i] - sent;", "0.0f;"),
+    Mutant("clear without what was rounded off", COMMIT, "selected->value[i] - sent, key", "0.0f, key"),
     Mutant("deposits in one round only", COMMIT, "d < journal->deposit_count", "d < 1 && d < journal->deposit_count"),
     Mutant("a non-finite step commits", OUTPUT, "return words->nonfinite || words->joined;", "return words->joined;"),
     Mutant(
@@ -756,7 +791,7 @@ MUTANTS = [
         "target->values[i] = final->value[i];",
     ),
     Mutant("a failed step commits", OUTPUT, "if (!words->ok)", "if (0)"),
-    Mutant("what 16 bits cannot hold is lost", COMMIT, "if (mean != stored && residual)", "if (0)"),
+    Mutant("what 16 bits cannot hold is lost", COMMIT, "if (mean != stored && store)", "if (0)"),
     Mutant("velocity is not masked", COMMIT, "            store->velocity[mine] = 0.0f;\n", ""),
     Mutant(
         "the caller's denormals are flushed", "csrc/util/fpenv.h", r"stmxcsr %0\n\tldmxcsr %1", r"stmxcsr %0\n\tnop"

@@ -27,6 +27,7 @@ TESTS = [
     "property/test_nodes",
     "unit/test_nodes_reducer",
     "unit/test_rollback",
+    "unit/test_residual_bf16",
     "unit/test_cost",
     "unit/test_choice",
     "property/test_cpu_large",

@@ -5,6 +5,7 @@
 
 #include "device_random.h"
 #include "device_side.h"
+#include "wire/convert.h"
 
 enum { WORLD_SIDES = 8, WORLD_SEGMENTS = 64 };
 enum { FAR_BEHIND = 16 }; /* bytes behind a buffer that are watched as well */
@@ -16,8 +17,9 @@ typedef struct world {
     random_state_t random;
     uint64_t flags; /* of the other sides' environment */
     uint64_t dim, k;
-    int with_velocity, with_second, step;
-    int one_tie; /* gradients of one magnitude, far more than a device keeps as candidates */
+    int with_velocity, with_second, with_bf16, step;
+    int takes_bf16; /* all sides keep residuals in bf16, when asked to */
+    int one_tie;    /* gradients of one magnitude, far more than a device keeps as candidates */
     uint64_t offset[WORLD_SEGMENTS + 1];
     size_t segments;
     gtopk_status_t status; /* the reference's, of the latest call */
@@ -118,6 +120,14 @@ static void world_compare_set(world_t *world, int which, const char *what)
     }
 }
 
+static void world_check_bf16(const world_t *world, const float *residual)
+{
+    for (uint64_t i = 0; i < world->dim; i++)
+        if (convert_bits(residual[i]) & 0xffffu)
+            WORLD_FAIL(world, world->sides, "entry %llu of a residual in bf16 is %a", (unsigned long long)i,
+                       (double)residual[i]);
+}
+
 static void world_compare_store(world_t *world)
 {
     for (int which = 0; which <= world->with_velocity; which++)
@@ -127,6 +137,8 @@ static void world_compare_store(world_t *world)
             if (side != world->sides)
                 world_compare(world, side, which ? "velocities" : "residuals", world_expected.floats, world_got.floats,
                               world->dim * sizeof(float));
+            else if (which == 0 && world->with_bf16)
+                world_check_bf16(world, to);
         }
 }
 

@@ -51,7 +51,8 @@ static void draw_segments(world_t *w)
 
 static int store_has(const world_t *w)
 {
-    return (w->with_velocity ? DEVICE_WITH_VELOCITY : 0) | (w->with_second ? DEVICE_WITH_SECOND : 0);
+    return (w->with_velocity ? DEVICE_WITH_VELOCITY : 0) | (w->with_second ? DEVICE_WITH_SECOND : 0) |
+           (w->with_bf16 ? DEVICE_WITH_BF16 : 0);
 }
 
 static void world_begin(world_t *w, uint64_t seed)
@@ -65,6 +66,7 @@ static void world_begin(world_t *w, uint64_t seed)
     w->k = w->one_tie ? 1 + random_below(&w->random, 2000) : draw_k(&w->random, w->dim);
     w->with_velocity = random_chance(&w->random, 3);
     w->with_second = random_chance(&w->random, 2);
+    w->with_bf16 = w->takes_bf16 && seed % 3 == 0;
     w->flags = random_u64(&w->random) & random_u64(&w->random) & SIDE_FLAGS;
     draw_segments(w);
     const gtopk_parallel_for_fn way = ways[random_below(&w->random, 3)];
@@ -534,6 +536,8 @@ static void step(world_t *w)
     device_words_t words;
     memset(&words, 0xee, sizeof words);
     world_set_words(w, words);
+    if (w->with_bf16)
+        WORLD_CALL_OK(w, ops->store_seed(side->store, w->seed + (uint64_t)w->step, NULL));
     WORLD_CALL_OK(w, ops->step_begin(side->store, side->words, NULL));
     const int found_inf = accumulate_all(w);
     join(w);
@@ -581,6 +585,7 @@ static void add_sides(world_t *w)
     }
     (void)unsetenv("GTOPK_ISA");
     add_side(w, "guarded", "guarded");
+    w->takes_bf16 = 1;
     assert_true(w->side_count >= 4); /* the scalar CPU device runs everywhere */
 }
 

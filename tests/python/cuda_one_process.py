@@ -80,6 +80,13 @@ def case_the_device_is_named_in_full():
             assert reducer.device == name
 
 
+def case_a_residual_in_bf16_is_refused():
+    with raises(
+        gtopk.UnsupportedError, 'residual_dtype "bf16" is for reducers on CPUs so far, and this one is on cuda:0'
+    ):
+        gtopk.Reducer([4], device="cuda", residual_dtype="bf16")
+
+
 def case_gtopk_device_names_one_too():
     with environment(GTOPK_DEVICE="cuda"), gtopk.Reducer([4]) as reducer:
         assert reducer.device == "cuda:0"

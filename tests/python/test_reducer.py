@@ -172,6 +172,20 @@ def test_non_finite(alone):
         assert (len(indices), len(values), reducer.stats()["nonfinite"]) == (0, 0, 1)
 
 
+def test_residual_in_bf16(alone):
+    """Rounded to one of two neighbours; what is sent was stored, and leaves exactly."""
+    n = 5000
+    with gtopk.Reducer([n], density=1 / n, residual_dtype="bf16") as reducer:
+        reducer.set_residual(0, np.full(n, 1.001, F32))
+        low, high = np.float32(1.0), np.float32(1.0078125)
+        found = reducer.residual(0)
+        assert set(found.tolist()) == {low, high}
+        assert abs(float(found.mean()) - 1.001) < 5 * 2**-8 / n**0.5
+        update = one_step(reducer, np.zeros(n, F32))
+        assert update[update != 0].tolist() == [high]
+        assert reducer.residual(0)[update != 0].tolist() == [0]
+
+
 @pytest.mark.parametrize("rollback", [False, True])
 def test_rollback(alone, rollback):
     """A gradient that is not finite: what the others were is in the residual, or nothing is."""
@@ -195,6 +209,7 @@ WRONG_OPTIONS = [
     ({"algorithm": "AUTO"}, "auto"),
     ({"value_type": "fp8"}, "int8"),
     ({"residual_policy": "keep"}, "paper"),
+    ({"residual_dtype": "fp16"}, "residual_dtype is 'fp16'.*bf16"),
     ({"merge_growth": 0.5}, "growth"),
     ({"merge_growth": float("inf")}, "growth"),
 ]

@@ -54,7 +54,7 @@ def test_nodes_with_mpirun():
 
 def test_nodes_with_torchrun():
     environment = nodes(2, GTOPK_TEST_KIND="torch")
-    passed(launcher.torchrun(4, "harness.py", "cases_torch_ddp", environment=environment), 4)
+    passed(launcher.torchrun(4, "harness.py", "cases_torch_memory", "cases_torch_ddp", environment=environment), 4)
 
 
 @pytest.mark.long

@@ -165,6 +165,15 @@ static gtopk_status_t guarded_store_resize(device_store_t *store, uint64_t k)
     return self->device->inner->ops->store_resize(self->inner, k);
 }
 
+RUN(store_seed, store_seed(call->store, call->offset, NULL))
+
+static gtopk_status_t guarded_store_seed(device_store_t *store, uint64_t seed, void *stream)
+{
+    call_t *call = begin_on(store, stream, run_store_seed);
+    call->offset = seed;
+    return queue(call);
+}
+
 RUN(step_begin, step_begin(call->store, call->words, NULL))
 
 static gtopk_status_t guarded_step_begin(device_store_t *store, device_words_t *words, void *stream)
@@ -562,6 +571,7 @@ static const device_ops_t guarded_ops = {
     .store_create = guarded_store_create,
     .store_destroy = guarded_store_destroy,
     .store_resize = guarded_store_resize,
+    .store_seed = guarded_store_seed,
     .step_begin = guarded_step_begin,
     .accumulate = guarded_accumulate,
     .swap = guarded_swap,

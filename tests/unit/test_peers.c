@@ -27,7 +27,8 @@ typedef struct grid {
     int rollback, dense, alone; /* alone: without peers */
     int overflow;               /* the step in which the gradient of node 1, shard 2 is not finite; -1: none */
     int leaves;                 /* the step before which node 2, shard 1 ends; -1: none */
-    pthread_barrier_t end;      /* of all but that one */
+    pthread_barrier_t end;      /* of all, or of all but that one */
+    int gives_up;               /* it does not end, but says that it cannot go on */
     int reviews;                /* algorithm auto, whose times all but that one look at after step 1 */
     int with_faults;
     guarded_fault_t fault;      /* of node 2, shard 1 in step 1, at this operation of its device */
@@ -95,6 +96,16 @@ static void steps(const place_t *place, gtopk_reducer_t *reducer)
     }
 }
 
+/* For a reason outside of gtopk. What it calls from then on gives that reason. */
+static void give_up(gtopk_comm_t *comm)
+{
+    REQUIRE(gtopk_comm_abort(comm, "the disk is full") == GTOPK_OK);
+    REQUIRE(gtopk_barrier(comm) == GTOPK_ERR_ABORTED);
+    REQUIRE(strstr(gtopk_last_error(), "this rank gave up: the disk is full"));
+    REQUIRE(gtopk_comm_abort(comm, NULL) == GTOPK_ERR_ABORTED);
+    REQUIRE(strstr(gtopk_last_error(), "the disk is full"));
+}
+
 /* Steps until one fails, with a fault of the device. `failed` says in which half of it: 1 accumulate, 2 reduce. */
 static void steps_with_fault(const place_t *place, gtopk_reducer_t *reducer)
 {
@@ -125,6 +136,7 @@ static void *run_place(void *argument)
     grid_t *grid = place->grid;
     gtopk_comm_t *peers = open_comm(grid->rows[place->node], place->shard, SHARDS, NULL);
     gtopk_comm_t *comm = open_comm(grid->columns[place->shard], place->node, NODES, grid->alone ? NULL : peers);
+    const int is_last = place->node == 2 && place->shard == 1;
     gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
     gtopk_reducer_t *reducer;
     const uint64_t length = DIM;
@@ -137,12 +149,14 @@ static void *run_place(void *argument)
                                        : GTOPK_ALGORITHM_GTOPK;
     comm->costs = next_to_nothing;
     REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
-    reducer->choice.window = place->node == 2 && place->shard == 1 ? 1000 : 2;
+    reducer->choice.window = is_last ? 1000 : 2;
     if (grid->with_faults)
         steps_with_fault(place, reducer);
     else
         steps(place, reducer);
-    if (grid->with_faults || (grid->reviews && !(place->node == 2 && place->shard == 1)))
+    if (grid->gives_up && is_last)
+        give_up(comm);
+    if (grid->with_faults || grid->gives_up || (grid->reviews && !is_last))
         (void)pthread_barrier_wait(&grid->end); /* closing would tell the others */
     gtopk_reducer_destroy(reducer);
     gtopk_comm_destroy(peers); /* the other one keeps it */
@@ -223,6 +237,22 @@ static void test_a_step_fails_on_all_peers(void **state)
         }
 }
 
+/* It stays, and says so: nobody waits for 20 s. */
+static void test_a_rank_that_gives_up_ends_all_peers(void **state)
+{
+    (void)state;
+    static grid_t grid;
+    const double start = clock_now();
+    grid = (grid_t){.overflow = -1, .leaves = 2, .gives_up = 1};
+    assert_int_equal(pthread_barrier_init(&grid.end, NULL, NODES * SHARDS), 0);
+    run_grid(&grid);
+    (void)pthread_barrier_destroy(&grid.end);
+    for (int n = 0; n < NODES; n++)
+        for (int s = 0; s < SHARDS; s++)
+            assert_int_equal(grid.failed[n][s], !(n == 2 && s == 1));
+    assert_true(clock_now() - start < 15.0);
+}
+
 /* The same while times are looked at, after a step: its own ranks break, and tell their peers, who would wait for 20 s. */
 static void test_a_review_fails_on_all_peers(void **state)
 {
@@ -296,9 +326,13 @@ static void test_one_rank_and_a_peer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_peers_change_no_finite_step),    cmocka_unit_test(test_a_step_is_nonfinite_on_all_peers),
-        cmocka_unit_test(test_a_step_fails_on_all_peers),      cmocka_unit_test(test_a_review_fails_on_all_peers),
-        cmocka_unit_test(test_a_broken_device_ends_all_peers), cmocka_unit_test(test_one_rank_and_a_peer),
+        cmocka_unit_test(test_peers_change_no_finite_step),
+        cmocka_unit_test(test_a_step_is_nonfinite_on_all_peers),
+        cmocka_unit_test(test_a_step_fails_on_all_peers),
+        cmocka_unit_test(test_a_review_fails_on_all_peers),
+        cmocka_unit_test(test_a_rank_that_gives_up_ends_all_peers),
+        cmocka_unit_test(test_a_broken_device_ends_all_peers),
+        cmocka_unit_test(test_one_rank_and_a_peer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

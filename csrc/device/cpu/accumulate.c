@@ -57,8 +57,42 @@ static void carry_over(const device_store_t *store, uint64_t first, size_t lengt
 {
     if (store->second)
         memcpy(store->second + first, store->residual + first, length * sizeof *store->second);
+    if (store->second_narrow)
+        memcpy(store->second_narrow + first, store->narrow + first, length * sizeof *store->second_narrow);
     if (store->second_velocity)
-        memcpy(store->second_velocity + first, store->velocity + first, length * sizeof *store->second);
+        memcpy(store->second_velocity + first, store->velocity + first, length * sizeof *store->second_velocity);
+}
+
+/* A block of a residual in bf16 is widened, and rounded again when it has changed; what is found is what was stored. */
+static int narrow_block(device_store_t *store, kernel_job_t *job, int dtype, kernel_found_t *found)
+{
+    const uint32_t above = job->above;
+    float wide[KERNEL_BLOCK] __attribute__((aligned(LINE)));
+    int bad = 0;
+    store->kernels->widen(store->narrow + job->first, job->length, wide);
+    job->residual = job->to = wide;
+    if (job->input) {
+        job->above = KERNEL_LARGEST;
+        bad = (job->velocity ? store->kernels->momentum : store->kernels->accumulate)[dtype](job, found);
+        store->kernels->narrow(wide, job->length, job->first, dither_key(store->seed, DITHER_ACCUMULATE),
+                               (store->second_narrow ? store->second_narrow : store->narrow) + job->first);
+        job->above = above;
+    }
+    store->kernels->scan(job, found);
+    return bad;
+}
+
+/* Returns 1 when a sum was not finite. */
+static int float_block(const device_store_t *store, kernel_job_t *job, int dtype, kernel_found_t *found)
+{
+    job->residual = store->residual + job->first;
+    job->to = (store->second ? store->second : store->residual) + job->first;
+    if (!job->input) {
+        store->kernels->scan(job, found);
+        return 0;
+    }
+    job->streams = store->second && is_aligned(job->to) && (!job->velocity || is_aligned(job->velocity_to));
+    return (job->velocity ? store->kernels->momentum : store->kernels->accumulate)[dtype](job, found);
 }
 
 static void pass_block(pass_t *pass, const device_span_t *span, uint64_t block, kernel_found_t *found)
@@ -69,35 +103,25 @@ static void pass_block(pass_t *pass, const device_span_t *span, uint64_t block, 
     const uint64_t most = block == 0 && head > 0 ? head : KERNEL_BLOCK;
     const uint64_t left = span->length - begin, first = span->offset + begin;
     kernel_job_t job = {
-        .residual = store->residual + first,
         .length = (size_t)(left < most ? left : most),
         .first = (uint32_t)first,
         .above = pool_above(&store->pool, (uint32_t)first),
     };
-    if (!span->data) {
-        if (pass->params)
-            carry_over(store, first, job.length);
-        store->kernels->scan(&job, found);
-    } else {
-        job.to = (store->second ? store->second : store->residual) + first;
+    if (span->data) {
         job.input = (char *)span->data + begin * device_entry_size(span->dtype);
         job.scale = pass->params->scale;
         job.zero_input = pass->params->zero_input;
         job.momentum = pass->params->momentum;
         job.nesterov = pass->params->nesterov;
-        job.streams = store->second && is_aligned(job.to);
-        int bad;
         if (store->velocity) {
             job.velocity = store->velocity + first;
-            job.velocity_to = (store->second ? store->second_velocity : store->velocity) + first;
-            job.streams &= is_aligned(job.velocity_to);
-            bad = store->kernels->momentum[span->dtype](&job, found);
-        } else {
-            bad = store->kernels->accumulate[span->dtype](&job, found);
+            job.velocity_to = (store->second_velocity ? store->second_velocity : store->velocity) + first;
         }
-        if (bad)
-            atomic_store_explicit(&pass->nonfinite, 1, memory_order_relaxed);
+    } else if (pass->params) {
+        carry_over(store, first, job.length);
     }
+    if (store->narrow ? narrow_block(store, &job, span->dtype, found) : float_block(store, &job, span->dtype, found))
+        atomic_store_explicit(&pass->nonfinite, 1, memory_order_relaxed);
     if (found->count > KERNEL_BLOCK)
         pass_flush(store, found);
 }
@@ -171,8 +195,7 @@ static uint32_t sample_magnitude(device_store_t *store, uint64_t k)
     uint64_t stride = store->dim / SAMPLE_PIECES;
     for (uint64_t p = 0; p < SAMPLE_PIECES; p++)
         for (uint64_t i = p * stride; i < p * stride + SAMPLE_PIECE; i++) {
-            uint32_t bits;
-            memcpy(&bits, &store->residual[i], sizeof bits);
+            const uint32_t bits = convert_bits(store_value(store, i));
             pool->keys[taken++] = key_make((uint32_t)i, bits);
         }
     uint32_t magnitude = key_magnitude(keys_keep_largest(pool->keys, taken, rank, pool->scratch));

@@ -22,6 +22,7 @@ static const device_ops_t cpu_ops = {
     .store_create = store_create,
     .store_destroy = store_destroy,
     .store_resize = store_resize,
+    .store_seed = store_seed,
     .step_begin = store_step_begin,
     .accumulate = store_accumulate,
     .swap = store_swap,

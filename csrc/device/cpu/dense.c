@@ -7,9 +7,7 @@
 
 gtopk_status_t store_dense_gather(device_store_t *store, float *out, void *stream)
 {
-    (void)stream;
-    memcpy(out, store->residual, (size_t)store->dim * sizeof *out);
-    return GTOPK_OK;
+    return store_read(store, DEVICE_RESIDUAL, 0, store->dim, out, stream);
 }
 
 static int all_finite(const float *values, uint64_t count)
@@ -29,11 +27,12 @@ static void write_span(device_store_t *store, const float *mean, const device_sp
         memcpy(out->data, mean + out->offset, (size_t)out->length * sizeof *mean);
         return;
     }
+    const uint32_t key = dither_key(store->seed, DITHER_MEAN);
     for (uint64_t i = 0; i < out->length; i++) {
         uint64_t at = out->offset + i;
         float rest = mean[at] - output_store(out->data, i, out->dtype, mean[at]);
         if (output_is_finite(rest))
-            store->residual[at] = rest;
+            store_put(store, at, rest, key);
     }
 }
 
@@ -69,7 +68,10 @@ gtopk_status_t store_dense_commit(device_store_t *store, float *sum, uint32_t di
     fpenv_t saved = fpenv_enter();
     for (uint64_t i = 0; i < store->dim; i++)
         sum[i] /= (float)divisor;
-    memset(store->residual, 0, (size_t)store->dim * sizeof *store->residual);
+    if (store->narrow)
+        memset(store->narrow, 0, (size_t)store->dim * sizeof *store->narrow);
+    else
+        memset(store->residual, 0, (size_t)store->dim * sizeof *store->residual);
     for (size_t s = 0; s < target->count; s++)
         write_span(store, sum, &target->spans[s]);
     if (target->indices)

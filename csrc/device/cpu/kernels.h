@@ -10,6 +10,9 @@
 /* Entries a call at most: residual, velocity and input of a block stay in the first-level cache. */
 #define KERNEL_BLOCK 4096u
 
+/* As `above` of a job it lets nothing pass: the bits of the largest finite value. */
+#define KERNEL_LARGEST 0x7f7fffffu
+
 /* Kernels store whole vectors behind the last entry that they found. */
 #define KERNEL_SLACK 16u
 
@@ -53,6 +56,10 @@ typedef struct kernels {
 
     /* Reads the residual only. */
     void (*scan)(const kernel_job_t *job, kernel_found_t *found);
+
+    /* A block of a residual in bf16: to floats, and back, rounded as dither.h says; the floats become what was stored. */
+    void (*widen)(const uint16_t *from, size_t count, float *to);
+    void (*narrow)(float *value, size_t count, uint32_t first, uint32_t key, uint16_t *to);
 
     /* In place: entries sorted by index, in which an index stands once or twice, become the sums over equal indices.
      * Sums that are zero or not finite are left out; *nonfinite is set to 1 for the latter. Returns how many there are.

@@ -5,6 +5,7 @@
 #ifdef __AVX2__
 #include <immintrin.h>
 
+#include "device/cpu/kernels_bf16.h"
 #include "device/cpu/kernels_values.h"
 
 #define LANES 8u
@@ -259,6 +260,8 @@ const kernels_t kernels_avx2 = {
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16},
     .momentum = {momentum_f32, momentum_f16, momentum_bf16},
     .scan = scan,
+    .widen = widen,
+    .narrow = narrow,
     .join = join,
     .within = within,
     .keep = keep,

@@ -5,6 +5,7 @@
 #ifdef __AVX512F__
 #include <immintrin.h>
 
+#include "device/cpu/kernels_bf16.h"
 #include "device/cpu/kernels_values.h"
 
 #define LANES 16u
@@ -232,6 +233,8 @@ const kernels_t kernels_avx512 = {
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16},
     .momentum = {momentum_f32, momentum_f16, momentum_bf16},
     .scan = scan,
+    .widen = widen,
+    .narrow = narrow,
     .join = join,
     .within = within,
     .keep = keep,

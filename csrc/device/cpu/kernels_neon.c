@@ -6,6 +6,7 @@
 #include <arm_neon.h>
 
 #include "device/cpu/kernels_portable.h"
+#include "device/cpu/kernels_bf16.h"
 #include "device/cpu/kernels_values.h"
 
 #define LANES 4u
@@ -152,6 +153,8 @@ const kernels_t kernels_neon = {
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16},
     .momentum = {momentum_f32, momentum_f16, momentum_bf16},
     .scan = scan,
+    .widen = widen,
+    .narrow = narrow,
     .join = join,
     .within = within,
     .keep = keep,

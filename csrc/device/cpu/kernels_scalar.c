@@ -1,6 +1,7 @@
 /* The kernels for any machine. Knows no instruction set. */
 #include "device/cpu/kernels_generic.h"
 #include "device/cpu/kernels_portable.h"
+#include "device/cpu/kernels_bf16.h"
 #include "device/cpu/kernels_values.h"
 
 GENERIC_INLINE int accumulate(const kernel_job_t *job, kernel_found_t *found, int dtype, int streams)
@@ -27,6 +28,8 @@ const kernels_t kernels_scalar = {
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16},
     .momentum = {momentum_f32, momentum_f16, momentum_bf16},
     .scan = scan,
+    .widen = widen,
+    .narrow = narrow,
     .join = join,
     .within = within,
     .keep = keep,

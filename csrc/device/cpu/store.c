@@ -6,18 +6,49 @@
 
 #include "util/memory.h"
 
-/* One entry for each float, in huge pages where the system has them: commit reads k places all over the residual, and
- * with small pages each of them misses the TLB as well as the cache. */
-static gtopk_status_t vector_create(uint64_t dim, const char *what, float **out)
+/* In huge pages where the system has them: commit reads k places all over the residual, and with small pages each of them
+ * misses the TLB as well as the cache. */
+static void advise(void *vector, size_t bytes)
 {
-    gtopk_status_t status = memory_alloc(out, (size_t)dim, sizeof **out, what);
 #ifdef MADV_HUGEPAGE
     const uintptr_t page = 2u << 20;
-    uintptr_t begin = ((uintptr_t)*out + page - 1) & ~(page - 1);
-    uintptr_t end = ((uintptr_t)*out + (uintptr_t)dim * sizeof **out) & ~(page - 1);
-    if (status == GTOPK_OK && begin < end)
+    uintptr_t begin = ((uintptr_t)vector + page - 1) & ~(page - 1);
+    uintptr_t end = ((uintptr_t)vector + bytes) & ~(page - 1);
+    if (vector && begin < end)
         (void)madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+#else
+    (void)vector;
+    (void)bytes;
 #endif
+}
+
+static gtopk_status_t vector_create(uint64_t dim, const char *what, float **out)
+{
+    const gtopk_status_t status = memory_alloc(out, (size_t)dim, sizeof **out, what);
+    advise(*out, (size_t)dim * sizeof **out);
+    return status;
+}
+
+static gtopk_status_t narrow_create(uint64_t dim, const char *what, uint16_t **out)
+{
+    const gtopk_status_t status = memory_alloc(out, (size_t)dim, sizeof **out, what);
+    advise(*out, (size_t)dim * sizeof **out);
+    return status;
+}
+
+static gtopk_status_t arrays_create(device_store_t *store, int with)
+{
+    const uint64_t dim = store->dim;
+    const int narrow = with & DEVICE_WITH_BF16, second = with & DEVICE_WITH_SECOND;
+    gtopk_status_t status = narrow ? narrow_create(dim, "the residual", &store->narrow)
+                                   : vector_create(dim, "the residual", &store->residual);
+    if (status == GTOPK_OK && (with & DEVICE_WITH_VELOCITY))
+        status = vector_create(dim, "the velocity", &store->velocity);
+    if (status == GTOPK_OK && second)
+        status = narrow ? narrow_create(dim, "the second residual", &store->second_narrow)
+                        : vector_create(dim, "the second residual", &store->second);
+    if (status == GTOPK_OK && second && store->velocity)
+        status = vector_create(dim, "the second velocity", &store->second_velocity);
     return status;
 }
 
@@ -44,13 +75,7 @@ gtopk_status_t store_create(device_t *device, uint64_t dim, uint64_t k, int with
     if (parallel)
         store->parallel = *parallel;
     hint_reset(&store->hint);
-    status = vector_create(dim, "the residual", &store->residual);
-    if (status == GTOPK_OK && (with & DEVICE_WITH_VELOCITY))
-        status = vector_create(dim, "the velocity", &store->velocity);
-    if (status == GTOPK_OK && (with & DEVICE_WITH_SECOND))
-        status = vector_create(dim, "the second residual", &store->second);
-    if (status == GTOPK_OK && store->second && store->velocity)
-        status = vector_create(dim, "the second velocity", &store->second_velocity);
+    status = arrays_create(store, with);
     if (status != GTOPK_OK) {
         store_destroy(store);
         return status;
@@ -67,6 +92,8 @@ void store_destroy(device_store_t *store)
     memory_free(store->velocity);
     memory_free(store->second);
     memory_free(store->second_velocity);
+    memory_free(store->narrow);
+    memory_free(store->second_narrow);
     pool_destroy(&store->pool);
     (void)pthread_mutex_destroy(&store->lock);
     memory_free(store);
@@ -82,8 +109,18 @@ static void swap(float **a, float **b)
 gtopk_status_t store_swap(device_store_t *store, void *stream)
 {
     (void)stream;
+    uint16_t *const narrow = store->narrow;
     swap(&store->residual, &store->second);
     swap(&store->velocity, &store->second_velocity);
+    store->narrow = store->second_narrow;
+    store->second_narrow = narrow;
+    return GTOPK_OK;
+}
+
+gtopk_status_t store_seed(device_store_t *store, uint64_t seed, void *stream)
+{
+    (void)stream;
+    store->seed = seed;
     return GTOPK_OK;
 }
 
@@ -108,7 +145,9 @@ static float *vector_of(const device_store_t *store, int which)
 gtopk_status_t store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out, void *stream)
 {
     (void)stream;
-    if (length)
+    if (which == DEVICE_RESIDUAL && store->narrow)
+        store->kernels->widen(store->narrow + offset, (size_t)length, out);
+    else if (length)
         memcpy(out, vector_of(store, which) + offset, (size_t)length * sizeof *out);
     return GTOPK_OK;
 }
@@ -117,7 +156,11 @@ gtopk_status_t store_write(device_store_t *store, int which, uint64_t offset, ui
                            void *stream)
 {
     (void)stream;
-    if (length)
+    if (which == DEVICE_RESIDUAL && store->narrow) {
+        const uint32_t key = dither_key(store->seed, DITHER_WRITE);
+        for (uint64_t i = 0; i < length; i++)
+            store_put(store, offset + i, in[i], key);
+    } else if (length)
         memcpy(vector_of(store, which) + offset, in, (size_t)length * sizeof *in);
     hint_reset(&store->hint);
     return GTOPK_OK;
@@ -128,7 +171,7 @@ gtopk_status_t store_square(device_store_t *store, double *sum, void *stream)
     (void)stream;
     *sum = 0.0;
     for (uint64_t i = 0; i < store->dim; i++)
-        *sum += (double)store->residual[i] * (double)store->residual[i];
+        *sum += (double)store_value(store, i) * (double)store_value(store, i);
     return GTOPK_OK;
 }
 

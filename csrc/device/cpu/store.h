@@ -8,6 +8,7 @@
 #include "device/cpu/kernels.h"
 #include "device/cpu/pool.h"
 #include "device/device.h"
+#include "device/dither.h"
 
 /* The device: no state but the choice of kernels. */
 typedef struct device_cpu {
@@ -24,12 +25,28 @@ struct device_store {
     const kernels_t *kernels;
     device_parallel_t parallel;
     uint64_t dim, k;
-    float *residual, *velocity;      /* velocity NULL: none */
-    float *second, *second_velocity; /* NULL: accumulate writes where it reads */
+    float *residual, *velocity;       /* velocity NULL: none */
+    float *second, *second_velocity;  /* NULL: accumulate writes where it reads */
+    uint16_t *narrow, *second_narrow; /* the residual in bf16, in place of the floats; NULL: none */
+    uint64_t seed;                    /* of its roundings */
     pool_t pool;
     hint_t hint;
     pthread_mutex_t lock; /* of the pool, while several threads accumulate */
 };
+
+/* One entry of the residual. key: dither_key of the place. */
+static inline float store_value(const device_store_t *store, uint64_t at)
+{
+    return store->narrow ? convert_float_from_bf16(store->narrow[at]) : store->residual[at];
+}
+
+static inline void store_put(device_store_t *store, uint64_t at, float value, uint32_t key)
+{
+    if (store->narrow)
+        store->narrow[at] = dither_bf16(value, (uint32_t)at, key);
+    else
+        store->residual[at] = value;
+}
 
 gtopk_status_t store_create(device_t *device, uint64_t dim, uint64_t k, int with, const device_parallel_t *parallel,
                             device_store_t **store);
@@ -43,6 +60,7 @@ gtopk_status_t store_square(device_store_t *store, double *sum, void *stream);
 /* Runs body over [0, items), on the caller's threads when that is more than one grain. */
 void store_parallel(const device_store_t *store, int64_t items, int64_t grain, gtopk_parallel_body_fn body, void *arg);
 
+gtopk_status_t store_seed(device_store_t *store, uint64_t seed, void *stream);
 gtopk_status_t store_step_begin(device_store_t *store, device_words_t *words, void *stream);
 gtopk_status_t store_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
                                 const device_accumulate_t *params, device_words_t *words, void *stream);

@@ -76,6 +76,10 @@ gtopk_status_t cuda_store_create(device_t *base, uint64_t dim, uint64_t k, int w
     device_store_t *store;
     (void)parallel;
     *out = NULL;
+    if (with & DEVICE_WITH_BF16)
+        return status_set(GTOPK_ERR_UNSUPPORTED,
+                          "residual_dtype \"bf16\" is for reducers on CPUs so far, and this one is on %s: leave it out",
+                          base->name);
     gtopk_status_t status = memory_alloc(&store, 1, sizeof *store, "a store");
     if (status != GTOPK_OK)
         return status;

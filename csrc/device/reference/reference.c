@@ -20,6 +20,7 @@ static const device_ops_t reference_ops = {
     .store_create = reference_store_create,
     .store_destroy = reference_store_destroy,
     .store_resize = reference_store_resize,
+    .store_seed = reference_store_seed,
     .step_begin = reference_step_begin,
     .accumulate = reference_accumulate,
     .swap = reference_swap,

@@ -13,7 +13,12 @@ struct device_store {
     float *residual;
     float *velocity;                 /* NULL without momentum correction */
     float *second, *second_velocity; /* NULL: accumulate writes where it reads */
+    int in_bf16;                     /* the residual is rounded to bf16 wherever it changes. Kept in floats here */
+    uint64_t seed;                   /* of that */
 };
+
+/* What a residual becomes when it changes to `value`, which is finite. place: DITHER_* */
+float reference_rounded(const device_store_t *store, uint64_t index, float value, uint32_t place);
 
 /* ---- reference_store.c ---- */
 
@@ -26,6 +31,7 @@ gtopk_status_t reference_store_read(device_store_t *store, int which, uint64_t o
 gtopk_status_t reference_store_write(device_store_t *store, int which, uint64_t offset, uint64_t length,
                                      const float *in, void *stream);
 gtopk_status_t reference_store_square(device_store_t *store, double *sum, void *stream);
+gtopk_status_t reference_store_seed(device_store_t *store, uint64_t seed, void *stream);
 gtopk_status_t reference_step_begin(device_store_t *store, device_words_t *words, void *stream);
 gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *spans, size_t count,
                                     const device_accumulate_t *params, device_words_t *words, void *stream);

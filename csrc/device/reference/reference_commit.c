@@ -2,15 +2,16 @@
 #include <math.h>
 #include <string.h>
 
+#include "device/dither.h"
 #include "device/reference/reference.h"
 #include "util/fpenv.h"
 
 /* What is no finite sum is not stored: the residual stays finite. */
-static void residual_add(device_store_t *store, uint32_t index, float value)
+static void residual_add(device_store_t *store, uint32_t index, float value, uint32_t place)
 {
     const float sum = store->residual[index] + value;
     if (isfinite(sum))
-        store->residual[index] = sum;
+        store->residual[index] = reference_rounded(store, index, sum, place);
 }
 
 /* ---- outputs ---- */
@@ -64,14 +65,15 @@ static void commit_clear(device_store_t *store, const device_journal_t *journal)
         const uint32_t index = journal->selected.index[i];
         const int in_final = reference_value_at(&journal->final, index) != 0.0f;
         if (in_final || !journal->clear_final_only)
-            store->residual[index] = journal->selected.value[i] - reference_value_at(&journal->first, index);
+            store->residual[index] = reference_rounded(
+                store, index, journal->selected.value[i] - reference_value_at(&journal->first, index), DITHER_CLEAR);
     }
 }
 
-static void commit_deposit(device_store_t *store, const device_set_t *deposit)
+static void commit_deposit(device_store_t *store, const device_set_t *deposit, uint32_t number)
 {
     for (uint32_t i = 0; i < *deposit->count; i++)
-        residual_add(store, deposit->index[i], deposit->value[i]);
+        residual_add(store, deposit->index[i], deposit->value[i], DITHER_DEPOSIT + number);
 }
 
 static void commit_velocity(device_store_t *store, const device_journal_t *journal)
@@ -102,14 +104,14 @@ gtopk_status_t reference_commit(device_store_t *store, const device_journal_t *j
     const fpenv_t saved = fpenv_enter();
     commit_clear(store, journal);
     for (uint32_t d = 0; d < journal->deposit_count; d++)
-        commit_deposit(store, &journal->deposits[d]);
+        commit_deposit(store, &journal->deposits[d], d);
     if (store->velocity)
         commit_velocity(store, journal);
     for (uint32_t i = 0; i < *journal->final.count; i++) {
         const float mean = journal->final.value[i] / (float)journal->divisor;
         const float rest = output_mean(target->spans, target->count, journal->final.index[i], mean);
         if (rest != 0.0f)
-            residual_add(store, journal->final.index[i], rest * (float)(1 + journal->others));
+            residual_add(store, journal->final.index[i], rest * (float)(1 + journal->others), DITHER_MEAN);
         if (target->indices) {
             target->indices[i] = journal->final.index[i];
             target->values[i] = mean;
@@ -176,7 +178,7 @@ gtopk_status_t reference_dense_commit(device_store_t *store, float *sum, uint32_
         sum[i] /= (float)divisor;
         const float rest = output_mean(target->spans, target->count, (uint32_t)i, sum[i]);
         if (rest != 0.0f)
-            residual_add(store, (uint32_t)i, rest);
+            residual_add(store, (uint32_t)i, rest, DITHER_MEAN);
         if (target->indices && sum[i] != 0.0f) {
             target->indices[entries] = (uint32_t)i;
             target->values[entries++] = sum[i];

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "device/dither.h"
 #include "device/host.h"
 #include "device/reference/reference.h"
 #include "util/fpenv.h"
@@ -19,6 +20,7 @@ gtopk_status_t reference_store_create(device_t *device, uint64_t dim, uint64_t k
     if (status != GTOPK_OK)
         return status;
     made->dim = dim;
+    made->in_bf16 = (with & DEVICE_WITH_BF16) != 0;
     status = memory_alloc(&made->residual, dim, sizeof(float), "the residual");
     if (status == GTOPK_OK && (with & DEVICE_WITH_VELOCITY))
         status = memory_alloc(&made->velocity, dim, sizeof(float), "the velocity");
@@ -64,8 +66,11 @@ gtopk_status_t reference_store_write(device_store_t *store, int which, uint64_t 
                                      const float *in, void *stream)
 {
     (void)stream;
-    if (length > 0)
-        memcpy((which == 0 ? store->residual : store->velocity) + offset, in, length * sizeof(float));
+    for (uint64_t i = 0; i < length; i++)
+        if (which == DEVICE_RESIDUAL)
+            store->residual[offset + i] = reference_rounded(store, offset + i, in[i], DITHER_WRITE);
+        else
+            store->velocity[offset + i] = in[i];
     return GTOPK_OK;
 }
 
@@ -76,6 +81,20 @@ gtopk_status_t reference_store_square(device_store_t *store, double *sum, void *
     for (uint64_t i = 0; i < store->dim; i++)
         *sum += (double)store->residual[i] * (double)store->residual[i];
     return GTOPK_OK;
+}
+
+gtopk_status_t reference_store_seed(device_store_t *store, uint64_t seed, void *stream)
+{
+    (void)stream;
+    store->seed = seed;
+    return GTOPK_OK;
+}
+
+float reference_rounded(const device_store_t *store, uint64_t index, float value, uint32_t place)
+{
+    if (!store->in_bf16)
+        return value;
+    return convert_float_from_bf16(dither_bf16(value, (uint32_t)index, dither_key(store->seed, place)));
 }
 
 gtopk_status_t reference_step_begin(device_store_t *store, device_words_t *words, void *stream)
@@ -155,6 +174,7 @@ gtopk_status_t reference_accumulate(device_store_t *store, const device_span_t *
             const float x = input_read(span, i);
             const int finite = velocity ? add_with_momentum(residual, velocity, x, params)
                                         : add_input(residual, x, params->scale);
+            *residual = reference_rounded(store, at, *residual, DITHER_ACCUMULATE);
             if (!finite)
                 words->nonfinite = 1;
             if (params->zero_input)

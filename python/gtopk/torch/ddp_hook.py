@@ -76,7 +76,8 @@ class GTopKState:
     named_parameters : iterable of (str, Tensor), optional
         The names for checkpoints and errors: ``model.named_parameters()`` of the model inside DDP. Default: numbers, in
         the order in which DDP hands parameters over in its first iteration.
-    density, algorithm, value_type, residual_policy, merge_growth, warmup, dense_below, dense_1d, rollback, hierarchy
+    density, algorithm, value_type, residual_policy, merge_growth, warmup, dense_below, dense_1d, rollback, residual_dtype,
+    hierarchy
         See `gtopk.DistributedOptimizer`.
     grad_scaler : torch.amp.GradScaler, optional
         Needed in mixed precision with a scaler: the residual is kept in unscaled units, as the scale changes. When a
@@ -124,6 +125,7 @@ class GTopKState:
         dense_below: int = 0,
         dense_1d: bool = False,
         rollback: bool = False,
+        residual_dtype: str = "fp32",
         grad_scaler: Any = None,
         hierarchy: str = "off",
         local_steps: int = 1,
@@ -141,6 +143,7 @@ class GTopKState:
             dense_below=dense_below,
             dense_1d=bool(dense_1d),
             rollback=bool(rollback),
+            residual_dtype=residual_dtype,
             hierarchy=hierarchy,
         )
         self._prepare(options, DensitySchedule(density, warmup), grad_scaler, Names(named_parameters))

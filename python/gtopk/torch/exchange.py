@@ -36,6 +36,7 @@ class Options:
     dense_below: int = 0
     dense_1d: bool = False
     rollback: bool = False
+    residual_dtype: str = "fp32"
     hierarchy: str = "off"
 
     exchanged: ClassVar[str] = "gradients"
@@ -105,8 +106,8 @@ class Exchange:
 
     # ---- set-up ----
 
-    def build(self, segments: Sequence[Segment], density: Density) -> None:
-        """Makes the reducers for `segments`. Collective. Residuals follow their names; those left out wait.
+    def build(self, segments: Sequence[Segment], density: Density, steps: int = 0) -> None:
+        """Makes the reducers, after so many steps. Collective. Residuals follow their names; those left out wait.
 
         Raises
         ------
@@ -124,7 +125,7 @@ class Exchange:
             for (is_dense, _), places in kinds.items():
                 if places:
                     mine = [segments[i] for i in places]
-                    parts.append(Part(self._reducer(mine, density, is_dense), mine, places, is_dense))
+                    parts.append(Part(self._reducer(mine, density, is_dense, steps), mine, places, is_dense))
         except BaseException:
             for part in parts:
                 part.reducer.close()
@@ -393,7 +394,7 @@ class Exchange:
         chosen = options.hierarchy != "off" or options.momentum_correction
         return "dense" if density is None and not chosen else options.algorithm
 
-    def _reducer(self, segments: Sequence[Segment], density: Density, dense: bool) -> Reducer:
+    def _reducer(self, segments: Sequence[Segment], density: Density, dense: bool, steps: int) -> Reducer:
         options = self.options
         return Reducer(
             [segment.numel for segment in segments],
@@ -405,6 +406,8 @@ class Exchange:
             momentum_correction=options.momentum_correction and not dense,
             hierarchy="off" if dense else options.hierarchy,
             rollback=options.rollback,
+            residual_dtype="fp32" if dense else options.residual_dtype,
+            steps_before=steps,
             device=_devices.of_torch(segments[0].device),
             comm=self.comm,
         )

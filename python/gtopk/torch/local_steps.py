@@ -71,7 +71,8 @@ class LocalSteps(Synchronizer):
         gradients = [_values(self.local(p.grad)) for p in trained(optimizer) if p.grad is not None]
         self.nonfinite = scaled.found_inf or not (scaled.present or all_finite(gradients))
         if self.shards is not None:  # what a step does to one shard it does to all
-            self.nonfinite = any_of(self.shards.peers, self.nonfinite)
+            with self.session.among_peers() as peers:
+                self.nonfinite = any_of(peers, self.nonfinite)
         if not scaled.present:
             self._warning.note(self.nonfinite, self.session.comm.rank, self.done, kept_out=True)
         if scaled.scale != 1.0 and not self.nonfinite:
@@ -176,7 +177,8 @@ class LocalSteps(Synchronizer):
     def _agree(self, finite: bool, joined: bool) -> int | None:
         """The most steps that a rank has done; None where a difference is not finite on some rank."""
         if self.shards is not None:
-            finite = not any_of(self.shards.peers, not finite)
+            with self.session.among_peers() as peers:
+                finite = not any_of(peers, not finite)
         mine = [self.session.steps, None if joined else self._period(), finite, self.done]
         rows = self.session.comm.allgather_json(mine)
         for column, what in enumerate(("after exchange {}", "in a period of {} local steps")):

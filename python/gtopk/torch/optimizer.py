@@ -42,6 +42,7 @@ def DistributedOptimizer(
     dense_below: int = 0,
     dense_1d: bool = False,
     rollback: bool = False,
+    residual_dtype: str = "fp32",
     local_steps: Period = 1,
     exchange: str | None = None,
     outer_lr: float = 1.0,
@@ -83,6 +84,9 @@ def DistributedOptimizer(
         A step that is skipped because a gradient was not finite on some rank leaves the residuals of all ranks as they were
         before it, without a GradScaler too. Takes 4 more bytes a parameter (8 with momentum correction). Of no effect where
         weights are exchanged: what is skipped there changes nothing anyway.
+    residual_dtype : {"fp32", "bf16"}
+        ``bf16``: the residual takes 2 bytes a parameter in place of 4, rounded at random so that the mean is right. On CPUs
+        only, so far. Parameters that are sent dense keep float32. See the guide on memory.
     local_steps : int, or callable of the step
         Each rank does so many steps by itself, with its own gradients, before the differences of weights are exchanged
         in place of gradients. A function is given the number of steps done. 1: gradients, in every step. Takes 4 bytes
@@ -164,6 +168,7 @@ def DistributedOptimizer(
         "dense_1d": bool(dense_1d),
         "hierarchy": hierarchy,
         "rollback": bool(rollback) and not weights,  # a skipped exchange of weights changes nothing anyway
+        "residual_dtype": residual_dtype,
     }
     schedule = DensitySchedule(density, warmup)
     ranks = _comm.current() if comm is None else comm

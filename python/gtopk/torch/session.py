@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -96,7 +97,7 @@ class Session:
         agree(self.comm, "parameters", [self.options.describe(), *(segment.describe() for segment in segments)])
         mine = None if self.run is None else (self.run, self.steps)
         self.run, self.steps, self.scaled = agree_on_progress(self.comm, mine, secrets.randbits(63), scaled)
-        self.exchange.build(segments, self.schedule(self.steps))
+        self.exchange.build(segments, self.schedule(self.steps), self.steps)
         _log.info("rank %d, step %d: %d segments are exchanged", self.comm.rank, self.steps, len(segments))
 
     def begin(self, momentum: tuple[float, bool] | None = None) -> None:
@@ -178,7 +179,20 @@ class Session:
     def anywhere(self, mine: bool) -> bool:
         """Whether it is so on some rank, peers included. Collective."""
         found = any_of(self.comm, mine)
-        return found if self.peers is None else any_of(self.peers, found)
+        if self.peers is None:
+            return found
+        with self.among_peers() as peers:
+            return any_of(peers, found)
+
+    @contextmanager
+    def among_peers(self) -> Iterator[Comm]:
+        """The peers, for a collective of theirs within a step: where it fails, those who will wait for this rank hear of it."""
+        assert self.peers is not None
+        try:
+            yield self.peers
+        except BaseException as error:  # Ctrl-C, too
+            self.comm.abort(f"the ranks that share this model failed together ({type(error).__name__}: {error})")
+            raise
 
     def skip(self) -> None:
         """Counts a step that all ranks have agreed to do without."""

@@ -123,11 +123,10 @@ def _mesh_of(tensors: Mapping[str, Tensor]) -> Any:
 
 def _check_spread(name: str, tensor: Any) -> None:
     mesh, placements = tensor.device_mesh, tensor.placements
-    if any(placement.is_replicate() and mesh.size(dim) > 1 for dim, placement in enumerate(placements)):
-        names = mesh.mesh_dim_names or tuple(range(mesh.ndim))
-        where = next(dim for dim, placement in enumerate(placements) if placement.is_replicate())
+    if mesh.ndim == 2 and placements[0].is_replicate() and placements[1].is_shard():
+        names = mesh.mesh_dim_names or (0, 1)
         raise UnsupportedError(
-            f"{name} is replicated over dimension {names[where]!r} of its mesh {mesh}, where its gradient is all-reduced in "
+            f"{name} is replicated over dimension {names[0]!r} of its mesh {mesh}, where its gradient is all-reduced in "
             "backward() already, dense: gtopk would be the second exchange. Give fully_shard the dimension of shards alone, "
             "fully_shard(model, mesh=mesh['shards']), and gtopk.DistributedOptimizer(..., group=mesh['replicas'])"
         )

@@ -92,7 +92,8 @@ class Synchronizer:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [cast(Tensor, parameter.grad) for parameter in wholes]
         wide = torch.float64 if any(g.dtype is torch.float64 for g in gradients) else torch.float32
-        mean = self.shards.peers.allreduce(torch.cat([g.detach().to("cpu", wide).reshape(-1) for g in gradients]))
+        with self.session.among_peers() as peers:
+            mean = peers.allreduce(torch.cat([g.detach().to("cpu", wide).reshape(-1) for g in gradients]))
         for gradient, part in zip(gradients, torch.split(mean, [g.numel() for g in gradients]), strict=True):
             gradient.detach().copy_(part.view(gradient.shape))
 
