@@ -1322,12 +1322,6 @@ MUTANTS = [
         "len(self._ranks) // 2 if",
     ),
     Mutant(
-        "loss: there is one attempt",
-        ELASTIC,
-        "            except LOST as error:",
-        "            except KeyError as error:",
-    ),
-    Mutant(
         "loss: processes that have ended are waited for",
         ROLL_CALL,
         "        except ConnectionRefusedError:\n            return True",
