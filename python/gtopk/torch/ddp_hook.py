@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import comm as _comm
 from ..comm import Comm
-from ..errors import StateError, UnsupportedError
+from ..errors import InvalidError, StateError, UnsupportedError
 from . import checkpoint
 from .exchange import Options
 from .parameters import Names, check_parameters, plain_name
@@ -469,6 +469,11 @@ def _form_checked(state: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _comm_of(process_group: dist.ProcessGroup | None) -> Comm:
     """The communicator of `gtopk.init` where it has the same ranks in the same order, else one of the hook's own."""
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        raise InvalidError(
+            f"process_group is a {type(process_group).__name__}, but must be a ProcessGroup: parameters are given as "
+            "named_parameters=model.named_parameters()"
+        )
     if process_group is None:
         _comm.init(transport=None if _comm.is_initialized() else "torch")
         if _comm.current().transport == "torch":
