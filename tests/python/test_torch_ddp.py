@@ -107,5 +107,5 @@ def test_a_parameter_given_under_two_names_is_one(one_rank):
     GTopKState(named_parameters=[("a", weight), ("b", weight)])
     with pytest.raises(gtopk.InvalidError, match="two parameters named 'a'"):
         GTopKState(named_parameters=[("a", weight), ("a", torch.nn.Parameter(torch.zeros(2)))])
-    with pytest.raises(gtopk.InvalidError, match="process_group is a list.*named_parameters="):
+    with pytest.raises(gtopk.InvalidError, match=r"process_group is a list.*named_parameters="):
         GTopKState([("a", weight)])
