@@ -366,8 +366,11 @@ static void *end_a_step(void *argument)
     int asked = 0;
     REQUIRE(ranks_transports(&net, self->ordered, &thread, &ordered) == GTOPK_OK);
     if (ending->kind == END_INTERRUPT && self->rank == 0) {
-        thread->interrupt = interrupt_soon;
-        thread->interrupt_context = &asked;
+        transport_t *both[] = {thread, ordered};
+        for (int t = 0; t < 2 && both[t]; t++) {
+            both[t]->interrupt = interrupt_soon;
+            both[t]->interrupt_context = &asked;
+        }
     }
     REQUIRE(comm_open(&comm, thread, ordered, &net) == GTOPK_OK);
     asked = -1000;
