@@ -192,7 +192,7 @@ def write_plain_images(folder: Path) -> None:
         np.concatenate([labels[:, None], 24 * labels[:, None] + noise], axis=1).tofile(folder / name)
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 4])
 def test_the_main_job_learns(tmp_path: Path, ranks: int) -> None:
     """The first steps as published, where an epoch is many steps: here it is ten of them, or 40."""
     write_plain_images(tmp_path / "images")

@@ -22,14 +22,16 @@ def passed(result, ranks):
     assert f"cases passed on {ranks} ranks" in output, output[-8000:]
 
 
-@pytest.mark.parametrize(
-    "ranks", [2, 3, 4, pytest.param(5, marks=pytest.mark.long), pytest.param(8, marks=pytest.mark.long)]
-)
+def long(ranks):
+    return pytest.param(ranks, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("ranks", [2, long(3), 4, long(5), long(8)])
 def test_mpirun(ranks):
     passed(launcher.mpirun(ranks, "harness.py", *OPTIMIZER, environment={"OMP_NUM_THREADS": "1"}), ranks)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("ranks", [long(2), 3, long(4)])
 def test_torchrun(ranks):
     environment = {"GTOPK_TEST_KIND": "torch"}
     passed(launcher.torchrun(ranks, "harness.py", *OPTIMIZER, "cases_torch_ddp", environment=environment), ranks)
