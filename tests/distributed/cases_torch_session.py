@@ -82,7 +82,7 @@ def case_the_default_density():
             kept = gtopk.allreduce(one.exchange.state()["s0"].residual.to(DEVICE), op=gtopk.Sum)
             if "hierarchy" not in options:  # there residuals lie with other ranks
                 assert torch.equal(kept + gtopk.size() * sent, gtopk.allreduce(given, op=gtopk.Sum)), (options, step)
-        if options.get("algorithm") != "dense":
+        if options.get("algorithm") not in ("dense", "auto"):  # which may have taken dense
             assert one.stats["k"] <= 5 * (1 + gtopk.size())
 
 
