@@ -425,11 +425,7 @@ class Reducer:
         comm = _comm.current() if comm is None else comm
 
         def prepare() -> tuple[list[list[TensorLike]], Any]:
-            if self.comm.over_nccl or comm.over_nccl:
-                raise UnsupportedError(
-                    "attach() over NCCL: when a rank is lost NCCL is of no more use in the other processes: go on from a "
-                    "checkpoint in new ones"
-                )
+            check_survives(self.comm, comm)
             if self._config.hierarchy != _c_api.HIERARCHIES["off"]:
                 raise UnsupportedError(
                     "attach() of a reducer with a hierarchy: other ranks have other shares of the residual. Make a new one, "
@@ -746,6 +742,15 @@ def reduce_together(
     )
     _c_api.check(status)
     return remember([reducer._keep_stats() for reducer in reducers])
+
+
+def check_survives(before: _comm.Comm, after: _comm.Comm) -> None:
+    """`UnsupportedError` where what was exchanged over one communicator cannot go on over the other."""
+    if before.over_nccl or after.over_nccl:
+        raise UnsupportedError(
+            "attach() over NCCL: when a rank is lost NCCL is of no more use in the other processes: go on from a "
+            "checkpoint in new ones"
+        )
 
 
 def _seconds(by_algorithm: Sequence[float]) -> dict[str, float]:

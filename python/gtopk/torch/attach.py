@@ -8,56 +8,28 @@ another rank was lost, is made again with the next communicator.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..comm import Comm
 from ..errors import DesyncError, InvalidError, UnsupportedError
-from ..reducer import Reducer
+from ..reducer import Reducer, check_survives
 from .broadcast import load_own_state_dict, own_state_dict, receive
 from .exchange import Options
+from .holder import Holder
 from .session import Session
 
 _CALL = "attach()"
 _HIERARCHIES = ("off", "node", "auto")
 
 
-class Holder(Protocol):
-    """A front end: what goes on with the other ranks."""
-
-    shares_state: bool  # all ranks have the same parameters and optimizer state between steps
-
-    @property
-    def session(self) -> Session:
-        """The steps."""
-
-    def check_attach(self) -> None:
-        """Raises where this rank is in the middle of something."""
-
-    def besides(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """What ranks that are behind take over besides, of what `plain.encode` takes."""
-
-    def missed_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The step that failed here has happened elsewhere, with what this rank had sent."""
-
-    def move(self, comm: Comm, options: Options) -> None:
-        """The reducers are made anew at the next exchange, with all residuals."""
-
-    def take_besides(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
-        """Takes over what `besides` has given where the step happened and was finite."""
-
-
 def attach(holder: Holder, optimizer: torch.optim.Optimizer, comm: Comm, hierarchy: str | None) -> int:
     """Goes on among the ranks of `comm`; which of them was ahead. Collective."""
 
     def prepare() -> tuple[Options, list[Any]]:
-        if holder.session.comm.over_nccl or comm.over_nccl:
-            raise UnsupportedError(
-                "attach() over NCCL: when a rank is lost NCCL is of no more use in the other processes: go on from a "
-                "checkpoint in new ones"
-            )
+        check_survives(holder.session.comm, comm)
         if hierarchy is not None and hierarchy not in _HIERARCHIES:
             raise InvalidError(f'hierarchy is {hierarchy!r}, but must be "off", "node" or "auto"')
         holder.check_attach()

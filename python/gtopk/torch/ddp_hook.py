@@ -22,6 +22,7 @@ from ..comm import Comm
 from ..errors import InvalidError, StateError, UnsupportedError
 from . import checkpoint
 from .exchange import Options
+from .holder import Holder
 from .parameters import Names, check_parameters, plain_name
 from .profile import record
 from .segments import Segment, sparse_text
@@ -66,7 +67,7 @@ class _Update(NamedTuple):
     applied: Tensor  # what DDP puts into the gradient, in the shape of the parameter
 
 
-class GTopKState:
+class GTopKState(Holder):
     """What `gtopk_hook` needs to know and keeps from step to step, for one model. Making one is collective.
 
     Parameters
@@ -217,19 +218,9 @@ class GTopKState:
 
     # ---- other ranks, after a loss: see `attach` ----
 
-    shares_state = True
-
     def check_attach(self) -> None:
         """`StateError` while backward runs."""
         self._check_between_steps("attach")
-
-    def besides(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """What ranks take over beside parameters and the optimizer's state."""
-        return {}
-
-    def missed_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """What was sent in it is in the update that the others have applied."""
-        self.session.exchange.forget_dense()
 
     def move(self, comm: Comm, options: Options) -> None:
         """Goes on among the ranks of `comm`."""
@@ -237,11 +228,8 @@ class GTopKState:
         self._options, self._places, self._ddp = options, {}, None
         self._end()
 
-    def take_besides(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
-        """Nothing beside."""
-
     @property
-    def session(self) -> Session:
+    def session(self) -> Session:  # type: ignore[override]
         """Steps, reducers and residuals. Of a state that was unpickled, it is made at the first step."""
         if self._session is None:
             self._session = self._open(None)

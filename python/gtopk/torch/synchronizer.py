@@ -20,6 +20,7 @@ from ..errors import MismatchError, StateError, UnsupportedError
 from . import amp, momentum
 from .amp import Scaled
 from .exchange import Options, Waiting
+from .holder import Holder
 from .parameters import Names, check_parameters
 from .profile import record
 from .segments import Segment, sparse_text
@@ -30,10 +31,8 @@ from .warmup import DensitySchedule
 T = TypeVar("T")
 
 
-class Synchronizer:
+class Synchronizer(Holder):
     """The state of a distributed optimizer that is not the wrapped optimizer's own."""
-
-    shares_state = True  # all ranks have the same parameters and optimizer state between steps
 
     def __init__(
         self,
@@ -328,14 +327,6 @@ class Synchronizer:
                 "inside skip_synchronize()"
             )
 
-    def besides(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """What ranks take over beside parameters and the wrapped optimizer's state."""
-        return {}
-
-    def missed_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """What was sent in it is in the update that the others have applied."""
-        self.session.exchange.forget_dense()
-
     def move(self, comm: Comm, options: Options) -> None:
         """Goes on among the ranks of `comm`."""
         self.session.move(comm, options)
@@ -344,9 +335,6 @@ class Synchronizer:
         self._active = None
         self.skipping = False
         self.drop_update()
-
-    def take_besides(self, optimizer: torch.optim.Optimizer, given: dict[str, Any]) -> None:
-        """Takes over what `besides` has given elsewhere."""
 
     # ---- join ----
 
