@@ -25,6 +25,7 @@ from ranks import on_ranks
 from tasks import TASKS, Task
 
 import gtopk
+from gtopk.torch.warmup import default_density
 
 from report import machine  # isort: skip  # tasks has put examples/ on the path
 
@@ -40,13 +41,12 @@ def falling(start: float, steps: int, end: float = 0.001) -> Callable[[int], flo
 
 
 def hyperbola(share: float, dense: float = 0.25, most: float = 1.0) -> Callable[[int], float]:
-    """Like gtopk's default: `share` over the number of the step, down to .001. Where that is more than `dense`
+    """gtopk's default with other numbers: `share` over the number of the step, down to .001. Where that is more than `dense`
     everything is sent, and otherwise at most `most`."""
 
     def density(step: int) -> float:
-        low = max(0, (step + 1).bit_length() - 3)
-        wanted = share / ((step + 1) >> low << low)
-        return 1.0 if wanted > dense else min(most, max(0.001, wanted))
+        wanted = default_density(step, share, dense, most)
+        return 1.0 if wanted is None else wanted
 
     return density
 

@@ -58,7 +58,7 @@ STAGE = CUDA + "stage.cu"
 MUTANTS = [
     # the default density
     Mutant("default density: it changes in every step", TORCH + "warmup.py", "(number >> low << low)", "number"),
-    Mutant("default density: no step is dense", TORCH + "warmup.py", "None if wanted > DENSE else ", ""),
+    Mutant("default density: no step is dense", TORCH + "warmup.py", "None if wanted > dense else ", ""),
     Mutant(
         "default density: a warm-up is forgotten",
         TORCH + "warmup.py",

@@ -16,7 +16,7 @@ DENSE = 0.25  # where that is more, everything is sent
 MOST = 0.1  # of a step that is not dense: its sets take 80 bytes an entry
 
 
-def default_density(step: int) -> Density:
+def default_density(step: int, share: float = SHARE, dense: float = DENSE, most: float = MOST) -> Density:
     """The density of a step where neither density nor warm-up was given: 10 / step, until it is 0.001.
 
     With density d what is not sent waits in the order of 1 / d steps: here, for a tenth of the training's age so far. 39 steps
@@ -24,8 +24,8 @@ def default_density(step: int) -> Density:
     """
     number = step + 1
     low = max(0, number.bit_length() - 3)
-    wanted = SHARE / (number >> low << low)
-    return None if wanted > DENSE else min(MOST, max(LAST, wanted))
+    wanted = share / (number >> low << low)
+    return None if wanted > dense else min(most, max(LAST, wanted))
 
 
 class DensitySchedule:
