@@ -383,8 +383,8 @@ typedef struct gtopk_reducer_config {
 
 /* Collective. A reducer for `count` segments of lengths[i] entries each (0 is allowed). The residual starts at zero.
  * Memory: 4 bytes an entry (more with momentum_correction or rollback, 2 less with residual_dtype) and O(k log P). All ranks must
- * give the same lengths and the same config but for device, parallel_for, allocator, stream and steps_before; otherwise every rank gets MISMATCH with both
- * sides named. `comm` must outlive the reducer.
+ * give the same lengths and the same config but for device, parallel_for, allocator, stream and steps_before; otherwise every
+ * rank gets MISMATCH with both sides named. `comm` must outlive the reducer.
  * Errors: INVALID, MISMATCH, UNSUPPORTED (device), NOMEM, and those of an exchange. */
 gtopk_status_t gtopk_reducer_create(gtopk_reducer_t **reducer, gtopk_comm_t *comm, const gtopk_reducer_config_t *config,
                                     const uint64_t *lengths, size_t count);

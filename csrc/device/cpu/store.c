@@ -22,33 +22,34 @@ static void advise(void *vector, size_t bytes)
 #endif
 }
 
-static gtopk_status_t vector_create(uint64_t dim, const char *what, float **out)
+/* `size` bytes an entry, in *out. */
+static gtopk_status_t vector_create(void *out, uint64_t dim, size_t size, const char *what)
 {
-    const gtopk_status_t status = memory_alloc(out, (size_t)dim, sizeof **out, what);
-    advise(*out, (size_t)dim * sizeof **out);
+    const gtopk_status_t status = memory_alloc(out, (size_t)dim, size, what);
+    void *vector;
+    memcpy(&vector, out, sizeof vector);
+    advise(vector, (size_t)dim * size);
     return status;
 }
 
-static gtopk_status_t narrow_create(uint64_t dim, const char *what, uint16_t **out)
+/* The residual itself or its second one: floats, or in bf16. */
+static gtopk_status_t residual_create(uint64_t dim, const char *what, int in_bf16, float **floats, uint16_t **narrow)
 {
-    const gtopk_status_t status = memory_alloc(out, (size_t)dim, sizeof **out, what);
-    advise(*out, (size_t)dim * sizeof **out);
-    return status;
+    return in_bf16 ? vector_create(narrow, dim, sizeof **narrow, what)
+                   : vector_create(floats, dim, sizeof **floats, what);
 }
 
 static gtopk_status_t arrays_create(device_store_t *store, int with)
 {
     const uint64_t dim = store->dim;
-    const int narrow = with & DEVICE_WITH_BF16, second = with & DEVICE_WITH_SECOND;
-    gtopk_status_t status = narrow ? narrow_create(dim, "the residual", &store->narrow)
-                                   : vector_create(dim, "the residual", &store->residual);
+    const int in_bf16 = with & DEVICE_WITH_BF16, second = with & DEVICE_WITH_SECOND;
+    gtopk_status_t status = residual_create(dim, "the residual", in_bf16, &store->residual, &store->narrow);
     if (status == GTOPK_OK && (with & DEVICE_WITH_VELOCITY))
-        status = vector_create(dim, "the velocity", &store->velocity);
+        status = vector_create(&store->velocity, dim, sizeof *store->velocity, "the velocity");
     if (status == GTOPK_OK && second)
-        status = narrow ? narrow_create(dim, "the second residual", &store->second_narrow)
-                        : vector_create(dim, "the second residual", &store->second);
+        status = residual_create(dim, "the second residual", in_bf16, &store->second, &store->second_narrow);
     if (status == GTOPK_OK && second && store->velocity)
-        status = vector_create(dim, "the second velocity", &store->second_velocity);
+        status = vector_create(&store->second_velocity, dim, sizeof *store->second_velocity, "the second velocity");
     return status;
 }
 
