@@ -18,6 +18,10 @@ bench-allreduce: lib module $(BUILD)/benchmarks/allreduce_bench $(BUILD)/benchma
 bench-network: build $(RUN_READY) $(VENV)/.installed-network
 	$(VENV_PYTHON) benchmarks/network_bench.py --bench $(BUILD)/benchmarks/allreduce_bench $(ARGS)
 
+#: make bench-overlap    DDP's exchange during backward against our hook's after it, over emulated networks (ARGS="--help")
+bench-overlap: build $(RUN_READY) $(VENV)/.installed-network
+	$(VENV_PYTHON) benchmarks/network_overlap.py $(ARGS)
+
 bench-select: $(BUILD)/benchmarks/select_bench
 	$(BUILD)/benchmarks/select_bench $(ARGS)
 
@@ -25,7 +29,7 @@ bench-select: $(BUILD)/benchmarks/select_bench
 report: $(VENV)/.installed-run $(VENV)/.installed-report
 	@$(VENV_PYTHON) benchmarks/results_page.py --output "$(BUILD)/report.html" $(ARGS)
 
-.PHONY: bench bench-allreduce bench-network bench-select report
+.PHONY: bench bench-allreduce bench-network bench-overlap bench-select report
 
 # ---- many ranks, simulated ----
 
