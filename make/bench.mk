@@ -49,4 +49,8 @@ $(BUILD)/benchmarks/scale.so: benchmarks/scale/scale.c $(BUILD)/libgtopk.a $(SIM
 bench-scale: $(BUILD)/benchmarks/scale.so $(VENV)/.installed-run
 	$(VENV_PYTHON) benchmarks/scale/scale.py --program "$(BUILD)/benchmarks/scale.so" --smpirun "$(SIMGRID)/smpirun" $(ARGS)
 
-.PHONY: bench-scale
+#: make bench-efficiency  scaling efficiency of the published workloads at 1 Gb/s, simulated, beside the published one
+bench-efficiency: $(BUILD)/benchmarks/scale.so $(VENV)/.installed-run
+	$(VENV_PYTHON) benchmarks/scale/efficiency.py --program "$(BUILD)/benchmarks/scale.so" --smpirun "$(SIMGRID)/smpirun" $(ARGS)
+
+.PHONY: bench-scale bench-efficiency
