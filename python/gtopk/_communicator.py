@@ -45,8 +45,8 @@ class Comm(Collectives):
         The ranks that hold the other parts of one model, each of which is exchanged on a communicator of its own: a step
         happens on all of them or on none, and is non-finite on all when it is so on one.
     survivors_of : Comm, optional
-        With "mpi": a communicator that has lost ranks, of which the new one has the others, in their order. For MPI that goes on
-        then (`survives`). The old one is of no more use but here, when this call fails with a `TransportError` or
+        With "mpi": a communicator that has lost ranks, of which the new one has the others, in their order. For MPI that
+        `survives`. The old one is of no more use but here, when this call fails with a `TransportError` or
         `AbortedError`, as it then does on all of them. `gtopk.elastic.Meeting` does this.
 
     Notes

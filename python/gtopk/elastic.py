@@ -100,8 +100,8 @@ class Meeting:
         Notes
         -----
         Takes some tenths of a second where processes have ended. A process that is there but does not answer (stopped, or its
-        machine gone) is waited for: 3 * wait + 30 s, and no attempt takes more than 20 * wait + 60 s for each such process. Over
-        MPI it is an error after `wait`, unless MPI notices itself (``--mca mpi_ft_detector true``).
+        machine gone) is waited for: 3 * wait + 30 s, and no attempt takes more than 20 * wait + 60 s for each such process.
+        Over MPI it is an error after `wait`, unless MPI notices itself (``--mca mpi_ft_detector true``).
         """
         if os.getpid() != self._pid:
             raise StateError("regroup() in a child of the process that made the Meeting: call it there")

@@ -127,7 +127,7 @@ def _mesh_of(tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _is_fully_shard_in_use() -> bool:
-    """Whether a module is alive that fully_shard has changed. What tensor parallelism shards cannot be told from it otherwise."""
+    """Whether a module is alive that fully_shard has changed: shards of tensor parallelism look the same."""
     from torch.distributed import _composable_state
     from torch.distributed.fsdp import FSDPModule
 
