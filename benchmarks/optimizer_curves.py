@@ -37,6 +37,8 @@ STEPS = 1000
 WARMUP_STEPS = 100  # of the learning rate; it then follows a cosine to a tenth
 DENSITY_WARMUP_STEPS = 200  # in four stages, as in Deep Gradient Compression
 BETA1 = 0.9
+REFRESH_EVERY = 100  # steps; of the second moments that all ranks have in common
+REFRESH_EARLY = (1, 2, 4, 8, 16, 32, 64)
 BATCH = 4  # sequences a rank and step
 CONTEXT = 64
 EVALUATE_EVERY = 100
@@ -59,6 +61,7 @@ class Run:
     optimizer: str = "adamw"  # or "sgd" or "adadelta"
     lr: float = 2e-3
     weight_decay: float = 0.1
+    beta1: float = BETA1
     beta2: float = 0.99
     eps: float = 1e-8
     momentum: float = 0.9  # of SGD
@@ -71,7 +74,7 @@ class Run:
     dense_below: int = 0
     momentum_correction: bool = False
     clip: str = "own"  # or "mean" or "none"
-    prepare: str = "nothing"  # or "balance", "adam" or "freeze"
+    prepare: str = "nothing"  # or "balance", "adam", "freeze" or "moments"
     local_steps: int = 1  # more: differences of weights are exchanged
     exchange: str | None = None
     outer_lr: float = 1.0
@@ -97,6 +100,11 @@ class Run:
 def local(name: str, **options: Any) -> Run:
     """AdamW with local steps; by default the best found at 1000 steps and 60 MB."""
     return Run(name, **{**LOCAL, **options})
+
+
+def own_moments(name: str, **options: Any) -> Run:
+    """Momentum correction for AdamW, see `Trainer.refresh`."""
+    return Run(name, prepare="moments", weight_decay=0.0, momentum_correction=True, density_warmup=True, **options)
 
 
 LOCAL: dict[str, Any] = {"lr": 8e-3, "local_steps": 4, "outer_lr": 1.5, "density": 0.08, "value_type": "int8"}
@@ -146,7 +154,24 @@ RUNS = [
     local("Local 4, .08, seed 2", seed=2),
     local("Local 4, .08, dense_below 1024", dense_below=1024),
     local("Local 2, .04", local_steps=2, density=0.04),
+    local("Local 6, .12", local_steps=6, density=0.12),
     local("Local 8, .16", local_steps=8, density=0.16),
+    local("Local 4, .107, split", density=0.107, algorithm="gtopk-split"),
+    local("Local 4, .08, beta1 .6", beta1=0.6),
+    local("Local 4, .08, beta1 .8", beta1=0.8),
+    local("Local 4, .08, beta1 .8, seed 2", beta1=0.8, seed=2),
+    local("Local 4, .08, beta1 .8, seed 3", beta1=0.8, seed=3),
+    local("Local 4, .08, beta1 .8, outer lr 1.25", beta1=0.8, outer_lr=1.25),
+    local("Local 4, .08, beta1 .95", beta1=0.95),
+    local("Local 4, .08, beta2 .95", beta2=0.95),
+    local("Local 4, .08, beta2 .999", beta2=0.999),
+    local("Local 4, .08, outer lr 2", outer_lr=2.0),
+    local("Local 4, .08, weight decay .01", weight_decay=0.01),
+    local("Local 4, .08, weight decay .3", weight_decay=0.3),
+    local("Local 4, .08, not clipped", clip="none"),
+    Run("AdamW, dense, lr x 2, beta1 .8", algorithm="dense", clip="mean", lr=4e-3, beta1=0.8),
+    own_moments("AdamW .01, own moments, lr x 2", lr=4e-3),
+    own_moments("AdamW .01, own moments, lr x 4", lr=8e-3),
     local("Local 4, .08, seed 3", seed=3),
     local("Local 4, dense, Nesterov .9, outer lr .7", lr=4e-3, algorithm="dense", outer_lr=0.7, outer_momentum=0.9),
     Run("AdamW, dense, lr x 2, 4000 steps", algorithm="dense", clip="mean", lr=4e-3, steps=4000),
@@ -258,7 +283,7 @@ def make_optimizer(run: Run, model: Transformer, name: str) -> torch.optim.Optim
         return torch.optim.SGD(groups, lr=run.lr, momentum=run.momentum)
     if name == "adadelta":
         return torch.optim.Adadelta(groups, lr=run.lr)
-    return torch.optim.AdamW(groups, lr=run.lr, betas=(BETA1, run.beta2), eps=run.eps)
+    return torch.optim.AdamW(groups, lr=run.lr, betas=(run.beta1, run.beta2), eps=run.eps)
 
 
 def learning_rate(step: int, steps: int = STEPS) -> float:
@@ -284,7 +309,11 @@ class Trainer:
         self.parameters = list(self.model.parameters())
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         self.denominators: list[Tensor] | None = None
-        if run.prepare == "freeze":
+        self.more_bytes = 0  # beside those of the optimizer
+        if run.prepare == "moments":
+            self.lr = run.lr * (1 - run.beta1)
+            self.wrap(make_optimizer(run, self.model, "sgd"), run.algorithm, run.stages())
+        elif run.prepare == "freeze":
             self.wrap(make_optimizer(run, self.model, "adamw"), "dense", [])
         else:
             self.wrap(make_optimizer(run, self.model, run.optimizer), run.algorithm, run.stages())
@@ -327,6 +356,8 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
         with self.optimizer.skip_synchronize():
             self.optimizer.step()
+        if run.prepare == "moments":
+            self.decay(number)
         return loss.item()
 
     def bytes_sent(self) -> int:
@@ -340,7 +371,7 @@ class Trainer:
 
         "balance" gives every parameter's gradient the root mean square 1, so that none is sent more often than others
         because of its scale, to which Adam is blind. "adam" exchanges each rank's own update of Adam, for SGD without
-        momentum to apply. "freeze" divides by denominators that stand still, see `freeze`.
+        momentum to apply. "freeze" and "moments" divide by denominators, see `freeze` and `refresh`.
         """
         if self.run.prepare == "balance":
             for parameter in self.parameters:
@@ -351,9 +382,36 @@ class Trainer:
                 first.lerp_(gradient(parameter), 1 - BETA1)
                 second.lerp_(gradient(parameter).square(), 1 - self.run.beta2)
                 gradient(parameter).copy_(first / bias1 / ((second / bias2).sqrt() + self.run.eps))
-        elif self.denominators is not None:
+        if self.run.prepare == "moments":
+            self.refresh(number)
+        if self.denominators is not None:
             for parameter, denominator in zip(self.parameters, self.denominators, strict=True):
                 gradient(parameter).div_(denominator)
+
+    @torch.no_grad()
+    def refresh(self, number: int) -> None:
+        """Adam with momentum correction: what a rank accumulates and sends is its own first moment, divided.
+
+        The denominators are the same on all ranks: each has second moments of its own gradients, and now and then all take
+        the mean of them, by a dense exchange. SGD's momentum adds up what Adam's averages, hence its rate.
+        """
+        for parameter, (_, second) in zip(self.parameters, self.moments, strict=True):
+            second.lerp_(gradient(parameter).square(), 1 - self.run.beta2)
+        if number in REFRESH_EARLY or number % REFRESH_EVERY == 0:
+            flat = gtopk.allreduce(torch.cat([second.flatten() for _, second in self.moments]))
+            self.more_bytes += 2 * 4 * flat.numel() * (gtopk.size() - 1) // gtopk.size()
+            bias = 1 - self.run.beta2 ** (number + 1)
+            self.denominators = []
+            for part, (_, second) in zip(flat.split([p.numel() for p in self.parameters]), self.moments, strict=True):
+                second.copy_(part.view_as(second))
+                self.denominators.append((second / bias).sqrt().add_(self.run.eps))
+
+    @torch.no_grad()
+    def decay(self, number: int) -> None:
+        """Decoupled, of matrices, as AdamW's 0.1."""
+        for parameter in self.parameters:
+            if parameter.ndim == 2:
+                parameter.mul_(1 - 0.1 * self.run.lr * learning_rate(number, self.run.steps))
 
     def freeze(self) -> None:
         """Goes on with Adam's denominators as they are now: the rest of Adam is SGD with momentum.
@@ -390,7 +448,7 @@ def train(run: Run, train_text: Tensor, validation_text: Tensor) -> dict[str, An
     return {
         **asdict(run),
         "validation": curve[-1]["validation"],
-        "bytes_sent": bytes_sent,
+        "bytes_sent": bytes_sent + trainer.more_bytes,
         "bytes_sent_in_the_last_step": trainer.optimizer.stats()["bytes_sent"],
         "seconds": time.perf_counter() - began,
         "curve": curve,
@@ -427,7 +485,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
 
     runs = results["runs"]
     with pyplot.rc_context(STYLE):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5.4), layout="constrained")
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, max(5.4, 0.2 * len(runs))), layout="constrained")
         for name, (colour, dashes) in SHOWN.items():
             if name in runs:
                 curve = runs[name]["curve"][1:]
@@ -461,7 +519,8 @@ SHOWN = {
     "AdamW .05, warm-up": ("#009E73", "-"),
     "AdamW .01": ("#0072B2", "--"),
     "AdamW .01, warm-up": ("#0072B2", "-"),
-    "Local 4, .08": ("#CC79A7", "-"),
+    "Local 4, .08": ("#CC79A7", "--"),
+    "Local 4, .08, beta1 .8": ("#CC79A7", "-"),
     "SGD, dense": ("#D55E00", "-"),
     "SGD .01, correction, warm-up": ("#E69F00", "-"),
 }
