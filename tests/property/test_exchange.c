@@ -318,8 +318,6 @@ static void test_residual_in_bf16(void **state)
 {
     (void)state;
     static job_t job;
-    if (on_gpu())
-        skip();
     for (int size = 1; size <= largest_size(); size++)
         for (int algorithm = 0; algorithm < 5; algorithm++) {
             gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
