@@ -1,16 +1,18 @@
-"""Runs an example for several seeds, one after the other in the same processes, so that PyTorch starts once:
+"""Trains examples with several seeds, one after the other in the same processes, so that PyTorch starts once:
 
-    mpirun -n 4 python benchmarks/examples_ranks.py [--frozen] FIRST_SEED LAST_SEED FILE EXAMPLE [ARGUMENT...]
+    mpirun -n 4 python benchmarks/examples_ranks.py [--frozen] JOBS FILE
 
-FILE gets a line for each seed, in JSON: the losses that the example printed, and whether all ranks ended with the same weights,
-bit for bit. With --frozen nothing is learned: the learning rate of the wrapped optimizer is 0. {seed} in an argument is the
-seed.
+JOBS has a list of [name, script, arguments, seeds]. FILE gets a line for each training, in JSON: the losses that it printed,
+and whether all ranks ended with the same weights, bit for bit. With --frozen nothing is learned: the learning rate of the
+wrapped optimizer is 0. Data are read once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import importlib
 import io
 import json
 import re
@@ -24,6 +26,7 @@ import torch
 
 import gtopk
 
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 STEP = re.compile(r"^step .*?\bloss +([\d.]+|nan|inf)", re.MULTILINE)
 wrap, shut_down = gtopk.DistributedOptimizer, gtopk.shutdown
 
@@ -63,30 +66,34 @@ class Watch:
         self.optimizer = None
 
 
-def train(script: Path, arguments: list[str], seed: int, frozen: bool) -> dict[str, Any]:
+def train(script: str, arguments: list[str], frozen: bool) -> dict[str, Any]:
     watch, printed, began = Watch(frozen), io.StringIO(), time.perf_counter()
     gtopk.DistributedOptimizer, gtopk.shutdown = watch.wrap, watch.shut_down
-    sys.argv = [str(script), *(argument.replace("{seed}", str(seed)) for argument in arguments)]
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
     with contextlib.redirect_stdout(printed):
-        runpy.run_path(str(script), run_name="__main__")
+        runpy.run_path(script, run_name="__main__")
+    del sys.path[0]
     watch.compare()
     if gtopk.is_initialized():
         shut_down()
     losses = [float(loss) for loss in STEP.findall(printed.getvalue())]
-    return {"seed": seed, "losses": losses, "same": watch.same, "seconds": round(time.perf_counter() - began, 1)}
+    return {"losses": losses, "same": watch.same, "seconds": round(time.perf_counter() - began, 1)}
 
 
 def main() -> None:
-    frozen = sys.argv[1] == "--frozen"
-    first, last, file, example, *arguments = sys.argv[1 + frozen :]
-    script = Path(example)
-    sys.path.insert(0, str(script.parent))
+    *frozen, jobs, file = sys.argv[1:]
     torch.set_num_threads(1)
-    for seed in range(int(first), int(last) + 1):
-        row = train(script, arguments, seed, frozen)
-        if row["losses"]:  # rank 0 prints them
-            with Path(file).open("a") as lines:
-                lines.write(json.dumps(row) + "\n")
+    sys.path.insert(0, str(EXAMPLES))
+    for reader in map(importlib.import_module, ("data", "speech", "text")):
+        reader.load = functools.cache(reader.load)  # type: ignore[attr-defined]
+    for name, script, arguments, seeds in json.loads(Path(jobs).read_text()):
+        for seed in seeds:
+            own = [*(argument.replace("{seed}", str(seed)) for argument in arguments), "--seed", str(seed)]
+            row = {"example": name, "seed": seed, **train(script, own, bool(frozen))}
+            if row["losses"]:  # rank 0 prints them
+                with Path(file).open("a") as lines:
+                    lines.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

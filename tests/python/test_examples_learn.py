@@ -17,7 +17,7 @@ RESULT = ROOT / "benchmarks" / "results" / "examples_learn.json"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import examples_learn
-from examples_learn import LEARN, Example
+from examples_learn import LEARN, Launch
 
 MINIMAL = ROOT / "examples" / "minimal.py"
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if run_blocks.blocks(page)]
@@ -34,23 +34,22 @@ def test_every_script_is_among_them() -> None:
     assert scripts == {example.file for example in LEARN}
 
 
-def test_all_that_was_measured_has_learned() -> None:
-    rows = json.loads(RESULT.read_text())["rows"]
-    found = {(row["example"], row["arguments"], row["ranks"], row["frozen"]): row for row in rows}
-    for example in LEARN:
-        for ranks, frozen in examples_learn.launches_of(example):
-            row = found[example.name, example.arguments, ranks, frozen]
-            assert len(row["first"]) == len(row["last"]) == 10
-            assert not examples_learn.wrong(example, row)
+def test_what_was_measured_has_learned() -> None:
+    found = json.loads(RESULT.read_text())
+    assert found["arguments"] == {example.name: example.arguments for example in LEARN}, "measure again"
+    assert found["rows"]
+    assert not [text for row in found["rows"] if (text := examples_learn.wrong(row))]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-@pytest.mark.parametrize("example", LEARN, ids=[example.name for example in LEARN])
-def test_examples_learn(example: Example, ranks: int, tmp_path: Path) -> None:
-    seeds = range(10 + ranks, 12 + ranks)  # others than those of the file
-    row = examples_learn.launch(example, ranks, seeds, tmp_path, limit=900)
-    assert not examples_learn.wrong(example, row)
+@pytest.mark.parametrize("launch", examples_learn.launches(), ids=str)
+def test_examples_learn(launch: Launch, tmp_path: Path) -> None:
+    """With a seed that is not among those of the file."""
+    jobs = [(example, [10 + launch.ranks]) for example in examples_learn.examples_of(launch)]
+    examples_learn.run(launch, jobs, tmp_path, limit=3600)
+    rows = examples_learn.rows_of(launch, tmp_path)
+    assert [row["example"] for row in rows] == [example.name for example, _ in jobs]
+    assert not [text for row in rows if (text := examples_learn.wrong(row))]
 
 
 @pytest.mark.long
