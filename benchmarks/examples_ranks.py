@@ -86,7 +86,7 @@ def main() -> None:
     torch.set_num_threads(1)
     sys.path.insert(0, str(EXAMPLES))
     for reader in map(importlib.import_module, ("data", "speech", "text")):
-        reader.load = functools.cache(reader.load)  # type: ignore[attr-defined]
+        reader.load = functools.cache(reader.load)
     for name, script, arguments, seeds in json.loads(Path(jobs).read_text()):
         for seed in seeds:
             own = [*(argument.replace("{seed}", str(seed)) for argument in arguments), "--seed", str(seed)]
