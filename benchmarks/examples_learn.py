@@ -71,7 +71,7 @@ LEARN = [
     Example("losing_a_rank/go_on", "--steps 60", 0.5, noisy=False, torchrun=True),
     Example("fsdp", "--steps 31 --nodes {nodes}", 0.2, torchrun=True, nodes=(1, 2, 3, 2)),
     Example("cifar_resnet20", f"--steps 12 --report-every 2 --lr 0.01 {FASHION}", 0.2),
-    Example("cifar_vgg16", f"--steps 6 --report-every 2 --lr 0.002 {FASHION}", 0.2),
+    Example("cifar_vgg16", f"--steps 10 --report-every 2 --lr 0.002 {FASHION}", 0.2),
     Example("imagenet_alexnet", f"--steps 6 --report-every 2 --lr 0.05 {FOLDERS}", 0.1),
     Example("imagenet_resnet50", f"--steps 10 --report-every 1 --lr 0.0003 {FOLDERS}", 0.25, end=4),
     Example("ptb_lstm", "--steps 5 --report-every 1 --lr 4 --batch-size 1 --test-words 4 --threads 1", 0.01),
