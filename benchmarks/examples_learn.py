@@ -68,7 +68,7 @@ FOLDERS = f"--data {{folder}} --workers 0 --image-size 64 {FEW}"
 DEMO = shlex.join([*SPARSE, *schedule(20, 80)])
 LEARN = [
     Example("losing_a_rank/train", "--steps 60 --timeout 60 --checkpoint {file}", 0.5, noisy=False),
-    Example("losing_a_rank/go_on", "--steps 60", 0.5, noisy=False, torchrun=True),
+    Example("losing_a_rank/go_on", "--steps 60", 0.4, noisy=False, torchrun=True),
     Example("fsdp", "--steps 31 --nodes {nodes}", 0.2, torchrun=True, nodes=(1, 2, 3, 2)),
     Example("cifar_resnet20", f"--steps 12 --report-every 2 --lr 0.01 {FASHION}", 0.2),
     Example("cifar_vgg16", f"--steps 10 --report-every 2 --lr 0.002 {FASHION}", 0.2),

@@ -1,4 +1,4 @@
-"""Every example learns: benchmarks/examples_learn.py with two seeds, what it found with ten; and the blocks of the pages."""
+"""Every example learns: benchmarks/examples_learn.py with another seed, what it found with ten; and the blocks of the pages."""
 
 from __future__ import annotations
 
