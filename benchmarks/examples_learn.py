@@ -214,7 +214,7 @@ def save(file: Path, rows: list[Row]) -> None:
     arguments = {example.name: example.arguments for example in LEARN}
     study = {"machine": machine(), "date": str(date.today()), "arguments": arguments, "rows": rows}
     fresh = file.with_suffix(".new")
-    fresh.write_text(json.dumps(study, indent=None).replace('{"example', '\n{"example') + "\n")
+    fresh.write_text(json.dumps(study).replace(' {"example', '\n{"example') + "\n")
     fresh.replace(file)
 
 
