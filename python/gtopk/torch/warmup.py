@@ -28,6 +28,13 @@ def default_density(step: int, share: float = SHARE, dense: float = DENSE, most:
     return None if wanted > dense else min(most, max(LAST, wanted))
 
 
+def grown_share(ranks: int, growth: float) -> float:
+    """The part of a density with which a rank of gtopk's butterfly sends as many entries with `growth` as without."""
+    rounds = ranks.bit_length() - 1
+    sent = rounds + (ranks > 1 << rounds)  # messages; the last is handed back to a rank beyond a power of two
+    return 1.0 if sent == 0 else sent / sum(min(4.0, growth**level) for level in range(sent))
+
+
 class DensitySchedule:
     """The density of each step.
 
