@@ -40,12 +40,12 @@ def falling(start: float, steps: int, end: float = 0.001) -> Callable[[int], flo
     return lambda step: max(end, start * (end / start) ** (step / steps))
 
 
-def hyperbola(share: float, dense: float = 0.25, most: float = 1.0) -> Callable[[int], float]:
-    """gtopk's default with other numbers: `share` over the number of the step, down to .001. Where that is more than `dense`
+def hyperbola(share: float, dense: float = 0.25, most: float = 1.0, last: float = 0.001) -> Callable[[int], float]:
+    """gtopk's default with other numbers: `share` over the number of the step, down to `last`. Where that is more than `dense`
     everything is sent, and otherwise at most `most`."""
 
     def density(step: int) -> float:
-        wanted = default_density(step, share, dense, most)
+        wanted = default_density(step, share, dense, most, last)
         return 1.0 if wanted is None else wanted
 
     return density
@@ -67,16 +67,19 @@ SETTINGS: dict[str, Options] = {
     "5/t": {"warmup": hyperbola(5)},
     "20/t": {"warmup": hyperbola(20)},
     "10/t": {"warmup": hyperbola(10)},
+    "10/t, at most .1, 39 dense steps": {"warmup": hyperbola(10, 0.25, 0.1)},
     "20/t, at most .1": {"warmup": hyperbola(20, 0.5, 0.1)},
     "50/t, at most .1": {"warmup": hyperbola(50, 1.25, 0.1)},
     "10/t, 19 dense steps": {"warmup": hyperbola(10, 0.5, 0.1)},
     "10/t, no dense step": {"warmup": hyperbola(10, 100, 0.1)},
     "10/t, dense_1d": {"warmup": hyperbola(10), "dense_1d": True},
     "10/t, merge_growth 1.41": {"warmup": hyperbola(10), "merge_growth": 1.41},
-    "growth 2: 5/t, 9 dense steps": {"warmup": hyperbola(5, 0.5, 0.06), "merge_growth": 2.0},
-    "growth 2: 10/t, 9 dense steps": {"warmup": hyperbola(10, 1.0, 0.06), "merge_growth": 2.0},
-    "growth 2: 10/t, 19 dense steps": {"warmup": hyperbola(10, 0.5, 0.06), "merge_growth": 2.0},
-    "growth 2: 20/t, 19 dense steps": {"warmup": hyperbola(20, 1.0, 0.06), "merge_growth": 2.0},
+    "growth 2: 10/t, at most .06, 9 dense steps": {"warmup": hyperbola(10, 1.0, 0.06), "merge_growth": 2.0},
+    "growth 2: 20/t, at most .1, 9 dense steps": {"warmup": hyperbola(20, 2.0, 0.1), "merge_growth": 2.0},
+    "growth 2: .15": {"warmup": lambda _: 0.15, "merge_growth": 2.0},
+    ".1": {"density": 0.1},
+    ".3": {"density": 0.3},
+    ".03": {"density": 0.03},
 }
 
 
