@@ -16,7 +16,7 @@ GROWTH = 2.0  # the merge_growth of the default: without it most of what is sele
 # Of the default density, as it would be without growth:
 SHARE = 14.0  # it is this over the number of the step,
 LAST = 0.0005  # to this.
-DENSE = 1.5  # Where it would be more than this, everything is sent,
+DENSE = 0.35  # Where it would be more than this, everything is sent,
 MOST = 0.1  # and else at most this, for sets of entries take memory.
 
 
@@ -26,7 +26,7 @@ def default_density(
     """The density of a step where neither density nor warm-up was given: 14 / step, until it is 0.0005.
 
     With density d what is not sent waits in the order of 1 / d steps: here, for the same part of the training's age all the
-    time. 9 steps are dense, then it is 0.1 until that is more than 14 / step. It changes by at most a quarter at once. Where
+    time. 39 steps are dense, then it is 0.1 until that is more than 14 / step. It changes by at most a quarter at once. Where
     sets grow while they are merged, `grown_share` of it is as many bytes.
     """
     number = step + 1
