@@ -8,7 +8,7 @@
  *   second buffer  the pass writes the sum to other memory, around the cache: 4 bytes an entry more
  *
  * The last is what reducers with `rollback` do. For them: a whole accumulate and a whole step with it, against those without,
- * for a gradient in one segment and in segments of 10007 entries; and with momentum correction. */
+ * for a gradient in one segment and in segments of 10007 entries; and with momentum correction. The same for a residual in bf16. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -126,51 +126,57 @@ static void check_status(gtopk_status_t status)
     exit(1);
 }
 
-static gtopk_reducer_t *reducer(gtopk_comm_t *comm, const uint64_t *lengths, size_t count, int momentum, int rollback)
+enum { PLAIN, ROLLBACK, BF16, OPTIONS };
+
+static gtopk_reducer_t *reducer(gtopk_comm_t *comm, const uint64_t *lengths, size_t count, int momentum, int which)
 {
     gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
     gtopk_reducer_t *made;
     config.momentum_correction = momentum;
-    config.rollback = rollback;
+    config.rollback = which == ROLLBACK;
+    config.residual_dtype = which == BF16 ? GTOPK_BF16 : GTOPK_F32;
     check_status(gtopk_reducer_create(&made, comm, &config, lengths, count));
     if (momentum)
         check_status(gtopk_reducer_set_momentum(made, 0.9, 0));
     return made;
 }
 
-/* The smallest time of accumulate, and of a step, with rollback over that without; the steps take turns. */
+/* The smallest time of accumulate, and of a step, with an option over that without; the steps take turns. */
 static void measure(gtopk_comm_t *comm, const char *name, float *gradient, size_t n, size_t length, int momentum,
                     int repeats)
 {
     const size_t count = (n + length - 1) / length;
     uint64_t *lengths = malloc(count * sizeof *lengths);
     gtopk_tensor_t *tensors = malloc(count * sizeof *tensors);
-    double best[2][2] = {{1e30, 1e30}, {1e30, 1e30}};
+    double best[OPTIONS][2] = {{1e30, 1e30}, {1e30, 1e30}, {1e30, 1e30}};
+    gtopk_reducer_t *all[OPTIONS];
     if (!lengths || !tensors)
         exit(1);
     for (size_t s = 0; s < count; s++) {
         lengths[s] = s + 1 < count ? length : n - s * length;
         tensors[s] = (gtopk_tensor_t){gradient + s * length, lengths[s], GTOPK_F32, 0};
     }
-    gtopk_reducer_t *const both[2] = {reducer(comm, lengths, count, momentum, 0),
-                                      reducer(comm, lengths, count, momentum, 1)};
-    for (int repeat = 0; repeat < 2 * repeats; repeat++) {
-        const int which = repeat % 2;
+    for (int which = 0; which < OPTIONS; which++)
+        all[which] = reducer(comm, lengths, count, momentum, which);
+    for (int repeat = 0; repeat < OPTIONS * repeats; repeat++) {
+        const int which = repeat % OPTIONS;
         for (size_t i = 0; i < n; i++)
             gradient[i] = (float)(i * 2654435761u % 10007) * 1e-3f - 5.0f;
         const double start = now_ms();
-        check_status(gtopk_reducer_accumulate(both[which], NULL, tensors, count, 1.0, GTOPK_ZERO_INPUT, NULL));
+        check_status(gtopk_reducer_accumulate(all[which], NULL, tensors, count, 1.0, GTOPK_ZERO_INPUT, NULL));
         const double accumulated = now_ms();
-        check_status(gtopk_reducer_reduce(both[which], tensors, count, GTOPK_OUTPUT_IS_ZERO, NULL, NULL));
+        check_status(gtopk_reducer_reduce(all[which], tensors, count, GTOPK_OUTPUT_IS_ZERO, NULL, NULL));
         const double taken[2] = {accumulated - start, now_ms() - start};
-        for (int i = 0; i < 2 && repeat > 1; i++)
+        for (int i = 0; i < 2 && repeat >= OPTIONS; i++)
             best[which][i] = taken[i] < best[which][i] ? taken[i] : best[which][i];
     }
-    (void)printf("{\"%s\": {\"accumulate_ms\": %.3f, \"accumulate_with_rollback\": %.3f, \"step_ms\": %.3f, "
-                 "\"step_with_rollback\": %.3f}}\n",
-                 name, best[0][0], best[1][0] / best[0][0], best[0][1], best[1][1] / best[0][1]);
-    for (int i = 0; i < 2; i++)
-        gtopk_reducer_destroy(both[i]);
+    (void)printf(
+        "{\"%s\": {\"accumulate_ms\": %.3f, \"accumulate_with_rollback\": %.3f, \"accumulate_with_bf16\": %.3f, "
+        "\"step_ms\": %.3f, \"step_with_rollback\": %.3f, \"step_with_bf16\": %.3f}}\n",
+        name, best[PLAIN][0], best[ROLLBACK][0] / best[PLAIN][0], best[BF16][0] / best[PLAIN][0], best[PLAIN][1],
+        best[ROLLBACK][1] / best[PLAIN][1], best[BF16][1] / best[PLAIN][1]);
+    for (int which = 0; which < OPTIONS; which++)
+        gtopk_reducer_destroy(all[which]);
     free(lengths);
     free(tensors);
 }

@@ -207,10 +207,32 @@ typedef struct gtopk_comm_config {
      * one. They tell each other before anything is committed. Stays the caller's, and is kept alive; not used by
      * another thread meanwhile. NULL: none. */
     gtopk_comm_t *peers;
+    /* mpi: a communicator that has lost ranks: the new one has those that are left, in their order. Collective among these;
+     * what any of them waits for on the old one ends with an error, and it can only be destroyed, or given here again when
+     * this call fails with TRANSPORT or ABORTED, which it does on all of them. See gtopk_comm_survives. NULL: none. */
+    gtopk_comm_t *survivors_of;
+    double setup_timeout; /* seconds that gtopk_comm_create may wait for other ranks, once or twice; 0: `timeout` */
 } gtopk_comm_config_t;
 
-#define GTOPK_COMM_CONFIG_INIT \
-    {sizeof(gtopk_comm_config_t), NULL, -1, -1, 0.0, 0.0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
+#define GTOPK_COMM_CONFIG_INIT    \
+    {sizeof(gtopk_comm_config_t), \
+     NULL,                        \
+     -1,                          \
+     -1,                          \
+     0.0,                         \
+     0.0,                         \
+     NULL,                        \
+     NULL,                        \
+     NULL,                        \
+     NULL,                        \
+     NULL,                        \
+     NULL,                        \
+     NULL,                        \
+     NULL,                        \
+     NULL,                        \
+     NULL,                        \
+     NULL,                        \
+     0.0}
 
 /* Collective. Opens the transport and compares library and wire format versions of all ranks.
  * Errors: INVALID, NOT_FOUND (module or MPI; the text says what to install), MISMATCH, TIMEOUT, TRANSPORT, NOMEM,
@@ -227,6 +249,10 @@ int32_t gtopk_comm_size(const gtopk_comm_t *comm);
 
 /* Rank among the ranks on the same node. */
 int32_t gtopk_comm_local_rank(const gtopk_comm_t *comm);
+
+/* 1 where `survivors_of` can be given this communicator: MPI with ULFM, that is Open MPI 5 started with mpirun --with-ft ulfm. Else
+ * 0: when a rank is lost the way on is a checkpoint, or a communicator that is made by other means. */
+int32_t gtopk_comm_survives(const gtopk_comm_t *comm);
 
 /* The transport's name, with its library's version where it has one: "mpi (Open MPI 5.0.11)". Lives as long as comm. */
 const char *gtopk_comm_describe(const gtopk_comm_t *comm);

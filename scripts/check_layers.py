@@ -43,7 +43,11 @@ ROOMS = {
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+(["<])([^">]+)[">]', re.MULTILINE)
 # Foreign interfaces, and the folders or files that may name them.
 FOREIGN = {
-    re.compile(r"mpi(-ext)?\.h|mpi/.*"): {"csrc/transport/mpi_module.c", "csrc/transport/mpi_ring.h"},
+    re.compile(r"mpi(-ext)?\.h|mpi/.*"): {
+        "csrc/transport/mpi_module.c",
+        "csrc/transport/mpi_losses.h",
+        "csrc/transport/mpi_ring.h",
+    },
     re.compile(r"nccl.*"): {"csrc/transport/nccl"},
     re.compile(r"(cuda|cudart|driver_types|nvrtc|cub/).*"): {"csrc/device/cuda"},
     re.compile(r"(torch|ATen|c10)/.*"): {"csrc/torch"},

@@ -77,6 +77,11 @@ static gtopk_status_t default_timeout(double *seconds)
     return GTOPK_OK;
 }
 
+static int is_seconds(double value)
+{
+    return value >= 0.0 && !isinf(value);
+}
+
 static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm_config_t *full)
 {
     const gtopk_comm_config_t defaults = GTOPK_COMM_CONFIG_INIT;
@@ -90,12 +95,36 @@ static gtopk_status_t check_config(const gtopk_comm_config_t *config, gtopk_comm
                           "with GTOPK_COMM_CONFIG_INIT, and do not use a newer header than the library",
                           config->struct_size, sizeof *full);
     memcpy(full, config, config->struct_size);
-    if (!(full->timeout >= 0.0) || !(full->warn_after >= 0.0) || isinf(full->timeout) || isinf(full->warn_after))
-        return status_set(GTOPK_ERR_INVALID, "timeout %g s and warn_after %g s must be finite and not negative",
-                          full->timeout, full->warn_after);
+    if (!is_seconds(full->timeout) || !is_seconds(full->warn_after) || !is_seconds(full->setup_timeout))
+        return status_set(GTOPK_ERR_INVALID,
+                          "timeout %g s, warn_after %g s and setup_timeout %g s must be finite and not negative",
+                          full->timeout, full->warn_after, full->setup_timeout);
     if (full->warn_after == 0.0)
         full->warn_after = DEFAULT_WARN_AFTER;
     return full->timeout > 0.0 ? GTOPK_OK : default_timeout(&full->timeout);
+}
+
+/* Opens the transport, or that of the ranks which are left of another one. */
+static gtopk_status_t open_control(const gtopk_comm_config_t *config, transport_t **transport)
+{
+    const gtopk_comm_t *before = config->survivors_of;
+    if (!before)
+        return transport_open(config, transport);
+    if (before->owner != getpid())
+        return status_set(GTOPK_ERR_STATE, "survivors_of belongs to the parent process (%d)", (int)before->owner);
+    transport_t *control = before->link.control;
+    if (!control->ops->survivors || !config->transport || strcmp(config->transport, control->ops->name) != 0)
+        return status_set(
+            GTOPK_ERR_UNSUPPORTED,
+            "survivors_of is for transport mpi alone, and a communicator of that transport: here are %s and "
+            "%s",
+            config->transport ? config->transport : "self", control->ops->name);
+    if (config->data)
+        return status_set(GTOPK_ERR_UNSUPPORTED,
+                          "survivors_of with data \"%s\": when a rank is lost NCCL is of no more "
+                          "use in the other processes",
+                          config->data);
+    return control->ops->survivors(control, config, transport);
 }
 
 gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *control, transport_t *data, const gtopk_comm_config_t *config)
@@ -116,7 +145,7 @@ gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *control, transport_t *
         comm_retain(comm->peers);
     comm->link.control = control;
     comm->link.data = data ? data : control;
-    comm->link.timeout = config->timeout;
+    comm->link.timeout = transport_setup_seconds(config);
     comm->link.warn_after = config->warn_after > 0.0 ? config->warn_after : DEFAULT_WARN_AFTER;
     status = link_open(&comm->link);
     if (status == GTOPK_OK && comm->peers)
@@ -127,6 +156,9 @@ gtopk_status_t comm_open(gtopk_comm_t **out, transport_t *control, transport_t *
     if (status == GTOPK_OK)
         status = exchange_hello(comm, config->node);
     status = comm_settle(comm, status, 0);
+    if (config->survivors_of)
+        status = control->ops->agree(control, status, control->ops->now(control) + comm->link.timeout);
+    comm->link.timeout = config->timeout;
     if (status == GTOPK_OK)
         *out = comm;
     else
@@ -143,7 +175,7 @@ gtopk_status_t gtopk_comm_create(gtopk_comm_t **out, const gtopk_comm_config_t *
     *out = NULL;
     gtopk_status_t status = check_config(config, &full);
     if (status == GTOPK_OK)
-        status = transport_open(&full, &transport);
+        status = open_control(&full, &transport);
     if (status == GTOPK_OK)
         status = comm_open(out, transport, NULL, &full);
     if (status == GTOPK_OK)
@@ -359,6 +391,11 @@ int32_t gtopk_comm_size(const gtopk_comm_t *comm)
 int32_t gtopk_comm_local_rank(const gtopk_comm_t *comm)
 {
     return comm ? comm->map.local[comm_rank(comm)] : -1;
+}
+
+int32_t gtopk_comm_survives(const gtopk_comm_t *comm)
+{
+    return comm && comm->link.data == comm->link.control && comm->link.control->survives;
 }
 
 const char *gtopk_comm_describe(const gtopk_comm_t *comm)

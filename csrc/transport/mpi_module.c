@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "transport/mpi_losses.h"
 #include "transport/mpi_ring.h"
 #include "transport/transport.h"
 #include "util/clock.h"
@@ -90,11 +91,13 @@ typedef struct mpi_transport {
     int complete;    /* all ranks have it, and know its number */
     ring_t ring;     /* the all-reduce under way */
     float *arrived;  /* its memory, which stays when it is given up */
+    MPI_Comm left;   /* of ranks that are left, until they have agreed that all of them have this */
 } mpi_transport_t;
 
 /* MPI is one for the process, and so is this. Under mpi_mutex. */
 static pthread_mutex_t mpi_mutex = PTHREAD_MUTEX_INITIALIZER;
 static int mpi_started_here, mpi_open, mpi_broken;
+static int mpi_lost;            /* ranks were, and others went on: MPI_Finalize would wait for them */
 static mpi_transport_t *closed; /* in order, but other ranks may still send their goodbyes */
 static const transport_host_t *library;
 
@@ -192,14 +195,20 @@ static gtopk_status_t end_by(mpi_transport_t *self, farewell_t farewell, int32_t
 typedef struct attempt {
     MPI_Request *request; /* one of MPI's, or NULL: */
     ring_t *ring;
+    int survives; /* it ends without the ranks that are lost, and what these have said is no matter */
 } attempt_t;
 
 /* *ended: it did; *moved: not yet, but some of it was done. Under mpi_mutex. */
 static int try_again(const attempt_t *attempt, int *ended, int *moved)
 {
     *moved = 0;
-    if (attempt->request)
-        return MPI_Test(attempt->request, ended, MPI_STATUS_IGNORE);
+    if (attempt->request) {
+        const int code = MPI_Test(attempt->request, ended, MPI_STATUS_IGNORE);
+        if (!attempt->survives || !losses_are_all(code))
+            return code;
+        *ended = 1;
+        return MPI_SUCCESS;
+    }
     const int code = ring_advance(attempt->ring, moved);
     *ended = ring_ended(attempt->ring);
     return code;
@@ -225,7 +234,7 @@ static gtopk_status_t wait_for(mpi_transport_t *self, const attempt_t *attempt, 
                                        "output of the others, or raise the timeout",
                                        what);
         if (now >= ask_at) {
-            if (now - start > LAST_WORD_AFTER && self->complete) {
+            if (now - start > LAST_WORD_AFTER && self->complete && !attempt->survives) {
                 int32_t rank = TRANSPORT_NONE;
                 farewell_t farewell;
                 LOCKED(farewell = farewell_of(self, MPI_ANY_SOURCE, &rank));
@@ -432,19 +441,25 @@ static gtopk_status_t mpi_wait(transport_t *transport, double deadline, size_t *
     }
 }
 
+/* With or without an error. */
+static int has_ended(MPI_Request *request)
+{
+    int done = 0;
+    (void)MPI_Test(request, &done, MPI_STATUS_IGNORE);
+    return *request == MPI_REQUEST_NULL;
+}
+
 /* A message that has not shown itself has touched nothing; what is under way cannot be called back. */
 static int mpi_abandon(transport_t *transport)
 {
     mpi_transport_t *self = (mpi_transport_t *)transport;
-    int received = self->receive == MPI_REQUEST_NULL, sent = self->send == MPI_REQUEST_NULL;
+    int received = 0, sent = 0;
     mark_broken(self);
     self->awaited = 0;
     (void)pthread_mutex_lock(&mpi_mutex);
     for (const double end = clock_now() + FINAL_SECONDS; !(received && sent) && clock_now() < end;) {
-        if (!received && MPI_Test(&self->receive, &received, MPI_STATUS_IGNORE) != MPI_SUCCESS)
-            break;
-        if (!sent && MPI_Test(&self->send, &sent, MPI_STATUS_IGNORE) != MPI_SUCCESS)
-            break;
+        received = has_ended(&self->receive);
+        sent = has_ended(&self->send);
     }
     (void)pthread_mutex_unlock(&mpi_mutex);
     if (received)
@@ -633,6 +648,9 @@ static void mpi_close(transport_t *transport)
     free(self);
 }
 
+static gtopk_status_t mpi_survivors(transport_t *transport, const gtopk_comm_config_t *config, transport_t **left);
+static gtopk_status_t mpi_agree(transport_t *transport, gtopk_status_t mine, double deadline);
+
 static const transport_ops_t MPI_OPS = {
     .name = "mpi",
     .close = mpi_close,
@@ -644,6 +662,8 @@ static const transport_ops_t MPI_OPS = {
     .gone = mpi_gone,
     .allgather = mpi_allgather,
     .allreduce = mpi_allreduce,
+    .survivors = mpi_survivors,
+    .agree = mpi_agree,
 };
 
 /* MPI that is initialised, by whomever, and may be called from this thread. */
@@ -658,7 +678,7 @@ static gtopk_status_t start_mpi(const gtopk_comm_config_t *config)
     (void)MPI_Initialized(&initialized);
     if (!initialized) {
         watch_t *watch = library->watch_begin("MPI_Init: every process that mpirun started must call gtopk.init(). It",
-                                              config->warn_after, config->timeout);
+                                              config->warn_after, transport_setup_seconds(config));
         const int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &level);
         library->watch_end(watch);
         if (code != MPI_SUCCESS)
@@ -753,14 +773,11 @@ static void describe(transport_t *base)
     (void)snprintf(base->description, sizeof base->description, "mpi (%.100s)", version);
 }
 
-static gtopk_status_t module_open(const gtopk_comm_config_t *config, const transport_host_t *host,
-                                  transport_t **transport)
+/* A transport among the ranks of `parent`. */
+static gtopk_status_t open_among(const gtopk_comm_config_t *config, MPI_Comm parent, double deadline,
+                                 transport_t **transport)
 {
-    const double deadline = clock_now() + config->timeout;
     gtopk_status_t status;
-    LOCKED(library = host; status = start_mpi(config); if (status == GTOPK_OK) free_closed());
-    if (status != GTOPK_OK)
-        return status;
     mpi_transport_t *self = calloc(1, sizeof *self);
     if (!self)
         return library->status_set(GTOPK_ERR_NOMEM, "out of memory: transport mpi");
@@ -768,7 +785,7 @@ static gtopk_status_t module_open(const gtopk_comm_config_t *config, const trans
     self->base.interrupt = config->interrupt; /* opening waits too */
     self->base.interrupt_context = config->interrupt_context;
     self->receive = self->send = MPI_REQUEST_NULL;
-    const MPI_Comm parent = config->mpi_comm ? *(const MPI_Comm *)config->mpi_comm : MPI_COMM_WORLD;
+    self->left = MPI_COMM_NULL;
     LOCKED(status = check_parent(config, parent, &self->base));
     if (status != GTOPK_OK) {
         free(self);
@@ -783,9 +800,91 @@ static gtopk_status_t module_open(const gtopk_comm_config_t *config, const trans
         return status;
     }
     describe(&self->base);
-    LOCKED(mpi_open++);
+    LOCKED(self->base.survives = losses_are_survived(); mpi_open++);
     *transport = &self->base;
     return GTOPK_OK;
+}
+
+static gtopk_status_t module_open(const gtopk_comm_config_t *config, const transport_host_t *host,
+                                  transport_t **transport)
+{
+    const double deadline = clock_now() + transport_setup_seconds(config);
+    gtopk_status_t status;
+    LOCKED(library = host; status = start_mpi(config); if (status == GTOPK_OK) free_closed());
+    if (status != GTOPK_OK)
+        return status;
+    const MPI_Comm parent = config->mpi_comm ? *(const MPI_Comm *)config->mpi_comm : MPI_COMM_WORLD;
+    return open_among(config, parent, deadline, transport);
+}
+
+/* ---- going on without ranks that are lost ---- */
+
+/* *yes: 1 if it is 1 on all ranks of `comm` that are left. */
+static gtopk_status_t agree_among(mpi_transport_t *self, MPI_Comm comm, int *yes, double deadline)
+{
+    static const char what[] = "the agreement of the ranks that are left";
+    MPI_Request request = MPI_REQUEST_NULL;
+    int code;
+    LOCKED(code = losses_agree(comm, yes, &request));
+    return code == MPI_SUCCESS ? wait_for(self, &(attempt_t){.request = &request, .survives = 1}, deadline, what)
+                               : failed(code, what);
+}
+
+static gtopk_status_t mpi_agree(transport_t *transport, gtopk_status_t mine, double deadline)
+{
+    mpi_transport_t *self = (mpi_transport_t *)transport;
+    static _Thread_local int yes; /* MPI may go on writing to it */
+    yes = mine == GTOPK_OK;
+    const gtopk_status_t status = agree_among(self, self->left, &yes, deadline);
+    LOCKED((void)MPI_Comm_free(&self->left));
+    if (status != GTOPK_OK || mine != GTOPK_OK)
+        return mine != GTOPK_OK ? mine : status;
+    return yes ? GTOPK_OK
+               : library->status_set(GTOPK_ERR_TRANSPORT,
+                                     "another of the ranks that are left failed while they made a communicator: one "
+                                     "more is lost, or its own output says why");
+}
+
+/* Those who are left have all come when they agree. Only then do they shrink, a call of MPI's that knows no deadline. */
+static gtopk_status_t shrink(mpi_transport_t *before, MPI_Comm *left, double deadline)
+{
+    static _Thread_local int yes;
+    int code;
+    yes = 1;
+    mark_broken(before);
+    LOCKED((void)losses_revoke(before->comm));
+    const gtopk_status_t status = agree_among(before, before->comm, &yes, deadline);
+    if (status != GTOPK_OK)
+        return status;
+    LOCKED(code = losses_shrink(before->comm, left));
+    return code == MPI_SUCCESS ? GTOPK_OK : failed(code, "MPIX_Comm_shrink");
+}
+
+static gtopk_status_t mpi_survivors(transport_t *transport, const gtopk_comm_config_t *config, transport_t **left)
+{
+    mpi_transport_t *before = (mpi_transport_t *)transport;
+    const double deadline = clock_now() + transport_setup_seconds(config);
+    MPI_Comm shrunk = MPI_COMM_NULL;
+    if (!transport->survives)
+        return library->status_set(
+            GTOPK_ERR_UNSUPPORTED,
+            "this MPI, as it was started, cannot go on when a rank is lost: use Open MPI 5 or newer, "
+            "and start with mpirun --with-ft ulfm");
+    gtopk_status_t status = shrink(before, &shrunk, deadline);
+    if (status != GTOPK_OK)
+        return status;
+    LOCKED((void)MPI_Comm_set_errhandler(shrunk, MPI_ERRORS_RETURN));
+    status = open_among(config, shrunk, deadline, left);
+    if (status == GTOPK_OK) {
+        ((mpi_transport_t *)*left)->left = shrunk;
+        LOCKED(mpi_lost = 1);
+        return GTOPK_OK;
+    }
+    static _Thread_local int no;
+    no = 0;
+    LOCKED((void)losses_revoke(shrunk)); /* for those who still wait */
+    (void)agree_among(before, shrunk, &no, clock_now() + transport_setup_seconds(config)); /* for those who have it */
+    return status;
 }
 
 /* Ends a process whose MPI_Finalize waits for a rank that does not come: after a failure, nobody can tell beforehand. */
@@ -809,7 +908,7 @@ static void module_end_process(int status)
     int finalized = 0;
     (void)pthread_mutex_lock(&mpi_mutex);
     (void)MPI_Finalized(&finalized);
-    if (mpi_started_here && !finalized && mpi_open == 0 &&
+    if (mpi_started_here && !finalized && mpi_open == 0 && !mpi_lost &&
         (!mpi_broken || pthread_create(&watchdog, NULL, end_at_last, (void *)(intptr_t)status) == 0))
         (void)finalize_mpi();
     (void)pthread_mutex_unlock(&mpi_mutex);

@@ -10,7 +10,7 @@
 #include "transport/watch.h"
 #include "util/status.h"
 
-#define TRANSPORT_ABI 4u
+#define TRANSPORT_ABI 5u
 #define TRANSPORT_NONE (-1)
 #define TRANSPORT_GREETING 64u
 
@@ -85,6 +85,13 @@ typedef struct transport_ops {
 
     /* Optional, but for device_memory; asks as well. Sums `count` floats in place; all ranks get the same bits. */
     gtopk_status_t (*allreduce)(transport_t *transport, float *buffer, size_t count, double deadline, void *stream);
+
+    /* Optional: another transport among the ranks of this one that are left, which all call this; calls of any of them on
+     * this one end, and it is of no more use. What fails on one of them is an error on all. */
+    gtopk_status_t (*survivors)(transport_t *transport, const gtopk_comm_config_t *config, transport_t **left);
+
+    /* Where there is the one above: OK if `mine` is OK on all ranks that are left, else an error on all of these. */
+    gtopk_status_t (*agree)(transport_t *transport, gtopk_status_t mine, double deadline);
 } transport_ops_t;
 
 struct transport {
@@ -94,7 +101,14 @@ struct transport {
     int (*interrupt)(void *context); /* the config's, NULL: nobody asks to stop */
     void *interrupt_context;
     const char *device; /* the one on whose streams it queues, in full; NULL: any */
+    int survives;       /* 1: `survivors` works, as the ranks were started */
 };
+
+/* How long it may take to open it. */
+static inline double transport_setup_seconds(const gtopk_comm_config_t *config)
+{
+    return config->setup_timeout > 0.0 ? config->setup_timeout : config->timeout;
+}
 
 /* Called by whoever waits, without a lock: nonzero when the caller asked to stop waiting. */
 static inline int transport_interrupted(const transport_t *transport)

@@ -90,6 +90,8 @@ class CommConfig(Structure):
         ("data", c_char_p),
         ("data_library", c_char_p),
         ("peers", c_void_p),
+        ("survivors_of", c_void_p),
+        ("setup_timeout", c_double),
     )
 
 
@@ -244,6 +246,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gtopk_comm_local_rank": (c_int32, (c_void_p,)),
     "gtopk_comm_describe": (c_char_p, (c_void_p,)),
     "gtopk_comm_abort": (c_int, (c_void_p, c_char_p)),
+    "gtopk_comm_survives": (c_int32, (c_void_p,)),
     "gtopk_broadcast": (c_int, (c_void_p, c_void_p, c_size_t, c_int32)),
     "gtopk_allgather": (c_int, (c_void_p, c_void_p, c_size_t, c_void_p)),
     "gtopk_allreduce": (c_int, (c_void_p, c_void_p, c_size_t, c_int32)),

@@ -40,10 +40,14 @@ class Comm(Collectives):
     group : torch.distributed.ProcessGroup or list of int, optional
         With "torch": the ranks to use. Default: all.
     setup_timeout : float, optional
-        With "torch": seconds that making the group may take, with connections between all ranks. Default: `timeout`.
+        Seconds that making the communicator may take, with "torch" with connections between all ranks. Default: `timeout`.
     peers : Comm, optional
         The ranks that hold the other parts of one model, each of which is exchanged on a communicator of its own: a step
         happens on all of them or on none, and is non-finite on all when it is so on one.
+    survivors_of : Comm, optional
+        With "mpi": a communicator that has lost ranks, of which the new one has the others, in their order. For MPI that
+        `survives`. The old one is of no more use but here, when this call fails with a `TransportError` or
+        `AbortedError`, as it then does on all of them. `gtopk.elastic.Meeting` does this.
 
     Notes
     -----
@@ -73,6 +77,7 @@ class Comm(Collectives):
         group: Any = None,
         setup_timeout: float | None = None,
         peers: Comm | None = None,
+        survivors_of: Comm | None = None,
     ) -> None:
         self._handle: int | None = None
         self.pid = os.getpid()
@@ -99,12 +104,13 @@ class Comm(Collectives):
             data=data and data.encode(),
             data_library=library_file and os.fsencode(library_file),
             peers=None if peers is None else peers.handle,
+            survivors_of=None if survivors_of is None else survivors_of.handle,
+            setup_timeout=_seconds(setup_timeout, "setup_timeout"),
         )
         if transport == "torch":
             from ._torch_distributed import TorchDistributed
 
-            setup = config.timeout if setup_timeout is None else _seconds(setup_timeout, "setup_timeout")
-            self._torch = TorchDistributed(group, config.timeout, setup)
+            self._torch = TorchDistributed(group, config.timeout, config.setup_timeout or config.timeout)
             config.transport = b"callback"
             config.size, config.rank = self._torch.size, self._torch.rank
             config.callbacks = ctypes.pointer(self._torch.callbacks)
@@ -139,6 +145,11 @@ class Comm(Collectives):
     def is_closed(self) -> bool:
         """True after `close`."""
         return self._handle is None
+
+    @property
+    def survives(self) -> bool:
+        """Whether a communicator can be made of the ranks that are left of this one: see `survivors_of`."""
+        return bool(_c_api.library().gtopk_comm_survives(self.handle))
 
     @property
     def description(self) -> str:

@@ -133,6 +133,13 @@ def shutdown() -> None:
         comm.close()
 
 
+def replace(comm: Comm) -> None:
+    """Closes the communicator that `init` made, and takes this one in its place."""
+    shutdown()
+    _Default.comm = comm
+    _descendants.mark(comm.rank)
+
+
 def is_initialized() -> bool:
     """True between `init` and `shutdown`."""
     return _Default.comm is not None

@@ -45,8 +45,9 @@ class Meeting:
 
     Notes
     -----
-    For the ranks of torch.distributed with gloo, that were started so that the others live on when one dies: by hand, by
-    ssh, or by srun, not by mpirun, and not by one torchrun. Each rank keeps a socket open, on a port of its own.
+    For ranks that were started so that the others live on when one dies: those of torch.distributed with gloo by hand, by ssh,
+    or by srun, not by one torchrun; those of MPI by ``mpirun --with-ft ulfm`` of Open MPI 5. With the former each rank keeps a
+    socket open, on a port of its own; the latter need neither that nor `host`.
 
     Examples
     --------
@@ -74,18 +75,22 @@ class Meeting:
         found = comm.allgather_json(mine)
         self._roll.job = found[0][0]
         self._addresses = {rank: (row[1], row[2]) for rank, row in enumerate(found)}
-        comm.together(call, self._check_reach)
+        if comm.transport == "mpi":  # which knows by itself who is left
+            self._roll.close()
+        else:
+            comm.together(call, self._check_reach)
         self._me, self._min_ranks, self._wait = comm.rank, min_ranks, float(wait)
         self._ranks = list(range(comm.size))  # of the group that there is now, by the numbers of the first one
-        self._torch = comm.transport == "torch"
+        self._transport = comm.transport
         self._options: dict[str, Any] = {"timeout": comm.timeout, "warn_after": comm.warn_after}
         self._pid = os.getpid()
 
     def regroup(self) -> None:
-        """Calls `gtopk.shutdown`, and `gtopk.init` again with the ranks that are left. Collective among these.
+        """The communicator of `init` is closed, and another one made of the ranks that are left. Collective among these.
 
         Of torch.distributed, too, the groups that there are are destroyed, and a new default group is made. Ranks keep their
-        order. Where one more is lost meanwhile, that is another attempt.
+        order. Where one more is lost meanwhile, that is another attempt. Over MPI ranks that still wait get an error
+        (`LOST`), and come as well.
 
         Raises
         ------
@@ -96,11 +101,15 @@ class Meeting:
         -----
         Takes some tenths of a second where processes have ended. A process that is there but does not answer (stopped, or its
         machine gone) is waited for: 3 * wait + 30 s, and no attempt takes more than 20 * wait + 60 s for each such process.
+        Over MPI it is an error after `wait`, unless MPI notices itself (``--mca mpi_ft_detector true``).
         """
         if os.getpid() != self._pid:
             raise StateError("regroup() in a child of the process that made the Meeting: call it there")
+        if self._transport == "mpi":
+            self._shrink()
+            return
         _comm.shutdown()
-        if not self._torch:  # one process alone
+        if self._transport == "self":
             _comm.init(transport="self", **self._options)
             return
         failure = ""
@@ -131,6 +140,33 @@ class Meeting:
                 roll.ranks,
             )
             self._ranks = roll.ranks
+            return
+        raise StateError(
+            f"no group was made of the ranks that are left: {failure}. Go on from a checkpoint in new processes"
+        )
+
+    def _shrink(self) -> None:
+        """The same by MPI. That an attempt failed all ranks know: it fails on all of them."""
+        before = _comm.current()
+        failure = ""
+        for _ in self._ranks:
+            try:
+                made = _comm.Comm(transport="mpi", survivors_of=before, setup_timeout=self._wait, **self._options)
+            except (AbortedError, TransportError) as error:
+                failure = error.text
+                _log.warning("rank %d: another attempt to make a group: %s", before.rank, failure)
+                continue
+            except DeadlineError as error:
+                failure = error.text
+                break
+            try:
+                self._check_enough(list(range(made.size)), self._wait)
+            except StateError:
+                made.close()
+                raise
+            _log.warning("rank %d of %d goes on as rank %d of %d", before.rank, before.size, made.rank, made.size)
+            _comm.replace(made)
+            self._ranks = list(range(made.size))
             return
         raise StateError(
             f"no group was made of the ranks that are left: {failure}. Go on from a checkpoint in new processes"
@@ -203,10 +239,10 @@ def _check(comm: _comm.Comm, wait: float, min_ranks: int | None) -> None:
             f"transport {comm.asked!r}: when a rank is lost NCCL is of no more use in the other processes: go on from a "
             "checkpoint in new ones, or leave out transport="
         )
-    if comm.transport == "mpi":
+    if comm.transport == "mpi" and not comm.survives:
         raise UnsupportedError(
-            "these ranks talk by MPI, which ends all of them when one is lost: start them by hand or with srun, so that gtopk "
-            'takes torch.distributed, or give attach() a gtopk.Comm(transport="mpi", mpi_comm=...) of MPIX_Comm_shrink'
+            "these ranks talk by MPI, which as they were started ends all of them when one is lost: start them with "
+            "mpirun --with-ft ulfm of Open MPI 5 or newer, or by hand or with srun, so that gtopk takes torch.distributed"
         )
     if comm.transport == "torch":
         import torch.distributed as dist

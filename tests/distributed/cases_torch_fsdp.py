@@ -534,6 +534,14 @@ def case_other_placements_are_named_on_every_rank():
     refused(tensors, ["last"], "last.bias", "(Replicate(),)")
     refused(over_two, [], "last.weight", "(Shard(dim=0), Shard(dim=1))")
 
+    def all_in_shards(model):
+        parts = {"first": ColwiseParallel(), "last": ColwiseParallel()}
+        del model.norm
+        parallelize_module(model, grid["tensors"], parts)
+
+    gc.collect()  # models of other cases
+    refused(all_in_shards, [], "first.weight is sharded over", "no module here is under fully_shard")
+
 
 def case_shards_of_columns():
     """A module may be sharded along another dimension than the first."""

@@ -16,20 +16,28 @@ static const fuzz_field_t fields[] = {{0, 4},  {4, 4},  {8, 8},  {16, 8}, {24, 8
                                       {44, 4}, {48, 4}, {52, 4}, {56, 8}, {60, 4},  {64, 8}, {72, 8},
                                       {80, 8}, {88, 4}, {90, 2}, {92, 4}, {132, 4}, {136, 4}};
 
-/* Two reducers, without and with a velocity; they live as long as the process. */
-static gtopk_reducer_t *reducer_of(int with_velocity)
+/* What a reducer has: they live as long as the process. */
+enum { PLAIN, WITH_VELOCITY, IN_BF16, KINDS };
+
+static size_t size_of(int kind)
+{
+    return kind == WITH_VELOCITY ? SIZE_VELOCITY : SIZE_PLAIN;
+}
+
+static gtopk_reducer_t *reducer_of(int kind)
 {
     static gtopk_comm_t *comm;
-    static gtopk_reducer_t *reducers[2];
-    if (!reducers[with_velocity]) {
+    static gtopk_reducer_t *reducers[KINDS];
+    if (!reducers[kind]) {
         const gtopk_comm_config_t network = GTOPK_COMM_CONFIG_INIT;
         gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
-        config.momentum_correction = with_velocity;
+        config.momentum_correction = kind == WITH_VELOCITY;
+        config.residual_dtype = kind == IN_BF16 ? GTOPK_BF16 : GTOPK_F32;
         FUZZ_CHECK(comm || gtopk_comm_create(&comm, &network) == GTOPK_OK);
-        FUZZ_CHECK(gtopk_reducer_create(&reducers[with_velocity], comm, &config, lengths, SEGMENTS) == GTOPK_OK);
-        FUZZ_CHECK(gtopk_reducer_state_size(reducers[with_velocity]) == (with_velocity ? SIZE_VELOCITY : SIZE_PLAIN));
+        FUZZ_CHECK(gtopk_reducer_create(&reducers[kind], comm, &config, lengths, SEGMENTS) == GTOPK_OK);
+        FUZZ_CHECK(gtopk_reducer_state_size(reducers[kind]) == size_of(kind));
     }
-    return reducers[with_velocity];
+    return reducers[kind];
 }
 
 /* ---- inputs ---- */
@@ -42,9 +50,9 @@ static void seal(uint8_t *data, size_t bytes)
 
 static size_t valid_state(random_state_t *random, uint8_t *out)
 {
-    const int with_velocity = (int)random_below(random, 2);
-    const size_t bytes = with_velocity ? SIZE_VELOCITY : SIZE_PLAIN;
-    FUZZ_CHECK(gtopk_reducer_state_save(reducer_of(with_velocity), out, bytes) == GTOPK_OK);
+    const int kind = (int)random_below(random, KINDS);
+    const size_t bytes = size_of(kind);
+    FUZZ_CHECK(gtopk_reducer_state_save(reducer_of(kind), out, bytes) == GTOPK_OK);
     bytes_store64(out + 24, random_u64(random));
     bytes_store64(out + 32, random_u64(random));
     if (random_below(random, 4) == 0)
@@ -64,9 +72,18 @@ static void repair_state(random_state_t *random, uint8_t *data, size_t bytes)
 
 /* ---- promises ---- */
 
-static int try_load(int with_velocity, const uint8_t *data, size_t bytes)
+/* Whether `kept` is what a residual may have of `given`: the same, in bf16 one of the two next values. */
+static int is_kept(int kind, uint32_t kept, uint32_t given)
 {
-    gtopk_reducer_t *reducer = reducer_of(with_velocity);
+    if (kind != IN_BF16)
+        return kept == given;
+    const uint32_t below = given & 0xffff0000u, above = below + 0x10000u;
+    return kept == below || (given != below && kept == above && (above & 0x7f800000u) != 0x7f800000u);
+}
+
+static int try_load(int kind, const uint8_t *data, size_t bytes)
+{
+    gtopk_reducer_t *reducer = reducer_of(kind);
     uint8_t before[SIZE_VELOCITY], after[SIZE_VELOCITY];
     const size_t size = gtopk_reducer_state_size(reducer);
     FUZZ_CHECK(gtopk_reducer_state_save(reducer, before, size) == GTOPK_OK);
@@ -77,7 +94,9 @@ static int try_load(int with_velocity, const uint8_t *data, size_t bytes)
         FUZZ_CHECK(memcmp(before, after, size) == 0);
         return 0;
     }
-    FUZZ_CHECK(bytes == size && memcmp(after + HEADER, data + HEADER, size - HEADER) == 0);
+    FUZZ_CHECK(bytes == size && memcmp(after + HEADER, data + HEADER, ARRAYS - HEADER) == 0);
+    for (size_t at = ARRAYS; at < size; at += 4)
+        FUZZ_CHECK(is_kept(kind, bytes_load32(after + at), bytes_load32(data + at)));
     FUZZ_CHECK(memcmp(after + 24, data + 24, 16) == 0); /* step and run */
     for (size_t at = ARRAYS; at < size; at += 4)
         FUZZ_CHECK((bytes_load32(after + at) & 0x7f800000u) != 0x7f800000u);
@@ -89,8 +108,9 @@ static int run_state(const uint8_t *data, size_t bytes)
     gtopk_state_info_t info = {.struct_size = sizeof info};
     const gtopk_status_t status = gtopk_state_inspect(data, bytes, &info);
     FUZZ_CHECK(status == GTOPK_OK || status == GTOPK_ERR_CORRUPT);
-    const int plain = try_load(0, data, bytes), velocity = try_load(1, data, bytes);
+    const int plain = try_load(PLAIN, data, bytes), velocity = try_load(WITH_VELOCITY, data, bytes);
     FUZZ_CHECK(!(plain && velocity));
+    FUZZ_CHECK(try_load(IN_BF16, data, bytes) == plain);
     FUZZ_CHECK(status == GTOPK_OK || !(plain || velocity));
     return plain || velocity;
 }

@@ -222,3 +222,40 @@ def test_a_process_that_is_stopped_while_a_group_is_made_ends_in_an_error(tmp_pa
     _, output = start(tmp_path, ["plain stopped"])
     errors = output.count("StateError: torch.distributed did not make a group within 22 s, and did not give up")
     assert errors == 2, output
+
+
+def mpirun(ranks, script, *arguments, limit=120):
+    """Of an MPI that goes on when a rank is lost."""
+    command = ["--with-ft", "ulfm", "-np", ranks, sys.executable, launcher.DISTRIBUTED / script, *arguments]
+    status, output = launcher.mpirun_of(*command, limit=limit)
+    if "--with-ft" in output and "unrecognized" in output.lower():
+        pytest.skip("this mpirun knows no --with-ft")
+    assert status == 0, output
+    return output
+
+
+def test_mpi_goes_on_without_ranks_that_are_lost():
+    output = mpirun(4, "ulfm_rank.py")
+    assert output.count("done\n") == 1, output
+    status, output = launcher.mpirun(2, "ulfm_rank.py", "plain", limit=120)
+    assert status == 0, output
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["gtopk", "dense", "topk", "gtopk-split", "auto", "corrected", "local"])
+def test_mpi_trains_on_when_ranks_die_at_any_time(kind):
+    for seed in range(2):
+        output = mpirun(5, "elastic_mpi_rank.py", seed, kind, limit=300)
+        assert output.count(": done\n") == 2, output
+
+
+@pytest.mark.long
+def test_a_group_that_mpi4py_made():
+    pytest.importorskip("mpi4py")
+    assert mpirun(4, "elastic_mpi_rank.py", 0, "mpi4py", limit=300).count(": done\n") == 3
+
+
+@pytest.mark.long
+def test_the_example_goes_on_under_mpirun():
+    example = Path(launcher.DISTRIBUTED).parents[1] / "examples" / "losing_a_rank" / "go_on.py"
+    check_example(mpirun(4, example, "--lose", "0", "30", "--lose", "2", "70", limit=300))

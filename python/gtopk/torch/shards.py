@@ -118,7 +118,21 @@ def _mesh_of(tensors: Mapping[str, Tensor]) -> Any:
             "mesh=mesh['shards']) before the optimizer is made. Without shards leave out group=; with DistributedDataParallel, "
             "which has a mesh of its own, register gtopk.torch.ddp_hook there in place of this"
         )
+    if not _is_fully_shard_in_use():
+        raise UnsupportedError(
+            f"{first} is sharded over its mesh {mesh}, but no module here is under fully_shard, and gtopk exchanges shards "
+            "as that makes them: leave out tensor parallelism, or exchange the local tensors with gtopk.Reducer"
+        )
     return mesh
+
+
+def _is_fully_shard_in_use() -> bool:
+    """Whether a module is alive that fully_shard has changed: shards of tensor parallelism look the same."""
+    from torch.distributed import _composable_state
+    from torch.distributed.fsdp import FSDPModule
+
+    states = getattr(_composable_state, "_module_state_mapping", None)  # private, in 2.13; without it nobody is refused
+    return states is None or any(isinstance(module, FSDPModule) for module in list(states))
 
 
 def _check_spread(name: str, tensor: Any) -> None:
