@@ -68,7 +68,8 @@ def DistributedOptimizer(
         Default: the places in the optimizer.
     density : float, optional
         Part of all gradient entries that a rank sends in a step, in (0, 1]. Default: it falls while the training goes on,
-        after 39 dense steps from 0.1 as 14 / step, until as many bytes are sent as at 0.0005. With a ``warmup``: 0.001 after it.
+        after 39 dense steps from 0.1 as 14 / step, until as many bytes are sent as at 0.0005. With a ``warmup``: 0.001
+        after it.
     algorithm, value_type, residual_policy
         See `gtopk.Reducer`.
     merge_growth : float, optional
