@@ -65,6 +65,7 @@ MUTANTS = [
         "return density * grown_share(self.comm.size, self.options.merge_growth)",
         "return density",
     ),
+    Mutant("default density: growth has no limit", TORCH + "warmup.py", "min(4.0, growth**level)", "growth**level"),
     Mutant(
         "default density: growth with a density that was given",
         TORCH + "warmup.py",

@@ -12,6 +12,7 @@ import inspect
 import math
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -611,6 +612,18 @@ def test_growth_comes_with_the_default_density_alone(exchanging):
     ):
         optimizer = gtopk.DistributedOptimizer(optim.SGD([nn.Parameter(torch.zeros(9))], lr=1.0), **options)
         assert optimizer._gtopk.session.options.merge_growth == growth
+
+
+def test_the_default_density_is_lower_where_sets_grow(alone):
+    for given, expected in (
+        ({}, 0.1 * 2 / 3),
+        ({"merge_growth": 1.0}, 0.1),
+        ({"density": 0.1, "merge_growth": 2.0}, 0.1),
+    ):
+        optimizer = gtopk.DistributedOptimizer(optim.SGD([nn.Parameter(torch.zeros(9))], lr=1.0), **given)
+        session = optimizer._gtopk.session
+        session.comm, session.steps = SimpleNamespace(size=4), 50
+        assert math.isclose(session._density(), expected)
 
 
 @pytest.mark.parametrize("growth", [1.0, 1.41, 2.0])
