@@ -12,6 +12,7 @@
  *                   came to it last, which has not waited for the others' accumulate (median)
  *   wire            bytes that a rank sends in a step, headers included; of the rank that sends most
  *   bare            log2 P bare MPI_Sendrecv of the bytes of gtopk's messages, nothing else (median)
+ *   all-gather      MPI_Allgather of k entries of 8 bytes, as Top-k does without a codec, nothing else
  *   speed-up        median of the best dense / median. The best of: our dense, and (transport mpi, when baseline_mpi.so lies beside
  *                   this program) MPI_Allreduce of the whole gradient and a ring of MPI_Sendrecv, measured in the same turns; not "ring bf16", which
  *                   rounds each sum to bf16
@@ -37,8 +38,9 @@
 
 #define MAX_SIZES 16
 #define ALGORITHMS 5
-#define BASELINES 4
-#define NOT_DENSE (-1) /* a baseline that adds nothing up */
+#define BASELINES 5
+#define DENSE_BASELINES 2 /* the first of them add up in fp32 */
+#define NOT_DENSE (-1)
 #define ROWS (ALGORITHMS + BASELINES)
 #define SEGMENT_LENGTH ((uint64_t)1 << 18) /* the check goes segment by segment */
 #define TOLERANCE 1e-5
@@ -63,17 +65,20 @@ static const name_t VALUE_NAMES[] = {{"f32", GTOPK_VALUE_F32},
 static const name_t HIERARCHY_NAMES[] = {
     {"off", GTOPK_HIERARCHY_OFF}, {"node", GTOPK_HIERARCHY_NODE}, {"auto", GTOPK_HIERARCHY_AUTO}, {NULL, 0}};
 
-/* What MPI does without gtopk: baseline_mpi.c. */
+/* What MPI does without gtopk: baseline_mpi.c. BARE and GATHER add nothing up. */
+enum { BARE = 3, GATHER = 4 };
 typedef int (*sum_fn)(float *values, float *scratch, uint64_t count);
 typedef int (*exchange_fn)(const void *out, void *in, uint64_t bytes, int distance);
+typedef int (*gather_fn)(const void *out, void *in, uint64_t bytes);
 
 typedef struct baselines {
     int count; /* 0: none are there */
-    sum_fn sums[BASELINES - 1];
+    sum_fn sums[BARE];
     exchange_fn exchange;
+    gather_fn gather;
 } baselines_t;
 
-static const char *const BASELINE_NAMES[BASELINES] = {"MPI_Allreduce", "MPI ring", "ring bf16", "bare"};
+static const char *const BASELINE_NAMES[BASELINES] = {"MPI_Allreduce", "MPI ring", "ring bf16", "bare", "all-gather"};
 
 typedef struct options {
     uint64_t sizes[MAX_SIZES];
@@ -432,25 +437,32 @@ static baselines_t open_baselines(const gtopk_comm_t *comm)
     *(void **)&b.sums[1] = dlsym(library, "baseline_ring");
     *(void **)&b.exchange = dlsym(library, "baseline_exchange");
     *(void **)&b.sums[2] = dlsym(library, "baseline_ring_bf16");
-    if (b.sums[0] && b.sums[1] && b.sums[2] && b.exchange)
+    *(void **)&b.gather = dlsym(library, "baseline_allgather");
+    if (b.sums[0] && b.sums[1] && b.sums[2] && b.exchange && b.gather)
         b.count = BASELINES;
     return b;
 }
 
-/* Seconds of one turn of a baseline; the last one does what gtopk's rounds send, `bytes` in all. */
-static double run_baseline(gtopk_comm_t *comm, const baselines_t *b, int which, arena_t *a, uint64_t bytes)
+/* Seconds of one turn of a baseline. BARE does what gtopk's rounds send, `bytes` in all; GATHER sends what Top-k does without
+ * a codec, k entries of 8 bytes. */
+static double run_baseline(gtopk_comm_t *comm, const baselines_t *b, int which, arena_t *a, uint64_t bytes, uint64_t k)
 {
     int code = 0, rounds = 0;
     while ((1 << rounds) < gtopk_comm_size(comm))
         rounds++;
+    const size_t ranks = (size_t)gtopk_comm_size(comm);
+    char *gathered = which == GATHER ? allocate((ranks + 1) * k, 8) : NULL;
     memcpy(a->work, a->gradient, a->n * sizeof *a->work);
     check(gtopk_barrier(comm), "barrier");
     const double start = now();
-    if (which < BASELINES - 1)
+    if (which < BARE)
         code = b->sums[which](a->work, a->before, a->n);
-    for (int round = 0; which == BASELINES - 1 && round < rounds && code == 0; round++)
+    else if (which == GATHER)
+        code = b->gather(gathered + ranks * k * 8, gathered, 8 * k);
+    for (int round = 0; which == BARE && round < rounds && code == 0; round++)
         code = b->exchange(a->work, a->before, bytes / (uint64_t)rounds, 1 << round);
     const double seconds = now() - start;
+    free(gathered);
     if (code != 0)
         fail(BASELINE_NAMES[which], "MPI reported an error");
     return seconds;
@@ -461,7 +473,7 @@ static uint64_t check_baseline(gtopk_comm_t *comm, const baselines_t *b, int whi
 {
     double *sums = allocate(SEGMENT_LENGTH, 2 * sizeof *sums);
     uint64_t wrong = 0;
-    (void)run_baseline(comm, b, which, a, 0);
+    (void)run_baseline(comm, b, which, a, 0, 0);
     for (size_t s = 0; s < a->checked; s++) {
         const uint64_t begin = s * SEGMENT_LENGTH;
         for (uint64_t i = 0; i < a->lengths[s]; i++) {
@@ -525,7 +537,7 @@ static size_t measure_size(gtopk_comm_t *comm, const options_t *o, const baselin
     arena_t a = arena_create(n, gtopk_comm_rank(comm));
     a.checked = o->checked < a.segments ? o->checked : a.segments;
     const size_t algorithms = o->algorithm_count, count = algorithms + (n <= INT_MAX ? (size_t)b->count : 0);
-    uint64_t sparse_bytes = 0; /* what gtopk, else the last algorithm, sends */
+    uint64_t sparse_bytes = 0, sparse_k = 0; /* what gtopk, else the last algorithm, sends */
     for (size_t r = 0; r < algorithms; r++) {
         gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
         config.device = o->device;
@@ -538,7 +550,9 @@ static size_t measure_size(gtopk_comm_t *comm, const options_t *o, const baselin
     }
     for (size_t r = algorithms; r < count; r++)
         start_row(&rows[r], o,
-                  (name_t){BASELINE_NAMES[r - algorithms], r + 2 < count ? GTOPK_ALGORITHM_DENSE : NOT_DENSE}, n);
+                  (name_t){BASELINE_NAMES[r - algorithms],
+                           r < algorithms + DENSE_BASELINES ? GTOPK_ALGORITHM_DENSE : NOT_DENSE},
+                  n);
     for (int i = -o->warmup; i < o->iterations; i++)
         for (size_t r = 0; r < count; r++) {
             gtopk_stats_t stats = {0};
@@ -547,10 +561,12 @@ static size_t measure_size(gtopk_comm_t *comm, const options_t *o, const baselin
             if (r < algorithms)
                 seconds = run_step(comm, reducers[r], &a, &stats);
             else
-                stats.exchange_s = seconds = run_baseline(comm, b, (int)(r - algorithms), &a, sparse_bytes);
+                stats.exchange_s = seconds = run_baseline(comm, b, (int)(r - algorithms), &a, sparse_bytes, sparse_k);
             if (r < algorithms && !is_dense(&rows[r]) &&
-                (rows[r].algorithm.value == GTOPK_ALGORITHM_GTOPK || sparse_bytes == 0))
+                (rows[r].algorithm.value == GTOPK_ALGORITHM_GTOPK || sparse_bytes == 0)) {
                 sparse_bytes = stats.bytes_sent;
+                sparse_k = stats.k;
+            }
             if (i < 0)
                 continue;
             rows[r].counted += sent_so_far(comm, o) - before;

@@ -12,6 +12,7 @@ SHOW int baseline_allreduce(float *values, float *scratch, uint64_t count);
 SHOW int baseline_ring(float *values, float *scratch, uint64_t count);
 SHOW int baseline_ring_bf16(float *values, float *scratch, uint64_t count);
 SHOW int baseline_exchange(const void *out, void *in, uint64_t bytes, int distance);
+SHOW int baseline_allgather(const void *out, void *in, uint64_t bytes);
 
 int baseline_allreduce(float *values, float *scratch, uint64_t count)
 {
@@ -91,4 +92,10 @@ int baseline_exchange(const void *out, void *in, uint64_t bytes, int distance)
         return MPI_SUCCESS;
     return MPI_Sendrecv(out, (int)bytes, MPI_BYTE, rank ^ distance, 1, in, (int)bytes, MPI_BYTE, rank ^ distance, 1,
                         MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+}
+
+/* `bytes` bytes of each rank to all; `in` has room for as many times that as there are ranks. */
+int baseline_allgather(const void *out, void *in, uint64_t bytes)
+{
+    return MPI_Allgather(out, (int)bytes, MPI_BYTE, in, (int)bytes, MPI_BYTE, MPI_COMM_WORLD);
 }

@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE.parent / "examples"))
 CLUSTER = HERE / "cluster" / "cluster.sh"
 CASES = ("4:100mbit:25000000", "2:1gbit:25000000", "4:100mbit:14700000", "4:1gbit:25000000", "8:100mbit:14700000")
 DENSE = ("mpi dense", "mpi MPI_Allreduce", "mpi MPI ring", "gloo gloo")
-NO_STEP = ("mpi bare", "mpi published")  # an exchange only
+NO_STEP = ("mpi bare", "mpi all-gather", "mpi published")  # an exchange only
 BITS = {"100mbit": 1e8, "1gbit": 1e9, "10gbit": 1e10}
 
 
@@ -62,16 +62,30 @@ class Case:
         kept.update({key: row[key] for key in ("counted_bytes", "bytes", "cpu_s", "wrong") if row.get(key)})
 
     def round(self) -> None:
-        turns, limit, entries = self.options.turns, self.options.limit, str(self.entries)
-        bench = [str(self.options.bench.resolve()), "--sizes", entries, "--density", str(self.options.density)]
-        for row in self.run("mpirun", bench, ["--iterations", str(turns), "--warmup", "1", "--check", "1"], limit):
+        for program in self.options.programs.split(","):
+            {"mpi": self.mpi, "gloo": self.gloo, "published": self.published}[program]()
+
+    def mpi(self) -> None:
+        bench = [
+            str(self.options.bench.resolve()),
+            "--sizes",
+            str(self.entries),
+            "--density",
+            str(self.options.density),
+        ]
+        turns = ["--iterations", str(self.options.turns), "--warmup", "1", "--check", "1"]
+        for row in self.run("mpirun", bench, turns, self.options.limit):
             exchange = [1e-3 * row["exchange_ms"]]
             self.keep(f"mpi {row['algorithm']}", [1e-3 * row["median_ms"]], {**row, "exchange_s": exchange})
-        gloo = [str(HERE / "network_gloo.py"), "--entries", entries, "--density", str(self.options.density)]
-        for row in self.run("torchrun", gloo, ["--turns", str(turns)], limit):
+
+    def gloo(self) -> None:
+        gloo = [str(HERE / "network_gloo.py"), "--entries", str(self.entries), "--density", str(self.options.density)]
+        for row in self.run("torchrun", gloo, ["--turns", str(self.options.turns)], self.options.limit):
             self.keep(f"gloo {row['method']}", row["seconds"], row)
-        published = [sys.executable, str(HERE / "network_numpy.py"), "--entries", entries, "--k", str(self.k)]
-        for row in self.run("mpirun", published, ["--turns", str(max(3, turns))], limit):
+
+    def published(self) -> None:
+        published = [sys.executable, str(HERE / "network_numpy.py"), "--entries", str(self.entries), "--k", str(self.k)]
+        for row in self.run("mpirun", published, ["--turns", str(max(3, self.options.turns))], self.options.limit):
             self.keep("mpi published", row["seconds"], row)
 
     def measure(self) -> dict[str, Any]:
@@ -102,21 +116,25 @@ def summary(rows: dict[str, dict[str, Any]], ranks: int, rate: str) -> dict[str,
     for row in rows.values():
         row["speedup"] = round(rows[best]["median_ms"] / row["median_ms"], 3)
     own = {name: float(row["median_exchange_ms"]) for name, row in rows.items() if row.get("median_exchange_ms")}
-    bytes_of_gtopk = rows["mpi gtopk"]["bytes"]
     ratios = {
-        "mpi dense / best dense, exchange": own["mpi dense"] / own[best],
-        "gloo dense / gloo, exchange": own["gloo dense"] / own["gloo gloo"],
-        "mpi gtopk / bare exchanges of its bytes": own["mpi gtopk"] / own["mpi bare"],
-        "bare exchanges / their bytes at the rate": own["mpi bare"] / (8e3 * bytes_of_gtopk / BITS[rate]),
-        "published / mpi gtopk, exchange": own["mpi published"] / own["mpi gtopk"],
-        "best dense / mpi gtopk, exchange": own[best] / own["mpi gtopk"],
-        "ring bf16 / mpi gtopk, exchange": own["mpi ring bf16"] / own["mpi gtopk"],
-        "DDP / DDP with our hook, step": rows["gloo ddp"]["median_ms"] / rows["gloo ddp gtopk"]["median_ms"],
-        "counted / own bytes of mpi gtopk": rows["mpi gtopk"]["counted_bytes"] / bytes_of_gtopk,
+        "mpi dense / best dense, exchange": ("mpi dense", best),
+        "gloo dense / gloo, exchange": ("gloo dense", "gloo gloo"),
+        "mpi gtopk / bare exchanges of its bytes": ("mpi gtopk", "mpi bare"),
+        "published / mpi gtopk, exchange": ("mpi published", "mpi gtopk"),
+        "all-gather of 8 bytes / mpi gtopk, exchange": ("mpi all-gather", "mpi gtopk"),
+        "best dense / mpi gtopk, exchange": (best, "mpi gtopk"),
+        "ring bf16 / mpi gtopk, exchange": ("mpi ring bf16", "mpi gtopk"),
     }
+    values = {name: own[one] / own[other] for name, (one, other) in ratios.items() if one in own and other in own}
+    gtopk = rows["mpi gtopk"]
+    values["bare exchanges / their bytes at the rate"] = own["mpi bare"] / (8e3 * gtopk["bytes"] / BITS[rate])
+    if "gloo ddp" in rows and "gloo ddp gtopk" in rows:
+        step = {name: float(row["median_ms"]) for name, row in rows.items()}
+        values["DDP / DDP with our hook, step"] = step["gloo ddp"] / step["gloo ddp gtopk"]
+    values["counted / own bytes of mpi gtopk"] = gtopk["counted_bytes"] / gtopk["bytes"]
     return {
         "best_dense": best,
-        "ratios": {name: round(value, 4) for name, value in ratios.items()},
+        "ratios": {name: round(value, 4) for name, value in values.items()},
         "rows": list(rows.values()),
     }
 
@@ -160,6 +178,7 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.001)
     parser.add_argument("--rounds", type=int, default=2, help="times that each program is run (2)")
     parser.add_argument("--turns", type=int, default=3, help="steps of each method in a run (3)")
+    parser.add_argument("--programs", default="mpi,gloo,published", help="mpi is needed (mpi,gloo,published)")
     parser.add_argument("--limit", type=float, default=1800, help="seconds that a run may take")
     parser.add_argument("--cluster", default="bench", help="name of the emulated cluster")
     parser.add_argument("--json", type=Path, help="also writes a picture beside it")

@@ -44,16 +44,16 @@ class Matrices(nn.Module):
         total = torch.zeros(())
         at = 0
         for part in self.parts:
-            total = total + torch.dot(part.flatten(), given[at : at + part.numel()])
+            total = total + torch.dot(self.weight(part), given[at : at + part.numel()])
             at += part.numel()
         return total
 
+    def weight(self, part: nn.Parameter) -> torch.Tensor:
+        return part.flatten()
 
-def of_ddp(method: str, n: int, density: float, gradient: torch.Tensor) -> Callable[[], Any]:
-    # PowerSGD waits for a second all-reduce in the callback of its first one, which runs on one of gloo's two threads: with
-    # two buckets under way nobody is left to do it. So it gets all parameters in one.
-    megabytes = 4 * n / 2**20 + 1 if method.startswith("ddp power") else None
-    ddp = nn.parallel.DistributedDataParallel(Matrices(n), bucket_cap_mb=megabytes, gradient_as_bucket_view=True)
+
+def register(ddp: nn.parallel.DistributedDataParallel, method: str, density: float) -> None:
+    """The hook that `method` names."""
     if method == "ddp fp16":
         ddp.register_comm_hook(None, default_hooks.fp16_compress_hook)
     elif method == "ddp gtopk":
@@ -62,6 +62,14 @@ def of_ddp(method: str, n: int, density: float, gradient: torch.Tensor) -> Calla
         rank = int(method.split()[-1])
         state = power.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
         ddp.register_comm_hook(state, power.powerSGD_hook)
+
+
+def of_ddp(method: str, n: int, density: float, gradient: torch.Tensor) -> Callable[[], Any]:
+    # PowerSGD waits for a second all-reduce in the callback of its first one, which runs on one of gloo's two threads: with
+    # two buckets under way nobody is left to do it. So it gets all parameters in one.
+    megabytes = 4 * n / 2**20 + 1 if method.startswith("ddp power") else None
+    ddp = nn.parallel.DistributedDataParallel(Matrices(n), bucket_cap_mb=megabytes, gradient_as_bucket_view=True)
+    register(ddp, method, density)
 
     def turn() -> None:
         ddp.zero_grad()

@@ -19,7 +19,7 @@ def draw(data: Any) -> list[tuple[str, bytes]]:
     if not isinstance(data, dict):
         return []
     if has(data.get("cases"), "rows", "rate"):
-        return [network(case) for case in data["cases"]]
+        return [(overlap if has(case["rows"], "backward_ms") else network)(case) for case in data["cases"]]
     if has(data.get("runs"), "curve"):
         return [curves(data["runs"])]
     rows = data.get("rows")
@@ -53,6 +53,24 @@ def network(case: dict[str, Any]) -> tuple[str, bytes]:
         axes.margins(x=0.15)
 
     return picture(title, fill, height=1.2 + 0.25 * len(times))
+
+
+def overlap(case: dict[str, Any]) -> tuple[str, bytes]:
+    """A step over how long backward takes, each less the step without an exchange."""
+    rows = case["rows"]
+
+    def fill(axes: Axes) -> None:
+        for method in rows[0]["ms"]:
+            if method != "alone":
+                rest = [row["ms"][method] - row["ms"]["alone"] for row in rows]
+                axes.plot([row["backward_ms"] for row in rows], rest, marker="o", label=method)
+        axes.set_xscale("symlog", linthresh=100)
+        axes.set_yscale("log")
+        axes.set_xlabel("backward, milliseconds")
+        axes.set_ylabel("more than without an exchange, milliseconds")
+        axes.legend()
+
+    return picture(f"{case['ranks']} ranks, {case['rate']}, {case['entries'] / 1e6:g}M entries", fill)
 
 
 def curves(runs: Rows) -> tuple[str, bytes]:

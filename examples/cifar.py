@@ -44,7 +44,7 @@ class Cifar(Workload):
             shuffled = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
             train = train.take(shuffled[: options.subset])
         test = test.take(torch.arange(min(options.test_images or len(test), len(test))))
-        self._train, self._test = train, test.take(torch.arange(rank, len(test), size))
+        self._train, self._test = train, test.take(torch.arange(len(test))[rank::size])
         self._mean, self._std = images.mean, images.std
         self._rank, self._size = rank, size
         self._batch, self._seed = options.batch_size, options.seed

@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, help="default: as torchrun says")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--density", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of what is drawn (%(default)s)")
     parser.add_argument("--checkpoint", type=Path)
     options = parser.parse_args()
 
@@ -108,7 +109,7 @@ def main() -> None:
     nodes = options.nodes or ranks // int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     mesh = init_device_mesh(device, (nodes, ranks // nodes), mesh_dim_names=("replicas", "shards"))
 
-    torch.manual_seed(0)  # all nodes start with the same weights
+    torch.manual_seed(options.seed)  # all nodes start with the same weights
     model = Writer().to(device)
     for block in model.blocks:
         fully_shard(block, mesh=mesh["shards"])
@@ -120,7 +121,7 @@ def main() -> None:
     if options.checkpoint and options.checkpoint.exists():
         load(options.checkpoint, model, optimizer)
 
-    text, generator = read_text(), torch.Generator().manual_seed(1000 + gtopk.rank())
+    text, generator = read_text(), torch.Generator().manual_seed(1000 * (options.seed + 1) + gtopk.rank())
     for step in range(options.steps):
         batch = draw(text, 16, generator).to(device)
         optimizer.zero_grad()

@@ -382,7 +382,7 @@ typedef struct gtopk_reducer_config {
     void *stream;                       /* whose earlier work is waited for before memory is taken into use */
     /* GTOPK_F32, or GTOPK_BF16: a residual of 2 bytes an entry. Wherever it changes it is rounded to one of the two next values,
      * by a number drawn for this rank, step and entry, so that the mean of what is stored is right: mass is kept to one
-     * rounding (2^-7 of the entry at most) a change, in the mean exactly. The velocity stays float. Not on GPUs so far */
+     * rounding (2^-7 of the entry at most) a change, in the mean exactly. The velocity stays float */
     int32_t residual_dtype;
     int32_t reserved;      /* 0 */
     uint64_t steps_before; /* of the same training, by other reducers; numbers are drawn as if this one had done them */

@@ -18,6 +18,10 @@ bench-allreduce: lib module $(BUILD)/benchmarks/allreduce_bench $(BUILD)/benchma
 bench-network: build $(RUN_READY) $(VENV)/.installed-network
 	$(VENV_PYTHON) benchmarks/network_bench.py --bench $(BUILD)/benchmarks/allreduce_bench $(ARGS)
 
+#: make bench-overlap    DDP's exchange during backward against our hook's after it, over emulated networks (ARGS="--help")
+bench-overlap: build $(RUN_READY) $(VENV)/.installed-network
+	$(VENV_PYTHON) benchmarks/network_overlap.py $(ARGS)
+
 bench-select: $(BUILD)/benchmarks/select_bench
 	$(BUILD)/benchmarks/select_bench $(ARGS)
 
@@ -25,7 +29,7 @@ bench-select: $(BUILD)/benchmarks/select_bench
 report: $(VENV)/.installed-run $(VENV)/.installed-report
 	@$(VENV_PYTHON) benchmarks/results_page.py --output "$(BUILD)/report.html" $(ARGS)
 
-.PHONY: bench bench-allreduce bench-network bench-select report
+.PHONY: bench bench-allreduce bench-network bench-overlap bench-select report
 
 # ---- many ranks, simulated ----
 
@@ -45,4 +49,8 @@ $(BUILD)/benchmarks/scale.so: benchmarks/scale/scale.c $(BUILD)/libgtopk.a $(SIM
 bench-scale: $(BUILD)/benchmarks/scale.so $(VENV)/.installed-run
 	$(VENV_PYTHON) benchmarks/scale/scale.py --program "$(BUILD)/benchmarks/scale.so" --smpirun "$(SIMGRID)/smpirun" $(ARGS)
 
-.PHONY: bench-scale
+#: make bench-efficiency  scaling efficiency of the published workloads at 1 Gb/s, simulated, beside the published one
+bench-efficiency: $(BUILD)/benchmarks/scale.so $(VENV)/.installed-run
+	$(VENV_PYTHON) benchmarks/scale/efficiency.py --program "$(BUILD)/benchmarks/scale.so" --smpirun "$(SIMGRID)/smpirun" $(ARGS)
+
+.PHONY: bench-scale bench-efficiency

@@ -158,12 +158,15 @@ with        = $(foreach program,$(2),"$(1) $(program)")
 ORDERED    := GTOPK_TEST_SIZES=5 GTOPK_TEST_TRANSPORT=ordered
 OVER_NCCL  := GTOPK_TEST_SIZES=4 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=nccl \
     GTOPK_NCCL_LIBRARY=$(BUILD)/libnccl_standin.so
-each_way    = $(call with,GTOPK_DEVICE=reference,$(1)) $(call with,GTOPK_ISA=scalar,$(1)) \
-    $(call with,GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded,$(1)) $(call with,$(ORDERED) GTOPK_DEVICE=guarded,$(1)) \
+each_way    = $(call with,GTOPK_DEVICE=reference,$(1)) $(call with,GTOPK_ISA=scalar,$(1)) $(call on_queues,$(1))
+on_queues   = $(call with,GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded,$(1)) $(call with,$(ORDERED) GTOPK_DEVICE=guarded,$(1)) \
     $(call with,$(ORDERED) GTOPK_DEVICE=cpu,$(1)) $(call with,$(ORDERED) GTOPK_DEVICE=reference,$(1))
 QUEUED_ONLY := $(filter-out $(EXCHANGE_TESTS),$(QUEUED_TESTS))
 LONGEST     := $(filter %/test_faults,$(C_TEST_BINS))
-ALL_C_TESTS  = $(LONGEST) $(call each_way,$(LONGEST)) $(filter-out $(LONGEST),$(C_TEST_BINS)) \
+# With 9 ranks they have four times the faults of 6: once is enough here, and make test-faults has all of them each way.
+FEWER       := GTOPK_TEST_SIZES=6
+ALL_C_TESTS  = $(LONGEST) $(call with,$(FEWER) GTOPK_DEVICE=reference,$(LONGEST)) $(call with,$(FEWER) GTOPK_ISA=scalar,$(LONGEST)) \
+    $(call on_queues,$(LONGEST)) $(filter-out $(LONGEST),$(C_TEST_BINS)) \
     $(call each_way,$(filter-out $(LONGEST),$(EXCHANGE_TESTS))) \
     $(call with,GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded,$(QUEUED_ONLY)) $(call with,$(ORDERED) GTOPK_DEVICE=guarded,$(QUEUED_ONLY)) \
     $(call with,$(OVER_NCCL),$(filter %/test_exchange %/test_reducers_together %/test_nodes %/test_nodes_reducer \
@@ -204,9 +207,10 @@ SAME_LAYOUT = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 sanitized-c-tests: export UBSAN_OPTIONS := print_stacktrace=1
 sanitized-c-tests: export LSAN_OPTIONS := suppressions=tests/support/leaks.txt:print_suppressions=0
 sanitized-c-tests: $(C_TEST_BINS)
-	@$(SAME_LAYOUT) scripts/run_c_tests.sh $(LONGEST) \
+	@$(SAME_LAYOUT) scripts/run_c_tests.sh $(call with,GTOPK_TEST_SIZES=5,$(LONGEST)) \
 	    $(call with,GTOPK_TEST_SIZES=4 GTOPK_DEVICE=guarded GTOPK_TEST_TRANSPORT=ordered,$(QUEUED_TESTS)) \
-	    $(filter-out $(LONGEST),$(C_TEST_BINS))
+	    $(call with,GTOPK_TEST_RUNS=100,$(filter %/test_device,$(C_TEST_BINS))) \
+	    $(filter-out $(LONGEST) %/test_device,$(C_TEST_BINS))
 
 #: make test-mutants     breaks the sources in named ways and says which test notices (ARGS=--help)
 test-mutants: build $(BUILD)/libcuda_standin.so $(BUILD)/libtorch_cuda_standin.so $(TEST_READY) $(CMOCKA)/libs

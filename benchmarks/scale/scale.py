@@ -101,8 +101,9 @@ def write_platform(network: Network, folder: Path) -> None:
     (folder / "hosts").write_text("".join(f"n{i}\n" for i in range(1024)))
 
 
-def simulate(options: argparse.Namespace, network: Network, ranks: int, job: str, algorithm: str) -> dict[str, Any]:
-    n, density = JOBS[job]
+def simulate(
+    options: argparse.Namespace, network: Network, ranks: int, n: int, density: float, algorithm: str
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_platform(network, folder)
@@ -114,7 +115,7 @@ def simulate(options: argparse.Namespace, network: Network, ranks: int, job: str
     if run.returncode != 0 or len(lines) != 2:
         sys.exit(f"{network.name}, {ranks} ranks, {algorithm}: {run.stdout[-1000:]}{run.stderr[-2000:]}")
     a, b = lines[0]["latency"], lines[0]["seconds_a_byte"]
-    row = lines[1] | {"network": network.name, "job": job, "k": round(n * density), "latency": a, "seconds_a_byte": b}
+    row = lines[1] | {"network": network.name, "k": round(n * density), "latency": a, "seconds_a_byte": b}
     row["formula"] = formula(algorithm, ranks, n, row["k"], way(network, ranks, algorithm), 1 / network.bandwidth)
     row["ratio"] = row["seconds"] / row["formula"]
     return row
@@ -184,7 +185,7 @@ def main() -> None:
                     too_large = ranks > LIMITS.get(algorithm, {}).get(job, 1024)
                     if too_large or (network.name, ranks, job, algorithm) in have:
                         continue
-                    row = simulate(options, network, ranks, job, algorithm)
+                    row = simulate(options, network, ranks, *JOBS[job], algorithm) | {"job": job}
                     wrong = " WRONG" if row["wrong_ranks"] or row["mass_lost"] else ""
                     print(
                         f"{network.name:>8}  n {job:>3}  P {ranks:4}  {algorithm:11}  {1e3 * row['seconds']:9.3f} ms  "

@@ -162,8 +162,7 @@ typedef struct device_ops {
 
     /* ---- the store: residual, velocity, candidates and hint of one reducer ---- */
 
-    /* Residual of `dim` zeros (and velocity); with: DEVICE_WITH_*. k: the entries that select will be asked for.
-     * UNSUPPORTED: this device keeps no residual in bf16. */
+    /* Residual of `dim` zeros (and velocity); with: DEVICE_WITH_*. k: the entries that select will be asked for. */
     gtopk_status_t (*store_create)(device_t *device, uint64_t dim, uint64_t k, int with,
                                    const device_parallel_t *parallel, device_store_t **store);
     void (*store_destroy)(device_store_t *store);
@@ -171,7 +170,7 @@ typedef struct device_ops {
     /* Another k from the next step on. On failure nothing has changed. Between steps. */
     gtopk_status_t (*store_resize)(device_store_t *store, uint64_t k);
 
-    /* Of a store in bf16, before a step begins: what its roundings draw from. Host devices alone have it. */
+    /* Of a store in bf16, before a step begins: what its roundings draw from. */
     gtopk_status_t (*store_seed)(device_store_t *store, uint64_t seed, void *stream);
 
     /* Starts a step: no candidates, no span seen; words all zero but for ok. */

@@ -20,9 +20,9 @@ enum {
 /* The finalizer of SplitMix64 (Steele, Lea, Flood 2014). */
 static inline uint32_t dither_key(uint64_t seed, uint32_t place)
 {
-    uint64_t x = seed + (place + 1) * UINT64_C(0x9e3779b97f4a7c15);
-    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+    uint64_t x = seed + (place + 1) * 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
     return (uint32_t)((x ^ x >> 31) >> 32);
 }
 

@@ -59,7 +59,7 @@ class Reducer:
         bytes an entry (8 with a velocity).
     residual_dtype : {"fp32", "bf16"}
         ``bf16``: the residual takes 2 bytes an entry in place of 4, and where it changes it is rounded up or down at random, so
-        that the mean is right. Not on a GPU yet. See the guide on memory.
+        that the mean is right. On a GPU: emulated only. See the guide on memory.
     device : {"cpu", "cuda", "cuda:1", "reference"} or torch.device, optional
         Where the gradients are, and all that is computed on them. "cuda": PyTorch's current GPU. ``reference`` is slow and
         obvious. Default: GTOPK_DEVICE, else "cpu". Ranks may differ.

@@ -16,6 +16,7 @@ static void test_gpu_agrees(void **state)
     (void)state;
     const uint64_t seed = environment("GTOPK_TEST_SEED", 1), runs = environment("GTOPK_TEST_RUNS", GPU_RUNS_DEFAULT);
     world.side_count = 0;
+    world.takes_bf16 = 1;
     add_side(&world, "reference", "reference");
     add_side(&world, "cpu", "cpu");
     add_side(&world, "cuda", "cuda");
@@ -51,13 +52,14 @@ enum { CPU, GPU, CHAINS };
 static const char *const chain_names[CHAINS] = {"cpu", "cuda"};
 static uint64_t message_bytes;
 
-static void chain_open(chain_t *chain, const char *name, uint64_t dim, uint64_t k, size_t gradient_bytes)
+/* with: as for store_create. */
+static void chain_open(chain_t *chain, const char *name, uint64_t dim, uint64_t k, int with, size_t gradient_bytes)
 {
     void *block;
     memset(chain, 0, sizeof *chain);
     SIDE_OK(device_open(name, &chain->device));
     const device_ops_t *ops = chain->device->ops;
-    SIDE_OK(ops->store_create(chain->device, dim, k, 0, NULL, &chain->store));
+    SIDE_OK(ops->store_create(chain->device, dim, k, with, NULL, &chain->store));
 #define CHAIN_ALLOCATE(to, bytes)                                                  \
     do {                                                                           \
         SIDE_OK(ops->allocate(chain->device, (bytes), "a test's memory", &block)); \
@@ -166,7 +168,7 @@ static void test_every_half(void **state)
     for (uint32_t i = 0; i < N; i++)
         values[i] = (uint16_t)i;
     for (int c = 0; c < CHAINS; c++)
-        chain_open(&chains[c], chain_names[c], N, N / 2, sizeof values);
+        chain_open(&chains[c], chain_names[c], N, N / 2, 0, sizeof values);
     for (int32_t dtype = GTOPK_F16; dtype <= GTOPK_BF16; dtype++)
         for (size_t s = 0; s < sizeof scales / sizeof scales[0]; s++) {
             const device_accumulate_t params = {.scale = scales[s], .zero_input = (int)s % 2};
@@ -235,6 +237,7 @@ static void chain_step(chain_t *chain, const device_span_t *spans, const size_t 
         own[s] = spans[s];
         own[s].data = chain->gradients + at[s];
     }
+    SIDE_OK(ops->store_seed(chain->store, 1000 + (uint64_t)step, NULL)); /* for a residual in bf16 */
     SIDE_OK(ops->step_begin(chain->store, chain->words, NULL));
     SIDE_OK(ops->accumulate(chain->store, own, CHAIN_SPANS / 2, &params, chain->words, NULL));
     SIDE_OK(ops->accumulate(chain->store, own + CHAIN_SPANS / 2, CHAIN_SPANS - CHAIN_SPANS / 2, &params, chain->words,
@@ -260,7 +263,7 @@ static void chain_step(chain_t *chain, const device_span_t *spans, const size_t 
     SIDE_OK(ops->synchronize(chain->device, NULL));
 }
 
-static void run_chain(uint64_t dim, int32_t dtype, int value_type)
+static void run_chain(uint64_t dim, int32_t dtype, int value_type, int with)
 {
     /* The gradient's size, step by step: nothing is known, a good hint, all entries are above it, none is, then good ones. */
     static const float factors[CHAIN_STEPS] = {1.0f, 1.0f, 300.0f, 1e-3f, 1.0f, 1.0f};
@@ -272,7 +275,7 @@ static void run_chain(uint64_t dim, int32_t dtype, int value_type)
     const size_t bytes = chain_spans(&random, dim, dtype, spans, at);
     char *gradients = scratch_of(bytes);
     for (int c = 0; c < CHAINS; c++)
-        chain_open(&chains[c], chain_names[c], dim, k, bytes);
+        chain_open(&chains[c], chain_names[c], dim, k, with, bytes);
     for (int step = 0; step < CHAIN_STEPS; step++) {
         char text[64];
         for (int s = 0; s < CHAIN_SPANS; s++)
@@ -311,9 +314,11 @@ static void test_large(void **state)
 {
     const uint64_t dim = environment("GTOPK_TEST_LARGE", 6000011);
     (void)state;
-    run_chain(dim, GTOPK_F32, GTOPK_VALUE_BF16);
-    run_chain(dim / 2, GTOPK_BF16, GTOPK_VALUE_I8);
-    run_chain(dim / 2 + 1, GTOPK_F16, GTOPK_VALUE_F16);
+    run_chain(dim, GTOPK_F32, GTOPK_VALUE_BF16, 0);
+    run_chain(dim / 2, GTOPK_BF16, GTOPK_VALUE_I8, 0);
+    run_chain(dim / 2 + 1, GTOPK_F16, GTOPK_VALUE_F16, 0);
+    run_chain(dim / 2 + 1, GTOPK_F32, GTOPK_VALUE_BF16, DEVICE_WITH_BF16);
+    run_chain(dim / 4, GTOPK_BF16, GTOPK_VALUE_F32, DEVICE_WITH_BF16);
 }
 
 /* ---- what nodes take ---- */
@@ -334,7 +339,7 @@ static void run_sum(uint64_t dim, int32_t dtype)
         for (uint64_t i = 0; i < spans[s].length; i++)
             dtype_store(gradients + at[s] + i * dtype_size(spans[s].dtype), spans[s].dtype, laplace(&random));
     for (int c = 0; c < CHAINS; c++) {
-        chain_open(&chains[c], chain_names[c], dim, 1, bytes);
+        chain_open(&chains[c], chain_names[c], dim, 1, 0, bytes);
         const device_ops_t *ops = chains[c].device->ops;
         void *block;
         SIDE_OK(ops->allocate(chains[c].device, PARTS * stride * sizeof(float), "a test's floats", &block));

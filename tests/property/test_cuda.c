@@ -24,6 +24,7 @@ static void test_cuda_agrees(void **state)
     (void)state;
     const uint64_t seed = environment("GTOPK_TEST_SEED", 1), runs = environment("GTOPK_TEST_RUNS", CUDA_RUNS_DEFAULT);
     world.side_count = 0;
+    world.takes_bf16 = 1;
     add_side(&world, "reference", "reference");
     standin->gpu(90, 1, 1);
     add_side(&world, "cuda, one block", "cuda");

@@ -318,10 +318,10 @@ static void test_residual_in_bf16(void **state)
 {
     (void)state;
     static job_t job;
-    if (on_gpu())
-        skip();
     for (int size = 1; size <= largest_size(); size++)
         for (int algorithm = 0; algorithm < 5; algorithm++) {
+            if (on_gpu() && algorithm != size) /* which takes longer */
+                continue;
             gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
             config.algorithm = algorithm;
             config.value_type = (size + algorithm) % 4;

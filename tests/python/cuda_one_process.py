@@ -80,11 +80,18 @@ def case_the_device_is_named_in_full():
             assert reducer.device == name
 
 
-def case_a_residual_in_bf16_is_refused():
-    with raises(
-        gtopk.UnsupportedError, 'residual_dtype "bf16" is for reducers on CPUs so far, and this one is on cuda:0'
-    ):
-        gtopk.Reducer([4], device="cuda", residual_dtype="bf16")
+def case_a_residual_in_bf16_is_that_of_the_cpu():
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(3)
+        with gtopk.Reducer([3000], device=device, density=0.01, residual_dtype="bf16") as reducer:
+            for _ in range(3):
+                reducer.accumulate(0, torch.randn(3000).to(device))
+                reducer.reduce([torch.zeros(3000, device=device)])
+            reducer.set_residual(0, 1.001 * reducer.residual(0))
+            found.append(reducer.residual(0).cpu())
+    assert torch.equal(found[0], found[0].bfloat16().float())
+    assert torch.equal(*found)
 
 
 def case_gtopk_device_names_one_too():

@@ -6,8 +6,9 @@ A comment in the line above a block says how it is tested, and a block without o
     <!-- test: torchrun, because ... -->   run in the mode "torchrun" only
     <!-- test: no, because ... -->         not run
 
-Scripts (FILE.py) are run as a page with one block. All is done SEEDS times, with other random numbers each time. What
-takes training steps has to learn: the loss at the end must be well below that of whoever predicts the mean.
+Scripts (FILE.py) are run as a page with one block. All is done SEEDS times, with other random numbers each time. Each block
+that trains starts from new weights and has to learn: the loss at its end must be well below that of whoever predicts the
+mean, and all ranks must have the same weights.
 
 Rank 0 prints a line for each page. The first failure ends the process with a traceback that names page and line.
 """
@@ -63,6 +64,35 @@ def loss_of(namespace):
         return float(torch.nn.functional.mse_loss(namespace["model"](x), y))
 
 
+def takes_steps(block):
+    """Has a loop with training steps. One that ends with join() takes a few, after those of a block before it."""
+    return bool(re.search(r"^ *(for|while) ", block.code, re.MULTILINE)) and ".step(" in block.code
+
+
+def trains(block):
+    return takes_steps(block) and ".join()" not in block.code
+
+
+def check(block, namespace):
+    """It has learned, and alike on all ranks."""
+    import torch
+
+    import gtopk
+
+    loss = loss_of(namespace)
+    place = f"{block.file}:{block.line}"
+    assert loss < LEARNED, f"{place} does not train on {gtopk.size()} ranks: the loss is {loss:.3g}"
+    mine = torch.cat([whole(p).flatten() for p in namespace["model"].parameters()])
+    everywhere = gtopk.allgather(mine[None])
+    assert (everywhere == everywhere[0]).all(), f"{place}: ranks have different weights"
+    return loss
+
+
+def whole(parameter):
+    parameter = parameter.detach()
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
 def seed_differently(offset):
     """Examples set their seed."""
     import torch
@@ -97,18 +127,29 @@ def run_pages(mode, pages):
         chosen += [block for block in found if block.how == "" or block.how == mode]
         namespace = {"__name__": "__main__"}
         sys.argv = [str(file)]
+        losses, start = [], None
         for block in chosen:
+            if trains(block) and start:
+                renew(namespace["model"], start)
             run(block, namespace)
+            if block.how == "set-up":
+                start = [p.detach().clone() for p in namespace["model"].parameters()]
+            if trains(block):
+                losses.append(check(block, namespace))
         import gtopk
 
-        learned = ""
-        if any("optimizer.step()" in block.code for block in chosen):
-            loss = loss_of(namespace)
-            learned = f", loss {loss:.3g}"
-            assert loss < LEARNED, f"{file} does not train on {gtopk.size()} ranks: the loss is {loss:.3g}"
+        learned = ", loss " + ", ".join(f"{loss:.3g}" for loss in losses) if losses else ""
         gtopk.barrier()
         if gtopk.rank() == 0:
             print(f"passed {file} ({len(chosen)} blocks on {gtopk.size()} ranks){learned}", flush=True)
+
+
+def renew(model, start):
+    import torch
+
+    with torch.no_grad():
+        for p, values in zip(model.parameters(), start, strict=True):
+            p.copy_(values)
 
 
 if __name__ == "__main__":

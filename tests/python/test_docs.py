@@ -40,6 +40,13 @@ def test_blocks_are_found_and_none_is_exempt_silently():
         assert written == len(run_blocks.blocks(page)), page
 
 
+def test_blocks_that_train_print_their_loss():
+    found = [block for page in PAGES for block in run_blocks.blocks(page) if run_blocks.trains(block)]
+    assert len(found) >= 15
+    for block in found:
+        assert re.search(r"print\(.*loss", block.code), f"{block.file}:{block.line}"
+
+
 @pytest.mark.parametrize("page", [*READMES, *GUIDE], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)

@@ -159,6 +159,20 @@ def test_sizes_are_readable(size: float, text: str) -> None:
     assert report.size_text(size) == text
 
 
+def test_a_rank_may_have_no_test_image(tmp_path: Path) -> None:
+    from cifar import Cifar
+    from recipe import make_parser, parse
+
+    write_cifar10(tmp_path / "images", count=40)
+    workload = Cifar("", torch.nn.Identity)
+    parser = make_parser("", Cifar.recipe, "images")
+    workload.add_options(parser)
+    for rank, tested in ((0, 1), (1, 0), (3, 0)):
+        workload.load(parse(parser, ["--data", str(tmp_path / "images"), "--test-images", "1"]), rank, 4)
+        workload.place(torch.device("cpu"))
+        assert workload.evaluate(torch.nn.Flatten())[1] == tested
+
+
 # ---- the scripts ----------------------------------------------------------------------------------------------------
 
 

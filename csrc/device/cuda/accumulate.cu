@@ -8,7 +8,7 @@
 #include "device/cuda/fours.h"
 #include "device/cuda/pool.h"
 
-enum { SCAN_ONLY = 99 }; /* in place of a type: there is no gradient */
+enum { SCAN_ONLY = CUDA_NO_TYPE }; /* there is no gradient */
 
 /* Sets *residual, and *velocity, to what they become. Returns 1, and leaves them, when that is not finite. */
 static inline uint32_t add_entry(const accumulate_args_t *args, int with_velocity, float x, float *residual,
@@ -99,7 +99,8 @@ static inline uint32_t accumulate_whole(const accumulate_args_t *args, const chu
 
 /* One group, any part of which may be missing. */
 static inline uint32_t accumulate_singly(const accumulate_args_t *args, const chunk_t *chunk, int64_t begin,
-                                         uint32_t dtype, int with_velocity, pool_writer_t *writer, uint32_t floor)
+                                         uint32_t dtype, int with_velocity, int narrow, pool_writer_t *writer,
+                                         uint32_t floor)
 {
     uint32_t bad = 0;
     pool_make_room(writer, &args->pool, CUDA_PASS_ACCUMULATE);
@@ -108,11 +109,18 @@ static inline uint32_t accumulate_singly(const accumulate_args_t *args, const ch
         const int64_t at = begin + lane_id() + j * CUDA_WARP;
         const int exists = at >= 0 && at < (int64_t)chunk->length;
         const uint64_t place = chunk->offset + (uint64_t)at;
-        float sum = exists ? args->residual[place] : 0.0f;
+        float sum = 0.0f;
+        if (exists)
+            sum = narrow ? convert_float_from_bf16(args->narrow[place]) : args->residual[place];
         if (exists && dtype != SCAN_ONLY) {
             float v = with_velocity ? args->velocity[place] : 0.0f;
             bad |= add_entry(args, with_velocity, entry_read(chunk->data, dtype, (uint64_t)at), &sum, &v);
-            args->to[place] = sum;
+            if (narrow) {
+                args->narrow_to[place] = dither_bf16(sum, (uint32_t)place, args->narrow_key);
+                sum = convert_float_from_bf16(args->narrow_to[place]);
+            } else {
+                args->to[place] = sum;
+            }
             if (with_velocity)
                 args->velocity_to[place] = v;
             if (args->zero_input)
@@ -125,14 +133,17 @@ static inline uint32_t accumulate_singly(const accumulate_args_t *args, const ch
 }
 
 /* What nothing arrived for, in a step that may be undone. */
-static inline void carry_over(const accumulate_args_t *args, const chunk_t *chunk)
+static inline void carry_over(const accumulate_args_t *args, const chunk_t *chunk, int narrow)
 {
     for (int64_t at = chunk->begin + lane_id(); at < chunk->begin + CUDA_CHUNK && at < (int64_t)chunk->length;
          at += CUDA_WARP) {
         const int64_t place = chunk->offset + at;
         if (at < 0)
             continue;
-        args->to[place] = args->residual[place];
+        if (narrow)
+            args->narrow_to[place] = args->narrow[place];
+        else
+            args->to[place] = args->residual[place];
         if (args->velocity)
             args->velocity_to[place] = args->velocity[place];
     }
@@ -140,19 +151,20 @@ static inline void carry_over(const accumulate_args_t *args, const chunk_t *chun
 
 /* ---- the pass ---- */
 
-static inline void accumulate(const accumulate_args_t *args, uint32_t dtype, int with_velocity)
+/* narrow: the residual is in bf16, and entries are taken one by one. */
+static inline void accumulate(const accumulate_args_t *args, uint32_t dtype, int with_velocity, int narrow)
 {
     const uint32_t floor = args->pool.state->floor, size = dtype == GTOPK_F16 || dtype == GTOPK_BF16 ? 2u : 4u;
     pool_writer_t writer = pool_writer();
     uint32_t bad = 0;
     for (uint32_t number = grid_warp(); number < args->spans.chunks; number += grid_warps()) {
         const chunk_t chunk = spans_chunk(&args->spans, number, size);
-        if (dtype == SCAN_ONLY && args->to != args->residual)
-            carry_over(args, &chunk);
+        if (dtype == SCAN_ONLY && (narrow ? args->narrow_to != args->narrow : args->to != args->residual))
+            carry_over(args, &chunk, narrow);
         for (int64_t begin = chunk.begin; begin < chunk.begin + CUDA_CHUNK; begin += GROUPS_AT_ONCE * GROUP) {
             if (begin >= (int64_t)chunk.length)
                 break;
-            if (begin >= 0 && begin + GROUPS_AT_ONCE * GROUP <= (int64_t)chunk.length) {
+            if (!narrow && begin >= 0 && begin + GROUPS_AT_ONCE * GROUP <= (int64_t)chunk.length) {
                 for (uint32_t g = 0; g < GROUPS_AT_ONCE; g += groups_together(with_velocity)) {
                     const int64_t at = begin + g * GROUP;
                     bad |= chunk.aligned
@@ -163,7 +175,7 @@ static inline void accumulate(const accumulate_args_t *args, uint32_t dtype, int
             }
             ROLLED
             for (uint32_t g = 0; g < GROUPS_AT_ONCE && begin + g * GROUP < (int64_t)chunk.length; g++)
-                bad |= accumulate_singly(args, &chunk, begin + g * GROUP, dtype, with_velocity, &writer, floor);
+                bad |= accumulate_singly(args, &chunk, begin + g * GROUP, dtype, with_velocity, narrow, &writer, floor);
         }
     }
     pool_finish(&writer, &args->pool, CUDA_PASS_ACCUMULATE);
@@ -173,26 +185,32 @@ static inline void accumulate(const accumulate_args_t *args, uint32_t dtype, int
 
 KERNEL(accumulate_f32, accumulate_args)
 {
-    accumulate(&args, GTOPK_F32, 0);
+    accumulate(&args, GTOPK_F32, 0, 0);
 }
 
 KERNEL(accumulate_f16, accumulate_args)
 {
-    accumulate(&args, GTOPK_F16, 0);
+    accumulate(&args, GTOPK_F16, 0, 0);
 }
 
 KERNEL(accumulate_bf16, accumulate_args)
 {
-    accumulate(&args, GTOPK_BF16, 0);
+    accumulate(&args, GTOPK_BF16, 0, 0);
 }
 
 KERNEL(momentum, accumulate_args)
 {
-    accumulate(&args, args.dtype, 1);
+    accumulate(&args, args.dtype, 1, 0);
 }
 
 /* Spans for which nothing arrived. */
 KERNEL(scan, accumulate_args)
 {
-    accumulate(&args, SCAN_ONLY, 0);
+    accumulate(&args, SCAN_ONLY, 0, 0);
+}
+
+/* A residual in bf16: all types, with and without a velocity, and spans for which nothing arrived. */
+KERNEL(narrow, accumulate_args)
+{
+    accumulate(&args, args.dtype, args.velocity != NULL, 1);
 }

@@ -59,8 +59,16 @@ typedef struct cuda_pool {
     uint32_t capacity;
 } cuda_pool_t;
 
+/* A residual: floats, or bf16, rounded as device/dither.h says. */
+typedef struct cuda_residual {
+    float *wide;
+    uint16_t *narrow; /* in place of the other; NULL: none */
+    uint64_t seed;    /* of the roundings */
+} cuda_residual_t;
+
 /* ---- spans ---- */
 
+enum { CUDA_NO_TYPE = 99 };                   /* in place of a gtopk_dtype_t */
 enum { CUDA_SPANS = 240, CUDA_CHUNK = 1024 }; /* a chunk is what a warp takes at a time */
 
 /* Chunks are counted through all spans. Where a span's memory and the residual can both be read in vectors of four
@@ -85,16 +93,20 @@ typedef struct accumulate_args {
     cuda_spans_t spans;
     const float *residual, *velocity;
     float *to, *velocity_to; /* where their sums go: the same memory, or other */
+    const uint16_t *narrow;  /* for narrow: the residual, in place of floats */
+    uint16_t *narrow_to;
+    uint32_t narrow_key; /* of its roundings */
     cuda_pool_t pool;
     device_words_t *words;
     float scale, momentum;
     uint32_t nesterov, zero_input;
-    uint32_t dtype; /* for momentum: each other type has a kernel of its own */
+    uint32_t dtype; /* for momentum and narrow: each other type has a kernel of its own */
 } accumulate_args_t;
 
 /* The k largest of x[0..n): those of the pool, when it has them, otherwise found in x itself. */
 typedef struct select_args {
     const float *x;
+    const uint16_t *narrow; /* x in bf16, in place of floats; NULL: none */
     uint64_t n;
     uint32_t k;
     uint32_t whole; /* 1: no pass has filled the pool; NaN and Inf count as the largest; no words, no hint */
@@ -180,23 +192,30 @@ typedef struct fill_args {
 enum { CUDA_DEPOSITS = 64 };
 
 typedef struct journal_args {
-    float *residual, *velocity; /* velocity NULL: none, or it was done */
+    cuda_residual_t residual;
+    float *velocity; /* NULL: none, or it was done */
     device_set_t selected, first, final;
     device_set_t deposits[CUDA_DEPOSITS];
-    uint32_t deposit_count, clear, clear_final_only;
+    uint32_t deposit_count, deposits_before, clear, clear_final_only;
     const device_words_t *words;
     cuda_scratch_t *scratch;
 } journal_args_t;
 
 typedef struct mean_args {
     cuda_spans_t spans;
-    float *residual; /* NULL: what a type cannot hold goes nowhere */
+    cuda_residual_t residual; /* none: what a type cannot hold goes nowhere */
     device_set_t final;
     uint32_t *indices; /* NULL: no arrays */
     float *values;
     const device_words_t *words;
     uint32_t dtype, divisor, ranks; /* whose values lie in the residual */
 } mean_args_t;
+
+typedef struct gather_args {
+    cuda_residual_t residual;
+    float *out;
+    uint64_t dim;
+} gather_args_t;
 
 typedef struct dense_check_args {
     const float *sum;
@@ -206,7 +225,8 @@ typedef struct dense_check_args {
 
 /* sum becomes the mean, the residual zero. */
 typedef struct dense_mean_args {
-    float *sum, *residual;
+    float *sum;
+    cuda_residual_t residual;
     uint64_t dim;
     cuda_pool_state_t *state;
     uint32_t *indices; /* NULL: no arrays */
@@ -219,7 +239,7 @@ typedef struct dense_mean_args {
 typedef struct dense_spans_args {
     cuda_spans_t spans;
     const float *mean;
-    float *residual;
+    cuda_residual_t residual;
     const device_words_t *words;
     uint32_t dtype;
 } dense_spans_args_t;
@@ -247,7 +267,7 @@ typedef struct append_args {
 } append_args_t;
 
 typedef struct square_args {
-    const float *x;
+    cuda_residual_t x;
     uint64_t n;
     double *sum;
     cuda_scratch_t *scratch;
@@ -294,6 +314,7 @@ typedef struct forget_args {
     X(accumulate_bf16, accumulate_args, 0) \
     X(momentum, accumulate_args, 0)        \
     X(scan, accumulate_args, 0)            \
+    X(narrow, accumulate_args, 0)          \
     X(select, select_args, 1)              \
     X(encode, encode_args, 1)              \
     X(address, address_args, 0)            \
@@ -306,6 +327,7 @@ typedef struct forget_args {
     X(fill, fill_args, 0)                  \
     X(journal, journal_args, 1)            \
     X(mean, mean_args, 0)                  \
+    X(gather, gather_args, 0)              \
     X(dense_check, dense_check_args, 0)    \
     X(dense_mean, dense_mean_args, 1)      \
     X(dense_spans, dense_spans_args, 0)    \

@@ -80,7 +80,8 @@ static inline void clear_selected(const journal_args_t *args)
         if (in_final && args->velocity)
             args->velocity[index] = 0.0f;
         if (in_final || !args->clear_final_only)
-            args->residual[index] = args->selected.value[i] - first_at(args, firsts, i, index);
+            residual_put(&args->residual, index, args->selected.value[i] - first_at(args, firsts, i, index),
+                         DITHER_CLEAR);
     }
 }
 
@@ -98,7 +99,8 @@ KERNEL(journal, journal_args)
             grid_sync(args.scratch); /* an entry's sums have a fixed order */
         ROLLED
         for (uint64_t i = grid_thread(); i < count; i += grid_threads())
-            residual_add(args.residual, deposit->index[i], deposit->value[i]);
+            residual_add(&args.residual, deposit->index[i], deposit->value[i],
+                         DITHER_DEPOSIT + args.deposits_before + d);
     }
 }
 
@@ -137,7 +139,7 @@ KERNEL(mean, mean_args)
         if (!spans->data[s])
             continue;
         const float rest = entry_write(spans->data[s], args.dtype, index - spans->offset[s], mean);
-        if (rest != 0.0f && args.residual)
-            residual_add(args.residual, index, rest * (float)args.ranks);
+        if (rest != 0.0f && (args.residual.wide || args.residual.narrow))
+            residual_add(&args.residual, index, rest * (float)args.ranks, DITHER_MEAN);
     }
 }

@@ -263,6 +263,8 @@ static gtopk_status_t op_commit(device_store_t *store, const device_journal_t *j
 static gtopk_status_t op_dense_gather(device_store_t *store, float *out, void *stream)
 {
     const size_t bytes = (size_t)store->memory.dim * sizeof *out;
+    if (store->memory.narrow)
+        WITHIN(store->device, stream, launch_gather(&gpu->queue, &store->memory, out, stream));
     WITHIN(store->device, stream, cuda_copy(gpu, out, store->memory.residual, bytes, stream));
 }
 
@@ -402,6 +404,7 @@ static const device_ops_t cuda_ops = {
     .store_create = cuda_store_create,
     .store_destroy = cuda_store_destroy,
     .store_resize = cuda_store_resize,
+    .store_seed = cuda_store_seed,
     .step_begin = op_step_begin,
     .accumulate = op_accumulate,
     .swap = cuda_store_swap,

@@ -54,6 +54,7 @@ gtopk_status_t cuda_store_create(device_t *device, uint64_t dim, uint64_t k, int
 void cuda_store_destroy(device_store_t *store);
 gtopk_status_t cuda_store_swap(device_store_t *store, void *stream);
 gtopk_status_t cuda_store_resize(device_store_t *store, uint64_t k);
+gtopk_status_t cuda_store_seed(device_store_t *store, uint64_t seed, void *stream);
 gtopk_status_t cuda_store_read(device_store_t *store, int which, uint64_t offset, uint64_t length, float *out,
                                void *stream);
 gtopk_status_t cuda_store_write(device_store_t *store, int which, uint64_t offset, uint64_t length, const float *in,

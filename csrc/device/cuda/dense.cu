@@ -3,6 +3,14 @@
 #include "device/cuda/hint.h"
 #include "device/cuda/spans.h"
 
+/* A residual as floats. */
+KERNEL(gather, gather_args)
+{
+    ROLLED
+    for (uint64_t i = grid_thread(); i < args.dim; i += grid_threads())
+        args.out[i] = residual_get(&args.residual, i);
+}
+
 KERNEL(dense_check, dense_check_args)
 {
     uint32_t bad = 0;
@@ -28,7 +36,10 @@ KERNEL(dense_mean, dense_mean_args)
     for (uint64_t i = begin + threadIdx.x; i < end; i += CUDA_THREADS) {
         const float mean = args.sum[i] / divisor;
         args.sum[i] = mean;
-        args.residual[i] = 0.0f;
+        if (args.residual.narrow)
+            args.residual.narrow[i] = 0;
+        else
+            args.residual.wide[i] = 0.0f;
         entries += mean != 0.0f;
     }
     if (is_first_thread())
@@ -73,7 +84,7 @@ KERNEL(dense_spans, dense_spans_args)
             const uint64_t place = chunk.offset + (uint64_t)at;
             const float rest = entry_write(chunk.data, args.dtype, (uint64_t)at, args.mean[place]);
             if (rest != 0.0f)
-                residual_add(args.residual, place, rest);
+                residual_add(&args.residual, place, rest, DITHER_MEAN);
         }
     }
 }
@@ -100,8 +111,10 @@ KERNEL(square, square_args)
     cuda_scratch_t *scratch = args.scratch;
     double sum = 0.0;
     ROLLED
-    for (uint64_t i = grid_thread(); i < args.n; i += grid_threads())
-        sum += (double)args.x[i] * (double)args.x[i];
+    for (uint64_t i = grid_thread(); i < args.n; i += grid_threads()) {
+        const double x = (double)residual_get(&args.x, i);
+        sum += x * x;
+    }
     sum = block_add(sum);
     if (threadIdx.x == 0)
         scratch->squares[blockIdx.x] = sum;

@@ -87,6 +87,7 @@ gtopk_status_t launch_select(const cuda_queue_t *queue, const cuda_memory_t *mem
         return status_set(GTOPK_ERR_INTERNAL, "select of %llu entries from a store made for %llu into a set of %u",
                           (unsigned long long)k, (unsigned long long)memory->k, out->capacity);
     select_args_t args = select_of(queue, memory, memory->residual, k, out);
+    args.narrow = memory->narrow;
     args.words = words;
     uint32_t blocks = blocks_for(queue, CUDA_KERNEL_select, memory->dim, 4 * CUDA_THREADS);
     /* Blocks that have few candidates wait for each other; without a hint some more would be faster. */

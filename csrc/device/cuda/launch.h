@@ -18,12 +18,19 @@ typedef struct cuda_queue {
 /* Memory of a store, all on the device. */
 typedef struct cuda_memory {
     uint64_t dim, k;
-    float *residual, *velocity;      /* velocity NULL: none */
-    float *second, *second_velocity; /* NULL: accumulate writes where it reads */
+    float *residual, *velocity;       /* velocity NULL: none */
+    float *second, *second_velocity;  /* NULL: accumulate writes where it reads */
+    uint16_t *narrow, *second_narrow; /* the residual in bf16, in place of the floats; NULL: none */
+    uint64_t seed;                    /* of its roundings */
     cuda_pool_t pool;
     uint32_t *buckets; /* 2 * CUDA_BUCKETS */
     uint64_t *chosen;
 } cuda_memory_t;
+
+static inline cuda_residual_t cuda_residual_of(const cuda_memory_t *memory)
+{
+    return (cuda_residual_t){memory->residual, memory->narrow, memory->seed};
+}
 
 /* Candidates that the pool of a store has room for. */
 uint32_t cuda_pool_capacity(uint64_t dim, uint64_t k);
@@ -49,6 +56,9 @@ gtopk_status_t launch_commit(const cuda_queue_t *queue, const cuda_memory_t *mem
 /* The last part of commit alone, without a residual. */
 gtopk_status_t launch_write(const cuda_queue_t *queue, const device_set_t *final, uint32_t divisor,
                             const device_target_t *target, const device_words_t *words, void *stream);
+
+/* Its residual, as floats. */
+gtopk_status_t launch_gather(const cuda_queue_t *queue, const cuda_memory_t *memory, float *out, void *stream);
 
 gtopk_status_t launch_dense_check(const cuda_queue_t *queue, const cuda_memory_t *memory, const float *sum,
                                   device_words_t *words, void *stream);

@@ -1,6 +1,7 @@
 /* Launches over spans: accumulate, and the ends of a step. A launch takes up to CUDA_SPANS spans of one type, whose
  * pointers travel in its arguments, so that nothing is uploaded. */
 #include "device/cuda/blocks.h"
+#include "device/dither.h"
 
 /* What a launch can take together. */
 typedef enum span_kind { KIND_F32 = GTOPK_F32, KIND_F16 = GTOPK_F16, KIND_BF16 = GTOPK_BF16, KIND_NONE } span_kind_t;
@@ -52,8 +53,10 @@ static const cuda_kernel_t plain[] = {
     [KIND_BF16] = CUDA_KERNEL_accumulate_bf16,
 };
 
-static cuda_kernel_t kernel_for(span_kind_t kind, int with_velocity)
+static cuda_kernel_t kernel_for(span_kind_t kind, int with_velocity, int narrow)
 {
+    if (narrow)
+        return CUDA_KERNEL_narrow;
     if (kind == KIND_NONE)
         return CUDA_KERNEL_scan;
     return with_velocity ? CUDA_KERNEL_momentum : plain[kind];
@@ -71,7 +74,10 @@ gtopk_status_t launch_accumulate(const cuda_queue_t *queue, const cuda_memory_t 
         .residual = memory->residual,
         .velocity = memory->velocity,
         .to = memory->second ? memory->second : memory->residual,
-        .velocity_to = memory->second ? memory->second_velocity : memory->velocity,
+        .velocity_to = memory->second_velocity ? memory->second_velocity : memory->velocity,
+        .narrow = memory->narrow,
+        .narrow_to = memory->second_narrow ? memory->second_narrow : memory->narrow,
+        .narrow_key = dither_key(memory->seed, DITHER_ACCUMULATE),
         .pool = memory->pool,
         .words = words,
         .scale = params->scale,
@@ -80,9 +86,9 @@ gtopk_status_t launch_accumulate(const cuda_queue_t *queue, const cuda_memory_t 
         .zero_input = params->zero_input != 0,
     };
     for (span_kind_t kind = KIND_F32; kind <= KIND_NONE; kind++) {
-        const cuda_kernel_t kernel = kernel_for(kind, memory->velocity != NULL);
+        const cuda_kernel_t kernel = kernel_for(kind, memory->velocity != NULL, memory->narrow != NULL);
         size_t next = 0;
-        args.dtype = (uint32_t)kind;
+        args.dtype = kind == KIND_NONE ? CUDA_NO_TYPE : (uint32_t)kind;
         while (status == GTOPK_OK && spans_take(spans, count, kind, &next, &args.spans))
             status = queue->launch(queue->context, kernel, blocks_for(queue, kernel, args.spans.chunks, CUDA_WARPS),
                                    &args, sizeof args, stream);
@@ -141,7 +147,7 @@ static gtopk_status_t change_residual(const cuda_queue_t *queue, const cuda_memo
 {
     gtopk_status_t status = GTOPK_OK;
     journal_args_t args = {
-        .residual = memory->residual,
+        .residual = cuda_residual_of(memory),
         .velocity = memory->velocity,
         .selected = journal->selected,
         .first = journal->first,
@@ -154,6 +160,7 @@ static gtopk_status_t change_residual(const cuda_queue_t *queue, const cuda_memo
     uint32_t next = 0;
     do {
         uint64_t most = args.clear ? journal->selected.capacity : 0;
+        args.deposits_before = next;
         for (args.deposit_count = 0; next < journal->deposit_count && args.deposit_count < CUDA_DEPOSITS; next++) {
             args.deposits[args.deposit_count++] = journal->deposits[next];
             most = journal->deposits[next].capacity > most ? journal->deposits[next].capacity : most;
@@ -164,10 +171,10 @@ static gtopk_status_t change_residual(const cuda_queue_t *queue, const cuda_memo
     return status;
 }
 
-/* residual NULL: what an output cannot hold goes nowhere; else there, for each of `ranks`. */
-static gtopk_status_t write_mean(const cuda_queue_t *queue, float *residual, uint32_t ranks, const device_set_t *final,
-                                 uint32_t divisor, const device_target_t *target, const device_words_t *words,
-                                 void *stream)
+/* No residual: what an output cannot hold goes nowhere; else there, for each of `ranks`. */
+static gtopk_status_t write_mean(const cuda_queue_t *queue, cuda_residual_t residual, uint32_t ranks,
+                                 const device_set_t *final, uint32_t divisor, const device_target_t *target,
+                                 const device_words_t *words, void *stream)
 {
     gtopk_status_t status = GTOPK_OK;
     const uint32_t blocks = blocks_for(queue, CUDA_KERNEL_mean, final->capacity, CUDA_THREADS);
@@ -201,18 +208,26 @@ gtopk_status_t launch_commit(const cuda_queue_t *queue, const cuda_memory_t *mem
         status = change_residual(queue, memory, journal, words, stream);
     if (status != GTOPK_OK)
         return status;
-    return write_mean(queue, memory->residual, 1 + journal->others, &journal->final, journal->divisor, target, words,
-                      stream);
+    return write_mean(queue, cuda_residual_of(memory), 1 + journal->others, &journal->final, journal->divisor, target,
+                      words, stream);
 }
 
 gtopk_status_t launch_write(const cuda_queue_t *queue, const device_set_t *final, uint32_t divisor,
                             const device_target_t *target, const device_words_t *words, void *stream)
 {
     const gtopk_status_t status = target->are_zero ? GTOPK_OK : fill(queue, target, 1, words, stream);
-    return status == GTOPK_OK ? write_mean(queue, NULL, 0, final, divisor, target, words, stream) : status;
+    return status == GTOPK_OK
+               ? write_mean(queue, (cuda_residual_t){.wide = NULL}, 0, final, divisor, target, words, stream)
+               : status;
 }
 
 /* ---- dense ---- */
+
+gtopk_status_t launch_gather(const cuda_queue_t *queue, const cuda_memory_t *memory, float *out, void *stream)
+{
+    const gather_args_t args = {.residual = cuda_residual_of(memory), .out = out, .dim = memory->dim};
+    return LAUNCH(queue, gather, blocks_for(queue, CUDA_KERNEL_gather, memory->dim, 4 * CUDA_THREADS), args, stream);
+}
 
 gtopk_status_t launch_dense_check(const cuda_queue_t *queue, const cuda_memory_t *memory, const float *sum,
                                   device_words_t *words, void *stream)
@@ -227,7 +242,7 @@ gtopk_status_t launch_dense_commit(const cuda_queue_t *queue, const cuda_memory_
 {
     const dense_mean_args_t mean = {
         .sum = sum,
-        .residual = memory->residual,
+        .residual = cuda_residual_of(memory),
         .dim = memory->dim,
         .state = memory->pool.state,
         .indices = target->indices,
@@ -236,7 +251,7 @@ gtopk_status_t launch_dense_commit(const cuda_queue_t *queue, const cuda_memory_
         .scratch = queue->scratch,
         .divisor = divisor,
     };
-    dense_spans_args_t args = {.mean = sum, .residual = memory->residual, .words = words};
+    dense_spans_args_t args = {.mean = sum, .residual = cuda_residual_of(memory), .words = words};
     gtopk_status_t status = fill(queue, target, 0, words, stream); /* a whole step overwrites all of it */
     if (status == GTOPK_OK)
         status = LAUNCH(queue, dense_mean, blocks_for(queue, CUDA_KERNEL_dense_mean, memory->dim, 4 * CUDA_THREADS),
@@ -253,6 +268,6 @@ gtopk_status_t launch_dense_commit(const cuda_queue_t *queue, const cuda_memory_
 
 gtopk_status_t launch_square(const cuda_queue_t *queue, const cuda_memory_t *memory, double *sum, void *stream)
 {
-    const square_args_t args = {.x = memory->residual, .n = memory->dim, .sum = sum, .scratch = queue->scratch};
+    const square_args_t args = {.x = cuda_residual_of(memory), .n = memory->dim, .sum = sum, .scratch = queue->scratch};
     return LAUNCH(queue, square, blocks_for(queue, CUDA_KERNEL_square, memory->dim, 4 * CUDA_THREADS), args, stream);
 }

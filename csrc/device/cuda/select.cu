@@ -29,10 +29,16 @@ static inline uint64_t scan_place(uint64_t begin, uint32_t j)
     return begin + (j / 4 * CUDA_WARP + lane_id()) * 4 + j % 4;
 }
 
+/* The bits of entry `at`. */
+static inline uint32_t scan_bits(const select_args_t *args, uint64_t at)
+{
+    return args->narrow ? (uint32_t)args->narrow[at] << 16 : convert_bits(args->x[at]);
+}
+
 /* Magnitudes of a group that a warp takes; 0 beyond the end. */
 static inline void scan_read(const select_args_t *args, uint64_t begin, uint32_t *magnitude)
 {
-    if ((uintptr_t)args->x % 16 == 0 && begin + SCAN_GROUP <= args->n) {
+    if (!args->narrow && (uintptr_t)args->x % 16 == 0 && begin + SCAN_GROUP <= args->n) {
         UNROLL
         for (uint32_t f = 0; f < SCAN_FOURS; f++) {
             const uint4 four = *(const uint4 *)(args->x + scan_place(begin, 4 * f));
@@ -46,7 +52,7 @@ static inline void scan_read(const select_args_t *args, uint64_t begin, uint32_t
     UNROLL
     for (uint32_t j = 0; j < SCAN_AT_ONCE; j++) {
         const uint64_t at = scan_place(begin, j);
-        magnitude[j] = at < args->n ? select_magnitude(args, convert_bits(args->x[at])) : 0;
+        magnitude[j] = at < args->n ? select_magnitude(args, scan_bits(args, at)) : 0;
     }
 }
 
@@ -260,7 +266,7 @@ FUNCTION uint32_t part_write(const select_args_t *args, uint32_t begin, uint32_t
             rank += (uint32_t)__popc(bitmap[w]);
         rank += (uint32_t)__popc(bitmap[bit / 32] & ((1u << bit % 32) - 1));
         args->out.index[to + rank] = index;
-        args->out.value[to + rank] = args->x[index];
+        args->out.value[to + rank] = convert_float(scan_bits(args, index));
     }
     __syncwarp();
     return __shfl_sync(ALL_LANES, inclusive, CUDA_WARP - 1);

@@ -3,6 +3,7 @@
 #define GTOPK_DEVICE_CUDA_SPANS_H
 
 #include "device/cuda/kernel.h"
+#include "device/dither.h"
 
 /* Entries [begin, begin + CUDA_CHUNK) of a span, of which those below 0 or from `length` on do not exist. */
 typedef struct chunk {
@@ -74,12 +75,26 @@ static inline float entry_write(void *data, uint32_t dtype, uint64_t at, float v
     return value - convert_float_from_bf16(half[at]);
 }
 
-/* What is no finite sum is not stored: the residual stays finite. */
-static inline void residual_add(float *residual, uint64_t at, float value)
+static inline float residual_get(const cuda_residual_t *residual, uint64_t at)
 {
-    const float sum = residual[at] + value;
+    return residual->narrow ? convert_float_from_bf16(residual->narrow[at]) : residual->wide[at];
+}
+
+/* place: where in a step, as dither.h counts. */
+static inline void residual_put(const cuda_residual_t *residual, uint64_t at, float value, uint32_t place)
+{
+    if (residual->narrow)
+        residual->narrow[at] = dither_bf16(value, (uint32_t)at, dither_key(residual->seed, place));
+    else
+        residual->wide[at] = value;
+}
+
+/* What is no finite sum is not stored: the residual stays finite. */
+static inline void residual_add(const cuda_residual_t *residual, uint64_t at, float value, uint32_t place)
+{
+    const float sum = residual_get(residual, at) + value;
     if (is_finite(sum))
-        residual[at] = sum;
+        residual_put(residual, at, sum, place);
 }
 
 #endif

@@ -1,6 +1,9 @@
 /* Memory of a reducer on the GPU, and what waits for the stream: reading, writing, sums, selection from an array. */
 #include "device/cuda/cuda.h"
 
+#include <string.h>
+
+#include "device/dither.h"
 #include "util/memory.h"
 
 /* ---- candidates ---- */
@@ -32,6 +35,8 @@ static void memory_release(device_cuda_t *device, cuda_memory_t *memory)
     cuda_release(device, memory->residual);
     cuda_release(device, memory->velocity);
     cuda_release(device, memory->second);
+    cuda_release(device, memory->narrow);
+    cuda_release(device, memory->second_narrow);
     cuda_release(device, memory->second_velocity);
     cuda_release(device, memory->pool.state);
     cuda_release(device, memory->buckets);
@@ -52,15 +57,26 @@ static gtopk_status_t selection_allocate(device_cuda_t *device, cuda_memory_t *m
 
 /* ---- create, destroy, resize ---- */
 
+/* Floats, or bf16. */
+static gtopk_status_t residual_allocate(device_cuda_t *device, const cuda_memory_t *memory, int with, float **wide,
+                                        uint16_t **narrow, const char *what)
+{
+    const size_t dim = (size_t)memory->dim;
+    return with & DEVICE_WITH_BF16 ? cuda_allocate(device, dim * sizeof **narrow, what, narrow)
+                                   : cuda_allocate(device, dim * sizeof **wide, what, wide);
+}
+
 static gtopk_status_t store_fill(device_cuda_t *device, cuda_memory_t *memory, uint64_t k, int with)
 {
     const size_t bytes = (size_t)memory->dim * sizeof(float);
-    gtopk_status_t status = cuda_allocate(device, bytes, "the residual", &memory->residual);
+    const int twice = (with & DEVICE_WITH_SECOND) != 0;
+    gtopk_status_t status = residual_allocate(device, memory, with, &memory->residual, &memory->narrow, "the residual");
     if (status == GTOPK_OK && (with & DEVICE_WITH_VELOCITY))
         status = cuda_allocate(device, bytes, "the velocity", &memory->velocity);
-    if (status == GTOPK_OK && (with & DEVICE_WITH_SECOND))
-        status = cuda_allocate(device, bytes, "the second residual", &memory->second);
-    if (status == GTOPK_OK && memory->second && memory->velocity)
+    if (status == GTOPK_OK && twice)
+        status = residual_allocate(device, memory, with, &memory->second, &memory->second_narrow,
+                                   "the second residual");
+    if (status == GTOPK_OK && twice && memory->velocity)
         status = cuda_allocate(device, bytes, "the second velocity", &memory->second_velocity);
     if (status == GTOPK_OK)
         status = selection_allocate(device, memory, k);
@@ -76,10 +92,6 @@ gtopk_status_t cuda_store_create(device_t *base, uint64_t dim, uint64_t k, int w
     device_store_t *store;
     (void)parallel;
     *out = NULL;
-    if (with & DEVICE_WITH_BF16)
-        return status_set(GTOPK_ERR_UNSUPPORTED,
-                          "residual_dtype \"bf16\" is for reducers on CPUs so far, and this one is on %s: leave it out",
-                          base->name);
     gtopk_status_t status = memory_alloc(&store, 1, sizeof *store, "a store");
     if (status != GTOPK_OK)
         return status;
@@ -125,6 +137,9 @@ gtopk_status_t cuda_store_swap(device_store_t *store, void *stream)
     (void)stream;
     swap(&store->memory.residual, &store->memory.second);
     swap(&store->memory.velocity, &store->memory.second_velocity);
+    uint16_t *const narrow = store->memory.narrow;
+    store->memory.narrow = store->memory.second_narrow;
+    store->memory.second_narrow = narrow;
     return GTOPK_OK;
 }
 
@@ -148,7 +163,50 @@ gtopk_status_t cuda_store_resize(device_store_t *store, uint64_t k)
     return status;
 }
 
+gtopk_status_t cuda_store_seed(device_store_t *store, uint64_t seed, void *stream)
+{
+    (void)stream; /* it goes along with each launch */
+    store->memory.seed = seed;
+    return GTOPK_OK;
+}
+
 /* ---- between steps ---- */
+
+/* A residual in bf16 comes to the upper half of `out`, and is widened from its beginning on. */
+static gtopk_status_t narrow_read(const device_store_t *store, uint64_t offset, uint64_t length, float *out,
+                                  void *stream)
+{
+    uint16_t *const raw = (uint16_t *)out + length;
+    gtopk_status_t status = cuda_copy(store->device, raw, store->memory.narrow + offset, (size_t)length * sizeof *raw,
+                                      stream);
+    if (status == GTOPK_OK)
+        status = cuda_wait(store->device, stream);
+    for (uint64_t i = 0; i < length && status == GTOPK_OK; i++) {
+        uint16_t bits;
+        memcpy(&bits, raw + i, sizeof bits);
+        const float value = convert_float_from_bf16(bits);
+        memcpy(out + i, &value, sizeof value);
+    }
+    return status;
+}
+
+/* Waits, as the rounded values are this function's. */
+static gtopk_status_t narrow_write(const device_store_t *store, uint64_t offset, uint64_t length, const float *in,
+                                   void *stream)
+{
+    const uint32_t key = dither_key(store->memory.seed, DITHER_WRITE);
+    uint16_t *rounded;
+    gtopk_status_t status = memory_alloc(&rounded, (size_t)length, sizeof *rounded, "a residual to be written");
+    if (status != GTOPK_OK)
+        return status;
+    for (uint64_t i = 0; i < length; i++)
+        rounded[i] = dither_bf16(in[i], (uint32_t)(offset + i), key);
+    status = cuda_copy(store->device, store->memory.narrow + offset, rounded, (size_t)length * sizeof *rounded, stream);
+    if (status == GTOPK_OK)
+        status = cuda_wait(store->device, stream);
+    memory_free(rounded);
+    return status;
+}
 
 static float *vector_of(const device_store_t *store, int which)
 {
@@ -161,7 +219,10 @@ gtopk_status_t cuda_store_read(device_store_t *store, int which, uint64_t offset
     gtopk_status_t status = cuda_enter(store->device, stream);
     if (status != GTOPK_OK)
         return status;
-    status = cuda_copy(store->device, out, vector_of(store, which) + offset, (size_t)length * sizeof *out, stream);
+    if (which == DEVICE_RESIDUAL && store->memory.narrow)
+        status = narrow_read(store, offset, length, out, stream);
+    else
+        status = cuda_copy(store->device, out, vector_of(store, which) + offset, (size_t)length * sizeof *out, stream);
     if (status == GTOPK_OK)
         status = cuda_wait(store->device, stream);
     cuda_leave(store->device);
@@ -174,7 +235,10 @@ gtopk_status_t cuda_store_write(device_store_t *store, int which, uint64_t offse
     gtopk_status_t status = cuda_enter(store->device, stream);
     if (status != GTOPK_OK)
         return status;
-    status = cuda_copy(store->device, vector_of(store, which) + offset, in, (size_t)length * sizeof *in, stream);
+    if (which == DEVICE_RESIDUAL && store->memory.narrow)
+        status = narrow_write(store, offset, length, in, stream);
+    else
+        status = cuda_copy(store->device, vector_of(store, which) + offset, in, (size_t)length * sizeof *in, stream);
     if (status == GTOPK_OK)
         status = launch_forget(&store->device->queue, &store->memory, 0, stream);
     if (status == GTOPK_OK)
