@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from ranks import on_ranks
-from tasks import TASKS, Task
+from tasks import SOUNDS, TASKS, Part, Task
 
 import gtopk
-from gtopk.torch.warmup import default_density
+from gtopk.torch.warmup import default_density, grown_share
 
 from report import machine  # isort: skip  # tasks has put examples/ on the path
 
@@ -40,12 +40,12 @@ def falling(start: float, steps: int, end: float = 0.001) -> Callable[[int], flo
     return lambda step: max(end, start * (end / start) ** (step / steps))
 
 
-def hyperbola(share: float, dense: float = 0.25, most: float = 1.0) -> Callable[[int], float]:
-    """gtopk's default with other numbers: `share` over the number of the step, down to .001. Where that is more than `dense`
+def hyperbola(share: float, dense: float = 0.25, most: float = 1.0, last: float = 0.001) -> Callable[[int], float]:
+    """gtopk's default with other numbers: `share` over the number of the step, down to `last`. Where that is more than `dense`
     everything is sent, and otherwise at most `most`."""
 
     def density(step: int) -> float:
-        wanted = default_density(step, share, dense, most)
+        wanted = default_density(step, share, dense, most, last)
         return 1.0 if wanted is None else wanted
 
     return density
@@ -67,46 +67,67 @@ SETTINGS: dict[str, Options] = {
     "5/t": {"warmup": hyperbola(5)},
     "20/t": {"warmup": hyperbola(20)},
     "10/t": {"warmup": hyperbola(10)},
+    "10/t, at most .1, 39 dense steps": {"warmup": hyperbola(10, 0.25, 0.1)},
     "20/t, at most .1": {"warmup": hyperbola(20, 0.5, 0.1)},
     "50/t, at most .1": {"warmup": hyperbola(50, 1.25, 0.1)},
     "10/t, 19 dense steps": {"warmup": hyperbola(10, 0.5, 0.1)},
     "10/t, no dense step": {"warmup": hyperbola(10, 100, 0.1)},
     "10/t, dense_1d": {"warmup": hyperbola(10), "dense_1d": True},
     "10/t, merge_growth 1.41": {"warmup": hyperbola(10), "merge_growth": 1.41},
+    "growth 2: 14/t to .0005, at most .1, 9 dense steps": {
+        "warmup": hyperbola(14, 1.5, 0.1, 0.0005),
+        "merge_growth": 2.0,
+    },
+    "growth 2: 10/t, at most .06, 9 dense steps": {"warmup": hyperbola(10, 1.0, 0.06), "merge_growth": 2.0},
+    "growth 2: 20/t, at most .1, 9 dense steps": {"warmup": hyperbola(20, 2.0, 0.1), "merge_growth": 2.0},
+    "growth 2: .15": {"warmup": lambda _: 0.15, "merge_growth": 2.0},
+    "growth 2: .0005": {"warmup": lambda _: 0.0005, "merge_growth": 2.0},
+    ".1": {"density": 0.1},
+    ".3": {"density": 0.3},
+    ".03": {"density": 0.03},
 }
 
 
-def options_of(setting: str, task: Task) -> Options:
+def options_of(setting: str, task: Task, ranks: int) -> Options:
     options = dict(SETTINGS[setting])
+    if "warmup" in options and "merge_growth" in options:  # with as many bytes as without growth
+        wanted, part = options["warmup"], grown_share(ranks, options["merge_growth"])
+        options["warmup"] = lambda step: 1.0 if wanted(step) == 1.0 else part * wanted(step)
     if options.pop("correction", False):
         options["momentum_correction"] = task.momentum
     return options
+
+
+def distributed(part: Part, model: torch.nn.Module, comm: gtopk.Comm, options: Options) -> torch.optim.Optimizer:
+    mine = part.of(model)
+    return gtopk.DistributedOptimizer(part.optimizer(mine), mine.named_parameters(), comm=comm, **options)
 
 
 def train(task: Task, setting: str, ranks: int, steps: int, seed: int) -> dict[str, Any]:
     """A row."""
     torch.manual_seed(seed)
     start, test, began = task.model(), task.test(), time.monotonic()
+    options = options_of(setting, task, ranks)
 
     def evaluate(model: torch.nn.Module) -> float:
         model.eval()
         with torch.no_grad():
-            loss = float(task.loss(model, test))
+            loss = float(task.measure(model, test))
         model.train()
         return loss
 
     def rank_main(comm: gtopk.Comm) -> tuple[list[float], list[int]]:
         model = copy.deepcopy(start)
-        optimizer: Any = gtopk.DistributedOptimizer(
-            task.optimizer(model), model.named_parameters(), comm=comm, **options_of(setting, task)
-        )
+        optimizers: list[Any] = [distributed(part, model, comm, options) for part in task.parts]
         draw = torch.Generator().manual_seed(seed * 1_000_003 + comm.rank)
         losses, sent = [], [0]
         for step in range(1, steps + 1):
-            optimizer.zero_grad()
-            task.loss(model, task.draw(draw, task.batch)).backward()
-            optimizer.step()
-            sent[-1] += optimizer.stats()["bytes_sent"]
+            batch = task.draw(draw, task.batch)
+            for part, optimizer in zip(task.parts, optimizers, strict=True):
+                optimizer.zero_grad()
+                part.loss(model, batch).backward()
+                optimizer.step()
+                sent[-1] += optimizer.stats()["bytes_sent"]
             if step in MARKS and comm.rank == 0:
                 losses.append(evaluate(model))
                 sent.append(sent[-1])
@@ -150,49 +171,56 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def key(row: dict[str, Any]) -> tuple[Any, ...]:
+def key(row: dict[str, Any]) -> tuple[str, str, int, int]:
     return row["task"], row["setting"], row["ranks"], row["seed"]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Of each setting, at each mark: in how many trainings at most 5 % of dense's drop are missing, and how much is."""
-    dense = {(row["task"], row["ranks"], row["seed"]): row for row in rows if row["setting"] == "dense"}
-    lines = ["| setting | steps | within 5 % | median missing | worst |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| setting | ranks | steps | within 5 % | median missing | worst |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    found = missing(rows)
     for setting in SETTINGS:
-        for mark in map(str, MARKS):
-            missing = [
-                missing_part(row, dense[row["task"], row["ranks"], row["seed"]], mark)
-                for row in rows
-                if row["setting"] == setting != "dense"
-                and mark in row["losses"]
-                and mark in dense.get((row["task"], row["ranks"], row["seed"]), {"losses": {}})["losses"]
-            ]
-            if missing:
-                good = sum(part <= 0.05 for part in missing)
-                worst = max(missing)
-                lines.append(
-                    f"| {setting} | {mark} | {good} of {len(missing)} | {statistics.median(missing):.0%} | "
-                    f"{worst:.0%} |".replace("inf%", "diverged")
-                )
+        for ranks in sorted({row["ranks"] for row in rows}):
+            for mark in map(str, MARKS):
+                parts = [part for name, part in found.items() if (name[1], name[2], name[4]) == (setting, ranks, mark)]
+                if parts:
+                    good = sum(part <= 0.05 for part in parts)
+                    lines.append(
+                        f"| {setting} | {ranks} | {mark} | {good} of {len(parts)} | {statistics.median(parts):.0%} | "
+                        f"{max(parts):.0%} |".replace("inf%", "diverged")
+                    )
     return "\n".join(lines)
 
 
 def by_task(rows: list[dict[str, Any]]) -> str:
-    """Of each training: the test loss of dense, and the part of its drop that is missing with each setting."""
-    lines = ["| task | ranks, seed | steps | loss at the start; dense | missing |", "| --- | --- | --- | --- | --- |"]
-    for dense in [row for row in rows if row["setting"] == "dense"]:
-        same = [row for row in rows if all(row[name] == dense[name] for name in ("task", "ranks", "seed"))]
-        for mark in dense["losses"]:
-            parts = [
-                f"{row['setting']}: {missing_part(row, dense, mark):.1%}"
-                for row in same
-                if row is not dense and mark in row["losses"]
-            ]
-            lines.append(
-                f"| {dense['task']} | {dense['ranks']}, {dense['seed']} | {mark} | {dense['start']:.3f}; "
-                f"{dense['losses'][mark]:.3f} | {'; '.join(parts)} |".replace("inf%", "diverged")
-            )
+    """Of each training: what is missing with each setting, the median over ranks and seeds, and the worst."""
+    found = missing(rows)
+    lines = ["| task | steps | median missing; worst |", "| --- | --- | --- |"]
+    for task in dict.fromkeys(name[0] for name in found):
+        for mark in map(str, MARKS):
+            texts = []
+            for setting in SETTINGS:
+                parts = [part for name, part in found.items() if (name[0], name[1], name[4]) == (task, setting, mark)]
+                if parts:
+                    texts.append(f"{setting}: {statistics.median(parts):.1%}; {max(parts):.1%} ({len(parts)})")
+            if texts:
+                lines.append(f"| {task} | {mark} | {', '.join(texts)} |".replace("inf%", "diverged"))
     return "\n".join(lines)
+
+
+def missing(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int, int, str], float]:
+    """By task, setting, ranks, seed and mark, where dense is known, too."""
+    known = {key(row): row for row in rows}
+    return {
+        (*key(row), mark): missing_part(row, dense, mark)
+        for row in rows
+        if row["setting"] != "dense" and (dense := known.get((row["task"], "dense", row["ranks"], row["seed"])))
+        for mark in row["losses"]
+        if mark in dense["losses"]
+    }
 
 
 def missing_part(row: dict[str, Any], dense: dict[str, Any], mark: str) -> float:
@@ -208,10 +236,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="seeds 1 to this")
     parser.add_argument("--tasks", default="", help="those with this in their name")
     parser.add_argument("--settings", default=";".join(SETTINGS), help="names, with ; between (all)")
+    parser.add_argument("--an4", help="CMU's archive of AN4, or its folder (the repository's sixteen utterances)")
     parser.add_argument("--seconds", type=float, help="start no training after so many")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and train nothing")
     options = parser.parse_args()
+    SOUNDS.where = options.an4
     study = load(options.out)
     began = time.monotonic()
     for seed in range(1, options.seeds + 1):

@@ -1,4 +1,4 @@
-"""Small trainings of different kinds on real data: Fashion-MNIST and the novels that the examples read.
+"""Small trainings of different kinds on real data: Fashion-MNIST, the novels and the speech that the examples read.
 
 Each is what somebody who tries gtopk would start with. A batch depends on the seed, the rank and the step alone, so that all
 settings see the same; the loss that counts is that on data which training does not see.
@@ -18,23 +18,39 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import data
+import speech
 import text
 
-__all__ = ["TASKS", "Task"]
+__all__ = ["SOUNDS", "TASKS", "Task"]
 
 TESTED = 1000  # images
 CONTEXT, WINDOWS = 64, 64  # of text: characters in a sequence, sequences in the test
+UTTERANCES = 64  # in the test
+LATENT = 64  # of the GAN: numbers that an image is made from
 CHARACTERS = "\n !\"'(),-.0123456789:;?_abcdefghijklmnopqrstuvwxyz"
+
+
+Optimize = Callable[[nn.Module], torch.optim.Optimizer]
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters with an optimizer and a loss of their own. Most models are one part."""
+
+    optimizer: Optimize
+    loss: Loss  # the mean over a batch
+    of: Callable[[nn.Module], nn.Module] = lambda model: model
 
 
 @dataclass(frozen=True)
 class Task:
-    """`loss(model, samples)` is the mean over a batch; `samples` draws one, or takes the test's."""
+    """A step draws a batch, and trains one part after the other with it. `measure` is what is looked at, of `test`."""
 
     name: str
     model: Callable[[], nn.Module]
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
-    loss: Callable[[nn.Module, Any], Tensor]
+    parts: tuple[Part, ...]
+    measure: Loss
     draw: Callable[[torch.Generator, int], Any]
     test: Callable[[], Any]
     batch: int = 16
@@ -42,7 +58,7 @@ class Task:
     @property
     def momentum(self) -> bool:
         """Whether it is SGD with momentum."""
-        group = self.optimizer(nn.Linear(1, 1)).param_groups[0]
+        group = self.parts[0].optimizer(nn.Linear(1, 1)).param_groups[0]
         return "dampening" in group and group["momentum"] > 0
 
 
@@ -121,6 +137,59 @@ class Denoiser(nn.Module):
         return functional.mse_loss(self.layers(x[:, :, :14].flatten(1)), x[:, :, 14:].flatten(1))
 
 
+class Gan(nn.Module):
+    """Goodfellow et al., 2014, with two optimizers, and what makes it converge (Mescheder et al., 2018): R1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = nn.Sequential(
+            nn.Linear(LATENT, 256), nn.BatchNorm1d(256), nn.LeakyReLU(0.2), nn.Linear(256, 512), nn.BatchNorm1d(512),
+            nn.LeakyReLU(0.2), nn.Linear(512, 784), nn.Sigmoid(),
+        )  # fmt: skip
+        self.judge = nn.Sequential(
+            nn.Flatten(), nn.Linear(784, 512), nn.LeakyReLU(0.2), nn.Linear(512, 256), nn.LeakyReLU(0.2),
+            nn.Linear(256, 1),
+        )  # fmt: skip
+
+
+def generator(gan: nn.Module) -> nn.Module:
+    assert isinstance(gan, Gan)
+    return gan.generator
+
+
+def judge(gan: nn.Module) -> nn.Module:
+    assert isinstance(gan, Gan)
+    return gan.judge
+
+
+def images_and_latents(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+    return IMAGES.draw(generator, count)[0], torch.randn(count, LATENT, generator=generator)
+
+
+def test_of_gan() -> tuple[Tensor, Tensor]:
+    return IMAGES.test()[0], torch.randn(TESTED, LATENT, generator=torch.Generator().manual_seed(1))
+
+
+def judge_loss(gan: nn.Module, samples: tuple[Tensor, Tensor]) -> Tensor:
+    images = samples[0].requires_grad_()
+    real, made = judge(gan)(images), judge(gan)(generator(gan)(samples[1]).detach())
+    slope = torch.autograd.grad(real.sum(), images, create_graph=True)[0].flatten(1)
+    return functional.softplus(-real).mean() + functional.softplus(made).mean() + slope.pow(2).sum(1).mean() / 2
+
+
+def generator_loss(gan: nn.Module, samples: tuple[Tensor, Tensor]) -> Tensor:
+    return functional.softplus(-judge(gan)(generator(gan)(samples[1]))).mean()
+
+
+def sliced_wasserstein(gan: nn.Module, samples: tuple[Tensor, Tensor]) -> Tensor:
+    """How far made images are from real ones, the mean over 256 directions (Rabin et al., 2012): neither loss of a GAN
+    falls when it learns."""
+    directions = torch.randn(784, 256, generator=torch.Generator().manual_seed(2))
+    directions /= directions.norm(dim=0)
+    real, made = samples[0].flatten(1) @ directions, generator(gan)(samples[1]) @ directions
+    return (real.sort(dim=0)[0] - made.sort(dim=0)[0]).abs().mean()
+
+
 # ---- text -----------------------------------------------------------------------------------------------------------
 
 
@@ -192,27 +261,101 @@ class Lstm(nn.Module):
         return logits
 
 
+# ---- speech ---------------------------------------------------------------------------------------------------------
+
+
+class Sounds:
+    """AN4, or what the repository has of it; as spectra, two bins in one."""
+
+    def __init__(self) -> None:
+        self.where: str | None = None
+        self._parts: dict[str, list[tuple[Tensor, Tensor]]] | None = None
+
+    @property
+    def parts(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        if self._parts is None:
+            found = speech.load(speech.locate(self.where))
+            self._parts = {part: [self._prepared(one) for one in utterances] for part, utterances in found.items()}
+        return self._parts
+
+    def draw(self, generator: torch.Generator, count: int) -> Any:
+        train = self.parts["train"]
+        return self._together([train[i] for i in torch.randint(len(train), (count,), generator=generator).tolist()])
+
+    def test(self) -> Any:
+        return self._together(self.parts["test"][:UTTERANCES])
+
+    @staticmethod
+    def _prepared(utterance: speech.Utterance) -> tuple[Tensor, Tensor]:
+        spectrum = speech.spectra([utterance], torch.device("cpu"))[0][0, 0]
+        return functional.avg_pool1d(spectrum.t(), 2).contiguous(), speech.encode(utterance.words)
+
+    @staticmethod
+    def _together(chosen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        spectra, words = [one[0] for one in chosen], [one[1] for one in chosen]
+        lengths = torch.tensor([len(one) for one in spectra])
+        return (
+            nn.utils.rnn.pad_sequence(spectra, batch_first=True), lengths,
+            torch.cat(words), torch.tensor([len(one) for one in words]),
+        )  # fmt: skip
+
+
+SOUNDS = Sounds()
+
+
+class Listener(nn.Module):
+    """A convolution over three frames of four, and an LSTM, 0.2M parameters."""
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(80, width, 5, stride=3, padding=2)
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.linear = nn.Linear(width, len(speech.LETTERS))
+        with torch.no_grad():
+            self.linear.bias[0] = 4.0  # most steps are blank: else most of the drop is to learn that
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.convolution(x.transpose(1, 2))).transpose(1, 2)
+        logits: Tensor = self.linear(self.lstm(x)[0])
+        return logits
+
+
+def ctc(model: nn.Module, samples: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """A letter's, in the mean over utterances."""
+    spectra, lengths, words, sizes = samples
+    chances = model(spectra).log_softmax(2).transpose(0, 1)
+    return functional.ctc_loss(chances, words, (lengths - 1) // 3 + 1, sizes, zero_infinity=True)
+
+
 # ---- all of them ----------------------------------------------------------------------------------------------------
 
 
-def sgd(lr: float, momentum: float = 0.0) -> Callable[[nn.Module], torch.optim.Optimizer]:
+def sgd(lr: float, momentum: float = 0.0) -> Optimize:
     return lambda model: torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
 
 
-def adam(lr: float) -> Callable[[nn.Module], torch.optim.Optimizer]:
+def adamw(lr: float) -> Optimize:
     return lambda model: torch.optim.AdamW(model.parameters(), lr=lr)
+
+
+def adam(lr: float, beta1: float) -> Optimize:
+    return lambda model: torch.optim.Adam(model.parameters(), lr=lr, betas=(beta1, 0.999))
 
 
 def adadelta(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adadelta(model.parameters(), lr=1.0)
 
 
-def on_images(name: str, model: Any, optimizer: Any, loss: Any = cross_entropy) -> Task:
-    return Task(name, model, optimizer, loss, IMAGES.draw, IMAGES.test)
+def on_images(name: str, model: Any, optimizer: Optimize, loss: Loss = cross_entropy) -> Task:
+    return Task(name, model, (Part(optimizer, loss),), loss, IMAGES.draw, IMAGES.test)
 
 
-def on_text(name: str, model: Any, optimizer: Any) -> Task:
-    return Task(name, model, optimizer, next_character, TEXT.draw, TEXT.test, batch=8)
+def on_text(name: str, model: Any, optimizer: Optimize) -> Task:
+    return Task(name, model, (Part(optimizer, next_character),), next_character, TEXT.draw, TEXT.test, batch=8)
+
+
+def on_speech(name: str, model: Any, optimizer: Optimize) -> Task:
+    return Task(name, model, (Part(optimizer, ctc),), ctc, SOUNDS.draw, SOUNDS.test, batch=8)
 
 
 def own_loss(model: nn.Module, samples: tuple[Tensor, Tensor]) -> Tensor:
@@ -220,15 +363,22 @@ def own_loss(model: nn.Module, samples: tuple[Tensor, Tensor]) -> Tensor:
     return loss
 
 
+def gan(name: str, optimizer: Optimize) -> Task:
+    parts = Part(optimizer, judge_loss, judge), Part(optimizer, generator_loss, generator)
+    return Task(name, Gan, parts, sliced_wasserstein, images_and_latents, test_of_gan, batch=32)
+
+
 TASKS = [
     on_images("LeNet, SGD", lenet, sgd(0.05)),
     on_images("LeNet, SGD with momentum", lenet, sgd(0.01, 0.9)),
     on_images("LeNet, Adadelta", lenet, adadelta),
     on_images("perceptron, SGD with momentum", perceptron, sgd(0.02, 0.9)),
-    on_images("perceptron, AdamW", perceptron, adam(1e-3)),
-    on_images("VAE, AdamW", Vae, adam(1e-3), own_loss),
+    on_images("perceptron, AdamW", perceptron, adamw(1e-3)),
+    on_images("VAE, AdamW", Vae, adamw(1e-3), own_loss),
     on_images("regression, SGD with momentum", Denoiser, sgd(0.1, 0.9), own_loss),
-    on_text("GPT, AdamW", Gpt, adam(2e-3)),
+    on_text("GPT, AdamW", Gpt, adamw(2e-3)),
     on_text("LSTM, SGD", Lstm, sgd(2.0)),
-    on_text("LSTM, AdamW", Lstm, adam(3e-3)),
+    on_text("LSTM, AdamW", Lstm, adamw(3e-3)),
+    on_speech("speech with CTC, AdamW", Listener, adamw(2e-3)),
+    gan("GAN, two of Adam", adam(1e-3, 0.5)),
 ]

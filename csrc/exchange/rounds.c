@@ -47,6 +47,29 @@ static int sends(const schedule_round_t *round)
     return round->kind == SCHEDULE_MERGE || round->kind == SCHEDULE_GIVE || round->kind == SCHEDULE_PUBLISH;
 }
 
+/* Of the sets that are merged with another one. With growth the last set is larger than these. */
+static uint32_t merged_level(const schedule_t *schedule)
+{
+    uint32_t highest = 0;
+    for (uint32_t r = 0; r < schedule->count; r++)
+        if (merges(&schedule->rounds[r]) && schedule->rounds[r].level_in > highest)
+            highest = schedule->rounds[r].level_in;
+    return highest;
+}
+
+/* Of the sets that are encoded or come as messages. */
+static uint32_t encoded_level(const schedule_t *schedule)
+{
+    uint32_t highest = 0;
+    for (uint32_t r = 0; r < schedule->count; r++) {
+        const schedule_round_t *round = &schedule->rounds[r];
+        const uint32_t level = round->quantise ? round->level_out : round->level_in;
+        if (level > highest)
+            highest = level;
+    }
+    return highest;
+}
+
 static gtopk_status_t allocate_deposits(rounds_t *rounds)
 {
     const schedule_t *schedule = &rounds->schedule;
@@ -66,21 +89,22 @@ static gtopk_status_t allocate(rounds_t *rounds)
 {
     const exchange_setup_t *setup = &rounds->base.setup;
     device_t *device = setup->device;
-    const uint64_t last = last_k(rounds);
-    const size_t capacity = message_capacity(setup, bounds_of(rounds, rounds->schedule.levels));
+    const uint32_t encoded = encoded_level(&rounds->schedule);
+    const uint64_t incoming = rounds->level_k[merged_level(&rounds->schedule)];
+    const size_t capacity = message_capacity(setup, bounds_of(rounds, encoded));
     gtopk_status_t status = set_allocate(device, &rounds->selected, setup->config.k);
     if (status == GTOPK_OK && setup->places.size == 1)
         return status;
     if (status == GTOPK_OK)
         status = set_allocate(device, &rounds->first, setup->config.k);
     if (status == GTOPK_OK)
-        status = set_allocate(device, &rounds->incoming, last);
+        status = set_allocate(device, &rounds->incoming, incoming);
     if (status == GTOPK_OK)
-        status = set_allocate(device, &rounds->kept, last);
+        status = set_allocate(device, &rounds->kept, last_k(rounds));
     if (status == GTOPK_OK)
-        status = set_allocate(device, &rounds->decoded, last);
+        status = set_allocate(device, &rounds->decoded, rounds->level_k[encoded]);
     if (status == GTOPK_OK)
-        status = set_allocate_union(device, &rounds->all, last, last);
+        status = set_allocate_union(device, &rounds->all, incoming, incoming);
     if (status == GTOPK_OK && rounds->policy.deposit)
         status = allocate_deposits(rounds);
     if (status == GTOPK_OK)

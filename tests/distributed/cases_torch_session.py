@@ -10,7 +10,7 @@ import gtopk
 from gtopk.torch.exchange import Options
 from gtopk.torch.segments import Segment
 from gtopk.torch.session import Session
-from gtopk.torch.warmup import DensitySchedule, default_density
+from gtopk.torch.warmup import DensitySchedule, default_density, grown_share
 
 DENSE_STEPS = next(step for step in range(1000) if default_density(step) is not None)
 
@@ -53,6 +53,7 @@ def case_the_default_density():
     """Dense at first where the algorithm may change, then fewer and fewer entries; what one step leaves a later one sends."""
     for options in (
         {},
+        {"merge_growth": 2.0},
         {"algorithm": "gtopk-split", "dense_below": 5},
         {"algorithm": "topk"},
         {"algorithm": "dense"},
@@ -80,6 +81,10 @@ def case_the_default_density():
             ):
                 assert torch.equal(update * gtopk.size(), due)
             kept = gtopk.allreduce(one.exchange.state()["s0"].residual.to(DEVICE), op=gtopk.Sum)
+            if options == {"merge_growth": 2.0} and step == DENSE_STEPS:
+                sent_k = one.stats["k"]
+                assert sent_k == round(4004 * default_density(step) * grown_share(gtopk.size(), 2.0))
+                assert gtopk.size() == 1 or update.count_nonzero() > sent_k
             if "hierarchy" not in options:  # there residuals lie with other ranks
                 assert torch.equal(kept + gtopk.size() * sent, gtopk.allreduce(given, op=gtopk.Sum)), (options, step)
         if options.get("algorithm") not in ("dense", "auto"):  # which may have taken dense

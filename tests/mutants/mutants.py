@@ -60,6 +60,19 @@ MUTANTS = [
     Mutant("default density: it changes in every step", TORCH + "warmup.py", "(number >> low << low)", "number"),
     Mutant("default density: no step is dense", TORCH + "warmup.py", "None if wanted > dense else ", ""),
     Mutant(
+        "default density: growth costs bytes",
+        TORCH + "session.py",
+        "return density * grown_share(self.comm.size, self.options.merge_growth)",
+        "return density",
+    ),
+    Mutant("default density: growth has no limit", TORCH + "warmup.py", "min(4.0, growth**level)", "growth**level"),
+    Mutant(
+        "default density: growth with a density that was given",
+        TORCH + "warmup.py",
+        "GROWTH if schedule.is_default and ",
+        "GROWTH if ",
+    ),
+    Mutant(
         "default density: a warm-up is forgotten",
         TORCH + "warmup.py",
         "density is None and warmup is None",

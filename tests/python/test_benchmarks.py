@@ -94,7 +94,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> object:
     """The study with one small task that needs no data: a line through points."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "convergence"))
     import study
-    from tasks import Task
+    from tasks import Part, Task
 
     def draw(generator: torch.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.rand(count, 50, generator=generator)
@@ -109,7 +109,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> object:
     def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=0.02)
 
-    task = Task("line", line, sgd, loss, draw, lambda: draw(torch.Generator().manual_seed(0), 64))
+    task = Task("line", line, (Part(sgd, loss),), loss, draw, lambda: draw(torch.Generator().manual_seed(0), 64))
     monkeypatch.setattr(study, "TASKS", [task])
     monkeypatch.setattr(study, "MARKS", (4, 20))
     return study
@@ -134,7 +134,7 @@ def test_the_study_of_convergence_goes_on_where_it_was(
     )
     assert 0 < sparse["bytes_sent"]["4"] < sparse["bytes_sent"]["20"] < dense["bytes_sent"]["20"]
     part = (sparse["losses"]["20"] - dense["losses"]["20"]) / (dense["start"] - dense["losses"]["20"])
-    assert f"| .01 | 20 | 0 of 1 | {part:.0%} | {part:.0%} |" in capsys.readouterr().out
+    assert f"| .01 | 3 | 20 | 0 of 1 | {part:.0%} | {part:.0%} |" in capsys.readouterr().out
 
     def no_training(*_: object) -> None:
         raise AssertionError("what is there is not trained again")

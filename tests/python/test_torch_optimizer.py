@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import math
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +23,7 @@ from torch.optim import lr_scheduler
 from torch_support import ALL, Net, assert_equal, batch, loss_of, make, train, twins
 
 import gtopk
-from gtopk.torch.warmup import DensitySchedule, default_density
+from gtopk.torch.warmup import DensitySchedule, default_density, grown_share
 
 OPTIMIZERS = {
     "sgd": lambda p: optim.SGD(p, lr=0.1),
@@ -580,23 +582,59 @@ def test_the_default_density_falls_with_the_age_of_the_training(exchanging):
     weight = nn.Parameter(torch.zeros(1000))
     optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0))
     seen = {}
-    for step in (0, 38, 39, 110, 111, 999, 10238, 10239, 10**9):
+    for step in (0, 38, 39, 158, 159, 999, 10**9):
         optimizer._gtopk.session.steps = step
         weight.grad = torch.randn(1000)
         optimizer.step()
         seen[step] = optimizer.stats()["algorithm"], optimizer.stats()["k"]
     assert {algorithm for algorithm, _ in seen.values()} == {"dense", "gtopk"}
     counts = {step: 1000 if algorithm == "dense" else k for step, (algorithm, k) in seen.items()}
-    assert counts == {0: 1000, 38: 1000, 39: 100, 110: 100, 111: 89, 999: 11, 10238: 1, 10239: 1, 10**9: 1}
+    assert counts == {0: 1000, 38: 1000, 39: 100, 158: 100, 159: 88, 999: 16, 10**9: 1}
 
 
-def test_the_default_density_is_ten_over_the_step_within_a_quarter():
-    for step in range(111, 10**4):
-        assert 10 / (step + 1) <= default_density(step) <= 12.5 / (step + 1)
-    changes = sum(default_density(step) != default_density(step + 1) for step in range(2 * 10**4))
+def test_the_default_density_is_fourteen_over_the_step_within_a_quarter():
+    for step in range(174, 2 * 10**4):
+        assert 14 / (step + 1) <= default_density(step) <= 17.5 / (step + 1)
+    changes = sum(default_density(step) != default_density(step + 1) for step in range(4 * 10**4))
     assert changes < 40  # each is a collective call
     for density, warmup, then in ((0.5, None, 0.5), (None, [(3, 0.5)], 0.001), (None, lambda _: 0.2, 0.2)):
         assert DensitySchedule(density, warmup)(3) == then  # what is given counts from the first step on
+
+
+def test_growth_comes_with_the_default_density_alone(exchanging):
+    for growth, options in (
+        (2.0, {}),
+        (1.5, {"merge_growth": 1.5}),
+        (1.0, {"density": 0.1}),
+        (1.0, {"warmup": [(3, 0.1)]}),
+        (1.0, {"algorithm": "topk"}),
+        (1.0, {"residual_policy": "paper"}),
+    ):
+        optimizer = gtopk.DistributedOptimizer(optim.SGD([nn.Parameter(torch.zeros(9))], lr=1.0), **options)
+        assert optimizer._gtopk.session.options.merge_growth == growth
+
+
+def test_the_default_density_is_lower_where_sets_grow(alone):
+    for given, expected in (
+        ({}, 0.1 * 2 / 3),
+        ({"merge_growth": 1.0}, 0.1),
+        ({"density": 0.1, "merge_growth": 2.0}, 0.1),
+    ):
+        optimizer = gtopk.DistributedOptimizer(optim.SGD([nn.Parameter(torch.zeros(9))], lr=1.0), **given)
+        session = optimizer._gtopk.session
+        session.comm, session.steps = SimpleNamespace(size=4), 50
+        assert math.isclose(session._density(), expected)
+
+
+@pytest.mark.parametrize("growth", [1.0, 1.41, 2.0])
+def test_growth_costs_no_bytes(growth):
+    """What the busiest rank of the butterfly sends: gtopk.h has the levels, docs/wire-format.md the rounds."""
+    assert grown_share(1, growth) == 1.0
+    for ranks in range(2, 40):
+        levels = [min(4.0, growth**level) for level in range(6)]
+        core = int(math.log2(ranks))
+        sent = levels[:core] + ([levels[core]] if ranks > 2**core else [])
+        assert math.isclose(grown_share(ranks, growth) * sum(sent), len(sent))
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

@@ -28,7 +28,7 @@ from .profile import record
 from .segments import Segment, sparse_text
 from .session import Session
 from .state_form import check_form
-from .warmup import DensitySchedule, Warmup
+from .warmup import DensitySchedule, Warmup, growth_of
 
 __all__ = ["GTopKState", "gtopk_hook", "register_hook"]
 
@@ -121,7 +121,7 @@ class GTopKState(Holder):
         algorithm: str = "gtopk",
         value_type: str = "bf16",
         residual_policy: str = "share",
-        merge_growth: float = 1.0,
+        merge_growth: float | None = None,
         warmup: Warmup | None = None,
         dense_below: int = 0,
         dense_1d: bool = False,
@@ -136,18 +136,19 @@ class GTopKState(Holder):
                 "DDP exchanges gradients in every step: for local steps leave out DistributedDataParallel and wrap the "
                 "optimizer, gtopk.DistributedOptimizer(optimizer, model.named_parameters(), local_steps=...)"
             )
+        schedule = DensitySchedule(density, warmup)
         options = Options(
             algorithm=algorithm,
             value_type=value_type,
             residual_policy=residual_policy,
-            merge_growth=merge_growth,
+            merge_growth=growth_of(merge_growth, algorithm, residual_policy, schedule),
             dense_below=dense_below,
             dense_1d=bool(dense_1d),
             rollback=bool(rollback),
             residual_dtype=residual_dtype,
             hierarchy=hierarchy,
         )
-        self._prepare(options, DensitySchedule(density, warmup), grad_scaler, Names(named_parameters))
+        self._prepare(options, schedule, grad_scaler, Names(named_parameters))
         self._session = self._open(process_group)
 
     def stats(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..reducer import Reducer, reduce_together
 from ..step_stats import NOTHING, merged, remember
 from .agreement import OPTIONS, any_of
 from .segments import Segment, all_flat, disjoint, flat_view, resized_text, sharing
-from .warmup import MOST, Density
+from .warmup import MOST, Density, grown_share
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Exchange:
                 before, after = (self._algorithm(part.segments, one) for one in (self._density, density))
                 if before != after == "dense":
                     part.reducer.set_algorithm(after)
-                part.reducer.set_density(_of_entries(density))
+                part.reducer.set_density(self._of_entries(density))
                 if before != after != "dense":  # not before, as it makes room for the entries of that density
                     part.reducer.set_algorithm(after)
         self._density = density
@@ -394,11 +394,15 @@ class Exchange:
         chosen = options.hierarchy != "off" or options.momentum_correction
         return "dense" if density is None and not chosen else options.algorithm
 
+    def _of_entries(self, density: Density) -> float:
+        """Where everything is wanted, but the algorithm sends entries: as many as there is memory for."""
+        return MOST * grown_share(self.comm.size, self.options.merge_growth) if density is None else density
+
     def _reducer(self, segments: Sequence[Segment], density: Density, dense: bool, steps: int) -> Reducer:
         options = self.options
         return Reducer(
             [segment.numel for segment in segments],
-            density=_of_entries(density),
+            density=self._of_entries(density),
             algorithm="dense" if dense else self._algorithm(segments, density),
             value_type="fp32" if dense else options.value_type,
             residual_policy=options.residual_policy,
@@ -458,10 +462,6 @@ class Exchange:
                 part.reducer.set_residual(s, self.comm.allreduce(entry[0], Sum).div_(part.reducer.nodes))
                 if has_velocity:
                     part.reducer.set_velocity(s, self.comm.allreduce(entry[1], Sum).div_(part.reducer.nodes))
-
-
-def _of_entries(density: Density) -> float:
-    return MOST if density is None else density
 
 
 def _flat(segment: Segment, entry: Waiting | None, with_velocity: bool) -> list[Tensor]:

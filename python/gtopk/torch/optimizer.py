@@ -23,7 +23,7 @@ from .local_steps import LocalSteps
 from .parameters import Names
 from .shards import Shards, find
 from .synchronizer import Synchronizer
-from .warmup import DensitySchedule, Warmup
+from .warmup import DensitySchedule, Warmup, growth_of
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
@@ -36,7 +36,7 @@ def DistributedOptimizer(
     algorithm: str = "gtopk",
     value_type: str = "bf16",
     residual_policy: str = "share",
-    merge_growth: float = 1.0,
+    merge_growth: float | None = None,
     warmup: Warmup | None = None,
     momentum_correction: bool = False,
     dense_below: int = 0,
@@ -67,10 +67,14 @@ def DistributedOptimizer(
         Usually ``model.named_parameters()``. Names are compared between ranks, and are used in checkpoints and errors.
         Default: the places in the optimizer.
     density : float, optional
-        Part of all gradient entries that a rank sends in a step, in (0, 1]. Default: it falls while the training goes on, as
-        10 / step, until it is 0.001; after 39 dense steps. With a ``warmup``: 0.001 after it.
-    algorithm, value_type, residual_policy, merge_growth
+        Part of all gradient entries that a rank sends in a step, in (0, 1]. Default: it falls while the training goes on,
+        after 39 dense steps from 0.1 as 14 / step, until as many bytes are sent as at 0.0005. With a ``warmup``: 0.001
+        after it.
+    algorithm, value_type, residual_policy
         See `gtopk.Reducer`.
+    merge_growth : float, optional
+        The same. Default: 2 with the default density (of ``gtopk`` with ``share``), which is then lower, so that as many bytes
+        are sent; else 1.
     warmup : list of (steps, density), or callable of the step, optional
         Densities to begin with; the same on every rank.
     momentum_correction : bool
@@ -158,11 +162,12 @@ def DistributedOptimizer(
         check_local(optimizer, momentum_correction)
     elif momentum_correction:
         momentum.check(optimizer)
+    schedule = DensitySchedule(density, warmup)
     options: dict[str, Any] = {
         "algorithm": algorithm,
         "value_type": value_type,
         "residual_policy": residual_policy,
-        "merge_growth": merge_growth,
+        "merge_growth": growth_of(merge_growth, algorithm, residual_policy, schedule),
         "momentum_correction": bool(momentum_correction),
         "dense_below": dense_below,
         "dense_1d": bool(dense_1d),
@@ -170,7 +175,6 @@ def DistributedOptimizer(
         "rollback": bool(rollback) and not weights,  # a skipped exchange of weights changes nothing anyway
         "residual_dtype": residual_dtype,
     }
-    schedule = DensitySchedule(density, warmup)
     ranks = _comm.current() if comm is None else comm
     held = None
     if group is not None:

@@ -22,7 +22,7 @@ from .exchange import Exchange, Options, Waiting
 from .nonfinite import NonfiniteWarning
 from .sameness import SameGradients
 from .segments import Segment
-from .warmup import DensitySchedule
+from .warmup import Density, DensitySchedule, grown_share
 
 _log = logging.getLogger("gtopk")
 
@@ -97,12 +97,18 @@ class Session:
         agree(self.comm, "parameters", [self.options.describe(), *(segment.describe() for segment in segments)])
         mine = None if self.run is None else (self.run, self.steps)
         self.run, self.steps, self.scaled = agree_on_progress(self.comm, mine, secrets.randbits(63), scaled)
-        self.exchange.build(segments, self.schedule(self.steps), self.steps)
+        self.exchange.build(segments, self._density(), self.steps)
         _log.info("rank %d, step %d: %d segments are exchanged", self.comm.rank, self.steps, len(segments))
+
+    def _density(self) -> Density:
+        density = self.schedule(self.steps)
+        if density is None or not self.schedule.is_default:
+            return density
+        return density * grown_share(self.comm.size, self.options.merge_growth)
 
     def begin(self, momentum: tuple[float, bool] | None = None) -> None:
         """The density, and with momentum correction the momentum, of the coming step. Collective."""
-        self.exchange.set_density(self.schedule(self.steps))
+        self.exchange.set_density(self._density())
         if momentum is not None:
             self.exchange.set_momentum(*momentum)
 

@@ -10,22 +10,43 @@ from ..errors import InvalidError
 Warmup: TypeAlias = Iterable[tuple[int, float]] | Callable[[int], float]
 Density: TypeAlias = float | None  # None: everything is sent
 
-LAST = 0.001  # the density at the end of the default schedule, and after a warm-up that was given alone
-SHARE = 10.0  # the default density is this over the number of the step
-DENSE = 0.25  # where that is more, everything is sent
-MOST = 0.1  # of a step that is not dense: its sets take 80 bytes an entry
+AFTER = 0.001  # the density after a warm-up that was given alone
+GROWTH = 2.0  # the merge_growth of the default: without it most of what is selected is dropped on its way
+
+# Of the default density, as it would be without growth:
+SHARE = 14.0  # it is this over the number of the step,
+LAST = 0.0005  # to this.
+DENSE = 0.35  # Where it would be more than this, everything is sent,
+MOST = 0.1  # and else at most this, for sets of entries take memory.
 
 
-def default_density(step: int, share: float = SHARE, dense: float = DENSE, most: float = MOST) -> Density:
-    """The density of a step where neither density nor warm-up was given: 10 / step, until it is 0.001.
+def default_density(
+    step: int, share: float = SHARE, dense: float = DENSE, most: float = MOST, last: float = LAST
+) -> Density:
+    """The density of a step where neither density nor warm-up was given: 14 / step, until it is 0.0005.
 
-    With density d what is not sent waits in the order of 1 / d steps: here, for a tenth of the training's age so far. 39 steps
-    are dense, then it is 0.1 until that is more than 10 / step. It changes by at most a quarter at once.
+    With density d what is not sent waits in the order of 1 / d steps: here, for the same part of the training's age all the
+    time. 39 steps are dense, then it is 0.1 until that is more than 14 / step. It changes by at most a quarter at once. Where
+    sets grow while they are merged, `grown_share` of it is as many bytes.
     """
     number = step + 1
     low = max(0, number.bit_length() - 3)
     wanted = share / (number >> low << low)
-    return None if wanted > dense else min(most, max(LAST, wanted))
+    return None if wanted > dense else min(most, max(last, wanted))
+
+
+def grown_share(ranks: int, growth: float) -> float:
+    """The part of a density with which a rank of gtopk's butterfly sends as many entries with `growth` as without."""
+    rounds = ranks.bit_length() - 1
+    sent = rounds + (ranks > 1 << rounds)  # messages; the last goes back to a rank beyond a power of two
+    return 1.0 if sent == 0 else sent / sum(min(4.0, growth**level) for level in range(sent))
+
+
+def growth_of(given: float | None, algorithm: str, residual_policy: str, schedule: DensitySchedule) -> float:
+    """`merge_growth` where a user gave none: `GROWTH` with the default density, and else the paper's."""
+    if given is not None:
+        return given
+    return GROWTH if schedule.is_default and (algorithm, residual_policy) == ("gtopk", "share") else 1.0
 
 
 class DensitySchedule:
@@ -47,8 +68,8 @@ class DensitySchedule:
     """
 
     def __init__(self, density: float | None, warmup: Warmup | None) -> None:
-        self.density = LAST if density is None else _density(density, "density")
-        self._is_default = density is None and warmup is None
+        self.density = AFTER if density is None else _density(density, "density")
+        self.is_default = density is None and warmup is None
         self._function = warmup if callable(warmup) else None
         self._stages: list[tuple[int, float]] = []
         if warmup is None or callable(warmup):
@@ -60,7 +81,7 @@ class DensitySchedule:
             self._stages.append((end, stage_density))
 
     def __call__(self, step: int) -> Density:
-        if self._is_default:
+        if self.is_default:
             return default_density(step)
         if self._function is not None:
             return _density(self._function(step), f"warmup({step})")
