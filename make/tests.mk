@@ -163,7 +163,7 @@ on_queues   = $(call with,GTOPK_TEST_SIZES=5 GTOPK_DEVICE=guarded,$(1)) $(call w
     $(call with,$(ORDERED) GTOPK_DEVICE=cpu,$(1)) $(call with,$(ORDERED) GTOPK_DEVICE=reference,$(1))
 QUEUED_ONLY := $(filter-out $(EXCHANGE_TESTS),$(QUEUED_TESTS))
 LONGEST     := $(filter %/test_faults,$(C_TEST_BINS))
-# With 9 ranks they have four times the faults of 6: once is enough here, and make test-faults has all of them each way.
+# With 9 ranks they have 2.5 times the faults of 6: once is enough here, and make test-faults has all of them each way.
 FEWER       := GTOPK_TEST_SIZES=6
 ALL_C_TESTS  = $(LONGEST) $(call with,$(FEWER) GTOPK_DEVICE=reference,$(LONGEST)) $(call with,$(FEWER) GTOPK_ISA=scalar,$(LONGEST)) \
     $(call on_queues,$(LONGEST)) $(filter-out $(LONGEST),$(C_TEST_BINS)) \
