@@ -19,7 +19,7 @@ def test_mpirun(ranks):
     passed(launcher.mpirun(ranks, "harness.py", *CASES), ranks)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_torchrun(ranks):
     environment = {"GTOPK_TEST_KIND": "torch"}
     passed(launcher.torchrun(ranks, "harness.py", *CASES, "cases_torch", environment=environment), ranks)
