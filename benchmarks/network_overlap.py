@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,13 +22,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from network_bench import Case
 from network_gloo import COLUMNS, Matrices, of_all, register
 from torch import nn
 
 import gtopk
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 CASES = ("2:1gbit:25000000", "4:100mbit:14700000")
 METHODS = ("ddp", "ddp fp16", "ddp gtopk")
@@ -99,19 +98,18 @@ def work(options: argparse.Namespace) -> None:
 
 
 def measure(text: str, options: argparse.Namespace) -> dict[str, Any]:
-    ranks, rate, entries = text.split(":")
-    cluster = str(HERE / "cluster" / "cluster.sh")
-    run: dict[str, Any] = {"check": True, "timeout": options.limit}
-    links = json.loads(subprocess.run([cluster, "up", ranks, rate], capture_output=True, **run).stdout.splitlines()[0])
+    case = Case(text, options)
+    ranks = str(case.ranks)
     try:
+        links = json.loads(case.call("up", ranks, case.rate).splitlines()[0])
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
-            given = ["--worker", "--entries", entries, "--density", str(options.density), "--turns", str(options.turns)]
-            given += ["--backward-ms", options.backward_ms, "--json", file.name]
-            subprocess.run([cluster, "torchrun", ranks, str(Path(__file__).resolve()), *given], **run)
+            given = ["--worker", "--entries", str(case.entries), "--density", str(options.density)]
+            given += ["--turns", str(options.turns), "--backward-ms", options.backward_ms, "--json", file.name]
+            case.call("torchrun", ranks, str(Path(__file__).resolve()), *given, limit=options.limit)
             rows = json.loads(Path(file.name).read_text())
     finally:
-        subprocess.run([cluster, "down"], check=False)
-    return {"ranks": int(ranks), "rate": rate, "entries": int(entries), "links": links, "rows": rows}
+        case.call("down")
+    return {"ranks": case.ranks, "rate": case.rate, "entries": case.entries, "links": links, "rows": rows}
 
 
 def main() -> None:
@@ -122,6 +120,7 @@ def main() -> None:
     parser.add_argument("--backward-ms", default=BACKWARD_MS)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--limit", type=float, default=900, help="seconds that a case may take")
+    parser.add_argument("--cluster", default="bench", help="name of the emulated cluster")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--worker", action="store_true")
     options = parser.parse_args()
