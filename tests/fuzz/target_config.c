@@ -33,6 +33,7 @@ static const fuzz_field_t fields[] = {
     {offsetof(input_t, network.rank), 4},
     {offsetof(input_t, network.timeout), 8},
     {offsetof(input_t, network.warn_after), 8},
+    {offsetof(input_t, network.setup_timeout), 8},
     {offsetof(input_t, reducer.struct_size), 8},
     {offsetof(input_t, reducer.density), 8},
     {offsetof(input_t, reducer.algorithm), 4},
@@ -43,6 +44,7 @@ static const fuzz_field_t fields[] = {
     {offsetof(input_t, reducer.rollback), 4},
     {offsetof(input_t, reducer.hierarchy), 4},
     {offsetof(input_t, reducer.residual_dtype), 4},
+    {offsetof(input_t, reducer.reserved), 4},
     {offsetof(input_t, reducer.steps_before), 8},
     {offsetof(input_t, count), 8},
     {offsetof(input_t, transport), 1},
@@ -91,26 +93,38 @@ static void repair_config(random_state_t *random, uint8_t *data, size_t bytes)
     (void)bytes;
 }
 
-/* Puts in the pointers. Lengths that would be accepted, and are large, are made small. */
+/* Puts in the pointers, and numbers alone are taken from the input: a pointer that comes to the structs later is NULL here.
+ * Lengths that would be accepted, and are large, are made small. */
 static void make_safe(input_t *input)
 {
-    input->network.transport = transports[input->transport % (sizeof transports / sizeof *transports)];
-    input->network.mpi_module = NULL;
-    input->network.mpi_comm = NULL;
-    input->network.group = NULL;
-    input->network.callbacks = NULL;
-    input->network.interrupt = NULL;
-    input->network.interrupt_context = NULL;
-    input->network.node = input->network.size % 2 == 0 ? NULL : "a node";
     static const char *const data[] = {NULL, "", "auto", "nccl", "tcp"};
-    input->network.data = data[(uint32_t)input->network.size % (sizeof data / sizeof *data)];
-    input->network.data_library = NULL;
-    input->network.peers = NULL;
-    input->reducer.device = devices[input->device % (sizeof devices / sizeof *devices)];
-    input->reducer.parallel_for = NULL;
-    input->reducer.parallel_context = NULL;
-    input->reducer.allocator = NULL;
-    input->reducer.stream = NULL;
+    gtopk_comm_config_t network = GTOPK_COMM_CONFIG_INIT;
+    network.struct_size = input->network.struct_size;
+    network.size = input->network.size;
+    network.rank = input->network.rank;
+    network.timeout = input->network.timeout;
+    network.warn_after = input->network.warn_after;
+    network.setup_timeout = input->network.setup_timeout;
+    network.transport = transports[input->transport % (sizeof transports / sizeof *transports)];
+    network.node = network.size % 2 == 0 ? NULL : "a node";
+    network.data = data[(uint32_t)network.size % (sizeof data / sizeof *data)];
+    input->network = network;
+
+    gtopk_reducer_config_t reducer = GTOPK_REDUCER_CONFIG_INIT;
+    reducer.struct_size = input->reducer.struct_size;
+    reducer.density = input->reducer.density;
+    reducer.algorithm = input->reducer.algorithm;
+    reducer.value_type = input->reducer.value_type;
+    reducer.residual_policy = input->reducer.residual_policy;
+    reducer.momentum_correction = input->reducer.momentum_correction;
+    reducer.merge_growth = input->reducer.merge_growth;
+    reducer.rollback = input->reducer.rollback;
+    reducer.hierarchy = input->reducer.hierarchy;
+    reducer.residual_dtype = input->reducer.residual_dtype;
+    reducer.reserved = input->reducer.reserved;
+    reducer.steps_before = input->reducer.steps_before;
+    reducer.device = devices[input->device % (sizeof devices / sizeof *devices)];
+    input->reducer = reducer;
 
     input->count %= LENGTHS + 1;
     uint64_t dim = 0;
