@@ -152,6 +152,11 @@ class Comm(Collectives):
         return bool(_c_api.library().gtopk_comm_survives(self.handle))
 
     @property
+    def global_ranks(self) -> list[int]:
+        """The numbers that these ranks have in torch.distributed, where that is the transport; else []."""
+        return [] if self._torch is None else list(self._torch.global_ranks)
+
+    @property
     def description(self) -> str:
         """The transport and the version of what is behind it."""
         encoded: bytes = _c_api.library().gtopk_comm_describe(self.handle)

@@ -52,7 +52,7 @@ class TorchDistributed:
                 ranks = self._dist.get_process_group_ranks(group if group is not None else self._dist.group.WORLD)
             if self._dist.get_rank() not in ranks:
                 raise InvalidError(f"rank {self._dist.get_rank()} is no member of the given process group")
-            self._global_ranks = list(ranks)
+            self.global_ranks = list(ranks)
             self._group = self._dist.new_group(
                 ranks,
                 backend="gloo",
@@ -61,8 +61,8 @@ class TorchDistributed:
             )
             if setup_timeout != timeout:
                 self._dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout), self._group)
-            self.rank = self._global_ranks.index(self._dist.get_rank())
-            self.size = len(self._global_ranks)
+            self.rank = self.global_ranks.index(self._dist.get_rank())
+            self.size = len(self.global_ranks)
             self.description = f"torch (gloo, PyTorch {self._torch.__version__})"
             # Kept here: the library calls them as long as the communicator lives.
             self.callbacks = _c_api.Callbacks(
@@ -148,10 +148,10 @@ class TorchDistributed:
             works = []
             if source >= 0:
                 data = self._bytes(receive, receive_bytes)
-                works.append(self._dist.irecv(data, self._global_ranks[source], group=self._group))
+                works.append(self._dist.irecv(data, self.global_ranks[source], group=self._group))
             if to >= 0:
                 data = self._bytes(send, send_bytes)
-                works.append(self._dist.isend(data, self._global_ranks[to], group=self._group))
+                works.append(self._dist.isend(data, self.global_ranks[to], group=self._group))
             for work in works:
                 work.wait(limit)
 

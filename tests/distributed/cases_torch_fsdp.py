@@ -44,6 +44,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.utils import clip_grad_norm_
 
 import gtopk
+from gtopk.torch.ddp_hook import GTopKState, gtopk_hook, register_hook
 
 SPARSE = {"density": 0.05}
 
@@ -316,13 +317,15 @@ def case_nothing_is_lost():
         {"algorithm": "topk"},
         {"dense_below": 4},
         {"momentum_correction": True},
+        {"dtype": torch.bfloat16},
     ):
-        model = sharded()
-        optimizer = wrapped(model, density=0.1, value_type="fp32", **options)
-        before = torch.zeros_like(parts_of_weights(model))
+        own = dict(options)
+        model = sharded(plain().to(own.pop("dtype", torch.float32)))
+        optimizer = wrapped(model, density=0.1, value_type="fp32", **own)
+        before = torch.zeros_like(parts_of_weights(model), dtype=torch.float32)
         for step in range(5):
             give(model, integers(step))
-            given = total(optimizer, parts(model))
+            given = total(optimizer, parts(model).float())
             optimizer.synchronize()
             after = total(optimizer, residuals(optimizer))
             assert torch.equal(before + given, after + nodes() * parts(model)), options
@@ -331,6 +334,24 @@ def case_nothing_is_lost():
                 optimizer.step()
             before = after
         assert_replicas(model)
+
+
+def case_shards_are_exchanged_as_any_tensors_are():
+    """Bit for bit what an optimizer of as many small tensors does among the same ranks."""
+    model = sharded(whole=())
+    optimizer = wrapped(model, density=0.1)
+    comm = replicas_of(optimizer)
+    same = {name: nn.Parameter(local(p).clone()) for name, p in model.named_parameters()}
+    assert comm.size == nodes() and (local(model.gate.bias).numel() == 0) == (shard() > 0)
+    other = gtopk.DistributedOptimizer(optim.SGD(same.values(), lr=0.1), same.items(), comm=comm, density=0.1)
+    for step in range(5):
+        random = torch.Generator().manual_seed(100 * step + gtopk.rank())
+        give(model, lambda _, shape: torch.randn(shape, generator=random))  # noqa: B023
+        for name, p in model.named_parameters():
+            same[name].grad = local(p.grad).clone()
+        optimizer.step()
+        other.step()
+        assert all(torch.equal(local(p), same[name]) for name, p in model.named_parameters())
 
 
 def parts_of_weights(model):
@@ -504,6 +525,26 @@ def case_mistakes_are_named_on_every_rank():
     assert_replicas(model)
 
 
+def case_ddp_on_a_dimension_of_a_mesh():
+    """The hook takes DDP's ranks; those that were given otherwise are an error on all of them."""
+
+    def wrap():
+        model = plain(seed=shard())
+        return nn.parallel.DistributedDataParallel(model, device_mesh=mesh()["replicas"], find_unused_parameters=True)
+
+    ddp = wrap()
+    state = register_hook(ddp, **SPARSE)
+    loss_of(ddp, tokens(0, gtopk.rank())).backward()
+    assert state.stats()["count"] > 0
+    gradients = torch.cat([p.grad.flatten() for p in ddp.parameters() if p.grad is not None])
+    everywhere = gtopk.allgather(gradients[None])[shard() :: mesh()["shards"].size()]
+    assert (everywhere == everywhere[0]).all() and gradients.any()
+    ddp = wrap()
+    ddp.register_comm_hook(GTopKState(**SPARSE), gtopk_hook)
+    loss = loss_of(ddp, tokens(0, gtopk.rank()))
+    raises((gtopk.InvalidError, gtopk.MismatchError), loss.backward, "process_group=ddp.process_group")
+
+
 def case_other_placements_are_named_on_every_rank():
     """What tensor parallelism makes: shards over two dimensions beside fully_shard's, and copies over one."""
     error = (gtopk.UnsupportedError, gtopk.MismatchError)
@@ -539,8 +580,14 @@ def case_other_placements_are_named_on_every_rank():
         del model.norm
         parallelize_module(model, grid["tensors"], parts)
 
-    gc.collect()  # models of other cases
-    refused(all_in_shards, [], "first.weight is sharded over", "no module here is under fully_shard")
+    beside = sharded()  # another model in this process, which is between forward and backward
+    before, named = optim.SGD(beside.parameters(), lr=0.1), list(beside.named_parameters())
+    loss = loss_of(beside, tokens(0, gtopk.rank()))
+    refused(all_in_shards, [], "first.weight is sharded over", "but not by fully_shard")
+    optimizer = gtopk.DistributedOptimizer(before, named, group="replicas", **SPARSE)
+    loss.backward()
+    optimizer.step()
+    assert_replicas(beside)
 
 
 def case_shards_of_columns():

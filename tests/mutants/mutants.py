@@ -117,17 +117,24 @@ MUTANTS = [
         "kinds[is_dense, False]",
     ),
     Mutant(
-        "peers: a device that breaks down is told to nobody else",
-        REDUCER,
-        "        comm_tell_peers(reducer->comm, reducer->step);\n",
-        "",
-    ),
-    Mutant(
         "shards: what is whole is not averaged over the node",
         TORCH + "synchronizer.py",
         "if self.shards is None or self.shards.peers.size == 1 or not wholes:",
         "if self.shards is None or self.shards.peers.size > 0 or not wholes:",
     ),
+    Mutant(
+        "shards: another model under fully_shard is enough",
+        TORCH + "shards.py",
+        "is_dtensor(tensor) and id(tensor) not in known:",
+        "is_dtensor(tensor) and not known:",
+    ),
+    Mutant(
+        "shards: a module that has its whole parameters now is refused",
+        TORCH + "shards.py",
+        "itertools.chain(shards, *(module",
+        "itertools.chain(*(module",
+    ),
+    Mutant("the hook takes other ranks than DDP's", TORCH + "ddp_hook.py", "if theirs != ours:", "if not ours:"),
     Mutant(
         "shards: residuals of nodes that are gone are lost",
         TORCH + "sharded_state.py",

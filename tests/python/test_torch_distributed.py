@@ -60,6 +60,12 @@ def test_nodes_with_torchrun():
 
 
 @pytest.mark.long
+def test_every_row_of_the_table_on_memory():
+    environment = nodes(2, GTOPK_TEST_KIND="torch", GTOPK_TEST_ALL_ROWS="1")
+    passed(launcher.torchrun(4, "harness.py", "cases_torch_memory", environment=environment), 4)
+
+
+@pytest.mark.long
 def test_nodes_in_mixed_precision():
     passed(launcher.mpirun(6, "harness.py", "cases_torch_amp", "cases_torch_horovod", environment=nodes(3)), 6)
 

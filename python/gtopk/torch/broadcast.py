@@ -68,7 +68,7 @@ def broadcast_parameters(
         return
     agree(comm, "tensors", [_row(name, tensor) for name, tensor in tensors.items()])
     if any(map(is_dtensor, tensors.values())):
-        _broadcast_shards(find(REPLICAS, tensors, comm), list(tensors.values()), root_rank)
+        _broadcast_shards(find(REPLICAS, tensors, comm, trained=False), list(tensors.values()), root_rank)
     else:
         _broadcast(comm, list(tensors.values()), root_rank)
 

@@ -270,6 +270,7 @@ class GTopKState(Holder):
         """Reducers for the parameters of all buckets. Collective."""
 
         def prepare() -> tuple[list[Segment], None]:
+            self._check_ranks()
             self._identify()
             check_parameters(self._parameters, exchanged=True)
             self._restore()
@@ -278,6 +279,18 @@ class GTopKState(Holder):
         segments = self.session.comm.together("the exchange in backward()", prepare)
         self.session.build(segments, scaled=self._scaler_is_on())
         self._places = {id(parameter): place for place, parameter in enumerate(self._parameters.values())}
+
+    def _check_ranks(self) -> None:
+        """The mean over other ranks than DDP's would be taken for its own."""
+        ddp = None if self._ddp is None or self._ddp.object is None else self._ddp.object()
+        if ddp is None:
+            return
+        theirs, ours = dist.get_process_group_ranks(ddp.process_group), self.session.comm.global_ranks
+        if theirs != ours:
+            raise InvalidError(
+                f"DistributedDataParallel has the ranks {theirs}, and its GTopKState {ours}: give "
+                "GTopKState(process_group=ddp.process_group), or call gtopk.torch.ddp_hook.register_hook(ddp)"
+            )
 
     def _identify(self) -> None:
         """The parameters of all buckets under their names, in the order of the first iteration."""

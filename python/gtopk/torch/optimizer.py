@@ -556,7 +556,7 @@ def _shards(
         raise InvalidError("group= is for shards and comm= for other ranks than all: give one of them")
     if hierarchy != "off":
         raise InvalidError(f"hierarchy={hierarchy!r} with group=: there is one replica a node, so leave out hierarchy")
-    return find(group, Names(named_parameters).of(optimizer), _comm.current())
+    return find(group, Names(named_parameters).of(optimizer), _comm.current(), trained=True)
 
 
 def _check_wrappable(optimizer: Any) -> None:

@@ -6,6 +6,7 @@ that hold the same shard are *replicas*, one a mesh (usually a node), and exchan
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
@@ -63,13 +64,15 @@ def spread_like(part: Tensor, tensor: Tensor) -> Tensor:
     )
 
 
-def find(group: Any, tensors: Mapping[str, Tensor], everyone: Comm) -> Shards:
+def find(group: Any, tensors: Mapping[str, Tensor], everyone: Comm, *, trained: bool) -> Shards:
     """The communicators for these tensors. Collective over `everyone`; made once for each mesh.
 
     Parameters
     ----------
     group : "replicas", ProcessGroup or one-dimensional DeviceMesh
         The ranks with the same shard. "replicas" finds them; any other is compared with what is found.
+    trained : bool
+        They are parameters, whose gradients are to be exchanged: fully_shard has to have sharded them.
 
     Raises
     ------
@@ -77,7 +80,7 @@ def find(group: Any, tensors: Mapping[str, Tensor], everyone: Comm) -> Shards:
         The tensors are spread otherwise, or the group has other ranks; on the other ranks `MismatchError`.
     """
     call = "gtopk.DistributedOptimizer(group=...)"
-    mesh, mine, named = everyone.together(call, lambda: (_described(group, tensors), None))
+    mesh, mine, named = everyone.together(call, lambda: (_described(group, tensors, trained), None))
     rows = everyone.allgather_json([mine, named])
     ranks = everyone.together(call, lambda: (_replicas(mine, named, rows), None))
     return _communicators(everyone, mesh, mine[0], ranks)
@@ -86,11 +89,15 @@ def find(group: Any, tensors: Mapping[str, Tensor], everyone: Comm) -> Shards:
 # ---- what this rank has ----
 
 
-def _described(group: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, tuple[list[int], int, int], list[int] | None]:
+def _described(
+    group: Any, tensors: Mapping[str, Tensor], trained: bool
+) -> tuple[Any, tuple[list[int], int, int], list[int] | None]:
     """The mesh; its ranks, this rank's place among them and number; and the ranks of `group`, None: to be found."""
     import torch.distributed as dist
 
     mesh = _mesh_of(tensors)
+    if trained:
+        _check_fully_sharded(tensors)
     named = _ranks_of(group)
     ranks = [int(rank) for rank in mesh.mesh.flatten().tolist()]
     return mesh, (ranks, int(mesh.get_local_rank()), dist.get_rank()), named
@@ -118,21 +125,35 @@ def _mesh_of(tensors: Mapping[str, Tensor]) -> Any:
             "mesh=mesh['shards']) before the optimizer is made. Without shards leave out group=; with DistributedDataParallel, "
             "which has a mesh of its own, register gtopk.torch.ddp_hook there in place of this"
         )
-    if not _is_fully_shard_in_use():
-        raise UnsupportedError(
-            f"{first} is sharded over its mesh {mesh}, but no module here is under fully_shard, and gtopk exchanges shards "
-            "as that makes them: leave out tensor parallelism, or exchange the local tensors with gtopk.Reducer"
-        )
     return mesh
 
 
-def _is_fully_shard_in_use() -> bool:
-    """Whether a module is alive that fully_shard has changed: shards of tensor parallelism look the same."""
+def _check_fully_sharded(tensors: Mapping[str, Tensor]) -> None:
+    """Shards of tensor parallelism look the same, and nobody has tried to exchange them like this."""
+    known = _parameters_of_fully_shard()
+    for name, tensor in tensors.items():
+        if known is not None and is_dtensor(tensor) and id(tensor) not in known:
+            mesh = cast(Any, tensor).device_mesh
+            raise UnsupportedError(
+                f"{name} is sharded over its mesh {mesh}, but not by fully_shard, and gtopk exchanges shards as that makes them: "
+                "leave out tensor parallelism, or exchange the local tensors with gtopk.Reducer"
+            )
+
+
+def _parameters_of_fully_shard() -> set[int] | None:
+    """Those of all modules that it has changed and that are alive, by id. None: this PyTorch does not tell; 2.13 does."""
     from torch.distributed import _composable_state
     from torch.distributed.fsdp import FSDPModule
 
-    states = getattr(_composable_state, "_module_state_mapping", None)  # private, in 2.13; without it nobody is refused
-    return states is None or any(isinstance(module, FSDPModule) for module in list(states))
+    try:
+        states: Any = _composable_state._module_state_mapping
+        modules: list[Any] = [module for module in list(states) if isinstance(module, FSDPModule)]
+        groups = [group for module in modules for group in module._get_fsdp_state()._fsdp_param_groups]
+        # A module that has its whole parameters now, between forward and backward, does not show the shards.
+        shards = [parameter.sharded_param for group in groups for parameter in group.fsdp_params]
+    except AttributeError:
+        return None
+    return {id(parameter) for parameter in itertools.chain(shards, *(module.parameters() for module in modules))}
 
 
 def _check_spread(name: str, tensor: Any) -> None:
