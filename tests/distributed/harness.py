@@ -59,7 +59,7 @@ def raises(error, call, *words):
         for word in words:
             assert word in str(raised), f"{word!r} is not in: {raised}"
         return raised
-    raise AssertionError(f"{error.__name__} was not raised")
+    raise AssertionError(f"{error} was not raised")
 
 
 class Warnings(logging.Handler):

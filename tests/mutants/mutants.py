@@ -47,6 +47,7 @@ NODE = "csrc/exchange/node.c"
 SCATTER = "csrc/exchange/scatter.c"
 GENERIC = "csrc/device/cpu/kernels_generic.h"
 HEADER = "csrc/wire/header.c"
+LOSSES = "csrc/transport/mpi_losses.h"
 NCCL = "csrc/transport/nccl/"
 TORCH = "python/gtopk/torch/"
 CUDA = "csrc/device/cuda/"
@@ -181,6 +182,57 @@ MUTANTS = [
         "store->narrow + job->first",
     ),
     Mutant("bf16: resumed training draws other numbers", TORCH + "exchange.py", "steps_before=steps", "steps_before=7"),
+    # the same on a GPU, emulated
+    Mutant(
+        "bf16 on a GPU: what is found is not what was stored",
+        CUDA + "accumulate.cu",
+        "                sum = convert_float_from_bf16(args->narrow_to[place]);\n",
+        "",
+    ),
+    Mutant(
+        "bf16 on a GPU: a step that is undone has changed the residual",
+        CUDA + "launch_spans.c",
+        "memory->second_narrow ? memory->second_narrow : memory->narrow,",
+        "memory->narrow,",
+    ),
+    Mutant(
+        "bf16 on a GPU: all places of a step draw the same",
+        CUDA + "spans.h",
+        "dither_key(residual->seed, place));",
+        "dither_key(residual->seed, 0 * place));",
+    ),
+    Mutant(
+        "bf16 on a GPU: a later deposit draws what the first one did",
+        CUDA + "commit.cu",
+        "DITHER_DEPOSIT + args.deposits_before + d);",
+        "DITHER_DEPOSIT + d);",
+    ),
+    Mutant(
+        "bf16 on a GPU: what is set rounds by its place in the part",
+        CUDA + "store.c",
+        "dither_bf16(in[i], (uint32_t)(offset + i), key);",
+        "dither_bf16(in[i], (uint32_t)i, key);",
+    ),
+    Mutant(
+        "bf16 on a GPU: every step draws the same",
+        CUDA + "store.c",
+        "    store->memory.seed = seed;\n",
+        "    store->memory.seed = 0 * seed;\n",
+    ),
+    # on the CPU, in what the tests of one residual do not meet
+    Mutant(
+        "bf16: what is set rounds as what is accumulated",
+        "csrc/device/cpu/store.c",
+        "dither_key(store->seed, DITHER_WRITE)",
+        "dither_key(store->seed, DITHER_ACCUMULATE)",
+    ),
+    Mutant(
+        "bf16: what a dense step leaves rounds as what was accumulated",
+        "csrc/device/cpu/dense.c",
+        "dither_key(store->seed, DITHER_MEAN)",
+        "dither_key(store->seed, DITHER_ACCUMULATE)",
+    ),
+    Mutant("bf16: overflows to Inf", DITHER, "result = convert_if_less(result, 0x7f80u, result, 0x7f7fu);", ""),
     # nodes
     Mutant(
         "nodes: the sum leaves out a rank",
@@ -1283,6 +1335,77 @@ MUTANTS = [
         TORCH + "amp.py",
         "brought = iter(torch.stack(tensors).tolist())",
         "brought = reversed(torch.stack(tensors).tolist())",
+    ),
+    # the ranks that are left
+    Mutant(
+        "survivors: what fails on one of them is told to nobody",
+        COMM,
+        "        status = control->ops->agree(control, status, control->ops->now(control) + comm->link.timeout);\n",
+        "        status = status;\n",
+    ),
+    Mutant(
+        "survivors: a rank that failed agrees",
+        COMM,
+        "control->ops->agree(control, status, control",
+        "control->ops->agree(control, GTOPK_OK, control",
+    ),
+    Mutant(
+        "survivors: they agree for as long as an exchange may take",
+        COMM,
+        "control->ops->now(control) + comm->link.timeout);",
+        "control->ops->now(control) + config->timeout);",
+    ),
+    Mutant(
+        "survivors: setting up may take as long as an exchange",
+        COMM,
+        "comm->link.timeout = transport_setup_seconds(config);",
+        "comm->link.timeout = config->timeout;",
+    ),
+    Mutant(
+        "survivors: an exchange may take as long as setting up",
+        COMM,
+        "    comm->link.timeout = config->timeout;\n",
+        "",
+    ),
+    Mutant("survivors: setup_timeout may be anything", COMM, " || !is_seconds(full->setup_timeout)", ""),
+    Mutant(
+        "survivors: of any transport",
+        COMM,
+        "!config->transport || strcmp(config->transport, control->ops->name) != 0",
+        "!config->transport",
+    ),
+    Mutant("survivors: of the parent process", COMM, "if (before->owner != getpid())", "if (before->owner == 0)"),
+    Mutant("survivors: exchanges may travel otherwise", COMM, "    if (config->data)\n", "    if (0)\n"),
+    Mutant(
+        "survivors: a communicator with a second transport survives",
+        COMM,
+        "comm && comm->link.data == comm->link.control && comm",
+        "comm && comm",
+    ),
+    Mutant(
+        "survivors: setup_timeout is not the transport's",
+        "csrc/transport/transport.h",
+        "return config->setup_timeout > 0.0 ? config->setup_timeout : config->timeout;",
+        "return config->timeout;",
+    ),
+    Mutant("over MPI: every MPI goes on", LOSSES, "MPI_SUCCESS && found && *value;", "MPI_SUCCESS || found || *value;"),
+    Mutant(
+        "over MPI: ranks that wait are left waiting",
+        LOSSES,
+        "return MPIX_Comm_revoke(comm);",
+        "return MPI_Barrier == NULL || comm == MPI_COMM_NULL;",
+    ),
+    Mutant(
+        "over MPI: who is lost ends the agreement",
+        LOSSES,
+        "return kind == MPIX_ERR_PROC_FAILED;",
+        "return kind == MPI_ERR_LASTCODE;",
+    ),
+    Mutant(
+        "over MPI: who is lost is in the new communicator",
+        LOSSES,
+        "return MPIX_Comm_shrink(comm, left);",
+        "return MPI_Comm_dup(comm, left);",
     ),
     # the loss of a rank
     Mutant("loss: who is behind leads", TORCH + "attach.py", "first = max(range", "first = min(range"),

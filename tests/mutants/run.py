@@ -37,6 +37,7 @@ TESTS = [
     "unit/test_peers",
     "unit/test_collectives",
     "unit/test_link",
+    "unit/test_survivors",
     "unit/test_state",
     "unit/test_schedule",
     "unit/test_wire",
@@ -61,7 +62,7 @@ TESTS = [
 # For what is about NCCL: these notice first.
 NCCL_TESTS = ["unit/test_wire", "property/test_device", "faults/test_nccl", "faults/test_nccl_processes"]
 # For the kernels, which these have compiled as C: the library needs no others then.
-KERNEL_TESTS = ["unit/test_cuda_nodes", "unit/test_cuda_kernels", "unit/test_cuda_races"]
+KERNEL_TESTS = ["unit/test_cuda_nodes", "unit/test_cuda_kernels", "unit/test_cuda_races", "property/test_cuda"]
 # The same for mutants of the Python package: arguments of pytest.
 PYTHON_TESTS = [
     "test_torch_session.py",
@@ -82,6 +83,7 @@ PYTHON_TESTS = [
 ]
 # For what comes after the loss of a rank.
 LOSS_TESTS = ["test_roll_call.py", "test_elastic.py::test_three_go_on"]
+MPI_LOSS_TESTS = ["test_elastic.py::test_mpi_goes_on_without_ranks_that_are_lost"]
 EXAMPLE_TESTS = ["test_workloads.py"]
 # What stands in for a GPU; the tests in Python take it as it was built, with the kernels that are not broken.
 STANDIN = ("libcuda_standin.so", "libtorch_cuda_standin.so")
@@ -154,7 +156,12 @@ def run_python(tree: Path, cache: str, test: str) -> str | None:
 
 
 def is_python(mutant: Mutant) -> bool:
-    return mutant.file.endswith(".py")
+    """Whether tests in Python are to notice."""
+    return mutant.file.endswith(".py") or is_of_mpi_losses(mutant)
+
+
+def is_of_mpi_losses(mutant: Mutant) -> bool:
+    return mutant.name.startswith("over MPI: ")
 
 
 def is_of_losses(mutant: Mutant) -> bool:
@@ -166,11 +173,15 @@ def is_of_nccl(mutant: Mutant) -> bool:
 
 
 def is_of_kernels(mutant: Mutant) -> bool:
-    return mutant.file.endswith((".cu", "cuda/launch.c", "cuda/launch_spans.c", "cuda/keys.h", "cuda/sets.h"))
+    return mutant.name.startswith("bf16 on a GPU: ") or mutant.file.endswith(
+        (".cu", "cuda/launch.c", "cuda/launch_spans.c", "cuda/keys.h", "cuda/sets.h")
+    )
 
 
 def tests_for(mutants: list[Mutant]) -> list[str]:
     """Of mutants that are all in Python, or none of them."""
+    if all(is_of_mpi_losses(mutant) for mutant in mutants):
+        return MPI_LOSS_TESTS
     if all(is_of_losses(mutant) for mutant in mutants):
         return LOSS_TESTS
     if is_python(mutants[0]):
