@@ -47,7 +47,7 @@ NODE = "csrc/exchange/node.c"
 SCATTER = "csrc/exchange/scatter.c"
 GENERIC = "csrc/device/cpu/kernels_generic.h"
 HEADER = "csrc/wire/header.c"
-LOSSES = "csrc/transport/mpi_losses.h"
+LOSSES = "csrc/transport/mpi/losses.c"
 NCCL = "csrc/transport/nccl/"
 TORCH = "python/gtopk/torch/"
 CUDA = "csrc/device/cuda/"
@@ -1406,6 +1406,12 @@ MUTANTS = [
         LOSSES,
         "return MPIX_Comm_shrink(comm, left);",
         "return MPI_Comm_dup(comm, left);",
+    ),
+    Mutant(
+        "over MPI: MPI is finalized though a rank is lost",
+        "csrc/transport/mpi/survivors.c",
+        "mpi_process.lost = 1",
+        "mpi_process.lost = 0",
     ),
     # the loss of a rank
     Mutant("loss: who is behind leads", TORCH + "attach.py", "first = max(range", "first = min(range"),
