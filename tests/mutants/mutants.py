@@ -184,12 +184,6 @@ MUTANTS = [
     Mutant("bf16: resumed training draws other numbers", TORCH + "exchange.py", "steps_before=steps", "steps_before=7"),
     # the same on a GPU, emulated
     Mutant(
-        "bf16 on a GPU: what is found is not what was stored",
-        CUDA + "accumulate.cu",
-        "                sum = convert_float_from_bf16(args->narrow_to[place]);\n",
-        "",
-    ),
-    Mutant(
         "bf16 on a GPU: a step that is undone has changed the residual",
         CUDA + "launch_spans.c",
         "memory->second_narrow ? memory->second_narrow : memory->narrow,",
@@ -200,18 +194,6 @@ MUTANTS = [
         CUDA + "spans.h",
         "dither_key(residual->seed, place));",
         "dither_key(residual->seed, 0 * place));",
-    ),
-    Mutant(
-        "bf16 on a GPU: a later deposit draws what the first one did",
-        CUDA + "commit.cu",
-        "DITHER_DEPOSIT + args.deposits_before + d);",
-        "DITHER_DEPOSIT + d);",
-    ),
-    Mutant(
-        "bf16 on a GPU: what is set rounds by its place in the part",
-        CUDA + "store.c",
-        "dither_bf16(in[i], (uint32_t)(offset + i), key);",
-        "dither_bf16(in[i], (uint32_t)i, key);",
     ),
     Mutant(
         "bf16 on a GPU: every step draws the same",

@@ -1,5 +1,6 @@
 /* A residual in bf16: what is stored is right in the mean, however small an addition is beside it; steps that are dropped
  * leave it as it was; training that is resumed goes on bit for bit. That all devices round alike is test_device's. */
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -130,6 +131,12 @@ static void test_what_is_set_and_given_back_is_right_in_the_mean(void **state)
         left += ((double)values[i] + (double)sent) / DIM;
     }
     assert_true(fabs(left - set - 0x1p-9) < 5.0 * 0x1p-8 / sqrt(DIM));
+    for (int i = 0; i < DIM; i++)
+        values[i] = i % 2 ? FLT_MAX : -FLT_MAX;
+    ASSERT_OK(gtopk_reducer_set_residual(reducer, 0, values, DIM));
+    ASSERT_OK(gtopk_reducer_residual(reducer, 0, values, DIM));
+    for (int i = 0; i < DIM; i++)
+        assert_true(values[i] == (i % 2 ? 0x1.fep127f : -0x1.fep127f)); /* the largest, and not Inf */
     gtopk_reducer_destroy(reducer);
     gtopk_comm_destroy(comm);
 }
