@@ -38,7 +38,7 @@ def DistributedOptimizer(
     residual_policy: str = "share",
     merge_growth: float | None = None,
     warmup: Warmup | None = None,
-    momentum_correction: bool = False,
+    momentum_correction: bool | None = None,
     dense_below: int = 0,
     dense_1d: bool = False,
     rollback: bool = False,
@@ -77,9 +77,11 @@ def DistributedOptimizer(
         are sent; else 1.
     warmup : list of (steps, density), or callable of the step, optional
         Densities to begin with; the same on every rank.
-    momentum_correction : bool
+    momentum_correction : bool, optional
         Apply SGD's momentum on each rank before entries are selected (Deep Gradient Compression). Takes 4 bytes a
-        parameter more in the exchange, and none in SGD unless it has weight decay.
+        parameter more in the exchange, and none in SGD unless it has weight decay. Default: with the default density, of
+        ``torch.optim.SGD`` itself with one momentum, no dampening and no hierarchy, from where that density is below 0.05; not
+        after `synchronize()` was called by hand. See the guide on optimizers.
     dense_below : int
         Parameters with fewer entries than this are sent dense.
     dense_1d : bool
@@ -163,12 +165,18 @@ def DistributedOptimizer(
     elif momentum_correction:
         momentum.check(optimizer)
     schedule = DensitySchedule(density, warmup)
+    if momentum_correction is None:
+        grows = growth_of(None, algorithm, residual_policy, schedule) != 1.0  # all of it is the default
+        automatic = grows and not weights and hierarchy == "off" and group is None and momentum.is_automatic(optimizer)
+        momentum_correction = None if automatic else False
+    else:
+        momentum_correction = bool(momentum_correction)
     options: dict[str, Any] = {
         "algorithm": algorithm,
         "value_type": value_type,
         "residual_policy": residual_policy,
         "merge_growth": growth_of(merge_growth, algorithm, residual_policy, schedule),
-        "momentum_correction": bool(momentum_correction),
+        "momentum_correction": momentum_correction,
         "dense_below": dense_below,
         "dense_1d": bool(dense_1d),
         "hierarchy": hierarchy,
