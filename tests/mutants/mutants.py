@@ -28,6 +28,7 @@ CHECK = "csrc/exchange/check.c"
 MESSAGE = "csrc/exchange/message.c"
 COLLECTIVE = "csrc/exchange/collective.c"
 STEP = "csrc/core/step.c"
+REDUCE = "csrc/core/reduce.c"
 COMM = "csrc/core/comm.c"
 ACCUMULATE = "csrc/core/accumulate.c"
 STATE = "csrc/core/state.c"
@@ -484,7 +485,7 @@ MUTANTS = [
     ),
     Mutant(
         "a commit that failed is told to nobody else",
-        STEP,
+        REDUCE,
         "        status = reducer_lose(reducer, status);\n",
         "        ;\n",
     ),
