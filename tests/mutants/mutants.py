@@ -1208,13 +1208,13 @@ MUTANTS = [
     ),
     Mutant(
         "memory of the caller's pool goes to the driver",
-        CUDA + "cuda.c",
+        CUDA + "context.c",
         "if (block && device->allocator.release)",
         "if (block && !device->driver)",
     ),
     Mutant(
         "memory of the caller's pool is asked for without a stream",
-        CUDA + "cuda.c",
+        CUDA + "context.c",
         "from->allocate(from->context, bytes, stream);",
         "from->allocate(from->context, bytes, NULL);",
     ),
