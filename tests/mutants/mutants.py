@@ -967,7 +967,7 @@ MUTANTS = [
     Mutant(
         "DDP: what no rank used is lost",
         TORCH + "ddp_hook.py",
-        "            _after_backward(lambda: self._give_back(after))\n",
+        "            after_backward(lambda: self._give_back(after))\n",
         "            pass\n",
     ),
     Mutant(
@@ -985,8 +985,8 @@ MUTANTS = [
     Mutant(
         "DDP: nobody looks for an overflow",
         TORCH + "ddp_hook.py",
-        "found_inf = self.session.scaled and not _all(",
-        "found_inf = False and not _all(",
+        "found_inf = self.session.scaled and not all(",
+        "found_inf = False and not all(",
     ),
     Mutant(
         "an overflow is not agreed on",
