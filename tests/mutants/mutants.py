@@ -908,7 +908,7 @@ MUTANTS = [
     ),
     Mutant(
         "a step that is not finite is applied",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "        if not nonfinite:\n            with sync.wrapped_step",
         "        if True:\n            with sync.wrapped_step",
     ),
@@ -1062,13 +1062,13 @@ MUTANTS = [
     ),
     Mutant(
         "the wrapped optimizer's own code finds gtopk's methods",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "return getattr(super(), name, None) if self._gtopk.stepping else None",
         "return None",
     ),
     Mutant(
         "backward after synchronize is not noticed",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "            sync.check_untouched()\n",
         "            pass\n",
     ),
@@ -1146,7 +1146,7 @@ MUTANTS = [
     ),
     Mutant(
         "local steps: weights start under the names of the state",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "            saved = checkpoint.with_names_as_in(sync.names.of(self), saved)\n",
         "",
     ),
