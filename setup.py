@@ -19,7 +19,7 @@ from setuptools.command.build_py import build_py
 from setuptools.errors import BaseError
 
 ROOT = Path(__file__).resolve().parent
-MODULE_SOURCE = "csrc/transport/mpi_module.c"
+MODULE_SOURCES = "csrc/transport/mpi/*.c"
 
 
 class BuildWithLibrary(build_py):
@@ -38,6 +38,7 @@ class BuildWithLibrary(build_py):
             (package / name).unlink(missing_ok=True)
             if (built / name).is_file():
                 shutil.copy2(built / name, package / name)
+        shutil.rmtree(package / "_src", ignore_errors=True)  # of an earlier build: what lies there is compiled
         for source in module_sources():
             target = package / "_src" / source
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,8 +103,8 @@ def make(folder, *arguments):
 
 
 def module_sources():
-    """The MPI module's source and every header of ours that it includes, directly or not."""
-    found, queue = [], [MODULE_SOURCE]
+    """The MPI module's sources and every header of ours that they include, directly or not."""
+    found, queue = [], [source.relative_to(ROOT).as_posix() for source in sorted(ROOT.glob(MODULE_SOURCES))]
     while queue:
         source = queue.pop()
         if source not in found:

@@ -14,8 +14,9 @@ endif
 
 VERSION     := $(shell sed -n 's/^.define GTOPK_VERSION_[A-Z]* //p' include/gtopk.h | paste -sd.)
 SOVERSION   := $(firstword $(subst ., ,$(VERSION)))
-MPI_SOURCE  := csrc/transport/mpi_module.c
-LIB_SOURCES := $(sort $(filter-out $(MPI_SOURCE),$(wildcard csrc/*/*.c csrc/device/*/*.c csrc/transport/*/*.c)))
+MPI_SOURCES := $(sort $(wildcard csrc/transport/mpi/*.c))
+MPI_OBJECTS := $(MPI_SOURCES:%.c=$(BUILD)/%.o)
+LIB_SOURCES := $(sort $(filter-out $(MPI_SOURCES),$(wildcard csrc/*/*.c csrc/device/*/*.c csrc/transport/*/*.c)))
 LIB_OBJECTS := $(LIB_SOURCES:%.c=$(BUILD)/%.o) $(BUILD)/cuda/images.o
 
 # Files named for an instruction set are compiled for it; they are entered only after the CPU was asked.
@@ -69,9 +70,14 @@ $(BUILD)/mpicc.txt: FORCE
 	@mkdir -p $(@D)
 	@echo '$(MPICC)' | cmp -s - $@ || echo '$(MPICC)' >$@
 
-$(BUILD)/libgtopk_mpi.so: $(MPI_SOURCE) $(BUILD)/mpicc.txt | $(MPI_READY)
-	@$(if $(V),,echo "  mpicc $@")
-	$(Q)"$(MPICC)" $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -MMD -MP -MF $@.d -shared -o $@ $< -lm -pthread
+$(MPI_OBJECTS): $(BUILD)/%.o: %.c $(BUILD)/mpicc.txt | $(MPI_READY)
+	@mkdir -p $(@D)
+	@$(if $(V),,echo "  mpicc $<")
+	$(Q)"$(MPICC)" $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/libgtopk_mpi.so: $(MPI_OBJECTS)
+	@$(if $(V),,echo "  link  $@")
+	$(Q)"$(MPICC)" $(CFLAGS) $(LDFLAGS) -shared -o $@ $^ -lm -pthread
 
 # ---- benchmarks ----
 
@@ -88,6 +94,6 @@ $(BUILD)/benchmarks/baseline_mpi.so: $(MPI_BASELINE) $(BUILD)/mpicc.txt | $(MPI_
 	@$(if $(V),,echo "  mpicc $@")
 	$(Q)"$(MPICC)" $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -MMD -MP -MF $@.d -shared -o $@ $<
 
--include $(LIB_OBJECTS:.o=.d) $(BENCHMARKS:=.d) $(BUILD)/benchmarks/baseline_mpi.so.d $(BUILD)/libgtopk_mpi.so.d
+-include $(LIB_OBJECTS:.o=.d) $(MPI_OBJECTS:.o=.d) $(BENCHMARKS:=.d) $(BUILD)/benchmarks/baseline_mpi.so.d
 
 .PHONY: lib module FORCE

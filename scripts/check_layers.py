@@ -38,17 +38,13 @@ JOINTS = {
 # Folders within a layer that know nothing of each other, and what all of them share.
 ROOMS = {
     "device": {"reference", "cpu", "cuda"},
-    "transport": {"nccl"},
+    "transport": {"mpi", "nccl"},
 }
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+(["<])([^">]+)[">]', re.MULTILINE)
 # Foreign interfaces, and the folders or files that may name them.
 FOREIGN = {
-    re.compile(r"mpi(-ext)?\.h|mpi/.*"): {
-        "csrc/transport/mpi_module.c",
-        "csrc/transport/mpi_losses.h",
-        "csrc/transport/mpi_ring.h",
-    },
-    re.compile(r"nccl.*"): {"csrc/transport/nccl"},
+    re.compile(r"mpi(-ext)?\.h|mpi/.*"): {"csrc/transport/mpi/"},
+    re.compile(r"nccl.*"): {"csrc/transport/nccl/"},
     re.compile(r"(cuda|cudart|driver_types|nvrtc|cub/).*"): {"csrc/device/cuda"},
     re.compile(r"(torch|ATen|c10)/.*"): {"csrc/torch"},
 }

@@ -1,4 +1,4 @@
-/* Finds, loads and checks the module that speaks MPI. The module (mpi_module.c) is linked with one MPI; this library is
+/* Finds, loads and checks the module that speaks MPI. The module (mpi/) is linked with one MPI; this library is
  * linked with none, and loads on machines that have none.
  *
  * The loaded module is kept for the whole process: MPI cannot be started twice. */

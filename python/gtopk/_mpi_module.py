@@ -13,7 +13,7 @@ from . import _lib
 from .errors import GtopkError, NotFoundError, UnsupportedError
 
 MODULE_NAME = "libgtopk_mpi.so"
-_SOURCE = Path("csrc", "transport", "mpi_module.c")
+_SOURCES = Path("csrc", "transport", "mpi")
 # Asked in a process of its own: a broken MPI may end the process that loads it, and libraries are never unloaded.
 _PROBE = """
 import ctypes, sys
@@ -57,10 +57,10 @@ def source_root() -> Path:
     """Folder with include/ and csrc/ as far as the module needs them: the source tree, else packaged with gtopk."""
     packaged = Path(__file__).resolve().parent / "_src"
     for root in (_lib.source_tree(), packaged):
-        if root is not None and (root / _SOURCE).is_file():
+        if root is not None and (root / _SOURCES).is_dir():
             return root
     raise NotFoundError(
-        f"the source of the MPI module is neither in a source tree nor in {packaged}: install gtopk again"
+        f"the sources of the MPI module are neither in a source tree nor in {packaged}: install gtopk again"
     )
 
 
@@ -100,10 +100,12 @@ def build(mpicc: str | None = None, output: str | None = None) -> Path:
             "-D_GNU_SOURCE",
             "-ffp-contract=off",
             "-fPIC",
+            "-fvisibility=hidden",
             "-pthread",
             "-shared",
         ]
-        command += [f"-I{root / 'include'}", f"-I{root / 'csrc'}", str(root / _SOURCE), "-o", str(fresh), "-lm"]
+        command += [f"-I{root / 'include'}", f"-I{root / 'csrc'}", "-o", str(fresh)]
+        command += [*(str(source) for source in sorted((root / _SOURCES).glob("*.c"))), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UnsupportedError(f"`{' '.join(command)}` failed:\n{done.stderr.strip()}")

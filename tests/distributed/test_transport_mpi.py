@@ -39,7 +39,8 @@ def test_messages_longer_than_an_int_can_count(tmp_path):
     module = tmp_path / "libgtopk_mpi.so"
     mpicc = (BUILD / "mpicc.txt").read_text().strip()
     command = [shutil.which(mpicc) or str(ROOT / mpicc), "-std=c11", "-O1", "-fPIC", "-shared", "-pthread"]
+    command += ["-fvisibility=hidden"]
     command += ["-D_GNU_SOURCE", "-DMPI_MODULE_COUNT_MAX=5000", f"-I{ROOT / 'include'}", f"-I{ROOT / 'csrc'}"]
-    command += [str(ROOT / "csrc/transport/mpi_module.c"), "-o", str(module), "-lm"]
+    command += [*map(str, sorted((ROOT / "csrc/transport/mpi").glob("*.c"))), "-o", str(module), "-lm"]
     subprocess.run(command, check=True)
     launch(3, "caller", module)

@@ -28,6 +28,7 @@ CHECK = "csrc/exchange/check.c"
 MESSAGE = "csrc/exchange/message.c"
 COLLECTIVE = "csrc/exchange/collective.c"
 STEP = "csrc/core/step.c"
+REDUCE = "csrc/core/reduce.c"
 COMM = "csrc/core/comm.c"
 ACCUMULATE = "csrc/core/accumulate.c"
 STATE = "csrc/core/state.c"
@@ -484,7 +485,7 @@ MUTANTS = [
     ),
     Mutant(
         "a commit that failed is told to nobody else",
-        STEP,
+        REDUCE,
         "        status = reducer_lose(reducer, status);\n",
         "        ;\n",
     ),
@@ -907,7 +908,7 @@ MUTANTS = [
     ),
     Mutant(
         "a step that is not finite is applied",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "        if not nonfinite:\n            with sync.wrapped_step",
         "        if True:\n            with sync.wrapped_step",
     ),
@@ -966,7 +967,7 @@ MUTANTS = [
     Mutant(
         "DDP: what no rank used is lost",
         TORCH + "ddp_hook.py",
-        "            _after_backward(lambda: self._give_back(after))\n",
+        "            after_backward(lambda: self._give_back(after))\n",
         "            pass\n",
     ),
     Mutant(
@@ -984,8 +985,8 @@ MUTANTS = [
     Mutant(
         "DDP: nobody looks for an overflow",
         TORCH + "ddp_hook.py",
-        "found_inf = self.session.scaled and not _all(",
-        "found_inf = False and not _all(",
+        "found_inf = self.session.scaled and not all(",
+        "found_inf = False and not all(",
     ),
     Mutant(
         "an overflow is not agreed on",
@@ -1061,13 +1062,13 @@ MUTANTS = [
     ),
     Mutant(
         "the wrapped optimizer's own code finds gtopk's methods",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "return getattr(super(), name, None) if self._gtopk.stepping else None",
         "return None",
     ),
     Mutant(
         "backward after synchronize is not noticed",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "            sync.check_untouched()\n",
         "            pass\n",
     ),
@@ -1145,7 +1146,7 @@ MUTANTS = [
     ),
     Mutant(
         "local steps: weights start under the names of the state",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "            saved = checkpoint.with_names_as_in(sync.names.of(self), saved)\n",
         "",
     ),
@@ -1207,13 +1208,13 @@ MUTANTS = [
     ),
     Mutant(
         "memory of the caller's pool goes to the driver",
-        CUDA + "cuda.c",
+        CUDA + "context.c",
         "if (block && device->allocator.release)",
         "if (block && !device->driver)",
     ),
     Mutant(
         "memory of the caller's pool is asked for without a stream",
-        CUDA + "cuda.c",
+        CUDA + "context.c",
         "from->allocate(from->context, bytes, stream);",
         "from->allocate(from->context, bytes, NULL);",
     ),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import gtopk
+from gtopk import _mpi_module
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -79,6 +80,23 @@ def test_mpicc_beside_python_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     assert find_mpicc() == str(beside)
     monkeypatch.setenv("MPICC", "/another/mpicc")
     assert find_mpicc() == "/another/mpicc"
+
+
+def test_mpi_module_is_built_from_what_is_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by an installed package: setup.py names the files, and no others are there."""
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    if _mpi_module.find_program("mpicc") is None:
+        pytest.skip("there is no mpicc")
+    sources = tmp_path / "_src"
+    for source in runpy.run_path(str(ROOT / "setup.py"))["module_sources"]():
+        (sources / source).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / source, sources / source)
+    monkeypatch.setattr(_mpi_module, "source_root", lambda: sources)
+    module = _mpi_module.build(output=str(tmp_path / "module.so"))
+    assert "MPI" in _mpi_module.probe(module)
+    exported = [line.split()[-1] for line in run("nm", "-D", "--defined-only", str(module)).splitlines()]
+    assert exported == ["gtopk_mpi_module"]
 
 
 def test_what_is_installed(prefix: Path) -> None:

@@ -1,33 +1,4 @@
-/* An all-reduce of floats as a ring over MPI's messages: reduce-scatter, then all-gather, in segments that overlap. The part
- * of mpi_module.c that knows it; a header, since the module is compiled from one source wherever it is built.
- *
- * MPI's own all-reduce has no deadline, and its non-blocking one took up to three times as long over Ethernet. Segments are
- * short enough that MPI sends them at once: a longer message is first asked for, and where both directions share a
- * connection the answer waits behind what goes the other way, so that the two take turns (Open MPI 5: half the rate).
- *
- * Chunk c of `size` is added up on its way through ranks c, c + 1, .., c - 1, in this order, and copied from the last one to
- * the others: all ranks get the same bits. Message t of 2 (size - 1) * segments goes to the right; what comes in its
- * place from the left is chunk rank - 1 - t / segments. */
-#ifndef GTOPK_TRANSPORT_MPI_RING_H
-#define GTOPK_TRANSPORT_MPI_RING_H
-
-#include <mpi.h>
-#include <stddef.h>
-
-#define RING_TAG 9
-#define RING_SEGMENT 16000 /* floats: with MPI's header less than 64 KiB, up to which Open MPI sends at once over TCP */
-#define RING_WINDOW 32     /* messages that may be under way each way */
-
-typedef struct ring {
-    MPI_Comm comm;
-    size_t rank, size;
-    float *data;
-    size_t count, segments, messages;
-    size_t posted, received; /* receives that were started, that ended */
-    size_t started, sent;    /* sends, likewise */
-    MPI_Request receives[RING_WINDOW], sends[RING_WINDOW];
-    float *arrived; /* [RING_WINDOW * RING_SEGMENT] parts of sums */
-} ring_t;
+#include "transport/mpi/ring.h"
 
 /* Start of chunk c. */
 static size_t ring_chunk(const ring_t *ring, size_t c)
@@ -52,7 +23,7 @@ static int ring_adds(const ring_t *ring, size_t t)
     return t < ring->messages / 2;
 }
 
-static void ring_open(ring_t *ring, MPI_Comm comm, int rank, int size, float *data, size_t count, float *arrived)
+void ring_open(ring_t *ring, MPI_Comm comm, int rank, int size, float *data, size_t count, float *arrived)
 {
     const size_t longest = (count + (size_t)size - 1) / (size_t)size;
     *ring = (ring_t){.comm = comm, .rank = (size_t)rank, .size = (size_t)size, .data = data, .count = count};
@@ -117,8 +88,7 @@ static int ring_test(MPI_Request *requests, size_t t, int *ended)
     return MPI_Test(&requests[t % RING_WINDOW], ended, MPI_STATUS_IGNORE);
 }
 
-/* Does what can be done now; *moved: whether that was anything. An MPI code. */
-static int ring_advance(ring_t *ring, int *moved)
+int ring_advance(ring_t *ring, int *moved)
 {
     int code = MPI_SUCCESS, ended = 1;
     const size_t before = ring->posted + ring->received + ring->started + ring->sent;
@@ -139,9 +109,7 @@ static int ring_advance(ring_t *ring, int *moved)
     return code;
 }
 
-static int ring_ended(const ring_t *ring)
+int ring_ended(const ring_t *ring)
 {
     return ring->received == ring->messages && ring->sent == ring->messages;
 }
-
-#endif
