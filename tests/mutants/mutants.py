@@ -62,9 +62,45 @@ MUTANTS = [
     Mutant("default density: no step is dense", TORCH + "warmup.py", "None if wanted > dense else ", ""),
     Mutant(
         "default density: growth costs bytes",
-        TORCH + "session.py",
-        "return density * grown_share(self.comm.size, self.options.merge_growth)",
-        "return density",
+        TORCH + "exchange.py",
+        " * grown_share(self.comm.size, self.options.merge_growth)",
+        "",
+    ),
+    Mutant(
+        "default density: few entries are as many",
+        TORCH + "warmup.py",
+        "max(density, LEAST / max(1, entries))",
+        "density",
+    ),
+    Mutant(
+        "momentum correction begins where it is clipped",
+        TORCH + "exchange.py",
+        "return not self.as_gradients and ",
+        "return ",
+    ),
+    Mutant(
+        "momentum correction: what waits has no momentum",
+        TORCH + "momentum.py",
+        "    velocity.add_(residual, alpha=1 / momentum)\n    return residual if nesterov else torch.zeros_like(residual), velocity",
+        "    return residual, velocity",
+    ),
+    Mutant(
+        "momentum correction: SGD goes on with what it has given",
+        TORCH + "momentum.py",
+        '        optimizer.state[parameter]["momentum_buffer"] = None\n',
+        "",
+    ),
+    Mutant(
+        "momentum correction: a velocity is dropped",
+        TORCH + "exchange.py",
+        "self._check_velocities(mine, is_dense or corrected)",
+        "pass",
+    ),
+    Mutant(
+        "momentum correction never begins",
+        TORCH + "synchronizer.py",
+        "and not self.session.corrects_otherwise",
+        "",
     ),
     Mutant("default density: growth has no limit", TORCH + "warmup.py", "min(4.0, growth**level)", "growth**level"),
     Mutant(
