@@ -891,7 +891,7 @@ MUTANTS = [
     Mutant(
         "velocity is lost in a new reducer",
         TORCH + "exchange.py",
-        "if entry.velocity is not None and self._has_velocity(part):",
+        "if entry.velocity is not None and part.corrected:",
         "if False:",
     ),
     Mutant(
