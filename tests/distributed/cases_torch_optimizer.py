@@ -647,3 +647,21 @@ def case_other_ranks_than_those_of_init():
         train(model, optimizer, 1, 2, gtopk.rank())
         assert_replicas(model)
         optimizer._gtopk.session.exchange.close()
+
+
+def case_one_rank_that_clips_keeps_momentum_out_of_all_updates():
+    many = 100_000
+    model = nn.ParameterDict({"w": torch.zeros(many)})
+    optimizer = wrapped(model, lr=1.0, more={"momentum": 0.5})
+    for step in (0, 200, 400, 401):
+        if step:
+            optimizer._gtopk.session.steps = step
+        model["w"].grad = torch.randn(many)
+        if gtopk.rank() == 0 and step == 200:
+            optimizer.synchronize()
+            with optimizer.skip_synchronize():
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert_replicas(model)
+    assert not any(part.corrected for part in optimizer._gtopk.session.exchange.parts)

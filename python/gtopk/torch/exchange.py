@@ -80,6 +80,10 @@ VELOCITY_TEXT = (
 )
 
 
+def _entries(segments: Sequence[Segment]) -> int:
+    return sum(segment.numel for segment in segments)
+
+
 class _Step:
     """What was given in the step that is going on, by place."""
 
@@ -104,7 +108,8 @@ class Exchange:
         self.comm = comm
         self.options = options
         self.is_default = is_default  # the density, which then depends on the number of entries and ranks, too
-        self.as_gradients = False  # updates must not have momentum in them, unless that was asked for
+        self.clips = False  # this rank looks at updates before they are applied
+        self.as_gradients = False  # some rank does, so momentum does not come into them by itself
         self.segments: list[Segment] = []
         self.parts: list[Part] = []
         self.waiting: dict[str, Waiting] = {}
@@ -132,6 +137,8 @@ class Exchange:
             A velocity was loaded, and there is no momentum correction at this density. Nothing is lost.
         """
         self._check_shapes(segments)
+        if self.is_default and self.options.momentum_correction is None:
+            self.as_gradients = self.as_gradients or any_of(self.comm, self.clips)
         self.park()
         kinds: dict[tuple[bool, bool], list[int]] = {(True, False): [], (False, False): [], (False, True): []}
         for i, segment in enumerate(segments):
@@ -142,7 +149,7 @@ class Exchange:
             for (is_dense, _), places in kinds.items():
                 if places:
                     mine = [segments[i] for i in places]
-                    corrected = not is_dense and self._corrects(mine, density)
+                    corrected = not is_dense and self._corrects(_entries(mine), density)
                     self._check_velocities(mine, is_dense or corrected)  # before anything is changed
                     reducer = self._reducer(mine, density, is_dense, corrected, steps)
                     parts.append(Part(reducer, mine, places, is_dense, corrected))
@@ -184,14 +191,16 @@ class Exchange:
                     self.waiting[segment.name] = velocity_of(segment.name, entry.residual)
 
     def corrects_otherwise(self, density: Density) -> bool:
-        """Whether `build` would choose otherwise about momentum correction for this density."""
-        return any(not part.dense and part.corrected != self._corrects(part.segments, density) for part in self.parts)
+        """Whether `build` is to decide anew about momentum correction, for this density."""
+        return any(
+            not part.dense and part.corrected != self._corrects(part.reducer.dim, density) for part in self.parts
+        )
 
-    def _corrects(self, segments: Sequence[Segment], density: Density) -> bool:
+    def _corrects(self, entries: int, density: Density) -> bool:
         """Whether momentum is applied before entries are selected: of the default, where they wait for long."""
         if self.options.momentum_correction is not None:
             return self.options.momentum_correction
-        wanted = self._density_of(segments, density)
+        wanted = self._density_of(entries, density)
         return not self.as_gradients and self.options.hierarchy == "off" and wanted is not None and wanted < CORRECTED
 
     def park(self) -> None:
@@ -212,8 +221,8 @@ class Exchange:
             return
         for part in self.parts:
             if not part.dense:
-                wanted = self._density_of(part.segments, density)
-                then = self._density_of(part.segments, self._density)
+                wanted = self._density_of(part.reducer.dim, density)
+                then = self._density_of(part.reducer.dim, self._density)
                 before, after = (self._algorithm(part.segments, one) for one in (then, wanted))
                 if before != after == "dense":
                     part.reducer.set_algorithm(after)
@@ -443,9 +452,9 @@ class Exchange:
         chosen = options.hierarchy != "off" or options.momentum_correction
         return "dense" if density is None and not chosen else options.algorithm
 
-    def _density_of(self, segments: Sequence[Segment], density: Density) -> Density:
+    def _density_of(self, entries: int, density: Density) -> Density:
         """Of a part, which may be a small one."""
-        return at_least(density, sum(segment.numel for segment in segments)) if self.is_default else density
+        return at_least(density, entries) if self.is_default else density
 
     def _of_entries(self, density: Density) -> float:
         """Of a rank, with as many bytes as without growth. Where everything is wanted, but the algorithm sends entries: as
@@ -457,7 +466,7 @@ class Exchange:
     def _reducer(
         self, segments: Sequence[Segment], density: Density, dense: bool, corrected: bool, steps: int
     ) -> Reducer:
-        options, density = self.options, self._density_of(segments, density)
+        options, density = self.options, self._density_of(_entries(segments), density)
         return Reducer(
             [segment.numel for segment in segments],
             density=self._of_entries(density),

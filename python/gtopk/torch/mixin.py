@@ -93,6 +93,7 @@ class DistributedMixin(torch.optim.Optimizer):
                 "synchronize() was called already and would exchange the mean update as if it were a gradient: call "
                 "step() inside skip_synchronize() first, or optimizer.zero_grad() to do without that step"
             )
+        sync.begin_by_hand()
         sync.synchronize(self, amp.unscaled(sync.grad_scaler, self))
         sync.keep_update(self)
 

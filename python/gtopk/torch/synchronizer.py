@@ -190,10 +190,13 @@ class Synchronizer(Holder):
 
     # ---- between synchronize() and step() ----
 
+    def begin_by_hand(self) -> None:
+        """synchronize() is called: what comes of it may be clipped, and stays a gradient if it is one so far."""
+        self.session.exchange.clips |= not self._corrects
+
     def keep_update(self, optimizer: torch.optim.Optimizer) -> None:
         """The gradients are the mean update, which `step()` is to apply."""
         self.synchronized = True
-        self.session.exchange.as_gradients |= not self._corrects  # what is clipped stays of this size
         first = _first_gradient(optimizer)
         self._update = None if first is None else weakref.ref(first)
         for parameter in self._parameters:
