@@ -64,38 +64,43 @@ ONE = "--threads 1 --test-images 1"
 # The same few images in every step, which can be learned by heart in some steps.
 FEW = f"{ONE} --batch-size 8 --warmup-epochs 0 --density 0.01 --density-warmup= --momentum-correction"
 FASHION = f"--data fashion-mnist --subset {{images}} {FEW}"
-FOLDERS = f"--data {{folder}} --workers 0 --image-size 64 {FEW}"
-DEMO = shlex.join([*SPARSE, *schedule(20, 80)])
+FOLDERS = f"--workers 0 --image-size 64 {FEW}"
+DEMO = shlex.join([*SPARSE, *schedule(48, 80)])
 LEARN = [
     Example("losing_a_rank/train", "--steps 60 --timeout 60 --checkpoint {file}", 0.5, noisy=False),
     Example("losing_a_rank/go_on", "--steps 60", 0.4, noisy=False, torchrun=True),
     Example("fsdp", "--steps 31 --nodes {nodes}", 0.2, torchrun=True, nodes=(1, 2, 3, 2)),
     Example("cifar_resnet20", f"--steps 12 --report-every 2 --lr 0.01 {FASHION}", 0.2),
-    Example("cifar_vgg16", f"--steps 10 --report-every 2 --lr 0.002 {FASHION}", 0.2),
-    Example("imagenet_alexnet", f"--steps 6 --report-every 2 --lr 0.05 {FOLDERS}", 0.1),
-    Example("imagenet_resnet50", f"--steps 10 --report-every 1 --lr 0.0003 {FOLDERS}", 0.25, end=4),
+    Example("cifar_vgg16", f"--steps 16 --report-every 2 --lr 0.002 {FASHION}", 0.2),
+    Example("imagenet_alexnet", f"--data {{two}} --steps 6 --report-every 2 --lr 0.05 {FOLDERS}", 0.1),
+    Example(
+        "imagenet_resnet50",
+        f"--data {{ten}} --steps 20 --report-every 1 --lr 0.0003 {FOLDERS} --batch-size {{batch}}",
+        0.25,
+        end=4,
+    ),
     Example("ptb_lstm", "--steps 5 --report-every 1 --lr 4 --batch-size 1 --test-words 4 --threads 1", 0.01),
     Example(
         "an4_deepspeech", "--steps 4 --report-every 1 --lr 0.001 --density 0.05 --density-warmup= --threads 1", 0.3
     ),
     Example(
         "run_demo",
-        f"--steps 20 --report-every 5 {DEMO} --data fashion-mnist --batch-size 16 {ONE}",
-        0.3,
+        f"--steps 48 --report-every 12 {DEMO} --data fashion-mnist --batch-size 32 {ONE}",
+        0.2,
         "cifar_resnet20",
     ),
 ]
 
 
-def write_images(folder: Path, count: int) -> None:
-    """Images of Fashion-MNIST as files in folders; of two classes, of which one has seven times the images of the other: how
-    frequent a class is can be learned in a few steps, and a model without batch normalisation learns little else in them."""
+def write_images(folder: Path, shares: list[int]) -> None:
+    """Images of Fashion-MNIST as files in folders, so many of each class: how frequent a class is can be learned in a few
+    steps, and a model without batch normalisation learns little else in them."""
     import data
     from PIL import Image
 
     images = data.load(data.locate("fashion-mnist"))
-    for part, split, most in (("train", images.train, count), ("val", images.test, 8)):
-        for label, share in ((0, most // 8), (1, most - most // 8)):
+    for part, split in (("train", images.train), ("val", images.test)):
+        for label, share in enumerate(shares if part == "train" else [1] * len(shares)):
             place = folder / part / str(label)
             place.mkdir(parents=True)
             for number in (split.labels == label).nonzero().flatten()[:share].tolist():
@@ -124,13 +129,23 @@ def examples_of(launch: Launch) -> list[Example]:
 def run(launch: Launch, jobs: list[tuple[Example, list[int]]], folder: Path, limit: float) -> None:
     """Trains each example with its seeds."""
     folder.mkdir(exist_ok=True)
-    images, lines, plan = folder / "images", folder / "lines.json", folder / "jobs.json"
-    if any("{folder}" in example.arguments for example, _ in jobs):
-        write_images(images, 8 * launch.ranks)
+    two, ten = folder / "two", folder / "ten"
+    lines, plan = folder / "lines.json", folder / "jobs.json"
+    if any("{two}" in example.arguments for example, _ in jobs):
+        write_images(two, [launch.ranks, 7 * launch.ranks])
+    if any("{ten}" in example.arguments for example, _ in jobs):
+        write_images(ten, [*[1] * 9, 23])
     listed = []
     for example, seeds in jobs:
         nodes = example.nodes[launch.ranks - 1] if example.nodes else 1
-        places = {"images": 8 * launch.ranks, "folder": images, "file": folder / "{seed}.pt", "nodes": nodes}
+        places = {
+            "images": 8 * launch.ranks,
+            "two": two,
+            "ten": ten,
+            "batch": 32 // launch.ranks,
+            "file": folder / "{seed}.pt",
+            "nodes": nodes,
+        }
         arguments = example.arguments.format(**places).split()
         if launch.frozen and not example.torchrun:  # the trainer sets the learning rate in each step
             arguments += ["--lr", "0"]

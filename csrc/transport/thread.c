@@ -1,57 +1,14 @@
 /* Ranks that are threads of one process, for tests and simulation.
  *
  * Each ordered pair of ranks has a queue. A send copies its message into the queue and is done, so giving up frees all
- * buffers. One mutex guards the group; each rank sleeps on a condition variable of its own.
- *
- * Lives. A rank may close its transport and open it again, as a program does that creates communicators in a loop. Its
- * n-th opening talks to the n-th openings of the others: messages carry the life of their sender, so that a fast rank's
- * next life is not mixed up with a slow rank's present one.
- *
- * Virtual clock. Time stands still as long as some rank can do anything: it runs, or it has not yet opened a life that
- * another rank is in. When all ranks wait, are idle or have left, time jumps to the earliest deadline, and those whose
- * deadline it is go on. So what happens does not depend on how fast the threads run. */
+ * buffers. One mutex guards the group; each rank sleeps on a condition variable of its own. */
 #include "transport/thread.h"
 
-#include <math.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "transport/condition.h"
-#include "util/clock.h"
-#include "util/log.h"
+#include "transport/thread_group.h"
 #include "util/memory.h"
-
-typedef struct message {
-    struct message *next;
-    uint64_t life; /* of the sender */
-    size_t bytes;
-    unsigned char payload[];
-} message_t;
-
-typedef struct queue {
-    message_t *first, *last;
-} queue_t;
-
-typedef enum rank_state { RANK_CLOSED, RANK_RUNS, RANK_WAITS, RANK_IDLE } rank_state_t;
-
-typedef struct rank {
-    rank_state_t state;
-    uint64_t life;   /* times opened */
-    double deadline; /* while it waits */
-    uint64_t gone;   /* the life in which it said its last word, 0: none */
-    pthread_cond_t wake;
-} rank_t;
-
-struct gtopk_thread_group {
-    int32_t size;
-    int virtual_clock;
-    pthread_mutex_t mutex;
-    double now;    /* virtual clock */
-    uint64_t life; /* the highest of any rank */
-    rank_t *ranks;
-    queue_t *queues; /* [to * size + from] */
-};
 
 typedef struct thread_transport {
     transport_t base;
@@ -60,88 +17,12 @@ typedef struct thread_transport {
     int under_way;
 } thread_transport_t;
 
-static void push(queue_t *queue, message_t *message)
-{
-    if (queue->last)
-        queue->last->next = message;
-    else
-        queue->first = message;
-    queue->last = message;
-}
-
-static message_t *pop(queue_t *queue)
-{
-    message_t *message = queue->first;
-    queue->first = message->next;
-    if (!queue->first)
-        queue->last = NULL;
-    return message;
-}
-
-/* ---- the clock ---- */
-
-static double group_now(const gtopk_thread_group_t *group)
-{
-    return group->virtual_clock ? group->now : clock_now();
-}
-
-static int may_act(const gtopk_thread_group_t *group, const rank_t *rank)
-{
-    return rank->state == RANK_RUNS || (rank->state == RANK_CLOSED && rank->life < group->life);
-}
-
-/* To be called whenever a rank stops running. */
-static void advance_clock(gtopk_thread_group_t *group)
-{
-    double earliest = INFINITY;
-    if (!group->virtual_clock)
-        return;
-    for (int32_t r = 0; r < group->size; r++) {
-        if (may_act(group, &group->ranks[r]))
-            return;
-        if (group->ranks[r].state == RANK_WAITS)
-            earliest = fmin(earliest, group->ranks[r].deadline);
-    }
-    if (isinf(earliest))
-        return;
-    group->now = fmax(group->now, earliest);
-    for (int32_t r = 0; r < group->size; r++)
-        if (group->ranks[r].state == RANK_WAITS && group->ranks[r].deadline <= group->now) {
-            group->ranks[r].state = RANK_RUNS;
-            (void)pthread_cond_signal(&group->ranks[r].wake);
-        }
-}
-
-/* Sleeps until somebody wakes this rank or the deadline passes. The one who wakes it sets its state, so that the clock
- * cannot pass over a rank that is about to run. */
-static void sleep_until(gtopk_thread_group_t *group, rank_t *rank, double deadline)
-{
-    rank->state = RANK_WAITS;
-    rank->deadline = deadline;
-    advance_clock(group);
-    if (group->virtual_clock)
-        while (rank->state == RANK_WAITS)
-            (void)pthread_cond_wait(&rank->wake, &group->mutex);
-    else
-        while (rank->state == RANK_WAITS && condition_wait(&rank->wake, &group->mutex, deadline))
-            continue;
-    rank->state = RANK_RUNS;
-}
-
-static void wake(rank_t *rank)
-{
-    if (rank->state == RANK_WAITS) {
-        rank->state = RANK_RUNS;
-        (void)pthread_cond_signal(&rank->wake);
-    }
-}
-
 /* ---- messages ---- */
 
 static gtopk_status_t send_copy(thread_transport_t *self, int32_t to, const void *data, size_t bytes)
 {
     gtopk_thread_group_t *group = self->group;
-    message_t *message;
+    thread_message_t *message;
     gtopk_status_t status = memory_alloc(&message, 1, sizeof *message + bytes, "a message between threads");
     if (status != GTOPK_OK)
         return status;
@@ -151,31 +32,31 @@ static gtopk_status_t send_copy(thread_transport_t *self, int32_t to, const void
 
     (void)pthread_mutex_lock(&group->mutex);
     message->life = group->ranks[self->base.rank].life;
-    push(&group->queues[(size_t)to * (size_t)group->size + (size_t)self->base.rank], message);
-    wake(&group->ranks[to]);
+    thread_queue_push(&group->queues[(size_t)to * (size_t)group->size + (size_t)self->base.rank], message);
+    thread_rank_wake(&group->ranks[to]);
     (void)pthread_mutex_unlock(&group->mutex);
     return GTOPK_OK;
 }
 
 /* The next message for this life from `from`; NULL: none yet. Those for an earlier life are dropped. */
-static message_t *take(thread_transport_t *self, int32_t from)
+static thread_message_t *take(thread_transport_t *self, int32_t from)
 {
     gtopk_thread_group_t *group = self->group;
     const uint64_t life = group->ranks[self->base.rank].life;
-    queue_t *queue = &group->queues[(size_t)self->base.rank * (size_t)group->size + (size_t)from];
+    thread_queue_t *queue = &group->queues[(size_t)self->base.rank * (size_t)group->size + (size_t)from];
     while (queue->first && queue->first->life < life)
-        memory_free(pop(queue));
-    return queue->first && queue->first->life == life ? pop(queue) : NULL;
+        memory_free(thread_queue_pop(queue));
+    return queue->first && queue->first->life == life ? thread_queue_pop(queue) : NULL;
 }
 
 static int has_left(const thread_transport_t *self, int32_t peer)
 {
-    const rank_t *theirs = &self->group->ranks[peer];
+    const thread_rank_t *theirs = &self->group->ranks[peer];
     const uint64_t life = self->group->ranks[self->base.rank].life;
     return theirs->life > life || (theirs->life == life && theirs->state == RANK_CLOSED);
 }
 
-static gtopk_status_t deliver(const transport_exchange_t *exchange, message_t *message, size_t *received)
+static gtopk_status_t deliver(const transport_exchange_t *exchange, thread_message_t *message, size_t *received)
 {
     gtopk_status_t status = GTOPK_OK;
     const int fits = message->bytes <= exchange->receive_capacity;
@@ -196,7 +77,7 @@ static double thread_now(transport_t *transport)
 {
     gtopk_thread_group_t *group = ((thread_transport_t *)transport)->group;
     (void)pthread_mutex_lock(&group->mutex);
-    const double now = group_now(group);
+    const double now = thread_group_now(group);
     (void)pthread_mutex_unlock(&group->mutex);
     return now;
 }
@@ -222,7 +103,7 @@ static gtopk_status_t thread_wait(transport_t *transport, double deadline, size_
     thread_transport_t *self = (thread_transport_t *)transport;
     gtopk_thread_group_t *group = self->group;
     const transport_exchange_t *exchange = &self->exchange;
-    message_t *message = NULL;
+    thread_message_t *message = NULL;
     gtopk_status_t status = GTOPK_OK;
     *received = 0;
     if (!self->under_way || exchange->from == TRANSPORT_NONE) {
@@ -237,11 +118,11 @@ static gtopk_status_t thread_wait(transport_t *transport, double deadline, size_
                                 (int)exchange->from);
             break;
         }
-        if (group_now(group) >= deadline) {
+        if (thread_group_now(group) >= deadline) {
             status = status_set(GTOPK_ERR_TIMEOUT, "no message of rank %d yet", (int)exchange->from);
             break;
         }
-        sleep_until(group, &group->ranks[transport->rank], deadline);
+        thread_group_sleep(group, &group->ranks[transport->rank], deadline);
     }
     (void)pthread_mutex_unlock(&group->mutex);
 
@@ -263,7 +144,7 @@ static void thread_notify(transport_t *transport, int32_t to, const void *messag
     thread_transport_t *self = (thread_transport_t *)transport;
     (void)send_copy(self, to, message, bytes);
     (void)pthread_mutex_lock(&self->group->mutex);
-    rank_t *rank = &self->group->ranks[transport->rank];
+    thread_rank_t *rank = &self->group->ranks[transport->rank];
     rank->gone = rank->life;
     (void)pthread_mutex_unlock(&self->group->mutex);
 }
@@ -286,7 +167,7 @@ void transport_thread_idle(transport_t *transport, int on)
     gtopk_thread_group_t *group = ((thread_transport_t *)transport)->group;
     (void)pthread_mutex_lock(&group->mutex);
     group->ranks[transport->rank].state = on ? RANK_IDLE : RANK_RUNS;
-    advance_clock(group);
+    thread_group_advance(group);
     (void)pthread_mutex_unlock(&group->mutex);
 }
 
@@ -295,8 +176,8 @@ int transport_thread_wait(transport_t *transport, int (*ready)(void *arg), void 
     gtopk_thread_group_t *group = ((thread_transport_t *)transport)->group;
     int is_ready;
     (void)pthread_mutex_lock(&group->mutex);
-    while (!(is_ready = ready(arg)) && group_now(group) < deadline)
-        sleep_until(group, &group->ranks[transport->rank], deadline);
+    while (!(is_ready = ready(arg)) && thread_group_now(group) < deadline)
+        thread_group_sleep(group, &group->ranks[transport->rank], deadline);
     (void)pthread_mutex_unlock(&group->mutex);
     return is_ready;
 }
@@ -305,7 +186,7 @@ void transport_thread_wake(transport_t *transport, int32_t rank)
 {
     gtopk_thread_group_t *group = ((thread_transport_t *)transport)->group;
     (void)pthread_mutex_lock(&group->mutex);
-    wake(&group->ranks[rank]);
+    thread_rank_wake(&group->ranks[rank]);
     (void)pthread_mutex_unlock(&group->mutex);
 }
 
@@ -316,8 +197,8 @@ static void thread_close(transport_t *transport)
     (void)pthread_mutex_lock(&group->mutex);
     group->ranks[transport->rank].state = RANK_CLOSED;
     for (int32_t r = 0; r < group->size; r++)
-        wake(&group->ranks[r]); /* it may wait for this rank */
-    advance_clock(group);
+        thread_rank_wake(&group->ranks[r]); /* it may wait for this rank */
+    thread_group_advance(group);
     (void)pthread_mutex_unlock(&group->mutex);
     memory_free(self);
 }
@@ -352,7 +233,7 @@ gtopk_status_t transport_thread_open(const gtopk_comm_config_t *config, transpor
         return status;
 
     (void)pthread_mutex_lock(&group->mutex);
-    rank_t *rank = &group->ranks[config->rank];
+    thread_rank_t *rank = &group->ranks[config->rank];
     if (rank->state == RANK_CLOSED) {
         rank->state = RANK_RUNS;
         rank->life++;
@@ -376,70 +257,4 @@ gtopk_status_t transport_thread_open(const gtopk_comm_config_t *config, transpor
     (void)snprintf(self->base.description, sizeof self->base.description, "thread");
     *transport = &self->base;
     return GTOPK_OK;
-}
-
-/* ---- the group ---- */
-
-gtopk_status_t gtopk_thread_group_create(gtopk_thread_group_t **out, int32_t size, uint32_t flags)
-{
-    gtopk_thread_group_t *group = NULL;
-    int32_t ready = 0;
-    if (!out)
-        return status_set(GTOPK_ERR_INVALID, "gtopk_thread_group_create needs a place for the handle");
-    *out = NULL;
-    if (size < 1)
-        return status_set(GTOPK_ERR_INVALID, "a thread group of %d ranks: it needs at least one", (int)size);
-    if (flags & ~(uint32_t)GTOPK_THREAD_VIRTUAL_CLOCK)
-        return status_set(GTOPK_ERR_INVALID, "unknown thread group flags 0x%x", (unsigned)flags);
-    gtopk_status_t status = memory_alloc(&group, 1, sizeof *group, "a thread group");
-    if (status == GTOPK_OK)
-        status = memory_alloc(&group->ranks, (size_t)size, sizeof *group->ranks, "the ranks of a thread group");
-    if (status == GTOPK_OK)
-        status = memory_alloc(&group->queues, (size_t)size, (size_t)size * sizeof *group->queues,
-                              "the queues of a thread group");
-    if (status != GTOPK_OK)
-        goto cleanup;
-    while (ready < size && condition_init(&group->ranks[ready].wake))
-        ready++;
-    if (ready < size || pthread_mutex_init(&group->mutex, NULL) != 0) {
-        status = status_set(GTOPK_ERR_NOMEM, "a thread group of %d ranks: no more condition variables", (int)size);
-        goto cleanup;
-    }
-    group->size = size;
-    group->virtual_clock = (flags & GTOPK_THREAD_VIRTUAL_CLOCK) != 0;
-    *out = group;
-    return GTOPK_OK;
-
-cleanup:
-    for (int32_t r = 0; r < ready; r++)
-        (void)pthread_cond_destroy(&group->ranks[r].wake);
-    if (group) {
-        memory_free(group->queues);
-        memory_free(group->ranks);
-    }
-    memory_free(group);
-    return status;
-}
-
-void gtopk_thread_group_destroy(gtopk_thread_group_t *group)
-{
-    if (!group)
-        return;
-    for (int32_t r = 0; r < group->size; r++)
-        if (group->ranks[r].state != RANK_CLOSED) {
-            LOG(GTOPK_LOG_ERROR,
-                "a thread group is destroyed while rank %d is open: its memory is left behind; destroy the "
-                "communicators first",
-                (int)r);
-            return;
-        }
-    for (size_t i = 0; i < (size_t)group->size * (size_t)group->size; i++)
-        while (group->queues[i].first)
-            memory_free(pop(&group->queues[i]));
-    for (int32_t r = 0; r < group->size; r++)
-        (void)pthread_cond_destroy(&group->ranks[r].wake);
-    (void)pthread_mutex_destroy(&group->mutex);
-    memory_free(group->queues);
-    memory_free(group->ranks);
-    memory_free(group);
 }

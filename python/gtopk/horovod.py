@@ -33,7 +33,8 @@ from .torch import DistributedOptimizer as _DistributedOptimizer
 from .torch.broadcast import broadcast_optimizer_state as _broadcast_optimizer_state
 from .torch.broadcast import broadcast_parameters
 from .torch.local_options import exchanges_weights
-from .torch.optimizer import DistributedMixin, distributed_class
+from .torch.mixin import DistributedMixin
+from .torch.optimizer import distributed_class
 
 __all__ = [
     "Average",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import operator
 import os
 from array import array
@@ -11,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from . import _c_api, _devices, _tensors, _threads
+from . import _c_api, _devices, _reducer_state, _tensors, _threads
 from . import comm as _comm
+from ._chosen import Choice, find_hierarchy
 from ._tensors import TensorLike
-from .errors import CorruptError, InvalidError, StateError, UnsupportedError
+from .errors import InvalidError, StateError, UnsupportedError
 from .step_stats import NAMES, remember
 
 if TYPE_CHECKING:
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Reducer", "reduce_together"]
-
-_log = logging.getLogger("gtopk")
-
-_STATE_FORMAT = 1
-_NAMES = {code: name for name, code in _c_api.ALGORITHMS.items()}
 
 
 class Reducer:
@@ -148,7 +143,6 @@ class Reducer:
             stream=None if named is None else _devices.of_name(named).stream(),
         )
         self._library = _c_api.library()
-        self._choice = _c_api.ChoiceInfo(struct_size=ctypes.sizeof(_c_api.ChoiceInfo))
         self._done = 0  # steps, with other ranks before `attach`, too
         self._before = steps_before
         self._momentum = (0.0, 0)
@@ -177,9 +171,9 @@ class Reducer:
         )
         self._handle, self.comm = handle.value, comm
         self.dim: int = self._library.gtopk_reducer_dim(handle)
-        self._learn_hierarchy()
-        self._algorithm = ""
-        self._learn_choice()
+        found = find_hierarchy(self.handle, comm.rank, self.dim)
+        self.hierarchy, self.nodes, self.hierarchy_seconds = found
+        self._choice = Choice(self.handle, comm, self.dim)
 
     # ---- one step ----
 
@@ -377,7 +371,7 @@ class Reducer:
     @property
     def next_algorithm(self) -> str:
         """The one of the next step, or of one that failed: with "auto", what was chosen."""
-        return self._algorithm
+        return self._choice.algorithm
 
     def wait(self) -> None:
         """Waits until everything that was queued for this reducer on its GPU has been done. On the CPU nothing is queued."""
@@ -388,7 +382,7 @@ class Reducer:
         value = _number(density, "density")
         _c_api.check(self._library.gtopk_reducer_set_density(self._talking(), value))
         self.density = value
-        self._learn_choice()
+        self._choice.look()
 
     def set_algorithm(self, algorithm: str) -> None:
         """Another algorithm from the next step on, not "auto", which ends. Collective, between steps, the same on all ranks.
@@ -398,7 +392,7 @@ class Reducer:
         code = _c_api.code(_c_api.ALGORITHMS, algorithm, "algorithm")
         _c_api.check(self._library.gtopk_reducer_set_algorithm(self._talking(), code))
         self.algorithm = algorithm
-        self._learn_choice()
+        self._choice.look()
 
     def set_momentum(self, momentum: float, nesterov: bool = False) -> None:
         """The momentum of a reducer made with ``momentum_correction=True``. Between steps, the same on all ranks."""
@@ -489,28 +483,14 @@ class Reducer:
             Integers that say what it is (format, rank, size, step, run, dim) and ``state``, a uint8 array of the kind
             (numpy or torch) of the gradients. With torch it can be loaded with ``weights_only=True``.
         """
-        data = _tensors.empty(self._kind, int(self._library.gtopk_reducer_state_size(self.handle)), "uint8")
-        size = _tensors.byte_length(data)
-        _c_api.check(self._library.gtopk_reducer_state_save(self.handle, _tensors.pointer(data), size))
-        return _state(data)
+        return _reducer_state.save(self.handle, self._kind)
 
     def consolidate(self, root: int = 0) -> dict[str, Any] | None:
         """The sum of all ranks' states on rank `root`, None elsewhere. Collective, between steps.
 
         It can be loaded into any number of ranks: each takes an equal share, so nothing is lost.
         """
-        data = None
-        if self.comm.rank == root:
-            data = _tensors.empty(self._kind, int(self._library.gtopk_reducer_state_size(self.handle)), "uint8")
-        _c_api.check(
-            self._library.gtopk_reducer_state_consolidate(
-                self._talking(),
-                None if data is None else _tensors.pointer(data),
-                0 if data is None else _tensors.byte_length(data),
-                root,
-            )
-        )
-        return None if data is None else _state(data)
+        return _reducer_state.consolidate(self._talking(), self._kind, self.comm.rank, root)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = False) -> None:
         """Takes over a state of `state_dict` or `consolidate`. To be done on every rank before the next step.
@@ -530,28 +510,7 @@ class Reducer:
         MismatchError
             It belongs to other segments; the text names the first that differs.
         """
-        data = state.get("state") if isinstance(state, Mapping) else None
-        if data is None or not (_tensors.is_torch(data) or _tensors.is_numpy(data)):
-            raise CorruptError("this is no state of a gtopk.Reducer: it has no array named 'state'")
-        if _tensors.dtype_name(data) != "uint8":
-            raise CorruptError(f"the array 'state' is {_tensors.dtype_name(data)}, but must be uint8")
-        data = _tensors.host_contiguous(data, "state")
-        address, size = _tensors.pointer(data), _tensors.byte_length(data)
-        load = self._library.gtopk_reducer_state_load
-        info = _inspect(data)
-        foreign = info.rank >= 0 and (info.rank, info.size) != (self.comm.rank, self.comm.size)
-        if foreign and not strict:
-            load = self._library.gtopk_reducer_state_adopt
-        _c_api.check(load(self.handle, address, size))
-        if foreign:
-            _log.warning(
-                "the loaded state is that of rank %d of %d, this is rank %d of %d: the residual starts at zero. To "
-                "keep it, save every rank's state, or a consolidated one (consolidate, consolidate_state_dict)",
-                info.rank,
-                info.size,
-                self.comm.rank,
-                self.comm.size,
-            )
+        _reducer_state.load(self.handle, state, self.comm, strict)
 
     # ---- life ----
 
@@ -638,44 +597,14 @@ class Reducer:
         self._done += 1
         self._latest = {name: getattr(raw, name) for name in NAMES}
         self._latest |= {"hierarchy": self.hierarchy, "hierarchy_seconds": dict(self.hierarchy_seconds)}
-        self._latest["algorithm"] = self._algorithm
+        self._latest["algorithm"] = self._choice.algorithm
         if self.algorithm == "auto":
-            self._learn_choice()
-        self._latest |= {"predicted_seconds": dict(self._predicted), "measured_seconds": dict(self._measured)}
+            self._choice.look()
+        self._latest |= {
+            "predicted_seconds": dict(self._choice.predicted),
+            "measured_seconds": dict(self._choice.measured),
+        }
         return dict(self._latest)
-
-    def _learn_choice(self) -> None:
-        """The algorithm of the next step, and what is known of all."""
-        _c_api.check(self._library.gtopk_reducer_choice(self.handle, ctypes.byref(self._choice)))
-        self._predicted, self._measured = _seconds(self._choice.predicted_s), _seconds(self._choice.measured_s)
-        before, self._algorithm = self._algorithm, _NAMES[self._choice.algorithm]
-        if self._algorithm != before and self._choice.is_auto and self.comm.size > 1:
-            known = self._predicted | self._measured
-            _log.info(
-                "rank %d: algorithm auto: a step of %d entries takes, in ms, %s: %s is taken",
-                self.comm.rank,
-                self.dim,
-                ", ".join(f"{name} {1e3 * seconds:.3f}" for name, seconds in known.items()),
-                self._algorithm,
-            )
-
-    def _learn_hierarchy(self) -> None:
-        """Which one is in use, and why."""
-        info = _c_api.HierarchyInfo(struct_size=ctypes.sizeof(_c_api.HierarchyInfo))
-        _c_api.check(self._library.gtopk_reducer_hierarchy(self.handle, ctypes.byref(info)))
-        self.hierarchy = "node" if info.hierarchy else "off"
-        self.nodes: int = info.nodes
-        self.hierarchy_seconds: dict[str, float] = {}
-        if info.off_s > 0 and info.node_s > 0:
-            self.hierarchy_seconds = {"off": info.off_s, "node": info.node_s}
-            _log.info(
-                "rank %d: hierarchy auto: a step of %d entries takes %.3f ms with off, %.3f ms with node: %s is kept",
-                self.comm.rank,
-                self.dim,
-                1e3 * info.off_s,
-                1e3 * info.node_s,
-                self.hierarchy,
-            )
 
 
 def reduce_together(
@@ -751,31 +680,6 @@ def check_survives(before: _comm.Comm, after: _comm.Comm) -> None:
             "attach() over NCCL: when a rank is lost NCCL is of no more use in the other processes: go on from a "
             "checkpoint in new ones"
         )
-
-
-def _seconds(by_algorithm: Sequence[float]) -> dict[str, float]:
-    return {name: by_algorithm[code] for name, code in _c_api.ALGORITHMS.items() if by_algorithm[code] > 0}
-
-
-def _state(data: TensorLike) -> dict[str, Any]:
-    info = _inspect(data)
-    return {
-        "format": _STATE_FORMAT,
-        "rank": info.rank,
-        "size": info.size,
-        "step": info.step,
-        "run": info.run,
-        "dim": info.dim,
-        "state": data,
-    }
-
-
-def _inspect(data: TensorLike) -> _c_api.StateInfo:
-    info = _c_api.StateInfo(struct_size=ctypes.sizeof(_c_api.StateInfo))
-    _c_api.check(
-        _c_api.library().gtopk_state_inspect(_tensors.pointer(data), _tensors.byte_length(data), ctypes.byref(info))
-    )
-    return info
 
 
 def _flags(outputs_are_zero: bool, joined: bool) -> int:

@@ -544,6 +544,33 @@ def case_the_default_type_does_not_matter():
     assert_replicas(model)
 
 
+def case_momentum_correction_begins_by_itself():
+    """Where the default density is low. SGD's momentum, and what waits on each rank, go on in velocities."""
+    ranks, many = gtopk.size(), 100_000
+    model = nn.ParameterDict({"w": torch.zeros(many)})
+    optimizer = wrapped(model, lr=1.0, more={"momentum": 0.5}, value_type="fp32")
+    session = optimizer._gtopk.session
+    generator = torch.Generator().manual_seed(gtopk.rank())
+    model["w"].grad = torch.zeros(many)
+    optimizer.step()  # a run begins
+    for step in (200, 400, 401):
+        waits = residuals(optimizer)["w"].clone()
+        buffer = optimizer.state[model["w"]]["momentum_buffer"]
+        session.steps = step
+        mine = 48.0 * ranks * torch.randint(-3, 4, (many,), generator=generator, device="cpu")
+        model["w"].grad = mine.to(DEVICE, copy=True)
+        optimizer.step()
+        assert_replicas(model)
+        if step == 400 and session.options.momentum_correction is None:
+            due = ranks * 0.5 * buffer + gtopk.allreduce(mine + waits, op=gtopk.Sum).to(DEVICE)
+            sent, kept = ranks * model["w"].grad, gtopk.allreduce(residuals(optimizer)["w"], op=gtopk.Sum)
+            assert torch.equal(sent + kept.to(DEVICE), due)
+            assert optimizer.state[model["w"]]["momentum_buffer"] is None
+    corrected = [part.corrected for part in session.exchange.parts]
+    assert corrected == [session.options.momentum_correction is None]
+    assert corrected[0] or HIERARCHY
+
+
 def case_what_was_refused_on_one_rank_can_be_tried_again():
     """The other ranks are not told, and go on waiting for this one."""
     weight = nn.Parameter(torch.zeros(3))
@@ -620,3 +647,21 @@ def case_other_ranks_than_those_of_init():
         train(model, optimizer, 1, 2, gtopk.rank())
         assert_replicas(model)
         optimizer._gtopk.session.exchange.close()
+
+
+def case_one_rank_that_clips_keeps_momentum_out_of_all_updates():
+    many = 100_000
+    model = nn.ParameterDict({"w": torch.zeros(many)})
+    optimizer = wrapped(model, lr=1.0, more={"momentum": 0.5})
+    for step in (0, 200, 400, 401):
+        if step:
+            optimizer._gtopk.session.steps = step
+        model["w"].grad = torch.randn(many)
+        if gtopk.rank() == 0 and step == 200:
+            optimizer.synchronize()
+            with optimizer.skip_synchronize():
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert_replicas(model)
+    assert not any(part.corrected for part in optimizer._gtopk.session.exchange.parts)

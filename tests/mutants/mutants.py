@@ -28,6 +28,7 @@ CHECK = "csrc/exchange/check.c"
 MESSAGE = "csrc/exchange/message.c"
 COLLECTIVE = "csrc/exchange/collective.c"
 STEP = "csrc/core/step.c"
+REDUCE = "csrc/core/reduce.c"
 COMM = "csrc/core/comm.c"
 ACCUMULATE = "csrc/core/accumulate.c"
 STATE = "csrc/core/state.c"
@@ -62,9 +63,45 @@ MUTANTS = [
     Mutant("default density: no step is dense", TORCH + "warmup.py", "None if wanted > dense else ", ""),
     Mutant(
         "default density: growth costs bytes",
-        TORCH + "session.py",
-        "return density * grown_share(self.comm.size, self.options.merge_growth)",
-        "return density",
+        TORCH + "exchange.py",
+        " * grown_share(self.comm.size, self.options.merge_growth)",
+        "",
+    ),
+    Mutant(
+        "default density: few entries are as many",
+        TORCH + "warmup.py",
+        "max(density, LEAST / max(1, entries))",
+        "density",
+    ),
+    Mutant(
+        "momentum correction begins where it is clipped",
+        TORCH + "exchange.py",
+        "return not self.as_gradients and ",
+        "return ",
+    ),
+    Mutant(
+        "momentum correction: what waits has no momentum",
+        TORCH + "momentum.py",
+        "    velocity.add_(residual, alpha=1 / momentum)\n    return residual if nesterov else torch.zeros_like(residual), velocity",
+        "    return residual, velocity",
+    ),
+    Mutant(
+        "momentum correction: SGD goes on with what it has given",
+        TORCH + "momentum.py",
+        '        optimizer.state[parameter]["momentum_buffer"] = None\n',
+        "",
+    ),
+    Mutant(
+        "momentum correction: a velocity is dropped",
+        TORCH + "exchange.py",
+        "self._check_velocities(mine, is_dense or corrected)",
+        "pass",
+    ),
+    Mutant(
+        "momentum correction never begins",
+        TORCH + "synchronizer.py",
+        "and not self.session.corrects_otherwise",
+        "",
     ),
     Mutant("default density: growth has no limit", TORCH + "warmup.py", "min(4.0, growth**level)", "growth**level"),
     Mutant(
@@ -525,7 +562,7 @@ MUTANTS = [
     ),
     Mutant(
         "a commit that failed is told to nobody else",
-        STEP,
+        REDUCE,
         "        status = reducer_lose(reducer, status);\n",
         "        ;\n",
     ),
@@ -895,7 +932,7 @@ MUTANTS = [
     Mutant(
         "velocity is lost in a new reducer",
         TORCH + "exchange.py",
-        "if entry.velocity is not None and self._has_velocity(part):",
+        "if entry.velocity is not None and part.corrected:",
         "if False:",
     ),
     Mutant(
@@ -948,7 +985,7 @@ MUTANTS = [
     ),
     Mutant(
         "a step that is not finite is applied",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "        if not nonfinite:\n            with sync.wrapped_step",
         "        if True:\n            with sync.wrapped_step",
     ),
@@ -1007,7 +1044,7 @@ MUTANTS = [
     Mutant(
         "DDP: what no rank used is lost",
         TORCH + "ddp_hook.py",
-        "            _after_backward(lambda: self._give_back(after))\n",
+        "            after_backward(lambda: self._give_back(after))\n",
         "            pass\n",
     ),
     Mutant(
@@ -1025,8 +1062,8 @@ MUTANTS = [
     Mutant(
         "DDP: nobody looks for an overflow",
         TORCH + "ddp_hook.py",
-        "found_inf = self.session.scaled and not _all(",
-        "found_inf = False and not _all(",
+        "found_inf = self.session.scaled and not all(",
+        "found_inf = False and not all(",
     ),
     Mutant(
         "an overflow is not agreed on",
@@ -1102,13 +1139,13 @@ MUTANTS = [
     ),
     Mutant(
         "the wrapped optimizer's own code finds gtopk's methods",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "return getattr(super(), name, None) if self._gtopk.stepping else None",
         "return None",
     ),
     Mutant(
         "backward after synchronize is not noticed",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "            sync.check_untouched()\n",
         "            pass\n",
     ),
@@ -1186,7 +1223,7 @@ MUTANTS = [
     ),
     Mutant(
         "local steps: weights start under the names of the state",
-        TORCH + "optimizer.py",
+        TORCH + "mixin.py",
         "            saved = checkpoint.with_names_as_in(sync.names.of(self), saved)\n",
         "",
     ),
@@ -1248,13 +1285,13 @@ MUTANTS = [
     ),
     Mutant(
         "memory of the caller's pool goes to the driver",
-        CUDA + "cuda.c",
+        CUDA + "context.c",
         "if (block && device->allocator.release)",
         "if (block && !device->driver)",
     ),
     Mutant(
         "memory of the caller's pool is asked for without a stream",
-        CUDA + "cuda.c",
+        CUDA + "context.c",
         "from->allocate(from->context, bytes, stream);",
         "from->allocate(from->context, bytes, NULL);",
     ),

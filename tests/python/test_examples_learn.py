@@ -37,7 +37,14 @@ def test_every_script_is_among_them() -> None:
 def test_what_was_measured_has_learned() -> None:
     found = json.loads(RESULT.read_text())
     assert found["arguments"] == {example.name: example.arguments for example in LEARN}, "measure again"
-    assert found["rows"]
+    wanted = [
+        (example.name, launch.ranks, launch.frozen, seed)
+        for launch in examples_learn.launches()
+        for example in examples_learn.examples_of(launch)
+        for seed in range(1, 11)
+    ]
+    rows = [(row["example"], row["ranks"], row["frozen"], row["seed"]) for row in found["rows"]]
+    assert sorted(rows) == sorted(wanted)
     assert not [text for row in found["rows"] if (text := examples_learn.wrong(row))]
 
 

@@ -579,17 +579,18 @@ def test_warmup(exchanging):
 
 
 def test_the_default_density_falls_with_the_age_of_the_training(exchanging):
-    weight = nn.Parameter(torch.zeros(1000))
+    entries = 10**6
+    weight = nn.Parameter(torch.zeros(entries))
     optimizer = gtopk.DistributedOptimizer(optim.SGD([weight], lr=1.0))
     seen = {}
     for step in (0, 38, 39, 158, 159, 999, 10**9):
         optimizer._gtopk.session.steps = step
-        weight.grad = torch.randn(1000)
+        weight.grad = torch.randn(entries)
         optimizer.step()
         seen[step] = optimizer.stats()["algorithm"], optimizer.stats()["k"]
     assert {algorithm for algorithm, _ in seen.values()} == {"dense", "gtopk"}
-    counts = {step: 1000 if algorithm == "dense" else k for step, (algorithm, k) in seen.items()}
-    assert counts == {0: 1000, 38: 1000, 39: 100, 158: 100, 159: 88, 999: 16, 10**9: 1}
+    counts = {step: entries if algorithm == "dense" else k for step, (algorithm, k) in seen.items()}
+    assert counts == {0: 10**6, 38: 10**6, 39: 10**5, 158: 10**5, 159: 87500, 999: 15625, 10**9: 3000}
 
 
 def test_the_default_density_is_fourteen_over_the_step_within_a_quarter():
@@ -621,9 +622,9 @@ def test_the_default_density_is_lower_where_sets_grow(alone):
         ({"density": 0.1, "merge_growth": 2.0}, 0.1),
     ):
         optimizer = gtopk.DistributedOptimizer(optim.SGD([nn.Parameter(torch.zeros(9))], lr=1.0), **given)
-        session = optimizer._gtopk.session
-        session.comm, session.steps = SimpleNamespace(size=4), 50
-        assert math.isclose(session._density(), expected)
+        exchange = optimizer._gtopk.session.exchange
+        exchange.comm = SimpleNamespace(size=4)
+        assert math.isclose(exchange._of_entries(0.1), expected)
 
 
 @pytest.mark.parametrize("growth", [1.0, 1.41, 2.0])

@@ -13,7 +13,7 @@ from torch import nn, optim
 from torch_support import ALL, assert_equal, make, train, twins
 
 import gtopk
-from gtopk.torch.optimizer import DistributedMixin
+from gtopk.torch.mixin import DistributedMixin
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from ..errors import InvalidError
 from . import plain
 from .agreement import agree
 from .local_steps import LocalSteps
-from .optimizer import DistributedMixin
+from .mixin import DistributedMixin
 from .shards import REPLICAS, Shards, find, here, is_dtensor, spread_like
 
 _log = logging.getLogger("gtopk")

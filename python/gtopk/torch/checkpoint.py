@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..comm import Sum
 from ..errors import MismatchError, StateError
-from .exchange import Waiting
+from .exchange import VELOCITY_TEXT, Waiting
 from .parameters import plain_name
 from .session import Session
 from .shards import Shards
@@ -28,10 +28,6 @@ _log = logging.getLogger("gtopk")
 KEY = "gtopk"
 _DDP = "module."  # what DistributedDataParallel puts before the names of its model's parameters
 _DCP = "torch.distributed.checkpoint.state_dict"
-VELOCITY_TEXT = (
-    "the state was saved with momentum_correction=True and holds a velocity: wrap the optimizer with "
-    "momentum_correction=True before loading it"
-)
 
 
 # ---- saving ----
@@ -133,7 +129,7 @@ def check(
     _check_shard(saved.get("shard"), None if shards is None else [shards.peers.rank, shards.peers.size])
     _check_model(parameters, saved)
     entries = {name: Waiting(values, saved["velocity"].get(name)) for name, values in saved["residual"].items()}
-    if saved["velocity"] and not session.exchange.options.momentum_correction:
+    if saved["velocity"] and session.exchange.options.momentum_correction is False:
         raise MismatchError(VELOCITY_TEXT)
     if saved["rank"] == CONSOLIDATED:
         return {name: _share(entry, session.comm.size) for name, entry in entries.items()}

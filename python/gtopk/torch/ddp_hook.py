@@ -5,9 +5,6 @@ from step to step is kept by parameter. A bucket is accumulated when it arrives 
 last one selects, exchanges, and completes all futures.
 """
 
-import ctypes
-import gc
-import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,8 +18,10 @@ from .. import comm as _comm
 from ..comm import Comm
 from ..errors import InvalidError, StateError, UnsupportedError
 from . import checkpoint
+from .ddp_object import Ddp, after_backward, find_ddp
 from .exchange import Options
 from .holder import Holder
+from .on_host import answers, are_zero
 from .parameters import Names, check_parameters, plain_name
 from .profile import record
 from .segments import Segment, sparse_text
@@ -48,14 +47,6 @@ class _Bucket:
             devices=[self.buffer.device] if self.buffer.is_cuda else None
         )
         self.accumulated = False
-
-
-class _Ddp(NamedTuple):
-    """What a step has to know of the DDP object."""
-
-    object: weakref.ref[DistributedDataParallel] | None  # None: it was not found
-    parameters: int | None  # it hands over in each iteration, where it may not say which bucket is the last
-    skips_unused: bool  # it does not apply the update of a parameter that no rank used
 
 
 class _Update(NamedTuple):
@@ -109,7 +100,7 @@ class GTopKState(Holder):
     _buckets: list[_Bucket]  # of the step that is going on
     _taken: set[int]  # ids of the parameters in them
     _unused: dict[int, Tensor]  # of these, by place, those that this rank has perhaps not used
-    _ddp: _Ddp | None
+    _ddp: Ddp | None
     _step_scale: float | None  # the loss scale of the step that is going on, once it was asked for
 
     def __init__(
@@ -343,7 +334,7 @@ class GTopKState(Holder):
                 "a checkpoint in a new process"
             )
         if self._ddp is None or (self._ddp.object is not None and self._ddp.object() is None):
-            self._ddp = _ddp_of(self)
+            self._ddp = find_ddp(self)
         self._buckets.append(mine)
         self._taken |= new
         if self.session.solo or self.session.needs_all:
@@ -387,14 +378,14 @@ class GTopKState(Holder):
             self._note_unused(bucket)
             for place, gradient in zip(self._places_of(bucket), bucket.gradients, strict=True):
                 tensors[place] = gradient
-        found_inf = self.session.scaled and not _all([one.buffer.isfinite().all() for one in self._buckets])
+        found_inf = self.session.scaled and not all(answers([one.buffer.isfinite().all() for one in self._buckets]))
         return self.session.step(tensors, 1.0 / self._scale(), found_inf=found_inf)
 
     def _put_back(self, updates: list[Tensor]) -> None:
         """Puts the update where DDP looks for it, with the loss scale that the scaler is going to take out."""
         scale = self._scale()
         uncertain = {} if self.session.nonfinite else self._unused
-        changed = _true([updates[place].any() for place in uncertain])
+        changed = answers([updates[place].any() for place in uncertain])
         means = {place: updates[place].clone() for place, yes in zip(uncertain, changed, strict=True) if yes}
         for bucket in self._buckets:
             if scale != 1.0:
@@ -405,7 +396,7 @@ class GTopKState(Holder):
                 _Update(uncertain[place], place, mean, shaped[place].shaped(updates[place].clone()))
                 for place, mean in means.items()
             ]
-            _after_backward(lambda: self._give_back(after))
+            after_backward(lambda: self._give_back(after))
 
     def _places_of(self, bucket: _Bucket) -> list[int]:
         return [self._places[id(parameter)] for parameter in bucket.parameters]
@@ -416,7 +407,7 @@ class GTopKState(Holder):
         """Those whose gradient is zero here. Whether the other ranks used them, DDP finds out after the last bucket."""
         if self._ddp is not None and not self._ddp.skips_unused:
             return
-        zero = _are_zero(bucket.gradients)
+        zero = are_zero(bucket.gradients)
         for place, parameter, is_zero in zip(self._places_of(bucket), bucket.parameters, zero, strict=True):
             if is_zero:
                 self._unused[place] = parameter
@@ -481,61 +472,6 @@ def _comm_of(process_group: dist.ProcessGroup | None) -> Comm:
         if _comm.current().transport == "torch":
             return _comm.current()
     return Comm(transport="torch", group=process_group)
-
-
-def _ddp_of(state: GTopKState) -> _Ddp:
-    """The DDP object that `state` was registered with. A hook is not told, so it is looked for, once."""
-    for found in gc.get_objects():
-        if issubclass(type(found), DistributedDataParallel) and any(
-            registered is state for _, registered in getattr(found, "_comm_hooks", ())
-        ):
-            count = _count_parameters(found) if found.static_graph else None
-            return _Ddp(weakref.ref(found), count, found.find_unused_parameters or found.static_graph)
-    return _Ddp(None, None, True)
-
-
-def _count_parameters(ddp: DistributedDataParallel) -> int:
-    """As DDP counts. Its own figures cannot be asked for inside a hook: their lock is taken."""
-    handed = {
-        id(parameter)
-        for prefix, module in ddp.module.named_modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.requires_grad and f"{prefix}.{name}" not in ddp.parameters_to_ignore
-    }
-    return len(handed)
-
-
-def _true(answers: list[Tensor]) -> list[bool]:
-    """On the host; those of a GPU in one copy, as each waits for the GPU."""
-    if not answers:
-        return []
-    return [bool(answer) for answer in (torch.stack(answers).tolist() if answers[0].is_cuda else answers)]
-
-
-def _all(answers: list[Tensor]) -> bool:
-    return False not in _true(answers)
-
-
-def _are_zero(gradients: list[Tensor]) -> list[bool]:
-    """Which have nothing but zeros, as DDP leaves them."""
-    if not gradients or not gradients[0].is_cuda:
-        return [_is_zero(gradient) for gradient in gradients]
-    return [not some for some in _true([gradient.any() for gradient in gradients])]
-
-
-def _is_zero(gradient: Tensor) -> bool:
-    """Whether all bits are zero. Nearly always the first entry or the last one is not."""
-    size, address = gradient.element_size(), gradient.data_ptr()
-    if gradient.numel() == 0:
-        return False
-    ends = ctypes.string_at(address, size) + ctypes.string_at(address + gradient.nbytes - size, size)
-    return not any(ends) and not bool(gradient.any())
-
-
-def _after_backward(call: Any) -> None:
-    """When DDP has put the update into the gradients, which it does after the callbacks that are queued now."""
-    queue = torch.autograd.Variable._execution_engine.queue_callback
-    queue(lambda: queue(call))
 
 
 def register_hook(ddp: Any, **options: Any) -> GTopKState:

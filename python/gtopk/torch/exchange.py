@@ -5,10 +5,10 @@ Knows segments and reducers; knows nothing of parameters, optimizers, schedules 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -16,12 +16,12 @@ from torch import Tensor
 from .. import _devices
 from .._tensors import TensorTable
 from ..comm import Comm, Sum
-from ..errors import StateError
+from ..errors import MismatchError, StateError
 from ..reducer import Reducer, reduce_together
 from ..step_stats import NOTHING, merged, remember
 from .agreement import OPTIONS, any_of
 from .segments import Segment, all_flat, disjoint, flat_view, resized_text, sharing
-from .warmup import MOST, Density, grown_share
+from .warmup import CORRECTED, MOST, Density, at_least, grown_share
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Options:
     value_type: str = "bf16"
     residual_policy: str = "share"
     merge_growth: float = 1.0
-    momentum_correction: bool = False
+    momentum_correction: bool | None = False  # None: where the default density is low
     dense_below: int = 0
     dense_1d: bool = False
     rollback: bool = False
@@ -58,6 +58,7 @@ class Part(NamedTuple):
     segments: list[Segment]
     places: list[int]
     dense: bool
+    corrected: bool  # momentum correction
 
     def of(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """What belongs to this part of a list that has something for every segment."""
@@ -69,6 +70,18 @@ class Waiting(NamedTuple):
 
     residual: Tensor
     velocity: Tensor | None
+
+
+VelocityOf: TypeAlias = Callable[[str, Tensor], Waiting]  # of a segment and its residual
+
+VELOCITY_TEXT = (
+    "the state has a velocity, as momentum correction has: wrap the optimizer with momentum_correction=True before "
+    "loading it"
+)
+
+
+def _entries(segments: Sequence[Segment]) -> int:
+    return sum(segment.numel for segment in segments)
 
 
 class _Step:
@@ -91,9 +104,12 @@ class Exchange:
     shards. All reducers take each step together: it happens in all or in none.
     """
 
-    def __init__(self, comm: Comm, options: Options) -> None:
+    def __init__(self, comm: Comm, options: Options, is_default: bool = False) -> None:
         self.comm = comm
         self.options = options
+        self.is_default = is_default  # the density, which then depends on the number of entries and ranks, too
+        self.clips = False  # this rank looks at updates before they are applied
+        self.as_gradients = False  # some rank does, so momentum does not come into them by itself
         self.segments: list[Segment] = []
         self.parts: list[Part] = []
         self.waiting: dict[str, Waiting] = {}
@@ -106,15 +122,23 @@ class Exchange:
 
     # ---- set-up ----
 
-    def build(self, segments: Sequence[Segment], density: Density, steps: int = 0) -> None:
+    def build(
+        self, segments: Sequence[Segment], density: Density, steps: int = 0, velocity_of: VelocityOf | None = None
+    ) -> None:
         """Makes the reducers, after so many steps. Collective. Residuals follow their names; those left out wait.
+
+        Where momentum correction begins, `velocity_of` gives name and residual another form, with a velocity.
 
         Raises
         ------
         StateError
             A residual has another shape than its segment. Nothing was changed.
+        MismatchError
+            A velocity was loaded, and there is no momentum correction at this density. Nothing is lost.
         """
         self._check_shapes(segments)
+        if self.is_default and self.options.momentum_correction is None:
+            self.as_gradients = self.as_gradients or any_of(self.comm, self.clips)
         self.park()
         kinds: dict[tuple[bool, bool], list[int]] = {(True, False): [], (False, False): [], (False, True): []}
         for i, segment in enumerate(segments):
@@ -125,7 +149,10 @@ class Exchange:
             for (is_dense, _), places in kinds.items():
                 if places:
                     mine = [segments[i] for i in places]
-                    parts.append(Part(self._reducer(mine, density, is_dense, steps), mine, places, is_dense))
+                    corrected = not is_dense and self._corrects(_entries(mine), density)
+                    self._check_velocities(mine, is_dense or corrected)  # before anything is changed
+                    reducer = self._reducer(mine, density, is_dense, corrected, steps)
+                    parts.append(Part(reducer, mine, places, is_dense, corrected))
         except BaseException:
             for part in parts:
                 part.reducer.close()
@@ -135,6 +162,8 @@ class Exchange:
         self._where = [places_of[i] for i in range(len(segments))]
         self._plain = all(segment.plain for segment in segments)
         self._density, self._momentum = density, (0.0, False)
+        if velocity_of is not None:
+            self._begin_correction(velocity_of)
         found = [self.waiting.pop(segment.name, None) for segment in segments]
         for place, entry in enumerate(found):
             self._unpark(place, entry)
@@ -146,6 +175,33 @@ class Exchange:
         for segment in segments:
             if shapes.get(segment.name, segment.shape) != segment.shape:
                 raise StateError(resized_text(segment.name, segment.shape, shapes[segment.name]))
+
+    def _check_velocities(self, segments: Sequence[Segment], fine: bool) -> None:
+        if fine or self.options.momentum_correction is not None:
+            return
+        found = [self.waiting.get(segment.name) for segment in segments]
+        if any_of(self.comm, any(entry is not None and entry.velocity is not None for entry in found)):
+            raise MismatchError(VELOCITY_TEXT)
+
+    def _begin_correction(self, velocity_of: VelocityOf) -> None:
+        for part in self.parts:
+            for segment in part.segments if part.corrected else []:
+                entry = self.waiting.get(segment.name)
+                if entry is not None and entry.velocity is None:
+                    self.waiting[segment.name] = velocity_of(segment.name, entry.residual)
+
+    def corrects_otherwise(self, density: Density) -> bool:
+        """Whether `build` is to decide anew about momentum correction, for this density."""
+        return any(
+            not part.dense and part.corrected != self._corrects(part.reducer.dim, density) for part in self.parts
+        )
+
+    def _corrects(self, entries: int, density: Density) -> bool:
+        """Whether momentum is applied before entries are selected: of the default, where they wait for long."""
+        if self.options.momentum_correction is not None:
+            return self.options.momentum_correction
+        wanted = self._density_of(entries, density)
+        return not self.as_gradients and self.options.hierarchy == "off" and wanted is not None and wanted < CORRECTED
 
     def park(self) -> None:
         """Takes every residual out of the reducers and closes them."""
@@ -165,10 +221,12 @@ class Exchange:
             return
         for part in self.parts:
             if not part.dense:
-                before, after = (self._algorithm(part.segments, one) for one in (self._density, density))
+                wanted = self._density_of(part.reducer.dim, density)
+                then = self._density_of(part.reducer.dim, self._density)
+                before, after = (self._algorithm(part.segments, one) for one in (then, wanted))
                 if before != after == "dense":
                     part.reducer.set_algorithm(after)
-                part.reducer.set_density(self._of_entries(density))
+                part.reducer.set_density(self._of_entries(wanted))
                 if before != after != "dense":  # not before, as it makes room for the entries of that density
                     part.reducer.set_algorithm(after)
         self._density = density
@@ -177,7 +235,7 @@ class Exchange:
         """The momentum of the steps to come."""
         if (momentum, nesterov) != self._momentum:
             for part in self.parts:
-                if self._has_velocity(part):
+                if part.corrected:
                     part.reducer.set_momentum(momentum, nesterov)
             self._momentum = (momentum, nesterov)
 
@@ -394,12 +452,21 @@ class Exchange:
         chosen = options.hierarchy != "off" or options.momentum_correction
         return "dense" if density is None and not chosen else options.algorithm
 
-    def _of_entries(self, density: Density) -> float:
-        """Where everything is wanted, but the algorithm sends entries: as many as there is memory for."""
-        return MOST * grown_share(self.comm.size, self.options.merge_growth) if density is None else density
+    def _density_of(self, entries: int, density: Density) -> Density:
+        """Of a part, which may be a small one."""
+        return at_least(density, entries) if self.is_default else density
 
-    def _reducer(self, segments: Sequence[Segment], density: Density, dense: bool, steps: int) -> Reducer:
-        options = self.options
+    def _of_entries(self, density: Density) -> float:
+        """Of a rank, with as many bytes as without growth. Where everything is wanted, but the algorithm sends entries: as
+        many as there is memory for."""
+        if density is not None and not self.is_default:
+            return density
+        return (MOST if density is None else density) * grown_share(self.comm.size, self.options.merge_growth)
+
+    def _reducer(
+        self, segments: Sequence[Segment], density: Density, dense: bool, corrected: bool, steps: int
+    ) -> Reducer:
+        options, density = self.options, self._density_of(_entries(segments), density)
         return Reducer(
             [segment.numel for segment in segments],
             density=self._of_entries(density),
@@ -407,7 +474,7 @@ class Exchange:
             value_type="fp32" if dense else options.value_type,
             residual_policy=options.residual_policy,
             merge_growth=1.0 if dense else options.merge_growth,
-            momentum_correction=options.momentum_correction and not dense,
+            momentum_correction=corrected,
             hierarchy="off" if dense else options.hierarchy,
             rollback=options.rollback,
             residual_dtype="fp32" if dense else options.residual_dtype,
@@ -416,13 +483,10 @@ class Exchange:
             comm=self.comm,
         )
 
-    def _has_velocity(self, part: Part) -> bool:
-        return self.options.momentum_correction and not part.dense
-
     def _read(self, place: int) -> Waiting:
         p, s = self._where[place]
         part, segment = self.parts[p], self.segments[place]
-        velocity = part.reducer.velocity(s) if self._has_velocity(part) else None
+        velocity = part.reducer.velocity(s) if part.corrected else None
         return Waiting(
             segment.shaped(_torch(part.reducer.residual(s))),
             None if velocity is None else segment.shaped(_torch(velocity)),
@@ -434,7 +498,7 @@ class Exchange:
         p, s = self._where[place]
         part, segment = self.parts[p], self.segments[place]
         part.reducer.set_residual(s, segment.flattened(entry.residual))
-        if entry.velocity is not None and self._has_velocity(part):
+        if entry.velocity is not None and part.corrected:
             part.reducer.set_velocity(s, segment.flattened(entry.velocity))
 
     def _share_again(self, found: Sequence[Waiting | None]) -> None:
@@ -442,13 +506,12 @@ class Exchange:
         for part in self.parts:
             if part.reducer.hierarchy == "off":
                 continue
-            has_velocity = self._has_velocity(part)
             given = [
-                _flat(segment, found[place], has_velocity)
+                _flat(segment, found[place], part.corrected)
                 for segment, place in zip(part.segments, part.places, strict=True)
             ]
             taken = [
-                [part.reducer.residual(s), *([part.reducer.velocity(s)] if has_velocity else [])]
+                [part.reducer.residual(s), *([part.reducer.velocity(s)] if part.corrected else [])]
                 for s in range(len(given))
             ]
             lost = any(
@@ -460,7 +523,7 @@ class Exchange:
                 continue
             for s, entry in enumerate(given):
                 part.reducer.set_residual(s, self.comm.allreduce(entry[0], Sum).div_(part.reducer.nodes))
-                if has_velocity:
+                if part.corrected:
                     part.reducer.set_velocity(s, self.comm.allreduce(entry[1], Sum).div_(part.reducer.nodes))
 
 

@@ -67,7 +67,7 @@ def check_outer(weights: bool, outer_lr: Any, outer_momentum: Any, residual_deca
         raise InvalidError(f"residual_decay is {residual_decay}, but must be from 0 to 1")
 
 
-def check_local(optimizer: torch.optim.Optimizer, momentum_correction: bool) -> None:
+def check_local(optimizer: torch.optim.Optimizer, momentum_correction: bool | None) -> None:
     """What cannot be had with local steps."""
     if momentum_correction:
         raise UnsupportedError(

@@ -3,6 +3,8 @@
 The momentum of the gradients is a velocity in the reducer, on each rank. What stays with the optimizer is the momentum
 of the weight decay, which is the same on all ranks, and that of parameters which are sent dense. It lives in SGD's own
 ``momentum_buffer``, so that checkpoints and broadcasts carry it, and a buffer from plain SGD goes on as it would have.
+
+With the default density it begins by itself, once that is below 0.05: see `is_automatic` and `begin`.
 """
 
 from __future__ import annotations
@@ -47,6 +49,51 @@ def settings(optimizer: torch.optim.Optimizer) -> tuple[float, bool]:
     return found[0]
 
 
+def is_automatic(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether correction may begin by itself: SGD's own momentum, which it applies as SGD does."""
+    groups = optimizer.param_groups
+    first = groups[0] if groups else {}
+    return (
+        type(optimizer) is torch.optim.SGD
+        and 0 < first["momentum"] < 1
+        and all(group["dampening"] == 0 and _same(group, first) for group in groups)
+    )
+
+
+def _same(group: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(group[name] == other[name] for name in ("momentum", "nesterov", "maximize"))
+
+
+def begin(
+    optimizer: torch.optim.Optimizer, parameter: Tensor, residual: Tensor, multiplier: float
+) -> tuple[Tensor, Tensor]:
+    """Residual and velocity of a parameter with which correction begins in the middle of a training.
+
+    SGD's momentum goes on as the velocity of each rank, and begins at zero itself. What waits in the residual has not been
+    multiplied by momentum yet: it comes to the velocity in such a way that the next step takes it for a part of its gradient.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.SGD
+    parameter : Tensor
+    residual : Tensor
+        On the host, in the shape of the parameter.
+    multiplier : float
+        Of the mean update, in the gradients that SGD has seen.
+    """
+    momentum, nesterov = settings(optimizer)
+    velocity = torch.zeros_like(residual)
+    if momentum == 0:
+        return residual, velocity
+    buffer = optimizer.state[parameter].get("momentum_buffer")
+    if buffer is not None:
+        sign = -1.0 if optimizer.param_groups[0]["maximize"] else 1.0
+        velocity.add_(buffer.detach().to(velocity.device), alpha=sign / multiplier)
+        optimizer.state[parameter]["momentum_buffer"] = None
+    velocity.add_(residual, alpha=1 / momentum)
+    return residual if nesterov else torch.zeros_like(residual), velocity
+
+
 @contextmanager
 def applied(optimizer: torch.optim.Optimizer, dense: set[int]) -> Iterator[None]:
     """For the time of the wrapped step: gradients are what is to be subtracted, and SGD adds no momentum to them.
@@ -56,7 +103,7 @@ def applied(optimizer: torch.optim.Optimizer, dense: set[int]) -> Iterator[None]
     optimizer : torch.optim.SGD
         Its gradients hold the mean update.
     dense : set of int
-        ids of the parameters that were sent dense: their momentum is not in the update yet.
+        ids of the parameters whose momentum is not in the update yet: it is applied here.
     """
     kept: list[dict[str, Any]] = []
     try:

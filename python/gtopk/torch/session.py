@@ -18,11 +18,11 @@ from torch import Tensor
 from ..comm import Comm
 from ..step_stats import NOTHING
 from .agreement import agree, agree_on_progress, any_of
-from .exchange import Exchange, Options, Waiting
+from .exchange import Exchange, Options, VelocityOf, Waiting
 from .nonfinite import NonfiniteWarning
 from .sameness import SameGradients
 from .segments import Segment
-from .warmup import Density, DensitySchedule, grown_share
+from .warmup import DensitySchedule
 
 _log = logging.getLogger("gtopk")
 
@@ -61,7 +61,7 @@ class Session:
         self.peers = peers  # whose steps are taken together with this rank's
         self.options = options
         self.schedule = schedule
-        self.exchange = Exchange(comm, options)
+        self.exchange = Exchange(comm, options, schedule.is_default)
         self.run: int | None = None  # random id of the training run, the same on all ranks and over checkpoints
         self.steps = 0  # exchanges done, over checkpoints
         self.scaled = False  # some rank has a GradScaler: flags are agreed on before a step
@@ -88,27 +88,28 @@ class Session:
 
     # ---- one step ----
 
-    def build(self, segments: Sequence[Segment], *, scaled: bool = False) -> None:
+    def build(
+        self, segments: Sequence[Segment], *, scaled: bool = False, velocity_of: VelocityOf | None = None
+    ) -> None:
         """Makes the reducers for `segments`, which must be the same on all ranks. Collective. Residuals go on.
 
         With `scaled` on some rank, each of the steps to come begins with the question whether a gradient has overflowed
-        anywhere.
+        anywhere. `velocity_of` is for momentum correction that begins: see `Exchange.build`.
         """
         agree(self.comm, "parameters", [self.options.describe(), *(segment.describe() for segment in segments)])
         mine = None if self.run is None else (self.run, self.steps)
         self.run, self.steps, self.scaled = agree_on_progress(self.comm, mine, secrets.randbits(63), scaled)
-        self.exchange.build(segments, self._density(), self.steps)
+        self.exchange.build(segments, self.schedule(self.steps), self.steps, velocity_of)
         _log.info("rank %d, step %d: %d segments are exchanged", self.comm.rank, self.steps, len(segments))
 
-    def _density(self) -> Density:
-        density = self.schedule(self.steps)
-        if density is None or not self.schedule.is_default:
-            return density
-        return density * grown_share(self.comm.size, self.options.merge_growth)
+    @property
+    def corrects_otherwise(self) -> bool:
+        """Momentum correction begins with the coming step: `build` is to be called before it."""
+        return self.exchange.corrects_otherwise(self.schedule(self.steps))
 
     def begin(self, momentum: tuple[float, bool] | None = None) -> None:
         """The density, and with momentum correction the momentum, of the coming step. Collective."""
-        self.exchange.set_density(self._density())
+        self.exchange.set_density(self.schedule(self.steps))
         if momentum is not None:
             self.exchange.set_momentum(*momentum)
 

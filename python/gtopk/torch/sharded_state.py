@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorruptError, MismatchError
-from .checkpoint import VELOCITY_TEXT
-from .exchange import Waiting
+from .exchange import VELOCITY_TEXT, Waiting
 from .shards import here, spread_like
 from .state_form import CONSOLIDATED
 from .synchronizer import Synchronizer

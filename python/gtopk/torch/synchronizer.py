@@ -19,7 +19,7 @@ from ..comm import Comm
 from ..errors import MismatchError, StateError, UnsupportedError
 from . import amp, momentum
 from .amp import Scaled
-from .exchange import Options, Waiting
+from .exchange import Options, VelocityOf, Waiting
 from .holder import Holder
 from .parameters import Names, check_parameters
 from .profile import record
@@ -126,7 +126,7 @@ class Synchronizer(Holder):
     def _prepare(self, optimizer: torch.optim.Optimizer, scaled: bool) -> None:
         exchanged = trained(optimizer)
         active = [id(p) for p in exchanged], [p.dtype for p in exchanged], [p.device for p in exchanged]
-        if active == self._active:
+        if active == self._active and not self.session.corrects_otherwise:
             return
         self._active = None  # if this fails, the next step tries again
 
@@ -137,16 +137,23 @@ class Synchronizer(Holder):
 
         chosen = self.together(choose)
         segments = [Segment(name, self.local(p), self.is_whole(p)) for name, p in chosen.items()]
-        self.build(segments, scaled=scaled)
+
+        def velocity_of(name: str, residual: Tensor) -> Waiting:
+            return Waiting(*momentum.begin(optimizer, chosen[name], residual, self.multiplier))
+
+        automatic = self.session.options.momentum_correction is None
+        self.build(segments, scaled=scaled, velocity_of=velocity_of if automatic else None)
         self._active = active
         self._parameters = list(chosen.values())
 
-    def build(self, segments: Sequence[Segment], *, scaled: bool = False) -> None:
+    def build(
+        self, segments: Sequence[Segment], *, scaled: bool = False, velocity_of: VelocityOf | None = None
+    ) -> None:
         """Makes the reducers; where that fails for one shard, on all ranks. Collective."""
         names = [[segment.name, segment.whole] for segment in segments]
 
         def make() -> tuple[None, Any]:
-            self.session.build(segments, scaled=scaled)
+            self.session.build(segments, scaled=scaled, velocity_of=velocity_of)
             return None, names
 
         if self.shards is None:
@@ -174,9 +181,18 @@ class Synchronizer(Holder):
                     parameter.grad = spread_like(update.view(gradient.shape), parameter)
 
     def _momentum(self, optimizer: torch.optim.Optimizer) -> tuple[float, bool] | None:
-        return momentum.settings(optimizer) if self.session.options.momentum_correction else None
+        return momentum.settings(optimizer) if self._corrects else None
+
+    @property
+    def _corrects(self) -> bool:
+        """Some of what is exchanged has momentum in it."""
+        return any(part.corrected for part in self.session.exchange.parts)
 
     # ---- between synchronize() and step() ----
+
+    def begin_by_hand(self) -> None:
+        """synchronize() is called: what comes of it may be clipped, and stays a gradient if it is one so far."""
+        self.session.exchange.clips |= not self._corrects
 
     def keep_update(self, optimizer: torch.optim.Optimizer) -> None:
         """The gradients are the mean update, which `step()` is to apply."""
@@ -219,13 +235,13 @@ class Synchronizer(Holder):
             stack.enter_context(amp.hidden(optimizer))
             if not self.session.solo:
                 stack.enter_context(self._own_gradients_hidden(optimizer))
-                if self.session.options.momentum_correction:
-                    stack.enter_context(momentum.applied(optimizer, self._sent_dense()))
+                if self._corrects:
+                    stack.enter_context(momentum.applied(optimizer, self._uncorrected()))
             yield
 
-    def _sent_dense(self) -> set[int]:
+    def _uncorrected(self) -> set[int]:
         parts = self.session.exchange.parts
-        return {id(self._parameters[i]) for part in parts if part.dense for i in part.places}
+        return {id(self._parameters[i]) for part in parts if not part.corrected for i in part.places}
 
     @contextmanager
     def _own_gradients_hidden(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
