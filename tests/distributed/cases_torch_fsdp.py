@@ -328,7 +328,7 @@ def case_nothing_is_lost():
             given = total(optimizer, parts(model).float())
             optimizer.synchronize()
             after = total(optimizer, residuals(optimizer))
-            assert torch.equal(before + given, after + nodes() * parts(model)), options
+            assert torch.equal(before + given, after + nodes() * parts(model).float()), options
             assert after.any()
             with optimizer.skip_synchronize():
                 optimizer.step()

@@ -135,8 +135,8 @@ def _check_fully_sharded(tensors: Mapping[str, Tensor]) -> None:
         if known is not None and is_dtensor(tensor) and id(tensor) not in known:
             mesh = cast(Any, tensor).device_mesh
             raise UnsupportedError(
-                f"{name} is sharded over its mesh {mesh}, but not by fully_shard, and gtopk exchanges shards as that makes them: "
-                "leave out tensor parallelism, or exchange the local tensors with gtopk.Reducer"
+                f"{name} is sharded over its mesh {mesh}, but not by fully_shard, and gtopk exchanges shards as that makes "
+                "them: leave out tensor parallelism, or exchange the local tensors with gtopk.Reducer"
             )
 
 
