@@ -41,7 +41,8 @@ def case_the_table_of_the_guide():
     }
     memory.prepare()
     rows = memory.rows()
-    assert set(rows) == set(table), set(rows) ^ set(table)
+    options = {name for name in table if not name[0].isdigit()}  # the page has a table of densities, too
+    assert set(rows) == options, set(rows) ^ options
     for name, measure in rows.items():
         if not ALL_ROWS and any(words in name for words in LEFT_OUT):
             continue
