@@ -241,10 +241,10 @@ static void test_lives(void)
     transport_t *transport = open_mpi(NULL);
     barrier(transport);
     if (transport->rank == 1)
-        sleep_for(0.4);
+        sleep_for(2.0);
     const double start = clock_now();
     transport->ops->close(transport);
-    CHECK(clock_now() - start < 0.2, "closing took %g s", clock_now() - start);
+    CHECK(clock_now() - start < 1.0, "closing took %g s", clock_now() - start);
 }
 
 static void test_config(void)
