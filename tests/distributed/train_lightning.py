@@ -42,7 +42,7 @@ class Module(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
-def fit(devices, epochs, module, file=None):
+def fit(devices, epochs, module, file=None, accumulated=1):
     torch.manual_seed(1)
     loader = DataLoader(TensorDataset(torch.randn(64, 3, 6, 6)), batch_size=4)
     callback = GTopKCallback(density=0.05)
@@ -53,6 +53,7 @@ def fit(devices, epochs, module, file=None):
         max_epochs=epochs,
         callbacks=[callback],
         gradient_clip_val=1.0,
+        accumulate_grad_batches=accumulated,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -100,6 +101,11 @@ def main(devices, folder):
     assert begun.keys() == left.keys() and all(torch.equal(begun[name], values) for name, values in left.items())
     check(again, callback.state)
     assert callback.state.stats()["step"] == steps + len(again.losses) > done
+
+    pairs = Module()
+    _, callback = fit(devices, 1, pairs, accumulated=2)
+    check(pairs, callback.state)
+    assert callback.state.stats()["step"] + 1 == len(pairs.losses) // 2
     print(f"trained on {trainer.world_size} ranks", flush=True)
 
 
