@@ -1,4 +1,4 @@
-"""One of four ranks, two nodes with two shards each, started by hand, that takes steps until one fails. It stays then, so
+"""One of the ranks of two nodes with as many shards each, started by hand, that takes steps until one fails. It stays then, so
 that nobody learns of it by its end."""
 
 from __future__ import annotations

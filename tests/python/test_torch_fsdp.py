@@ -60,25 +60,33 @@ def test_sharded_checkpoints_of_more_ranks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "deadline"), [("SIGKILL", 60.0), pytest.param("SIGSTOP", 4.0, marks=pytest.mark.long)]
+    ("name", "deadline", "shards"),
+    [
+        ("SIGKILL", 60.0, 2),
+        pytest.param("SIGKILL", 60.0, 3, marks=pytest.mark.long),
+        pytest.param("SIGSTOP", 4.0, 2, marks=pytest.mark.long),
+    ],
 )
-def test_every_rank_that_is_left_returns_an_error(name, deadline):
+def test_every_rank_that_is_left_returns_an_error(name, deadline, shards):
     """The one with the same shard, the peer, and the one that exchanged with neither. Of a rank that ends they hear at once."""
     limit, port = (10.0 if name == "SIGKILL" else 2 * deadline + 1), free_port()
     command = [sys.executable, str(launcher.DISTRIBUTED / "faults_fsdp_rank.py"), str(deadline)]
     failed = r"rank (\d) failed (\w+) at ([\d.]+) kept (\d) later (\d)"
-    job = Job([(command, by_hand(rank, 4, port)) for rank in range(4)])
+    ranks = 2 * shards
+    job = Job([(command, by_hand(rank, ranks, port)) for rank in range(ranks)])
     try:
-        job.wait_for(lambda text: "step 10\n" in text and len(job.pids) == 4, 120, "the tenth step")
+        job.wait_for(lambda text: "step 10\n" in text and len(job.pids) == ranks, 120, "the tenth step")
         struck = time.time()
-        os.kill(job.pids[3], getattr(signal, name))
+        os.kill(job.pids[ranks - 1], getattr(signal, name))
         lines = job.wait_for(
-            lambda text: found if len(found := re.findall(failed, text)) == 3 else None, 30, "an error on three ranks"
+            lambda text: found if len(found := re.findall(failed, text)) == ranks - 1 else None,
+            30,
+            "an error on the others",
         )
         text = job.text()
     finally:
         job.end()
-    assert {rank for rank, *_ in lines} == {"0", "1", "2"}, text
+    assert {rank for rank, *_ in lines} == {str(rank) for rank in range(ranks - 1)}, text
     for _, _, when, kept, later in lines:
         assert float(when) - struck < limit, text
         assert (kept, later) == ("1", "1"), text
