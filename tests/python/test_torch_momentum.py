@@ -42,6 +42,13 @@ def step(optimizer, weight, gradient, at=None):
     return weight.grad.clone()
 
 
+def step_by_hand(optimizer, weight, gradient):
+    weight.grad = gradient
+    optimizer.synchronize()
+    with optimizer.skip_synchronize():
+        optimizer.step()
+
+
 def halves(seed):
     """Numbers of which sums and halves are exact."""
     return torch.randint(-64, 65, (MANY,), generator=torch.Generator().manual_seed(seed)).float()
@@ -146,18 +153,12 @@ def test_groups_of_two_momenta_have_none(exchanging):
 def test_updates_that_are_clipped_stay_gradients(exchanging):
     optimizer, weight = begun()
     step(optimizer, weight, halves(1), EARLY)
-    weight.grad = halves(2)
-    optimizer.synchronize()
-    with optimizer.skip_synchronize():
-        optimizer.step()
+    step_by_hand(optimizer, weight, halves(2))
     step(optimizer, weight, halves(3), LATE)
     assert is_corrected(optimizer) == [False]
     other, weight = begun()
     step(other, weight, halves(1), LATE)
-    weight.grad = halves(2)
-    other.synchronize()
-    with other.skip_synchronize():
-        other.step()
+    step_by_hand(other, weight, halves(2))
     step(other, weight, halves(3))
     assert is_corrected(other) == [True]
 
