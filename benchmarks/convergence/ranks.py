@@ -31,7 +31,8 @@ class ThreadComm(gtopk.Comm):
 def on_ranks(size: int, part: Callable[[gtopk.Comm], Any], timeout: float = 600.0) -> list[Any]:
     """Calls `part` in `size` threads, each with its communicator, and gives what they return, by rank.
 
-    Where a rank fails, others wait for it until `timeout`; then its error is raised, not theirs.
+    Where a rank fails, the others are told that it left, or wait for it until `timeout`; its error is raised, not
+    theirs.
     """
     group, results, errors = ctypes.c_void_p(), [None] * size, []
     _c_api.check(_c_api.library().gtopk_thread_group_create(ctypes.byref(group), size, 0))
@@ -39,7 +40,12 @@ def on_ranks(size: int, part: Callable[[gtopk.Comm], Any], timeout: float = 600.
     def run(rank: int) -> None:
         try:
             with ThreadComm(group, rank, size, timeout) as comm:
-                results[rank] = part(comm)
+                try:
+                    results[rank] = part(comm)
+                except Exception as error:
+                    # Noted before others see that this rank leaves: the first error of the list is the cause.
+                    errors.append(error)
+                    raise
         except Exception as error:  # noqa: BLE001  # it is raised below
             errors.append(error)
 
@@ -50,7 +56,5 @@ def on_ranks(size: int, part: Callable[[gtopk.Comm], Any], timeout: float = 600.
         thread.join()
     _c_api.library().gtopk_thread_group_destroy(group)
     if errors:
-        raise next(
-            (error for error in errors if not isinstance(error, gtopk.AbortedError | gtopk.DeadlineError)), errors[0]
-        )
+        raise errors[0]
     return results
