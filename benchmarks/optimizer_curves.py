@@ -90,7 +90,8 @@ class Run:
 
     def stages(self) -> list[tuple[int, float]]:
         """What comes before the run's own density."""
-        stages = [(self.dense_steps, 1.0), *self.density_stages]
+        stages = [(self.dense_steps, 1.0)] if self.dense_steps else []
+        stages += self.density_stages
         if self.density_warmup and self.density is not None:
             ratio = (self.density / 0.25) ** (1 / 4)
             stages += [(DENSITY_WARMUP_STEPS // 4, 0.25 * ratio**i) for i in range(4)]
@@ -178,6 +179,7 @@ RUNS = [
     local("Local 4, .08, beta1 .8, 4000 steps", beta1=0.8, steps=4000),
     Run("AdamW, dense, lr x 2, beta1 .8, 4000 steps", algorithm="dense", clip="mean", lr=4e-3, beta1=0.8, steps=4000),
     local("Local 4, .36, beta1 .8, 4000 steps", density=0.36, beta1=0.8, steps=4000),
+    local("Local 4, .16, beta1 .8, outer lr 1.25, 4000 steps", density=0.16, beta1=0.8, outer_lr=1.25, steps=4000),
     Run("AdamW, default density, lr x 2", density=None, lr=4e-3),
     Run("AdamW, default density, lr x 2, 4000 steps", density=None, lr=4e-3, steps=4000),
     local("Local 16, .32, beta1 .8", local_steps=16, density=0.32, beta1=0.8),
