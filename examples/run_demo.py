@@ -86,12 +86,11 @@ def main() -> None:
     recipe += [*schedule(steps, subset // (BATCH * options.ranks)), "--report-every", str(steps // LINES)]
 
     runs: list[dict[str, Any]] = []
-    limit = 1.0
+    limit = 2 * LINES / steps_per_second(trial)  # so that the fewest steps are done on a machine that is very slow
     for algorithm, exchange in (("dense", []), ("gtopk", SPARSE)):
         print(f"\n{algorithm}: {steps} steps with {options.ranks} processes", flush=True)
-        limit = max(
-            limit, (end - time.monotonic()) / (2 - len(runs)) - start_up
-        )  # no less for the second than for the first
+        # The second run has no less than the first one had.
+        limit = max(limit, (end - time.monotonic()) / (2 - len(runs)) - start_up)
         length = ["--steps", str(steps), "--time-limit", f"{limit:.0f}"]
         runs.append(train(launcher, algorithm, [*recipe, *exchange, *length]))
         steps = runs[-1]["steps"]
@@ -138,16 +137,19 @@ def train(launcher: list[str], algorithm: str, arguments: list[str], *, quiet: b
         return run
 
 
+def steps_per_second(trial: dict[str, Any]) -> float:
+    """The trial's second half counts: its first steps also warm up caches and allocators."""
+    return float(trial["history"][-1]["samples_per_s"] / (trial["batch_size"] * trial["ranks"]))
+
+
 def steps_that_fit(trial: dict[str, Any], seconds: float, most: int) -> int:
-    """A multiple of LINES. The trial's second half counts: its first steps also warm up caches and allocators.
+    """A multiple of LINES.
 
     Some time is left over, for a machine that becomes slower; a run that is late all the same stops at its time limit,
     and both are compared up to where both have come.
     """
-    batch = trial["batch_size"] * trial["ranks"]
-    steps_per_s = trial["history"][-1]["samples_per_s"] / batch
-    testing = LINES * TEST_IMAGES * FORWARD_SHARE / batch  # in steps
-    fitting = int(0.9 * seconds * steps_per_s - testing)
+    testing = LINES * TEST_IMAGES * FORWARD_SHARE / (trial["batch_size"] * trial["ranks"])  # in steps
+    fitting = int(0.9 * seconds * steps_per_second(trial) - testing)
     return max(LINES, min(most, fitting) // LINES * LINES)
 
 

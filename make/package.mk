@@ -7,6 +7,7 @@ WHEEL_PLATFORM = manylinux_2_28_$(ARCH)
 # libgcc: __builtin_cpu_supports of Zig's own runtime library finds no instruction set at all.
 WHEEL_LDFLAGS  = -Wl,-s $(shell gcc -print-libgcc-file-name)
 
+#= Packages and documentation
 #: make install PREFIX=  header, libraries and pkg-config file; with the MPI module where the system has an mpicc
 install: lib $(if $(SYSTEM_MPICC),module)
 	install -d "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/lib/pkgconfig"
