@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-LIMIT = 120.0  # seconds, on a loaded machine
+LIMIT = 240.0  # seconds, on a loaded machine
 
 
 def leave(folder: str | Path, name: str) -> None:

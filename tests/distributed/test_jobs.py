@@ -21,8 +21,8 @@ from jobs import Job, by_hand, free_port, mpirun_command
 SCRIPT = str(Path(__file__).with_name("job_rank.py"))
 LONG = int(os.environ.get("GTOPK_TEST_FAULTS", "1")) > 1
 DEADLINE = "5"
-START = 120  # seconds until all ranks are up, on a loaded machine
-SOON = 60  # and until they have ended, a tenth of what they would wait
+START = 240  # seconds until all ranks are up, on a loaded machine
+SOON = 100  # and until they have ended, a sixth of what they would wait
 
 
 def mpi(size, *arguments, options=(), **environment):
