@@ -154,6 +154,7 @@ def test_a_rank_that_comes_when_the_others_are_gone_on_is_alone():
     world.call(1, when=both_are_there)
     for thread in world.threads:
         thread.join(LIMIT)
+    world.wait = 0.1
     world.call(2)
     found, _ = world.end()
     assert found[0].ranks == found[1].ranks == [0, 1]
