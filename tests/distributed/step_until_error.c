@@ -104,7 +104,8 @@ int main(int argc, char **argv)
     require(gtopk_reducer_residual(reducer, 0, after, length));
     const gtopk_status_t later = gtopk_barrier(comm);
     (void)printf("rank %d failed %s at %.6f kept %d later %d\n", rank, gtopk_status_name(status), when,
-                 memcmp(before, after, sizeof before) == 0, later == status && strstr(gtopk_last_error(), text) != NULL);
+                 memcmp(before, after, sizeof before) == 0,
+                 later == status && strstr(gtopk_last_error(), text) != NULL);
     (void)fflush(stdout);
     gtopk_reducer_destroy(reducer);
     gtopk_comm_destroy(comm);
