@@ -1,7 +1,8 @@
 """A rank of a small job, however it is started: job_rank.py SECONDS [MODE].
 
-SECONDS is the deadline; with MEET=FOLDER and PROCESSES it begins when so many have come. "steps" (the default) takes ten steps and prints a digest of the last update, the same on all
-ranks of a job and another for each JOB in the environment; "wait": the last rank sleeps, the others wait for it.
+SECONDS is the deadline; with MEET=FOLDER and PROCESSES it begins when so many have come. "steps" (the default) takes ten
+steps and prints a digest of the last update, the same on all ranks of a job and another for each JOB in the environment;
+"wait": the last rank sleeps, the others wait for it.
 """
 
 from __future__ import annotations

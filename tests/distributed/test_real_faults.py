@@ -1,8 +1,8 @@
 """Ranks that die (SIGKILL) or freeze (SIGSTOP) at random moments, under mpirun --enable-recovery and over gloo.
 
 Every survivor must return an error by the deadline, with its residual as it was after accumulate, and every later call must
-fail with that error again, waiting for nobody. One kill and one stall for each number of ranks; GTOPK_TEST_FAULTS=N: N of each, and
-GTOPK_TEST_FAULTS_JSON=FILE keeps the count, and the longest time until the error.
+fail with that error again, waiting for nobody. One kill and one stall for each number of ranks; GTOPK_TEST_FAULTS=N: N of
+each, and GTOPK_TEST_FAULTS_JSON=FILE keeps the count, and the longest time until the error.
 """
 
 from __future__ import annotations

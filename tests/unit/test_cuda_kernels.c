@@ -423,7 +423,7 @@ static void assert_same_commit(const cuda_memory_t *memory, const device_journal
     float *expected = zeros(memory->dim * 4);
     device_words_t words = {.ok = 1};
     device_store_t *store;
-    const uint32_t with = memory->narrow ? DEVICE_WITH_BF16 : 0;
+    const int with = memory->narrow ? DEVICE_WITH_BF16 : 0;
     assert_int_equal(reference->ops->store_create(reference, memory->dim, memory->k, with, NULL, &store), GTOPK_OK);
     (void)reference->ops->store_seed(store, memory->seed, NULL);
     (void)reference->ops->commit(store, journal, &nowhere, &words, NULL);
