@@ -142,7 +142,7 @@ MUTANTS = [
     Mutant(
         "momentum correction: a group's gradients are maximized as another's",
         TORCH + "momentum.py",
-        "sign = self._signs[id(self._parameters[name])]",
+        "sign = sign_of(self._groups[id(self._parameters[name])])",
         "sign = 1.0",
     ),
     Mutant(

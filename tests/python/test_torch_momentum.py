@@ -350,13 +350,32 @@ def only_the_first(call):
     return limited
 
 
-@pytest.mark.parametrize("clipped", [False, True])
-def test_torch_distributed_checkpoint(exchanging, tmp_path, clipped):
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_one_process_that_goes_on_moves_as_far(exchanging, monkeypatch, nesterov, maximize):
+    more = {"nesterov": nesterov, "maximize": maximize}
+    optimizer, weight = begun(more=more)
+    for at in (EARLY, LATE):
+        step(optimizer, weight, halves(at), at)
+    state = optimizer.state_dict()["gtopk"]
+    residual, velocity = state["residual"]["w"], state["velocity"]["w"]
+    assert residual.any()
+    other, mine = resumed(optimizer, weight, more=more)
+    monkeypatch.undo()
+    for _ in range(40):
+        step(other, mine, torch.zeros(MANY))
+    moved = (mine - weight).detach() * (1 if maximize else -1)
+    torch.testing.assert_close(moved, residual + velocity * (0.5 if nesterov else 1.0))  # with a momentum of .5
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize(("clipped", "wanted"), [(False, None), (True, None), (False, True)])
+def test_torch_distributed_checkpoint(exchanging, tmp_path, clipped, wanted):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     models = [nn.ParameterDict({"w": torch.zeros(MANY)}) for _ in range(2)]
-    one, other = (new(model["w"])[0] for model in models)
+    one, other = (new(model["w"], momentum_correction=wanted)[0] for model in models)
     for at in (None, EARLY):
         step(one, models[0]["w"], halves(1), at)
     if clipped:

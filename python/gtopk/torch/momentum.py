@@ -64,12 +64,13 @@ def is_one(optimizer: torch.optim.Optimizer) -> bool:
     return all(entry == found[0] and 0 <= entry[0] < 1 and entry[2] == 0 for entry in found)
 
 
-def signs(optimizer: torch.optim.Optimizer) -> dict[int, float]:
-    """Of the gradient of each parameter, by its id, in SGD's momentum."""
-    return {id(p): _sign(group) for group in optimizer.param_groups for p in group["params"]}
+def groups(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """The group of each parameter, by its id."""
+    return {id(p): group for group in optimizer.param_groups for p in group["params"]}
 
 
-def _sign(group: dict[str, Any]) -> float:
+def sign_of(group: dict[str, Any]) -> float:
+    """Of a gradient in SGD's momentum."""
     return -1.0 if group.get("maximize") else 1.0
 
 
@@ -89,7 +90,7 @@ class Begin:
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], multiplier: float) -> None:
         self._optimizer, self._parameters, self._multiplier = optimizer, parameters, multiplier
-        self._signs = signs(optimizer)
+        self._groups = groups(optimizer)
 
     def has(self, name: str) -> bool:
         """Whether there is any momentum."""
@@ -103,7 +104,7 @@ class Begin:
             return Waiting(residual, velocity)
         buffer = self._buffer(name)
         if buffer is not None:
-            sign = self._signs[id(self._parameters[name])]
+            sign = sign_of(self._groups[id(self._parameters[name])])
             velocity.add_(buffer.detach().to(velocity.device), alpha=sign / self._multiplier)
         velocity.add_(residual, alpha=1 / momentum)
         return Waiting(residual if nesterov else torch.zeros_like(residual), velocity)
@@ -144,7 +145,7 @@ def applied(optimizer: torch.optim.Optimizer, dense: set[int]) -> Iterator[None]
 
 def _decay(optimizer: torch.optim.Optimizer, group: dict[str, Any], dense: set[int]) -> None:
     """Adds the momentum of weight decay to the gradients, and replaces dense ones by their momentum."""
-    sign = _sign(group)
+    sign = sign_of(group)
     for parameter in group["params"]:
         if parameter.grad is None:
             continue
@@ -152,6 +153,7 @@ def _decay(optimizer: torch.optim.Optimizer, group: dict[str, Any], dense: set[i
         is_dense = id(parameter) in dense
         buffer: Tensor | None = state.get("momentum_buffer")
         if group["weight_decay"] == 0 and buffer is None and not is_dense:
+            state["momentum_buffer"] = None  # torch.distributed.checkpoint looks for what SGD has had before
             continue
         force = parameter.detach() * group["weight_decay"]
         if is_dense:

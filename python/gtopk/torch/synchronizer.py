@@ -374,16 +374,20 @@ class Synchronizer(Holder):
 
 
 def _add(optimizer: torch.optim.Optimizer, parameter: Tensor, entry: Waiting) -> None:
-    """A residual to the gradient; a velocity goes on in SGD's momentum."""
+    """A residual to the gradient; a velocity goes on in SGD's momentum.
+
+    With a velocity momentum is in the residual already: of the gradient it is a part that SGD's momentum makes as much of.
+    """
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    here(parameter.grad.detach()).add_(entry.residual.to(parameter.device))
+    group = momentum.groups(optimizer)[id(parameter)]
+    part = 1.0 if entry.velocity is None else 1.0 - group["momentum"]
+    here(parameter.grad.detach()).add_(entry.residual.to(parameter.device), alpha=part)
     if entry.velocity is not None:
         state = optimizer.state[parameter]
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        sign = momentum.signs(optimizer)[id(parameter)]
-        here(state["momentum_buffer"]).add_(entry.velocity.to(parameter.device), alpha=sign)
+        here(state["momentum_buffer"]).add_(entry.velocity.to(parameter.device), alpha=momentum.sign_of(group))
 
 
 def trained(optimizer: torch.optim.Optimizer) -> list[Tensor]:
