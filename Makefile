@@ -28,8 +28,7 @@ include make/package.mk
 include make/docs.mk
 
 help:
-	@echo 'Targets:'
-	@sed -n 's/^#: /  /p' $(MAKEFILE_LIST)
+	@sed -n -e 's/^#= \(.*\)/\1:/p' -e 's/^#: /  /p' $(filter %.mk,$(MAKEFILE_LIST)) $(firstword $(MAKEFILE_LIST))
 	@echo 'Settings: BUILD=build CC=cc CFLAGS= PREFIX=/usr/local PYTHON=python3 VENV=.venv CACHE=.cache CUDA=auto V=1'
 
 #: make clean            removes what was built; the environment and downloads stay (rm -r .venv .cache)

@@ -87,7 +87,7 @@ def make_parser(description: str, recipe: Recipe, unit: str) -> argparse.Argumen
     device.add_argument("--threads", type=int, help="CPU threads a process (cores / processes on this host)")
     output = parser.add_argument_group("output")
     output.add_argument("--report-every", type=int, help="steps between lines (an epoch, or a tenth of --steps)")
-    output.add_argument("--time-limit", type=float, help="stop at the first line after so many seconds")
+    output.add_argument("--time-limit", type=float, help="stop after so many seconds")
     output.add_argument("--checkpoint", type=Path, help="file that is written after each epoch and at the end")
     output.add_argument("--save-every", type=int, help="steps between checkpoints (an epoch)")
     output.add_argument(

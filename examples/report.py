@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["Network", "Prediction", "cores", "exchange_seconds", "machine", "plot", "predict", "prediction_table",
-           "size_text", "table"]  # fmt: skip
+           "same_steps", "size_text", "table", "totals"]  # fmt: skip
 
 Run = dict[str, Any]
 
@@ -53,6 +53,35 @@ def machine() -> dict[str, Any]:
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = next(iter(names), model)
     return {"cpu": model, "cores": cores(), "system": platform.system(), "python": platform.python_version()}
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+def totals(history: list[dict[str, Any]], samples_a_step: int) -> Run:
+    """What the lines of a run come to."""
+    seconds, last = sum(line["seconds"] for line in history), history[-1]
+    return {
+        "steps": last["step"],
+        "loss": last["loss"],
+        "score": last["score"],
+        "samples_per_s": last["step"] * samples_a_step / seconds,
+        "steps_per_s": last["step"] / seconds,
+        "communication_share": sum(line["exchange_seconds"] for line in history) / seconds,
+        "bytes_sent": last["bytes_sent"],
+        "step_ms": last["step_ms"],
+        "local_ms": last["local_ms"],
+        "history": history,
+    }
+
+
+def same_steps(runs: list[Run]) -> list[Run]:
+    """The runs up to the last step after which each has a line; none of them where there is no such step."""
+    common = set.intersection(*({line["step"] for line in run["history"]} for run in runs))
+    if not common:
+        return []
+    parts = [[line for line in run["history"] if line["step"] <= max(common)] for run in runs]
+    return [run | totals(part, run["batch_size"] * run["ranks"]) for run, part in zip(runs, parts, strict=True)]
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -286,6 +315,8 @@ def _label(run: Run) -> str:
 
 
 def _sent(axes: Axes, runs: list[Run]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for run in runs:
         history = run["history"]
         steps = [0, *(line["step"] for line in history)]
@@ -301,6 +332,8 @@ def _sent(axes: Axes, runs: list[Run]) -> None:
         )
     if all(run["bytes_sent"] > 0 for run in runs):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(lambda size, _: size_text(size))
     axes.margins(y=0.15)
     axes.set_title("Sent by each process in a step (measured)")

@@ -43,6 +43,10 @@ WHAT_WAS_MEASURED = (
     "What fewer bytes save is time on a network, and that was not measured. The run is too short for the paper's density "
     "of 0.001; examples/cifar_resnet20.py has the full recipe."
 )
+SLOWER = (
+    "This machine became slower than in the trial: of {planned} steps the first {steps} are compared, before density and "
+    "learning rate have come to their end. Start it again when nothing else runs, or give it more time:"
+)
 PREDICTED = (
     "PREDICTED for {ranks} machines with a network, {latency:.0f} us a message, by the formula in examples/README.md"
 )
@@ -75,19 +79,25 @@ def main() -> None:
 
     print(f"trial: {TRIAL_STEPS} steps, to see how fast this machine is", flush=True)
     began = time.monotonic()
-    trial = train(launcher, "dense", [*recipe, "--steps", str(TRIAL_STEPS), "--report-every", str(TRIAL_STEPS // 2)])
+    length = ["--steps", str(TRIAL_STEPS), "--report-every", str(TRIAL_STEPS // 2)]
+    trial = train(launcher, "dense", [*recipe, *length], quiet=True)
     start_up = max(0.0, time.monotonic() - began - TRIAL_STEPS / trial["steps_per_s"])
-    steps = steps_that_fit(trial, (end - time.monotonic()) / 2 - start_up, options.steps)
+    planned = steps = steps_that_fit(trial, (end - time.monotonic()) / 2 - start_up, options.steps)
     recipe += [*schedule(steps, subset // (BATCH * options.ranks)), "--report-every", str(steps // LINES)]
 
-    runs = []
+    runs: list[dict[str, Any]] = []
+    limit = 2 * LINES / steps_per_second(trial)  # so that the fewest steps are done on a machine that is very slow
     for algorithm, exchange in (("dense", []), ("gtopk", SPARSE)):
         print(f"\n{algorithm}: {steps} steps with {options.ranks} processes", flush=True)
-        limit = max(1.0, (end - time.monotonic()) / (2 - len(runs)) - start_up)
+        # The second run has no less than the first one had.
+        limit = max(limit, (end - time.monotonic()) / (2 - len(runs)) - start_up)
         length = ["--steps", str(steps), "--time-limit", f"{limit:.0f}"]
         runs.append(train(launcher, algorithm, [*recipe, *exchange, *length]))
         steps = runs[-1]["steps"]
-    conclude(runs, launcher, options.output)
+    runs = report.same_steps(runs)
+    if not runs:
+        raise SystemExit("this machine became so slow that there is nothing to compare: give more time, --seconds 1200")
+    conclude(runs, planned, launcher, options.output)
 
 
 # ---- the runs -------------------------------------------------------------------------------------------------------
@@ -109,29 +119,37 @@ def find_launcher(options: argparse.Namespace) -> list[str]:
     return [mpirun, "-n", str(options.ranks), *extra, sys.executable]
 
 
-def train(launcher: list[str], algorithm: str, arguments: list[str]) -> dict[str, Any]:
+def train(launcher: list[str], algorithm: str, arguments: list[str], *, quiet: bool = False) -> dict[str, Any]:
     environment = dict(os.environ)
     if os.geteuid() == 0:  # in a container, say: Open MPI wants to be told twice that this is meant
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "run.json"
         command = [*launcher, str(EXAMPLES / "cifar_resnet20.py"), "--algorithm", algorithm, *arguments]
-        done = subprocess.run([*command, "--json", str(result)], env=environment, check=False)
+        output, errors = (subprocess.PIPE, subprocess.STDOUT) if quiet else (None, None)
+        done = subprocess.run(
+            [*command, "--json", str(result)], env=environment, check=False, stdout=output, stderr=errors, text=True
+        )
         if done.returncode != 0:
+            print(done.stdout or "", end="", flush=True)
             raise SystemExit(f"exit status {done.returncode} of: {shlex.join(command)}")
         run: dict[str, Any] = json.loads(result.read_text())
         return run
 
 
-def steps_that_fit(trial: dict[str, Any], seconds: float, most: int) -> int:
-    """A multiple of LINES. The trial's second half counts: its first steps also warm up caches and allocators.
+def steps_per_second(trial: dict[str, Any]) -> float:
+    """The trial's second half counts: its first steps also warm up caches and allocators."""
+    return float(trial["history"][-1]["samples_per_s"] / (trial["batch_size"] * trial["ranks"]))
 
-    Some time is left over, for a machine that becomes slower; a run that is late all the same stops at its time limit.
+
+def steps_that_fit(trial: dict[str, Any], seconds: float, most: int) -> int:
+    """A multiple of LINES.
+
+    Some time is left over, for a machine that becomes slower; a run that is late all the same stops at its time limit,
+    and both are compared up to where both have come.
     """
-    batch = trial["batch_size"] * trial["ranks"]
-    steps_per_s = trial["history"][-1]["samples_per_s"] / batch
-    testing = LINES * TEST_IMAGES * FORWARD_SHARE / batch  # in steps
-    fitting = int(0.9 * seconds * steps_per_s - testing)
+    testing = LINES * TEST_IMAGES * FORWARD_SHARE / (trial["batch_size"] * trial["ranks"])  # in steps
+    fitting = int(0.9 * seconds * steps_per_second(trial) - testing)
     return max(LINES, min(most, fitting) // LINES * LINES)
 
 
@@ -145,7 +163,7 @@ def schedule(steps: int, steps_an_epoch: int) -> list[str]:
 # ---- the end --------------------------------------------------------------------------------------------------------
 
 
-def conclude(runs: list[dict[str, Any]], launcher: list[str], output: Path) -> None:
+def conclude(runs: list[dict[str, Any]], planned: int, launcher: list[str], output: Path) -> None:
     dense, sparse = runs
     predictions = report.predict(runs, NETWORKS, other_entries=OTHER_ENTRIES, other_computing=OTHER_COMPUTING)
     print(f"\nMEASURED on this machine ({report.cores()} cores, {dense['ranks']} processes, {dense['data']})\n")
@@ -154,7 +172,7 @@ def conclude(runs: list[dict[str, Any]], launcher: list[str], output: Path) -> N
         WHAT_WAS_MEASURED,
         less=dense["bytes_sent"] / sparse["bytes_sent"],
         less_a_step=last_bytes(dense) / last_bytes(sparse),
-        density=sparse["last_step"]["k"] / sparse["parameters"],
+        density=sparse["history"][-1]["k"] / sparse["parameters"],
     )
     say(PREDICTED, ranks=dense["ranks"], latency=NETWORKS[0].latency * 1e6)
     print()
@@ -165,8 +183,9 @@ def conclude(runs: list[dict[str, Any]], launcher: list[str], output: Path) -> N
         other=OTHER_ENTRIES / 1e6,
         computing=OTHER_COMPUTING * 1e3,
     )
-    if dense["steps"] != sparse["steps"]:
-        print(f"\nThe machine became slower: dense ran {dense['steps']} steps, gTop-k {sparse['steps']}.")
+    if dense["steps"] < planned:
+        say(SLOWER, steps=dense["steps"], planned=planned)
+        print("  make run ARGS='--seconds 1200'")
     output.mkdir(parents=True, exist_ok=True)
     picture, numbers = output / "run_demo.png", output / "run_demo.json"
     report.plot(runs, picture, predictions)

@@ -205,8 +205,8 @@ class Training:
                 bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
                 bar.update()
                 done = step + 1
-                late = False
-                if done % plan.report_every == 0 or done == plan.steps:
+                late = self._late(started)
+                if done % plan.report_every == 0 or done == plan.steps or late:
                     line = self._summarise(window, done, self._evaluate())
                     self.history.append(line)
                     say(self._text(line))
@@ -217,7 +217,6 @@ class Training:
                         raise SystemExit(1)
                     curves.add(line, stats, self.workload.metric)
                     window = Window()
-                    late = self._late(started)
                 if options.checkpoint and (done % plan.save_every == 0 or done == plan.steps or late):
                     self._save(done)
                 if late:
@@ -260,8 +259,7 @@ class Training:
     def _late(self, started: float) -> bool:
         """Rank 0's clock decides for all."""
         limit = self.options.time_limit
-        late = limit is not None and time.perf_counter() - started > limit
-        return bool(gtopk.broadcast_object(late, root_rank=0))
+        return limit is not None and bool(gtopk.broadcast_object(time.perf_counter() - started > limit, root_rank=0))
 
     # ---- checkpoints ----
 
@@ -326,6 +324,7 @@ class Training:
             "local_ms": local_ms,
             "bytes_sent_per_step": sent / window.steps,
             "bytes_sent": sent + (self.history[-1]["bytes_sent"] if self.history else 0.0),
+            "k": self.optimizer.stats().get("k", 0),
         }
 
     def _text(self, line: dict[str, Any]) -> str:
@@ -337,9 +336,7 @@ class Training:
         )
 
     def _describe(self) -> dict[str, Any]:
-        options, history, stats = self.options, self.history, self.optimizer.stats()
-        seconds = sum(line["seconds"] for line in history)
-        steps = history[-1]["step"]
+        options, stats = self.options, self.optimizer.stats()
         return {
             "model": self.workload.name,
             "unit": self.workload.unit,
@@ -355,22 +352,13 @@ class Training:
             "seed": options.seed,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
             "threads": torch.get_num_threads(),
-            "steps": steps,
-            "loss": history[-1]["loss"],
-            "score": history[-1]["score"],
-            "samples_per_s": steps * options.batch_size * gtopk.size() / seconds,
-            "steps_per_s": steps / seconds,
-            "communication_share": sum(line["exchange_seconds"] for line in history) / seconds,
-            "bytes_sent": history[-1]["bytes_sent"],
-            "step_ms": history[-1]["step_ms"],
-            "local_ms": history[-1]["local_ms"],
+            **report.totals(self.history, options.batch_size * gtopk.size()),
             "hierarchy": stats.get("hierarchy", "off"),
             "last_step": {
                 name: stats[name]
                 for name in ("algorithm", "k", "rounds", "bytes_sent", "network_bytes_sent")
                 if name in stats
             },
-            "history": history,
         }
 
 

@@ -6,6 +6,7 @@ MPI_AS_ROOT := $(if $(filter 0,$(shell id -u)),OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALL
 RANKS      ?= 4
 MPI_OPTIONS ?= --oversubscribe --bind-to none --mca mpi_yield_when_idle 1
 
+#= Measure
 #: make bench            dense, top-k and gTop-k between 4 local ranks, then the CPU's own speed; a few minutes
 bench: bench-allreduce bench-select
 

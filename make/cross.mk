@@ -18,6 +18,7 @@ $(DIGEST): $(BUILD)/%: %.c $(BUILD)/libsupport.a $(BUILD)/libgtopk.a
 
 -include $(DIGEST).d
 
+#= Other compilers and machines
 #: make test-bits        one job on every device, instruction set and number of threads: the same bits
 test-bits: $(DIGEST)
 	@rm -rf $(DIGESTS)

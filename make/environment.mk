@@ -23,6 +23,7 @@ $(VENV)/.installed-gtopk: pyproject.toml setup.py $(VENV)/.installed-build
 #: make build            the library, the MPI module, allreduce_bench, and the Python package in .venv
 build: lib module $(BUILD)/benchmarks/allreduce_bench $(BUILD)/benchmarks/baseline_mpi.so $(VENV)/.installed-gtopk
 
+#= Train
 #: make run              trains ResNet-20 on four processes, dense and gTop-k (under 10 minutes, installation included)
 run: build $(RUN_READY)
 	$(VENV_PYTHON) examples/run_demo.py $(ARGS)
@@ -36,7 +37,7 @@ workloads: build $(WORK_READY)
 MODEL ?= resnet20
 RANKS ?= 4
 
-#: make train MODEL=vgg16 RANKS=4   trains one of them: resnet20, vgg16, alexnet, resnet50, lstm, lstman4 (ARGS="--steps 100")
+#: make train            one of them: MODEL=resnet20, vgg16, alexnet, resnet50, lstm or lstman4 (RANKS=4 ARGS="--steps 100")
 train: workloads
 	dnn="$(MODEL)" nworkers="$(RANKS)" PYTHON="$(VENV_PYTHON)" ./train.sh $(ARGS)
 

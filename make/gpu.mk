@@ -48,6 +48,7 @@ $(GPU_RANKS): $(GPU)/%: $(BUILD)/%
 	@mkdir -p $(@D)
 	$(Q)strip -o $@ $<
 
+#= Check a GPU
 #: make gpu-check-build  what a machine with a GPU needs beside the tree, in build/gpu (at most 64 MiB)
 gpu-check-build: $(GPU_FILES) $(GPU_RANKS) $(GPU_TESTS) $(VENV)/.installed-mpi $(TEST_READY)
 	@grep -q cubin $(CUDA_IMAGES) || { echo 'gpu-check-build: this build has no CUDA kernels (CUDA=1 shows why)' >&2; exit 1; }

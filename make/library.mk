@@ -30,6 +30,7 @@ isa_flags = $(if $(findstring _avx2.,$(1)),$(AVX2_FLAGS))$(if $(findstring _avx5
 # PyTorch's errors are C++ exceptions, which pass through its operators.
 $(BUILD)/csrc/torch/%.o: CFLAGS += -fexceptions
 
+#= Build
 #: make lib              build/libgtopk.so and .a; needs a C compiler only
 lib: $(BUILD)/libgtopk.so $(BUILD)/libgtopk.a
 

@@ -7,6 +7,7 @@ C_FILES     := $(shell find csrc include tests benchmarks -name '*.[ch]' -o -nam
 TIDY_FILES  := $(LIB_SOURCES:%.c=$(BUILD)/%.tidy)
 PY_FILES    := $(wildcard examples benchmarks scripts tests) python setup.py
 
+#= Check the sources
 #: make lint             format, mistakes, types, layers, exports; in C, Python and shell
 lint: lint-c lint-python lint-shell lint-tree
 

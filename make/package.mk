@@ -7,6 +7,7 @@ WHEEL_PLATFORM = manylinux_2_28_$(ARCH)
 # libgcc: __builtin_cpu_supports of Zig's own runtime library finds no instruction set at all.
 WHEEL_LDFLAGS  = -Wl,-s $(shell gcc -print-libgcc-file-name)
 
+#= Packages and documentation
 #: make install PREFIX=  header, libraries and pkg-config file; with the MPI module where the system has an mpicc
 install: lib $(if $(SYSTEM_MPICC),module)
 	install -d "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/lib/pkgconfig"
@@ -25,10 +26,11 @@ uninstall:
 
 #: make wheel            dist/gtopk-*.whl for any Linux with glibc 2.28 and any Python 3.10+, tried in fresh environments
 wheel: $(WHEEL_READY)
-	rm -rf $(BUILD)/wheel $(BUILD)/python dist
-	CC="$(WHEEL_CC)" LDFLAGS="$(WHEEL_LDFLAGS)" GTOPK_WITH_MPI=0 $(VENV_PYTHON) -m pip wheel -q --disable-pip-version-check \
+	@echo '  wheel dist'
+	$(Q)rm -rf $(BUILD)/wheel $(BUILD)/python dist
+	$(Q)CC="$(WHEEL_CC)" LDFLAGS="$(WHEEL_LDFLAGS)" GTOPK_WITH_MPI=0 $(VENV_PYTHON) -m pip wheel -q --disable-pip-version-check \
 	    --no-build-isolation --no-deps -w $(BUILD)/wheel .
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV_PYTHON) -m auditwheel repair -w dist --only-plat --plat $(WHEEL_PLATFORM) $(BUILD)/wheel/*.whl
-	scripts/check_wheel.sh $(VENV_PYTHON) dist/*.whl
+	$(Q)PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV_PYTHON) -m auditwheel $(if $(V),-v,-q) repair -w dist --only-plat --plat $(WHEEL_PLATFORM) $(BUILD)/wheel/*.whl
+	$(Q)scripts/check_wheel.sh $(VENV_PYTHON) dist/*.whl
 
 .PHONY: install uninstall wheel

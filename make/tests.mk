@@ -116,6 +116,7 @@ EXCHANGE_TESTS := $(filter %/test_exchange %/test_split %/test_state %/test_redu
     %/test_faults,$(C_TEST_BINS))
 QUEUED_TESTS   := $(EXCHANGE_TESTS) $(filter %/test_memory %/test_queue,$(C_TEST_BINS))
 
+#= Test
 #: make test             everything but what takes hours; at most 30 minutes on 2 cores
 test: c-tests test-bits test-asan test-tsan fuzz py-tests
 

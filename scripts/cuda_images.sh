@@ -31,6 +31,7 @@ if [ "$setting" = 0 ]; then
     without
     exit
 fi
+echo "  nvrtc the kernels for GPUs: up to a minute (CUDA=0 leaves them out)"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0

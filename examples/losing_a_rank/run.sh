@@ -9,6 +9,9 @@ set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:-$(mktemp -d)}
 mkdir -p "$folder"
+if [ "$(id -u)" = 0 ]; then # in a container, say: Open MPI wants to be told twice that this is meant
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
 ranks=3
 accident=(--lose 1 --at 50)
 

@@ -4,7 +4,7 @@ Three lines change in a training script::
 
     import gtopk
     gtopk.init()
-    optimizer = gtopk.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), density=0.001)
+    optimizer = gtopk.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 
 Everything is loaded when it is first used: importing the package imports neither numpy nor torch, and the C library is
 opened by the first call that needs it.

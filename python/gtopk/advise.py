@@ -30,6 +30,7 @@ MODELS = {
     "bert-base": 109_482_240,
     "gpt2": 124_439_808,
 }
+LOW = 0.05  # below it a density costs accuracy in the first steps, and SGD's momentum wants its correction
 DENSITIES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 SMALL_PART = 0.1  # of the computing: an exchange that takes less is not worth a lower density
 WORTH_A_CHANGE = 0.95  # as in csrc/core/choice.c
@@ -82,7 +83,7 @@ def _count(number: int, what: str) -> str:
 def _measured(costs: Costs, ranks: int, place: str) -> Iterator[str]:
     def line(what: str, message_s: float, byte_s: float) -> str:
         rate = f", {8e-6 / byte_s:.0f} Mb/s" if byte_s > 0 else ""
-        return f"  {what:<34} {1e6 * message_s:8.1f} us + {1e9 * byte_s:.3f} ns a byte{rate}"
+        return f"  {what:<36} {1e6 * message_s:8.1f} us + {1e9 * byte_s:.3f} ns a byte{rate}"
 
     yield place
     if ranks > 1:
@@ -190,9 +191,23 @@ def _advice(costs: Costs, ranks: int, question: Question) -> Iterator[str]:
         )
     yield "Recommended:"
     algorithm, _, node = name.partition(", ")
-    options = f'algorithm="{algorithm}"' + (f", density={density:g}" if algorithm != "dense" else "")
+    chosen = question.density is not None or question.compute_s is not None
+    options = f'algorithm="{algorithm}"' + (f", density={density:g}" if chosen and algorithm != "dense" else "")
     options += ', hierarchy="node"' if node else ""
     options += f', value_type="{question.value_type}"' if question.value_type != "bf16" else ""
     yield f"  optimizer = gtopk.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), {options})"
     if algorithm != "dense":
         yield 'or algorithm="auto", which chooses so by itself and goes by the steps\' own times.'
+    if algorithm != "dense" and not chosen:
+        by_hand = "" if name == "gtopk" else "; with SGD's momentum give momentum_correction=True"
+        yield f"Without density= it falls as training goes on, in the end to half the bytes of 0.001{by_hand}."
+    elif algorithm != "dense" and density < LOW:
+        yield (
+            f"From the first step on, {density:g} costs accuracy: leave density= out, and it falls by itself; or give warmup=, "
+            "and with SGD's momentum momentum_correction=True."
+        )
+    if question.latency is None and costs.each_node == ranks:
+        yield (
+            "All ranks are on one machine, so this says nothing of a network: start it as the training is started, or "
+            "describe the network (--help)."
+        )

@@ -149,6 +149,81 @@ def test_prediction_adds_the_measured_rest(tmp_path: Path) -> None:
     assert file.read_bytes().startswith(b"\x89PNG")
 
 
+def history_to(steps: list[int]) -> list[dict[str, float]]:
+    """A loss that falls from 3, 1000 bytes a step, 0.1 s a step of which a fifth is exchange."""
+    before = [0, *steps[:-1]]
+    return [
+        {
+            "step": step,
+            "loss": 3 - 0.1 * step,
+            "score": 0.5,
+            "seconds": 0.1 * (step - last),
+            "k": 2697,
+            "exchange_seconds": 0.02 * (step - last),
+            "communication_share": 0.2,
+            "bytes_sent_per_step": 1000.0,
+            "bytes_sent": 1000.0 * step,
+            "step_ms": 100.0,
+            "local_ms": 1.0,
+            "samples_per_s": 1280.0,
+        }
+        for last, step in zip(before, steps, strict=True)
+    ]
+
+
+def test_runs_are_compared_up_to_a_step_that_both_have_done() -> None:
+    import report
+
+    late = run_of("gtopk", 1.0, 0.2) | report.totals(history_to([4, 8, 9]), 128)
+    runs = [run_of("dense", 1.0, 0.2) | report.totals(history_to([4, 8, 12]), 128), late]
+    for run in report.same_steps(runs):
+        assert [line["step"] for line in run["history"]] == [4, 8]
+        assert (run["steps"], run["bytes_sent"], run["loss"]) == (8, 8000.0, pytest.approx(2.2))
+        assert run["steps_per_s"] == pytest.approx(10) and run["samples_per_s"] == pytest.approx(1280)
+        assert run["communication_share"] == pytest.approx(0.2)
+    assert late["steps"] == 9 and report.same_steps([late])[0]["steps"] == 9
+    assert report.same_steps([late, late | {"history": history_to([3])}]) == []
+
+
+@pytest.mark.parametrize("slower", [False, True])
+def test_the_demo_compares_equal_steps_on_a_machine_that_becomes_slower(
+    slower: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its processes are not started: what they would have measured is made up, half of the steps in time or all."""
+    import report
+    import run_demo
+
+    started: list[tuple[str, int, float]] = []
+
+    def train(launcher: list[str], algorithm: str, arguments: list[str], *, quiet: bool = False) -> dict[str, object]:
+        every, steps, limit = (
+            float(arguments[arguments.index(name) + 1]) if name in arguments else 0.0
+            for name in ("--report-every", "--steps", "--time-limit")
+        )
+        started.append((algorithm, int(steps), limit))
+        done = int(steps) // 2 + 1 if slower and not quiet else int(steps)
+        history = history_to([*range(int(every), done, int(every)), done])
+        return run_of(algorithm, 1.0, 0.2) | report.totals(history, 128)
+
+    monkeypatch.setattr(run_demo, "train", train)
+    monkeypatch.setattr(run_demo, "find_launcher", lambda options: ["mpirun"])
+    monkeypatch.setattr(run_demo.data, "locate", lambda *_, **__: tmp_path)
+    if not slower:  # one picture is enough
+        monkeypatch.setattr(report, "plot", lambda *_: (tmp_path / "run_demo.png").write_bytes(b"\x89PNG"))
+    monkeypatch.setattr(sys, "argv", ["run_demo.py", "--steps", "120", "--output", str(tmp_path)])
+    run_demo.main()
+    _, dense, sparse = started
+    assert dense[:2] == ("dense", 120) and sparse[:2] == ("gtopk", 61 if slower else 120)
+    assert sparse[2] >= dense[2] > 60
+    output = capsys.readouterr().out
+    compared = 30 if slower else 120  # gTop-k has lines after 10, 20, 30 and 31 of 61 steps
+    assert len(re.findall(rf"^(?:dense|gTop-k) +\S+ +4 +{compared} ", output, flags=re.MULTILINE)) == 2, output
+    assert "gTop-k sent 1 times fewer bytes" in output, output
+    assert ("of 120 steps the first 30 are compared" in " ".join(output.split())) is slower
+    assert (tmp_path / "run_demo.png").read_bytes().startswith(b"\x89PNG")
+    assert [run["steps"] for run in json.loads((tmp_path / "run_demo.json").read_text())["measured"]] == [compared] * 2
+
+
 @pytest.mark.parametrize(
     ("size", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (1_618_332, "1.62 MB"), (99_960, "100 kB"), (999_600, "1 MB")],
@@ -251,7 +326,7 @@ def test_the_main_job_alone_ends_at_its_time_limit_with_a_picture(tmp_path: Path
     arguments += ["--plot", str(picture), "--json", str(result)]
     status, output = launcher.run([sys.executable, str(EXAMPLES / "cifar_resnet20.py"), *arguments], {}, limit=300)
     assert status == 0, output
-    assert json.loads(result.read_text())["steps"] == 2
+    assert json.loads(result.read_text())["steps"] == 1
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

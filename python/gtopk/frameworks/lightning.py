@@ -13,7 +13,7 @@ _Callback: Any = importlib.import_module("lightning").Callback
 
 
 class GTopKCallback(_Callback):  # type: ignore[misc]
-    """Exchanges gradients by gtopk: ``Trainer(callbacks=[GTopKCallback(density=0.001)], ...)``.
+    """Exchanges gradients by gtopk: ``Trainer(callbacks=[GTopKCallback()], ...)``.
 
     Lightning's own ``DDPStrategy(ddp_comm_hook=...)`` is for GPUs, and ignored without a word elsewhere. Its checkpoints
     have the sum of all residuals, which fits any number of processes: saving one is collective, as in Lightning anyway.

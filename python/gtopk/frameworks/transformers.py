@@ -17,7 +17,7 @@ _Callback: Any = importlib.import_module("transformers").TrainerCallback
 
 
 class GTopKCallback(_Callback):  # type: ignore[misc]
-    """Exchanges gradients by gtopk: ``trainer.add_callback(GTopKCallback(trainer, density=0.001))``.
+    """Exchanges gradients by gtopk: ``trainer.add_callback(GTopKCallback(trainer, density=0.05))``.
 
     Checkpoints of the trainer have each process's residual, too, in a file of its own; a run that is resumed from one goes on
     with it.

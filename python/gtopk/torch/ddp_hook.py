@@ -90,7 +90,7 @@ class GTopKState(Holder):
     --------
     >>> from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
     >>> def register(ddp: torch.nn.parallel.DistributedDataParallel) -> None:
-    ...     ddp.register_comm_hook(GTopKState(density=0.001), gtopk_hook)
+    ...     ddp.register_comm_hook(GTopKState(), gtopk_hook)
     """
 
     _session: Session | None
@@ -448,7 +448,7 @@ class GTopKState(Holder):
 
 
 def gtopk_hook(state: GTopKState, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """The hook: ``ddp.register_comm_hook(GTopKState(density=0.001), gtopk_hook)``."""
+    """The hook: ``ddp.register_comm_hook(GTopKState(), gtopk_hook)``."""
     return state.take(bucket)
 
 
