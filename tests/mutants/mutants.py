@@ -60,7 +60,17 @@ STAGE = CUDA + "stage.cu"
 MUTANTS = [
     # the default density
     Mutant("default density: it changes in every step", TORCH + "warmup.py", "(number >> low << low)", "number"),
-    Mutant("default density: no step is dense", TORCH + "warmup.py", "None if wanted > dense else ", ""),
+    Mutant("default density: no step is dense", TORCH + "warmup.py", "None if step < dense_steps else ", ""),
+    Mutant(
+        "default density: Adam's is SGD's", TORCH + "optimizer.py", "SHARE if weights else share_of(optimizer)", "SHARE"
+    ),
+    Mutant(
+        "default density: exchanged weights have Adam's",
+        TORCH + "optimizer.py",
+        "SHARE if weights else share_of(optimizer)",
+        "share_of(optimizer)",
+    ),
+    Mutant("default density: the hook's is SGD's", TORCH + "ddp_hook.py", ", share_of(None))", ")"),
     Mutant(
         "default density: growth costs bytes",
         TORCH + "exchange.py",
