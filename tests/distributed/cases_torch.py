@@ -69,20 +69,23 @@ def case_a_group_of_some_ranks():
 
 
 def case_a_silent_peer_is_an_error_by_the_deadline():
-    """Rank 0 stays away; the group is ended, so that whoever comes late is told at once."""
-    silent = gtopk.Comm(transport="torch", timeout=1.0)
-    begin = time.monotonic()
+    """Rank 0 stays away; the group is ended, so that whoever comes late is told at once. The default communicator is
+    another group and goes on."""
+    silent = gtopk.Comm(transport="torch", timeout=1.0, setup_timeout=120.0)
     if gtopk.rank() == 0:
-        time.sleep(2.5)
+        gtopk.barrier()  # until the others have given up
+    begin = time.monotonic()
     error = raises((gtopk.DeadlineError, gtopk.AbortedError, gtopk.TransportError), silent.barrier)
-    assert time.monotonic() - begin < 2.5 + 2
-    if gtopk.rank() == gtopk.size() - 1:
-        assert isinstance(error, gtopk.DeadlineError), repr(error)
-        assert isinstance(error, TimeoutError)
+    assert time.monotonic() - begin < 60
+    if gtopk.rank() > 0:
+        gtopk.barrier()
+    # Of those who waited one came to the deadline first, and the others may have heard of that.
+    assert isinstance(error, TimeoutError) == isinstance(error, gtopk.DeadlineError), repr(error)
+    assert gtopk.allgather(np.array([gtopk.rank() > 0 and isinstance(error, gtopk.DeadlineError)])).any(), repr(error)
     again = raises(gtopk.GtopkError, silent.barrier)
     assert str(error) in str(again)
     silent.close()
-    gtopk.barrier()  # the default communicator is another group and goes on
+    gtopk.barrier()
 
 
 def case_end_and_begin_again():

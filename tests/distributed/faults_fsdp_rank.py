@@ -19,7 +19,7 @@ def say(text):
 
 
 def main(timeout):
-    gtopk.init(transport="torch", timeout=timeout)
+    gtopk.init(transport="torch", timeout=timeout, setup_timeout=120.0)
     mesh()
     model = sharded()
     optimizer = wrapped(model, lr=0.0, density=0.1, value_type="fp32")

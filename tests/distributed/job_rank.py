@@ -1,7 +1,8 @@
 """A rank of a small job, however it is started: job_rank.py SECONDS [MODE].
 
-SECONDS is the deadline. "steps" (the default) takes ten steps and prints a digest of the last update, the same on all
-ranks of a job and another for each JOB in the environment; "wait": the last rank sleeps, the others wait for it.
+SECONDS is the deadline; with MEET=FOLDER and PROCESSES it begins when so many have come. "steps" (the default) takes ten
+steps and prints a digest of the last update, the same on all ranks of a job and another for each JOB in the environment;
+"wait": the last rank sleeps, the others wait for it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 
 import numpy as np
+import signs
 
 import gtopk
 
@@ -44,6 +46,7 @@ def wait_for_the_last(reducer):
     reducer.accumulate(0, x)
     before = reducer.residual(0)
     try:
+        say(f"rank {gtopk.rank()} waits")
         reducer.reduce([x])
     except BaseException as error:
         kept = int(np.array_equal(before, reducer.residual(0)))
@@ -52,6 +55,10 @@ def wait_for_the_last(reducer):
 
 
 def main(timeout, mode):
+    if "MEET" in os.environ:
+        import torch.distributed  # noqa: F401  # which takes different times on ranks that start together
+
+        signs.meet(os.environ["MEET"], int(os.environ["PROCESSES"]))
     try:
         gtopk.init(timeout=timeout)
         reducer = gtopk.Reducer([DIM])

@@ -21,7 +21,8 @@ from jobs import Job, by_hand, free_port, mpirun_command
 SCRIPT = str(Path(__file__).with_name("job_rank.py"))
 LONG = int(os.environ.get("GTOPK_TEST_FAULTS", "1")) > 1
 DEADLINE = "5"
-START = 120  # seconds until all ranks are up, on a loaded machine
+START = 240  # seconds until all ranks are up, on a loaded machine
+SOON = 100  # and until they have ended, a sixth of what they would wait
 
 
 def mpi(size, *arguments, options=(), **environment):
@@ -38,6 +39,16 @@ def torchrun(size, *arguments):
 def hand(rank, size, port, *arguments, **environment):
     pytest.importorskip("torch")
     return [sys.executable, SCRIPT, *arguments], {**by_hand(rank, size, port), **environment}
+
+
+def hands(folder, sizes, deadline, names=("0",)):
+    """Ranks of one port, of these sizes, in a job of each name; the deadline begins when all have started."""
+    port, processes = free_port(), len(sizes) * len(names)
+    together = {"MEET": str(folder), "PROCESSES": str(processes)}
+    commands = [
+        hand(rank, size, port, deadline, JOB=name, **together) for name in names for rank, size in enumerate(sizes)
+    ]
+    return Job(commands), port
 
 
 def lives(pid):
@@ -71,8 +82,12 @@ def start_waiting(kind, size):
     else:
         job = Job([{"mpirun": mpi, "torchrun": torchrun}[kind](size, "600", "wait")])
     try:
-        job.wait_for(lambda _: len(job.pids) == size, START, f"the start of {size} ranks")
-        time.sleep(1)
+        job.wait_for(
+            lambda text: len(job.pids) == size and text.count(" waits\n") == size - 1,
+            START,
+            f"the start of {size} ranks",
+        )
+        time.sleep(1)  # most often they are in the middle of it then
     except BaseException:
         job.end()
         raise
@@ -80,7 +95,7 @@ def start_waiting(kind, size):
 
 
 def check_nothing_is_left(job):
-    end = time.monotonic() + 5
+    end = time.monotonic() + SOON
     while any(map(lives, job.pids.values())) and time.monotonic() < end:
         time.sleep(0.05)
     assert not any(map(lives, job.pids.values())), f"a rank is left of {job.pids}:\n{job.text()}"
@@ -94,14 +109,17 @@ def errors_of(job):
 
 
 def test_an_interrupt_ends_processes_without_a_launcher():
-    """As a terminal does it: SIGINT to every process of its foreground group."""
+    """As a terminal does it: SIGINT to every process of its foreground group. The first to end may be seen by the others."""
     job = start_waiting("hand", 3)
     try:
         for process in job.processes:
             os.killpg(process.pid, signal.SIGINT)
-        assert finish(job, 20) == [-signal.SIGINT] * 3, job.text()
+        statuses = finish(job, SOON)
+        assert statuses[2] == -signal.SIGINT, job.text()  # in no call of the library
+        assert -signal.SIGINT in statuses[:2], job.text()
+        assert 0 not in statuses, job.text()
         check_nothing_is_left(job)
-        assert errors_of(job) == {0: "KeyboardInterrupt", 1: "KeyboardInterrupt"}, job.text()
+        assert "KeyboardInterrupt" in errors_of(job).values(), job.text()
     finally:
         job.end()
 
@@ -111,11 +129,9 @@ def test_an_interrupt_ends_a_job_of_torchrun():
     job = start_waiting("torchrun", 3)
     try:
         os.killpg(job.processes[0].pid, signal.SIGINT)
-        assert finish(job, 20)[0] != 0, job.text()
+        assert finish(job, SOON)[0] != 0, job.text()
         check_nothing_is_left(job)
-        errors = errors_of(job)
-        assert errors.keys() == {0, 1}, job.text()
-        assert "KeyboardInterrupt" in errors.values(), job.text()
+        assert "KeyboardInterrupt" in errors_of(job).values(), job.text()
     finally:
         job.end()
 
@@ -125,7 +141,7 @@ def test_an_interrupt_of_a_rank_ends_a_job_of_mpirun():
     job = start_waiting("mpirun", 3)
     try:
         os.kill(job.pids[0], signal.SIGINT)
-        assert finish(job, 20)[0] != 0, job.text()
+        assert finish(job, SOON)[0] != 0, job.text()
         check_nothing_is_left(job)
         assert errors_of(job)[0] == "KeyboardInterrupt", job.text()
     finally:
@@ -142,9 +158,8 @@ def fails_with(job, seconds, *words):
     assert "Traceback" not in job.text(), job.text()
 
 
-def test_a_missing_rank_is_an_error_on_the_others():
-    port = free_port()
-    job = Job([hand(rank, 3, port, DEADLINE) for rank in range(2)])
+def test_a_missing_rank_is_an_error_on_the_others(tmp_path):
+    job, _ = hands(tmp_path, [3, 3], DEADLINE)
     try:
         fails_with(job, START, r"2/3 clients joined")
         assert len(re.findall("^failed ", job.text(), re.MULTILINE)) == 2, job.text()
@@ -152,9 +167,8 @@ def test_a_missing_rank_is_an_error_on_the_others():
         job.end()
 
 
-def test_a_rank_too_many_is_an_error_on_that_rank():
-    port = free_port()
-    job = Job([hand(rank, 2, port, DEADLINE) for rank in range(3)])
+def test_a_rank_too_many_is_an_error_on_that_rank(tmp_path):
+    job, _ = hands(tmp_path, [2, 2, 2], "20")
     try:
         fails_with(job, START, r"failed TransportError: .*rank < size")
         assert len(set(re.findall(r"of 2 digest (\w+)", job.text()))) == 1, job.text()
@@ -164,9 +178,8 @@ def test_a_rank_too_many_is_an_error_on_that_rank():
 
 
 @pytest.mark.skipif(not LONG, reason="gloo waits 40 s for the third rank: make test-long")
-def test_ranks_that_disagree_about_the_size():
-    port = free_port()
-    job = Job([hand(rank, 2 if rank == 0 else 3, port, DEADLINE) for rank in range(3)])
+def test_ranks_that_disagree_about_the_size(tmp_path):
+    job, _ = hands(tmp_path, [2, 3, 3], DEADLINE)
     try:
         fails_with(job, START + 60, r"failed (DeadlineError|TransportError)")
         assert len(re.findall("^failed ", job.text(), re.MULTILINE)) == 3, job.text()
@@ -205,10 +218,9 @@ def test_two_jobs_over_torch():
 
 
 @pytest.mark.skipif(not LONG, reason="gloo waits 40 s for a rank of the other job: make test-long")
-def test_two_jobs_on_one_port():
+def test_two_jobs_on_one_port(tmp_path):
     """One of the first ranks cannot listen, and says so; no rank goes on with ranks of the other job unnoticed."""
-    port = free_port()
-    job = Job([hand(rank, 2, port, DEADLINE, JOB=name) for name in ("1", "2") for rank in range(2)])
+    job, port = hands(tmp_path, [2, 2], DEADLINE, names=("1", "2"))
     try:
         fails_with(job, START + 60, rf"failed TransportError: .*127\.0\.0\.1:{port}.*address already in use")
         assert len(re.findall("^failed ", job.text(), re.MULTILINE)) >= 2, job.text()
@@ -227,7 +239,7 @@ def test_a_full_dev_shm():
     unshare = shutil.which("unshare")
     if not unshare or subprocess.run([unshare, "-m", "sh", "-c", fill], capture_output=True).returncode != 0:
         pytest.skip("a file system cannot be mounted here: needs root")
-    command, extra = mpi(2, DEADLINE)
+    command, extra = mpi(2, "60")
     inside = [unshare, "-m", "sh", "-c", f'{fill}; exec "$@"', "sh", *command]
     job = Job([(inside, extra)])
     try:

@@ -13,7 +13,7 @@ from jobs import run_to_end
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("GTOPK_BUILD", ROOT / "build")).resolve()
-SECONDS = 120
+SECONDS = 300
 
 
 def launch(ranks, mode, module):

@@ -17,8 +17,8 @@
 #include "util/clock.h"
 
 #define DIM 100
-#define TIMEOUT 60.0
-#define SOON 10.0 /* seconds, on a loaded machine */
+#define TIMEOUT 120.0
+#define SOON 60.0 /* seconds, on a loaded machine */
 
 /* Goes on `left` times, then asks to stop; -1: never. */
 static int countdown(void *context)

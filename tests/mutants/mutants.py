@@ -238,6 +238,24 @@ MUTANTS = [
         "    store->memory.seed = seed;\n",
         "    store->memory.seed = 0 * seed;\n",
     ),
+    Mutant(
+        "bf16 on a GPU: what is selected goes by what was before it was rounded",
+        CUDA + "accumulate.cu",
+        "                sum = convert_float_from_bf16(args->narrow_to[place]);\n",
+        "",
+    ),
+    Mutant(
+        "bf16 on a GPU: what is set draws by its place in the call",
+        CUDA + "store.c",
+        "dither_bf16(in[i], (uint32_t)(offset + i), key)",
+        "dither_bf16(in[i], (uint32_t)i, key)",
+    ),
+    Mutant(
+        "bf16 on a GPU: the deposits of each launch draw the same",
+        CUDA + "launch_spans.c",
+        "args.deposits_before = next;",
+        "args.deposits_before = 0;",
+    ),
     # on the CPU, in what the tests of one residual do not meet
     Mutant(
         "bf16: what is set rounds as what is accumulated",

@@ -196,7 +196,7 @@ def test_build_mpi_builds_a_module_that_trains(tmp_path):
     assert "MPI" in _mpi_module.probe(output)
     assert [path.name for path in tmp_path.iterdir()] == ["module.so"]
     environment = {"GTOPK_MPI_MODULE": str(output)}
-    status, text = launcher.mpirun(2, "harness.py", "cases_collectives", environment=environment, limit=60)
+    status, text = launcher.mpirun(2, "harness.py", "cases_collectives", environment=environment)
     assert status == 0, text
 
 

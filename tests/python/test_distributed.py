@@ -30,8 +30,8 @@ def test_scalar_and_reference_give_the_same_bits():
     passed(launcher.mpirun(3, "mixed_devices.py", "cases_reducer"), 3)
 
 
-def test_a_late_rank_is_an_error_by_the_deadline():
-    status, output = launcher.mpirun(2, "late_rank.py", limit=60)
+def test_a_late_rank_is_an_error_by_the_deadline(tmp_path):
+    status, output = launcher.mpirun(2, "late_rank.py", tmp_path)
     assert "rank 1: DeadlineError" in output, output
     assert "rank 0: AbortedError" in output, output
     assert status == 0, output  # both caught their errors and ended in order, and so does MPI
@@ -39,7 +39,7 @@ def test_a_late_rank_is_an_error_by_the_deadline():
 
 def test_an_uncaught_exception_ends_the_job():
     """Nobody waits for the others in MPI_Finalize."""
-    status, output = launcher.mpirun(3, "raising_rank.py", limit=60)
+    status, output = launcher.mpirun(3, "raising_rank.py")
     assert status != 0
     assert "ValueError: only here" in output
 
@@ -47,6 +47,6 @@ def test_an_uncaught_exception_ends_the_job():
 def test_a_module_for_another_mpi_is_noticed():
     """mpirun says 2 processes, each finds itself alone."""
     environment = {"OMPI_COMM_WORLD_SIZE": "7"}
-    status, output = launcher.mpirun(1, "another_mpi.py", limit=60, environment=environment)
+    status, output = launcher.mpirun(1, "another_mpi.py", environment=environment)
     assert "build-mpi" in output, output
     assert status == 0, output

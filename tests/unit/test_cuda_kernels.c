@@ -2,6 +2,7 @@
  * that are too small, ties without end, indices up to 2^32 - 1, more spans and reducers than fit into a launch. The
  * reference device says what is right. */
 #include "support/emulated_queue.h"
+#include "wire/convert.h"
 
 #define TOP 0xffffffffull /* the largest dim */
 enum { SETS = 6 };
@@ -422,22 +423,28 @@ static void assert_same_commit(const cuda_memory_t *memory, const device_journal
     float *expected = zeros(memory->dim * 4);
     device_words_t words = {.ok = 1};
     device_store_t *store;
-    assert_int_equal(reference->ops->store_create(reference, memory->dim, memory->k, 0, NULL, &store), GTOPK_OK);
+    const int with = memory->narrow ? DEVICE_WITH_BF16 : 0;
+    assert_int_equal(reference->ops->store_create(reference, memory->dim, memory->k, with, NULL, &store), GTOPK_OK);
+    (void)reference->ops->store_seed(store, memory->seed, NULL);
     (void)reference->ops->commit(store, journal, &nowhere, &words, NULL);
     (void)launch_commit(&queue, memory, journal, &nowhere, &words, NULL);
     (void)reference->ops->store_read(store, DEVICE_RESIDUAL, 0, memory->dim, expected, NULL);
+    for (uint64_t i = 0; i < memory->dim && memory->narrow; i++)
+        memory->residual[i] = convert_float_from_bf16(memory->narrow[i]);
     assert_memory_equal(memory->residual, expected, memory->dim * 4);
     reference->ops->store_destroy(store);
     free(expected);
 }
 
-/* More rounds than one launch has room for deposits: each index gets them in order. */
-static void test_many_deposits(void **state)
+/* More rounds than one launch has room for deposits: each index gets them in order, and each deposit rounds for itself. */
+static void many_deposits(int in_bf16)
 {
-    (void)state;
     enum { DEPOSITS = 150, DIM = 40 };
     float *residual = zeros(DIM * 4);
+    uint16_t narrow[DIM] = {0};
     cuda_memory_t memory = memory_make(residual, DIM, DIM, DIM);
+    memory.narrow = in_bf16 ? narrow : NULL;
+    memory.seed = 77;
     device_set_t nothing = set_make(1), deposits[DEPOSITS];
     for (int d = 0; d < DEPOSITS; d++) {
         deposits[d] = set_make(DIM);
@@ -455,6 +462,13 @@ static void test_many_deposits(void **state)
     set_free(&nothing);
     memory_free_all(&memory);
     free(residual);
+}
+
+static void test_many_deposits(void **state)
+{
+    (void)state;
+    for (int in_bf16 = 0; in_bf16 < 2; in_bf16++)
+        many_deposits(in_bf16);
 }
 
 /* Entries that decode to zero are not in the message, and stay in the residual. */

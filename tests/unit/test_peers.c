@@ -20,6 +20,8 @@
 #define SHARDS 3
 #define DIM 40
 #define STEPS 4
+#define TIMEOUT 60.0
+#define SOON 40.0 /* on a loaded machine */
 
 /* NODES x SHARDS threads: those of a column exchange, those of a row are peers. */
 typedef struct grid {
@@ -51,7 +53,7 @@ static gtopk_comm_t *open_comm(gtopk_thread_group_t *group, int rank, int size, 
     config.group = group;
     config.rank = rank;
     config.size = size;
-    config.timeout = 20.0;
+    config.timeout = TIMEOUT;
     config.peers = peers;
     REQUIRE(gtopk_comm_create(&comm, &config) == GTOPK_OK);
     return comm;
@@ -237,7 +239,7 @@ static void test_a_step_fails_on_all_peers(void **state)
         }
 }
 
-/* All but node 2, shard 1 see it, long before the 20 s for which they would wait. `staying` of the ranks end together. */
+/* All but node 2, shard 1 see it, long before the deadline. `staying` of the ranks end together. */
 static void check_all_fail_at_once(grid_t *grid, unsigned staying)
 {
     const double start = clock_now();
@@ -247,7 +249,7 @@ static void check_all_fail_at_once(grid_t *grid, unsigned staying)
     for (int n = 0; n < NODES; n++)
         for (int s = 0; s < SHARDS; s++)
             assert_int_equal(grid->failed[n][s], !(n == 2 && s == 1));
-    assert_true(clock_now() - start < 15.0);
+    assert_true(clock_now() - start < SOON);
 }
 
 /* It stays, and says so. */
@@ -276,7 +278,7 @@ static void run_with_fault(grid_t *grid, guarded_fault_t fault, long operation)
     (void)pthread_barrier_destroy(&grid->end);
 }
 
-/* The device of node 2, shard 1 fails at each place of a step; all learn of it, and none waits for 20 s. */
+/* The device of node 2, shard 1 fails at each place of a step; all learn of it, and none waits for the deadline. */
 static void test_a_broken_device_ends_all_peers(void **state)
 {
     (void)state;
@@ -292,7 +294,7 @@ static void test_a_broken_device_ends_all_peers(void **state)
                 for (int s = 0; s < SHARDS; s++)
                     if (!grid.failed[n][s])
                         fail_msg("fault %d at operation %ld: node %d, shard %d went on", fault, operation, n, s);
-            if (clock_now() - start > 15.0)
+            if (clock_now() - start > SOON)
                 fail_msg("fault %d at operation %ld: somebody waited for %.1f s", fault, operation,
                          clock_now() - start);
         }

@@ -24,6 +24,7 @@
 
 #define RANKS_MAX 8
 #define LONG_TIME 60.0
+#define SOON 30.0 /* of what does not wait for LONG_TIME, on a loaded machine */
 
 static atomic_int failures;
 
@@ -272,12 +273,20 @@ static void order_kept(transport_t *transport)
     }
 }
 
+static void await(atomic_int *flag)
+{
+    while (!atomic_load(flag))
+        sleep_for(0.001);
+}
+
 /* Rank 1 is late: rank 0's first deadline passes, waiting resumes. */
 static void late_peer(transport_t *transport)
 {
+    static atomic_int passed;
     char text[5] = "late";
     if (transport->rank == 1) {
-        sleep_for(0.2);
+        await(&passed);
+        atomic_store(&passed, 0);
         CHECK(send_to(transport, 0, text, 5) == GTOPK_OK, "send");
         return;
     }
@@ -289,7 +298,8 @@ static void late_peer(transport_t *transport)
     exchange.from = 77; /* it was copied */
     CHECK(transport->ops->wait(transport, transport->ops->now(transport) + 0.03, &received) == GTOPK_ERR_TIMEOUT,
           "nothing came");
-    CHECK(clock_now() - start >= 0.029 && clock_now() - start < 0.19, "waited %g s", clock_now() - start);
+    CHECK(clock_now() - start >= 0.029 && clock_now() - start < SOON, "waited %g s", clock_now() - start);
+    atomic_store(&passed, 1);
     CHECK(transport->ops->wait(transport, deadline, &received) == GTOPK_OK, "resumed");
     CHECK(strcmp(got, "late") == 0 && received == 5, "got '%s'", got);
 }
@@ -461,7 +471,7 @@ static void left_behind(transport_t *transport)
     CHECK(strcmp(text, "last word") == 0, "'%s'", text);
     CHECK(receive_from(transport, 2, text, sizeof text, NULL) == GTOPK_ERR_TRANSPORT, "rank 2 left");
     CHECK(send_to(transport, 2, text, 1) == GTOPK_OK, "to nobody");
-    CHECK(clock_now() - start < 5.0, "%g s", clock_now() - start);
+    CHECK(clock_now() - start < SOON, "%g s", clock_now() - start);
 }
 
 static void test_thread_errors(void **state)
@@ -475,14 +485,18 @@ static void test_thread_errors(void **state)
 /* An abandoned receive leaves no trace: the next one takes the message. */
 static void abandoned(transport_t *transport)
 {
+    static atomic_int given_up;
     char byte = 'x', late = 0;
     if (transport->rank == 0) {
         CHECK(exchange_until(transport, transport->ops->now(transport), 1, &byte, 1, 1, &late, 1, NULL) ==
                   GTOPK_ERR_TIMEOUT,
               "poll");
+        atomic_store(&given_up, 1);
         CHECK(receive_from(transport, 1, &late, 1, NULL) == GTOPK_OK && late == 'y', "got %d", late);
     } else {
         CHECK(receive_from(transport, 0, &byte, 1, NULL) == GTOPK_OK && byte == 'x', "got %d", byte);
+        await(&given_up);
+        atomic_store(&given_up, 0);
         CHECK(send_to(transport, 0, "y", 1) == GTOPK_OK, "send");
     }
 }
@@ -531,8 +545,7 @@ static void virtual_idle(transport_t *transport)
         sleep_for(0.05);
         CHECK(send_to(transport, 0, "b", 1) == GTOPK_OK, "send");
         transport_thread_idle(transport, 1);
-        while (!atomic_load(&done))
-            sleep_for(0.001);
+        await(&done);
         transport_thread_idle(transport, 0);
         CHECK(transport->ops->now(transport) == 1000.0, "it is %g", transport->ops->now(transport));
     }
@@ -744,6 +757,7 @@ static void test_callback_abandoned(void **state)
         transport_exchange_t exchange = {.to = TRANSPORT_NONE, .from = 1, .receive = &byte, .receive_capacity = 1};
         size_t received;
         assert_int_equal(transport->ops->post(transport, &exchange, clock_now() + LONG_TIME, NULL), GTOPK_OK);
+        await(&network.calls); /* it knows this network, which is gone when the test ends */
         assert_int_equal(transport->ops->wait(transport, clock_now() + 0.02, &received), GTOPK_ERR_TIMEOUT);
         assert_int_equal(transport->ops->abandon(transport), 0);
         assert_int_equal(receive_from(transport, 1, &other, 1, NULL), GTOPK_ERR_STATE);
@@ -757,7 +771,7 @@ static void test_callback_abandoned(void **state)
                 sleep_for(0.001);
             transport->ops->close(transport);
         }
-        assert_true(clock_now() - start < 5.0);
+        assert_true(clock_now() - start < SOON);
         assert_int_equal(atomic_load(&network.aborts), 1);
         while (atomic_load(&network.calls) > 0)
             sleep_for(0.001);
