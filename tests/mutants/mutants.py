@@ -1530,6 +1530,12 @@ MUTANTS = [
     ),
     # examples
     Mutant(
+        "examples: runs of different lengths are compared",
+        EXAMPLES + "report.py",
+        ' if line["step"] <= max(common)]',
+        "]",
+    ),
+    Mutant(
         "examples: an epoch is as long as that of the rank with the most batches",
         EXAMPLES + "trainer.py",
         "fewest = min(steps)",
