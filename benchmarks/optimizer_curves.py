@@ -66,7 +66,7 @@ class Run:
     eps: float = 1e-8
     momentum: float = 0.9  # of SGD
     algorithm: str = "gtopk"
-    density: float = 0.01
+    density: float | None = 0.01  # None: the default
     dense_steps: int = 0  # to begin with, at density 1
     density_warmup: bool = False
     density_stages: tuple[tuple[int, float], ...] = ()  # (exchanges, density), before the run's own
@@ -90,8 +90,9 @@ class Run:
 
     def stages(self) -> list[tuple[int, float]]:
         """What comes before the run's own density."""
-        stages = [(self.dense_steps, 1.0), *self.density_stages]
-        if self.density_warmup:
+        stages = [(self.dense_steps, 1.0)] if self.dense_steps else []
+        stages += self.density_stages
+        if self.density_warmup and self.density is not None:
             ratio = (self.density / 0.25) ** (1 / 4)
             stages += [(DENSITY_WARMUP_STEPS // 4, 0.25 * ratio**i) for i in range(4)]
         return stages
@@ -175,7 +176,14 @@ RUNS = [
     local("Local 4, .08, seed 3", seed=3),
     local("Local 4, dense, Nesterov .9, outer lr .7", lr=4e-3, algorithm="dense", outer_lr=0.7, outer_momentum=0.9),
     Run("AdamW, dense, lr x 2, 4000 steps", algorithm="dense", clip="mean", lr=4e-3, steps=4000),
-    local("Local 4, .08, 4000 steps", steps=4000),
+    local("Local 4, .08, beta1 .8, 4000 steps", beta1=0.8, steps=4000),
+    Run("AdamW, dense, lr x 2, beta1 .8, 4000 steps", algorithm="dense", clip="mean", lr=4e-3, beta1=0.8, steps=4000),
+    local("Local 4, .36, beta1 .8, 4000 steps", density=0.36, beta1=0.8, steps=4000),
+    local("Local 4, .16, beta1 .8, outer lr 1.25, 4000 steps", density=0.16, beta1=0.8, outer_lr=1.25, steps=4000),
+    Run("AdamW, default density, lr x 2", density=None, lr=4e-3),
+    Run("AdamW, default density, lr x 2, 4000 steps", density=None, lr=4e-3, steps=4000),
+    local("Local 16, .32, beta1 .8", local_steps=16, density=0.32, beta1=0.8),
+    local("Local 32, .64, beta1 .8", local_steps=32, density=0.64, beta1=0.8),
 ]
 
 
@@ -325,7 +333,7 @@ class Trainer:
             density=self.run.density,
             algorithm=algorithm,
             value_type=self.run.value_type,
-            warmup=stages,
+            warmup=stages or None,
             momentum_correction=self.run.momentum_correction,
             dense_below=self.run.dense_below,
             local_steps=self.run.local_steps,

@@ -25,7 +25,7 @@ from ranks import on_ranks
 from tasks import SOUNDS, TASKS, Part, Task
 
 import gtopk
-from gtopk.torch.warmup import default_density, grown_share
+from gtopk.torch.warmup import at_least, default_density, grown_share
 
 from report import machine  # isort: skip  # tasks has put examples/ on the path
 
@@ -40,12 +40,12 @@ def falling(start: float, steps: int, end: float = 0.001) -> Callable[[int], flo
     return lambda step: max(end, start * (end / start) ** (step / steps))
 
 
-def hyperbola(share: float, dense: float = 0.25, most: float = 1.0, last: float = 0.001) -> Callable[[int], float]:
-    """gtopk's default with other numbers: `share` over the number of the step, down to `last`. Where that is more than `dense`
-    everything is sent, and otherwise at most `most`."""
+def hyperbola(share: float, dense_steps: int = 39, most: float = 1.0, last: float = 0.001) -> Callable[[int], float]:
+    """gtopk's default with other numbers: everything in so many steps, then `share` over the number of the step, at most `most`
+    and at least `last`."""
 
     def density(step: int) -> float:
-        wanted = default_density(step, share, dense, most, last)
+        wanted = default_density(step, share, dense_steps, most, last)
         return 1.0 if wanted is None else wanted
 
     return density
@@ -63,33 +63,42 @@ SETTINGS: dict[str, Options] = {
     ".1 to .001 in 1000": {"warmup": falling(0.1, 1000)},
     ".1 to .001 in 1000, correction": {"warmup": falling(0.1, 1000), "correction": True},
     ".1 to .001 in 1000, dense_1d": {"warmup": falling(0.1, 1000), "dense_1d": True},
-    "2/t": {"warmup": hyperbola(2)},
-    "5/t": {"warmup": hyperbola(5)},
-    "20/t": {"warmup": hyperbola(20)},
+    "2/t": {"warmup": hyperbola(2, 7)},
+    "5/t": {"warmup": hyperbola(5, 19)},
+    "20/t": {"warmup": hyperbola(20, 79)},
     "10/t": {"warmup": hyperbola(10)},
-    "10/t, at most .1, 39 dense steps": {"warmup": hyperbola(10, 0.25, 0.1)},
-    "20/t, at most .1": {"warmup": hyperbola(20, 0.5, 0.1)},
-    "50/t, at most .1": {"warmup": hyperbola(50, 1.25, 0.1)},
-    "10/t, 19 dense steps": {"warmup": hyperbola(10, 0.5, 0.1)},
-    "10/t, no dense step": {"warmup": hyperbola(10, 100, 0.1)},
+    "10/t, at most .1, 39 dense steps": {"warmup": hyperbola(10, 39, 0.1)},
+    "20/t, at most .1": {"warmup": hyperbola(20, 39, 0.1)},
+    "50/t, at most .1": {"warmup": hyperbola(50, 39, 0.1)},
+    "10/t, 19 dense steps": {"warmup": hyperbola(10, 19, 0.1)},
+    "10/t, no dense step": {"warmup": hyperbola(10, 0, 0.1)},
     "10/t, dense_1d": {"warmup": hyperbola(10), "dense_1d": True},
     "10/t, merge_growth 1.41": {"warmup": hyperbola(10), "merge_growth": 1.41},
     "growth 2: 14/t to .0005, at most .1, 9 dense steps": {
-        "warmup": hyperbola(14, 1.5, 0.1, 0.0005),
+        "warmup": hyperbola(14, 9, 0.1, 0.0005),
         "merge_growth": 2.0,
     },
-    "growth 2: 10/t, at most .06, 9 dense steps": {"warmup": hyperbola(10, 1.0, 0.06), "merge_growth": 2.0},
-    "growth 2: 20/t, at most .1, 9 dense steps": {"warmup": hyperbola(20, 2.0, 0.1), "merge_growth": 2.0},
+    "growth 2: 10/t, at most .06, 9 dense steps": {"warmup": hyperbola(10, 9, 0.06), "merge_growth": 2.0},
+    "growth 2: 20/t, at most .1, 9 dense steps": {"warmup": hyperbola(20, 9, 0.1), "merge_growth": 2.0},
     "growth 2: .15": {"warmup": lambda _: 0.15, "merge_growth": 2.0},
     "growth 2: .0005": {"warmup": lambda _: 0.0005, "merge_growth": 2.0},
+    # 50 is the default of optimizers other than SGD; 14 was, too.
+    "share 14": {"warmup": hyperbola(14, 39, 0.1, 0.0005), "merge_growth": 2.0, "least": True},
+    "share 30": {"warmup": hyperbola(30, 39, 0.1, 0.0005), "merge_growth": 2.0, "least": True},
+    "share 50": {"warmup": hyperbola(50, 39, 0.1, 0.0005), "merge_growth": 2.0, "least": True},
+    "share 100, at most .2": {"warmup": hyperbola(100, 39, 0.2, 0.0005), "merge_growth": 2.0, "least": True},
     ".1": {"density": 0.1},
     ".3": {"density": 0.3},
     ".03": {"density": 0.03},
 }
 
 
-def options_of(setting: str, task: Task, ranks: int) -> Options:
+def options_of(setting: str, task: Task, ranks: int, entries: int) -> Options:
+    """Of an optimizer of so many entries."""
     options = dict(SETTINGS[setting])
+    if options.pop("least", False):
+        falls = options["warmup"]
+        options["warmup"] = lambda step: 1.0 if falls(step) == 1.0 else at_least(falls(step), entries) or 1.0
     if "warmup" in options and "merge_growth" in options:  # with as many bytes as without growth
         wanted, part = options["warmup"], grown_share(ranks, options["merge_growth"])
         options["warmup"] = lambda step: 1.0 if wanted(step) == 1.0 else part * wanted(step)
@@ -98,8 +107,11 @@ def options_of(setting: str, task: Task, ranks: int) -> Options:
     return options
 
 
-def distributed(part: Part, model: torch.nn.Module, comm: gtopk.Comm, options: Options) -> torch.optim.Optimizer:
+def distributed(
+    task: Task, part: Part, model: torch.nn.Module, comm: gtopk.Comm, setting: str
+) -> torch.optim.Optimizer:
     mine = part.of(model)
+    options = options_of(setting, task, comm.size, sum(parameter.numel() for parameter in mine.parameters()))
     return gtopk.DistributedOptimizer(part.optimizer(mine), mine.named_parameters(), comm=comm, **options)
 
 
@@ -107,7 +119,6 @@ def train(task: Task, setting: str, ranks: int, steps: int, seed: int) -> dict[s
     """A row."""
     torch.manual_seed(seed)
     start, test, began = task.model(), task.test(), time.monotonic()
-    options = options_of(setting, task, ranks)
 
     def evaluate(model: torch.nn.Module) -> float:
         model.eval()
@@ -118,7 +129,7 @@ def train(task: Task, setting: str, ranks: int, steps: int, seed: int) -> dict[s
 
     def rank_main(comm: gtopk.Comm) -> tuple[list[float], list[int]]:
         model = copy.deepcopy(start)
-        optimizers: list[Any] = [distributed(part, model, comm, options) for part in task.parts]
+        optimizers: list[Any] = [distributed(task, part, model, comm, setting) for part in task.parts]
         draw = torch.Generator().manual_seed(seed * 1_000_003 + comm.rank)
         losses, sent = [], [0]
         for step in range(1, steps + 1):
@@ -173,6 +184,16 @@ def without_nan(value: Any) -> Any:
 
 def key(row: dict[str, Any]) -> tuple[str, str, int, int]:
     return row["task"], row["setting"], row["ranks"], row["seed"]
+
+
+def same_data(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """A row of other data than those that are there (speech with another --an4) is not to be compared with them."""
+    for start in (other["start"] for other in rows if (other["task"], other["seed"]) == (row["task"], row["seed"])):
+        if not math.isclose(start, row["start"], rel_tol=0.01):
+            raise SystemExit(
+                f"{row['task']} starts at {row['start']:.3f}, and in the file at {start:.3f}: these are other data; give the "
+                "same --an4, or another --out"
+            )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -255,6 +276,7 @@ def main() -> None:
                 if last in known.get((task.name, setting, options.ranks, seed), {"losses": {}})["losses"]:
                     continue
                 row = without_nan(train(task, setting, options.ranks, options.steps, seed))
+                same_data(row, study["rows"])
                 known[key(row)] = row
                 study["rows"] = list(known.values())
                 save(options.out, study)

@@ -10,10 +10,9 @@ import gtopk
 from gtopk.torch.exchange import Options
 from gtopk.torch.segments import Segment
 from gtopk.torch.session import Session
-from gtopk.torch.warmup import LEAST, DensitySchedule, default_density, grown_share
+from gtopk.torch.warmup import DENSE_STEPS, LEAST, DensitySchedule, default_density, grown_share
 
 MANY = 40_000  # entries: of fewer more are sent
-DENSE_STEPS = next(step for step in range(1000) if default_density(step) is not None)
 
 
 def session(*likes, density=1.0, warmup=None, **options):

@@ -221,7 +221,9 @@ def train(case: Case, rank: int) -> dict[str, Any]:
     lose_second(case, rank)
     gtopk.init(timeout=30.0)
     teacher, trained = network(1), Trained(case)
-    meeting = elastic.Meeting(wait=2.0 if case.second else 20.0, min_ranks=2)
+    # Where one more is lost others wait that long for it, and those who are left must come to each other within it.
+    wait = 20.0 if case.second is None else 2.0 if case.second[2] == signal.SIGSTOP else 4.0
+    meeting = elastic.Meeting(wait=wait, min_ranks=2)
     found: dict[str, Any] = {"first loss": loss_of(trained.model, teacher, 0, 1000).item(), "before": {}, "after": {}}
     step, lost = 0, False
     while step < STEPS:

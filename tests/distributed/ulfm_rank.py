@@ -5,6 +5,7 @@ plain: MPI was started without that, and everything is refused.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -44,6 +45,16 @@ def lose(rank: int) -> None:
     if gtopk.rank() == rank:
         os.kill(os.getpid(), signal.SIGKILL)
     raises(elastic.LOST, "", exchange)
+
+
+def forbid_finalize() -> None:
+    """It would wait for who is lost, or for a watchdog. MPI_Finalize first drops what MPI_COMM_SELF has: here by abort()."""
+    mpi, key = ctypes.CDLL("libmpi.so.40"), ctypes.c_int()
+    none = ctypes.cast(mpi.OMPI_C_MPI_COMM_NULL_COPY_FN, ctypes.c_void_p)
+    abort = ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p)
+    own = ctypes.byref(ctypes.c_char.in_dll(mpi, "ompi_mpi_comm_self"))
+    assert mpi.MPI_Comm_create_keyval(none, abort, ctypes.byref(key), None) == 0
+    assert mpi.MPI_Comm_set_attr(own, key, None) == 0
 
 
 def refused() -> None:
@@ -88,6 +99,8 @@ def main() -> None:
     lose(0)
     raises(gtopk.StateError, r"more than half of them", meeting.regroup)
     meeting.close()
+    forbid_finalize()
+    gtopk.shutdown()
     print("done", flush=True)
 
 

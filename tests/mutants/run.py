@@ -87,6 +87,7 @@ MPI_LOSS_TESTS = ["test_elastic.py::test_mpi_goes_on_without_ranks_that_are_lost
 EXAMPLE_TESTS = ["test_examples.py::test_runs_are_compared_up_to_a_step_that_both_have_done", "test_workloads.py"]
 # What stands in for a GPU; the tests in Python take it as it was built, with the kernels that are not broken.
 STANDIN = ("libcuda_standin.so", "libtorch_cuda_standin.so")
+LIMIT = 1500  # seconds: what hangs ends by deadlines of its own, and a mutant that is late is not one that was noticed
 ENVIRONMENT = {"GTOPK_ISA": "scalar", "GTOPK_TEST_SIZES": "6", "GTOPK_TEST_CYCLES": "20"}
 
 
@@ -138,7 +139,7 @@ def run_c(tree: Path, cache: str, test: str) -> str | None:
     program, *where = test.split()
     build(tree, cache, f"build/tests/{program}", *(["CUDA=0"] if test in KERNEL_TESTS else []))
     settings = dict(zip(("GTOPK_DEVICE", "GTOPK_TEST_TRANSPORT"), where, strict=False))
-    return run(tree, [f"build/tests/{program}"], {**ENVIRONMENT, **settings}, 180)
+    return run(tree, [f"build/tests/{program}"], {**ENVIRONMENT, **settings}, LIMIT)
 
 
 def run_python(tree: Path, cache: str, test: str) -> str | None:
@@ -151,8 +152,7 @@ def run_python(tree: Path, cache: str, test: str) -> str | None:
         "PYTHONPATH": str(tree / "python"),
         "PYTHONDONTWRITEBYTECODE": "1",  # two mutants of one second and one length have the same bytecode's name
     }
-    # The launcher ends what hangs after 300 s, with all ranks; the limit here is above.
-    return run(tree, [sys.executable, "-m", "pytest", "-x", "-q", f"tests/python/{test}"], environment, 600)
+    return run(tree, [sys.executable, "-m", "pytest", "-x", "-q", f"tests/python/{test}"], environment, LIMIT)
 
 
 def is_python(mutant: Mutant) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+LIMIT = 900  # seconds: it tells what hangs from what a busy machine does
 DISTRIBUTED = Path(__file__).resolve().parents[1] / "distributed"
 sys.path.insert(0, str(DISTRIBUTED))
 from jobs import run_to_end
@@ -23,20 +24,20 @@ def find(program):
     return found
 
 
-def mpirun(ranks, script, *arguments, environment=None, limit=300):
+def mpirun(ranks, script, *arguments, environment=None, limit=LIMIT):
     """Exit status and output of `script` on that many ranks."""
     command = ["-np", ranks, sys.executable, DISTRIBUTED / script, *arguments]
     return mpirun_of(*command, environment=environment, limit=limit)
 
 
-def mpirun_of(*command, environment=None, limit=60):
+def mpirun_of(*command, environment=None, limit=LIMIT):
     """The same of anything that mpirun starts, with options of its own before it."""
     mpirun = [find("mpirun"), "--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"]
     as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return run([*mpirun, *map(str, command)], {**as_root, **(environment or {})}, limit)
 
 
-def torchrun(ranks, script, *arguments, environment=None, limit=300):
+def torchrun(ranks, script, *arguments, environment=None, limit=LIMIT):
     """The same with torchrun."""
     pytest.importorskip("torch")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]

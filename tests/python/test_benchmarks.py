@@ -141,6 +141,8 @@ def test_the_study_of_convergence_goes_on_where_it_was(
 
     monkeypatch.setattr(study, "train", no_training)
     assert start("--settings", "dense;.01") == rows
+    with pytest.raises(SystemExit, match="these are other data"):
+        study.same_data({**dense, "start": 2 * dense["start"]}, rows)
 
 
 def test_a_rank_that_fails_ends_the_study(study: object) -> None:

@@ -23,6 +23,7 @@ from torch.optim import lr_scheduler
 from torch_support import ALL, Net, assert_equal, batch, loss_of, make, train, twins
 
 import gtopk
+from gtopk.torch.ddp_hook import GTopKState
 from gtopk.torch.warmup import DensitySchedule, default_density, grown_share
 
 OPTIMIZERS = {
@@ -600,6 +601,32 @@ def test_the_default_density_is_fourteen_over_the_step_within_a_quarter():
     assert changes < 40  # each is a collective call
     for density, warmup, then in ((0.5, None, 0.5), (None, [(3, 0.5)], 0.001), (None, lambda _: 0.2, 0.2)):
         assert DensitySchedule(density, warmup)(3) == then  # what is given counts from the first step on
+
+
+def test_the_default_density_falls_slower_where_an_optimizer_is_not_linear(exchanging, monkeypatch):
+    """Weights that are exchanged add up whatever moved them, and the hook does not know the optimizer."""
+
+    monkeypatch.setattr(GTopKState, "_open", lambda *_: None)  # no process group is needed for this
+
+    class Mine(optim.SGD):
+        pass
+
+    def of(optimizer, **options):
+        weight = nn.Parameter(torch.zeros(9))
+        return gtopk.DistributedOptimizer(optimizer([weight], lr=1.0), **options)._gtopk.session.schedule
+
+    for schedule, share in (
+        (of(optim.SGD), 14),
+        (of(Mine), 14),
+        (of(optim.AdamW), 50),
+        (of(optim.Adadelta), 50),
+        (of(optim.AdamW, local_steps=4), 14),
+        (GTopKState()._schedule, 50),
+    ):
+        assert schedule(0) is schedule(38) is None
+        assert schedule(39) == 0.1
+        assert share / 1000 <= schedule(999) == share / 896 <= 1.25 * share / 1000
+        assert schedule(10**9) == 0.0005
 
 
 def test_growth_comes_with_the_default_density_alone(exchanging):

@@ -27,7 +27,7 @@ from .profile import record
 from .segments import Segment, sparse_text
 from .session import Session
 from .state_form import check_form
-from .warmup import DensitySchedule, Warmup, growth_of
+from .warmup import DensitySchedule, Warmup, growth_of, share_of
 
 __all__ = ["GTopKState", "gtopk_hook", "register_hook"]
 
@@ -127,7 +127,7 @@ class GTopKState(Holder):
                 "DDP exchanges gradients in every step: for local steps leave out DistributedDataParallel and wrap the "
                 "optimizer, gtopk.DistributedOptimizer(optimizer, model.named_parameters(), local_steps=...)"
             )
-        schedule = DensitySchedule(density, warmup)
+        schedule = DensitySchedule(density, warmup, share_of(None))
         options = Options(
             algorithm=algorithm,
             value_type=value_type,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
+import torch
+
 from ..errors import InvalidError
 
 Warmup: TypeAlias = Iterable[tuple[int, float]] | Callable[[int], float]
@@ -15,26 +17,36 @@ GROWTH = 2.0  # the merge_growth of the default: without it most of what is sele
 
 # Of the default density, as it would be without growth:
 SHARE = 14.0  # it is this over the number of the step,
+ADAPTIVE = 50.0  # or this, for optimizers that are not linear in the gradient,
 LAST = 0.0005  # to this.
-DENSE = 0.35  # Where it would be more than this, everything is sent,
-MOST = 0.1  # and else at most this, for sets of entries take memory.
+DENSE_STEPS = 39  # Everything is sent in so many steps,
+MOST = 0.1  # and then at most this, for sets of entries take memory.
 LEAST = 3000  # Of so many entries it is never less: they are 8 kB, .07 ms at 1 Gb/s.
+DENSE = 0.35  # Where these are more than this, everything is sent.
 CORRECTED = 0.05  # Below it SGD's momentum is applied before entries are selected.
 
 
 def default_density(
-    step: int, share: float = SHARE, dense: float = DENSE, most: float = MOST, last: float = LAST
+    step: int, share: float = SHARE, dense_steps: int = DENSE_STEPS, most: float = MOST, last: float = LAST
 ) -> Density:
     """The density of a step where neither density nor warm-up was given: 14 / step, until it is 0.0005.
 
     With density d what is not sent waits in the order of 1 / d steps: here, for the same part of the training's age all the
     time. 39 steps are dense, then it is 0.1 until that is more than 14 / step. It changes by at most a quarter at once. Where
-    sets grow while they are merged, `grown_share` of it is as many bytes.
+    sets grow while they are merged, `grown_share` of it is as many bytes. See `share_of` for the 14.
     """
     number = step + 1
     low = max(0, number.bit_length() - 3)
     wanted = share / (number >> low << low)
-    return None if wanted > dense else min(most, max(last, wanted))
+    return None if step < dense_steps else min(most, max(last, wanted))
+
+
+def share_of(optimizer: torch.optim.Optimizer | None) -> float:
+    """14 for SGD, and 50 for the others: Adam moves a parameter less by a sum that is late than by its parts in time.
+
+    None is an optimizer that is not known.
+    """
+    return SHARE if isinstance(optimizer, torch.optim.SGD) else ADAPTIVE
 
 
 def at_least(density: Density, entries: int) -> Density:
@@ -68,6 +80,8 @@ class DensitySchedule:
         The density after the warm-up. None: `default_density`, or where there is a warm-up 0.001 after it.
     warmup : list of (steps, density), callable or None
         Each density is used for so many steps, one after the other; or a function of the number of steps done.
+    share : float
+        Of the default density.
 
     Examples
     --------
@@ -77,9 +91,10 @@ class DensitySchedule:
     (0.25, 0.015, 0.001)
     """
 
-    def __init__(self, density: float | None, warmup: Warmup | None) -> None:
+    def __init__(self, density: float | None, warmup: Warmup | None, share: float = SHARE) -> None:
         self.density = AFTER if density is None else _density(density, "density")
         self.is_default = density is None and warmup is None
+        self._share = share
         self._function = warmup if callable(warmup) else None
         self._stages: list[tuple[int, float]] = []
         if warmup is None or callable(warmup):
@@ -92,7 +107,7 @@ class DensitySchedule:
 
     def __call__(self, step: int) -> Density:
         if self.is_default:
-            return default_density(step)
+            return default_density(step, self._share)
         if self._function is not None:
             return _density(self._function(step), f"warmup({step})")
         for end, density in self._stages:
