@@ -1305,7 +1305,7 @@ MUTANTS = [
     ),
     Mutant(
         "ranks are not told that one exchanges gradients and another weights",
-        TORCH + "exchange.py",
+        TORCH + "options.py",
         '[OPTIONS, f"exchange={self.exchanged}", ',
         "[OPTIONS, ",
     ),
