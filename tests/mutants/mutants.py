@@ -1305,7 +1305,7 @@ MUTANTS = [
     ),
     Mutant(
         "ranks are not told that one exchanges gradients and another weights",
-        TORCH + "exchange.py",
+        TORCH + "options.py",
         '[OPTIONS, f"exchange={self.exchanged}", ',
         "[OPTIONS, ",
     ),
@@ -1587,6 +1587,12 @@ MUTANTS = [
         "while not count.came and time",
     ),
     # examples
+    Mutant(
+        "examples: runs of different lengths are compared",
+        EXAMPLES + "report.py",
+        ' if line["step"] <= max(common)]',
+        "]",
+    ),
     Mutant(
         "examples: an epoch is as long as that of the rank with the most batches",
         EXAMPLES + "trainer.py",

@@ -6,9 +6,8 @@ Knows segments and reducers; knows nothing of parameters, optimizers, schedules 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -19,36 +18,10 @@ from ..comm import Comm, Sum
 from ..errors import StateError
 from ..reducer import Reducer, reduce_together
 from ..step_stats import NOTHING, merged, remember
-from .agreement import OPTIONS, any_of
+from .agreement import any_of
+from .options import Options
 from .segments import Segment, all_flat, disjoint, flat_view, resized_text, sharing
 from .warmup import CORRECTED, MOST, Density, at_least, grown_share
-
-
-@dataclass(frozen=True)
-class Options:
-    """How gradients are exchanged; the same on all ranks. See `gtopk.DistributedOptimizer`."""
-
-    algorithm: str = "gtopk"
-    value_type: str = "bf16"
-    residual_policy: str = "share"
-    merge_growth: float = 1.0
-    momentum_correction: bool | None = False  # None: where the default density is low
-    dense_below: int = 0
-    dense_1d: bool = False
-    rollback: bool = False
-    residual_dtype: str = "fp32"
-    hierarchy: str = "off"
-
-    exchanged: ClassVar[str] = "gradients"
-
-    def is_dense(self, segment: Segment) -> bool:
-        """Whether a segment is sent dense."""
-        return segment.numel < self.dense_below or (self.dense_1d and len(segment.shape) <= 1)
-
-    def describe(self) -> list[Any]:
-        """For the comparison of ranks, by the names that users know."""
-        names = [field.name for field in fields(Options)]
-        return [OPTIONS, f"exchange={self.exchanged}", *(f"{name}={getattr(self, name)}" for name in names)]
 
 
 class Part(NamedTuple):

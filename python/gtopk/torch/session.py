@@ -18,8 +18,9 @@ from torch import Tensor
 from ..comm import Comm
 from ..step_stats import NOTHING
 from .agreement import agree, agree_on_progress, any_of
-from .exchange import Exchange, Momentum, Options, Waiting
+from .exchange import Exchange, Momentum, Waiting
 from .nonfinite import NonfiniteWarning
+from .options import Options
 from .sameness import SameGradients
 from .segments import Segment
 from .warmup import DensitySchedule
@@ -44,7 +45,7 @@ class Session:
     Examples
     --------
     >>> import torch, gtopk
-    >>> from gtopk.torch.exchange import Options
+    >>> from gtopk.torch.options import Options
     >>> from gtopk.torch.segments import Segment
     >>> from gtopk.torch.session import Session
     >>> from gtopk.torch.warmup import DensitySchedule
