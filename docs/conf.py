@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT / "python"))
 project = "gtopk"
 author = "the gtopk authors"
 copyright = f"2026, {author}"  # noqa: A001 - Sphinx's name
-release = re.search(r'"(.+)"', (ROOT / "python/gtopk/_version.py").read_text())[1]
+release = re.search(r'^__version__ = "(.+)"$', (ROOT / "python/gtopk/_version.py").read_text(), flags=re.MULTILINE)[1]
 version = release
 
 extensions = ["c_header", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

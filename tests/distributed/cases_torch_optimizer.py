@@ -12,6 +12,7 @@ from harness import HIERARCHY, Warnings, assert_same_on_all_ranks, raises
 from torch import nn, optim
 
 import gtopk
+from gtopk.torch.momentum import Begin
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 from torch_support import DEVICE, batch, loss_of, make, train
@@ -569,6 +570,48 @@ def case_momentum_correction_begins_by_itself():
     corrected = [part.corrected for part in session.exchange.parts]
     assert corrected == [session.options.momentum_correction is None]
     assert corrected[0] or HIERARCHY
+
+
+def case_momentum_correction_begins_on_all_ranks_alike():
+    """Also where they have different states of it: that of rank 0, or of a step in which it began on some ranks only."""
+    many = 100_000
+    sgd = {"momentum": 0.5, "weight_decay": 0.25}
+
+    def new(start):
+        model = nn.ParameterDict({"w": start.clone()})
+        return model, wrapped(model, lr=1.0, more=sgd, value_type="fp32")
+
+    def step(model, optimizer, at):
+        optimizer._gtopk.session.steps = at
+        generator = torch.Generator().manual_seed(1000 * at + gtopk.rank())
+        mine = 48.0 * gtopk.size() * torch.randint(-3, 4, (many,), generator=generator, device="cpu")
+        model["w"].grad = mine.to(DEVICE)
+        optimizer.step()
+        assert_replicas(model)
+
+    model, optimizer = new(torch.zeros(many))
+    if optimizer._gtopk.session.options.momentum_correction is not None:
+        return
+    for at in (0, 200):
+        step(model, optimizer, at)
+    start, before = model["w"].detach().clone(), copy.deepcopy(optimizer.state_dict())
+    begun = Begin(optimizer, {"w": model["w"]}, 1.0).with_velocity("w", before["gtopk"]["residual"]["w"])
+    step(model, optimizer, 400)
+    after = copy.deepcopy(optimizer.state_dict())
+    step(model, optimizer, 401)
+    for state in (before, after):
+        other, resumed = new(start)
+        resumed.load_state_dict(gtopk.broadcast_object(state, 0))
+        for at in (400, 401):
+            step(other, resumed, at)
+    if gtopk.rank() == 1:
+        before["state"][0]["momentum_buffer"] = None
+        before["gtopk"] |= {"residual": {"w": begun.residual}, "velocity": {"w": begun.velocity}, "velocity_of": ["w"]}
+    other, resumed = new(start)
+    resumed.load_state_dict(before)
+    for at in (400, 401):
+        step(other, resumed, at)
+    assert torch.equal(other["w"], model["w"])
 
 
 def case_what_was_refused_on_one_rank_can_be_tried_again():

@@ -7,7 +7,7 @@ from harness import assert_same_on_all_ranks
 from torch_support import DEVICE
 
 import gtopk
-from gtopk.torch.exchange import Options
+from gtopk.torch.options import Options
 from gtopk.torch.segments import Segment
 from gtopk.torch.session import Session
 from gtopk.torch.warmup import DENSE_STEPS, LEAST, DensitySchedule, default_density, grown_share

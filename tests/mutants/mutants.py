@@ -92,20 +92,68 @@ MUTANTS = [
     Mutant(
         "momentum correction: what waits has no momentum",
         TORCH + "momentum.py",
-        "    velocity.add_(residual, alpha=1 / momentum)\n    return residual if nesterov else torch.zeros_like(residual), velocity",
-        "    return residual, velocity",
+        "        velocity.add_(residual, alpha=1 / momentum)\n        return Waiting(residual if nesterov else torch.zeros_like(residual), velocity)",
+        "        return Waiting(residual, velocity)",
     ),
     Mutant(
         "momentum correction: SGD goes on with what it has given",
         TORCH + "momentum.py",
-        '        optimizer.state[parameter]["momentum_buffer"] = None\n',
-        "",
+        'self._optimizer.state[self._parameters[name]]["momentum_buffer"] = None',
+        "pass",
+    ),
+    Mutant(
+        "momentum correction: it is all of rank 0's state that begins",
+        TORCH + "exchange.py",
+        "not_here = begun.union(*self.comm.allgather_json(mine))",
+        "not_here = begun",
+    ),
+    Mutant(
+        "momentum correction: where it has begun on one rank it begins on none",
+        TORCH + "exchange.py",
+        "mine = [i for i in sorted(begun) if momentum.has(names[i])]",
+        "mine = sorted(begun)",
+    ),
+    Mutant(
+        "momentum correction: without a residual SGD's momentum stays",
+        TORCH + "exchange.py",
+        "(name in self.waiting or momentum.has(name))",
+        "name in self.waiting",
     ),
     Mutant(
         "momentum correction: a velocity is dropped",
         TORCH + "exchange.py",
-        "self._check_velocities(mine, is_dense or corrected)",
+        "(self._is_due(_entries(mine), density) or self._has_velocities(mine))",
+        "self._is_due(_entries(mine), density)",
+    ),
+    Mutant(
+        "momentum correction: dense steps take the velocity",
+        TORCH + "exchange.py",
+        'chosen = options.hierarchy != "off" or corrected',
+        'chosen = options.hierarchy != "off" or options.momentum_correction',
+    ),
+    Mutant(
+        "momentum correction: what fails has begun",
+        TORCH + "exchange.py",
+        "            self.close()  # all of it still waits\n            raise\n",
+        "            raise\n",
+    ),
+    Mutant(
+        "momentum correction: a state forgets that updates were clipped",
+        TORCH + "synchronizer.py",
+        'return {"as_gradients": True} if self.session.exchange.stays_gradient else {}',
+        "return {}",
+    ),
+    Mutant(
+        "momentum correction: of two momenta",
+        TORCH + "synchronizer.py",
+        "self.session.exchange.declines |= not momentum.is_one(optimizer)",
         "pass",
+    ),
+    Mutant(
+        "momentum correction: a group's gradients are maximized as another's",
+        TORCH + "momentum.py",
+        "sign = sign_of(self._groups[id(self._parameters[name])])",
+        "sign = 1.0",
     ),
     Mutant(
         "momentum correction never begins",
@@ -1257,7 +1305,7 @@ MUTANTS = [
     ),
     Mutant(
         "ranks are not told that one exchanges gradients and another weights",
-        TORCH + "exchange.py",
+        TORCH + "options.py",
         '[OPTIONS, f"exchange={self.exchanged}", ',
         "[OPTIONS, ",
     ),
@@ -1539,6 +1587,12 @@ MUTANTS = [
         "while not count.came and time",
     ),
     # examples
+    Mutant(
+        "examples: runs of different lengths are compared",
+        EXAMPLES + "report.py",
+        ' if line["step"] <= max(common)]',
+        "]",
+    ),
     Mutant(
         "examples: an epoch is as long as that of the rank with the most batches",
         EXAMPLES + "trainer.py",

@@ -84,7 +84,7 @@ PYTHON_TESTS = [
 # For what comes after the loss of a rank.
 LOSS_TESTS = ["test_roll_call.py", "test_elastic.py::test_three_go_on"]
 MPI_LOSS_TESTS = ["test_elastic.py::test_mpi_goes_on_without_ranks_that_are_lost"]
-EXAMPLE_TESTS = ["test_workloads.py"]
+EXAMPLE_TESTS = ["test_examples.py::test_runs_are_compared_up_to_a_step_that_both_have_done", "test_workloads.py"]
 # What stands in for a GPU; the tests in Python take it as it was built, with the kernels that are not broken.
 STANDIN = ("libcuda_standin.so", "libtorch_cuda_standin.so")
 LIMIT = 1500  # seconds: what hangs ends by deadlines of its own, and a mutant that is late is not one that was noticed

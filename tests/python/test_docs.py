@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,25 @@ def test_error_texts_are_those_of_the_code():
     for text in quoted:
         for part in re.split(r"\s*\.\.\.\s*", text):
             assert len(part) < 4 or part in haystack, f"{page.name} quotes {part!r}, which no error has"
+
+
+def test_targets_of_make_that_are_named_are_there():
+    rules = "\n".join(file.read_text() for file in [ROOT / "Makefile", *(ROOT / "make").glob("*.mk")])
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", rules, re.MULTILINE))
+    shown = set(re.findall(r"^#: make ([a-z0-9-]+)", rules, re.MULTILINE))
+    assert len(shown) > 30 and shown <= targets
+    for page in [*READMES, *GUIDE]:
+        text = page.read_text()
+        shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+        named = re.findall(r"`make ([a-z][a-z0-9-]*)", text) + re.findall(r"^make ([a-z0-9-]+)", shell, re.MULTILINE)
+        assert set(named) <= targets, page
+
+
+def test_the_pages_bear_the_version(monkeypatch):
+    import gtopk
+
+    monkeypatch.setattr(sys, "path", [*sys.path])  # Sphinx's settings add to it
+    assert runpy.run_path(str(ROOT / "docs/conf.py"))["html_title"] == f"gtopk {gtopk.__version__}"
 
 
 def test_the_reference_has_every_public_name():

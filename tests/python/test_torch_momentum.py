@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from torch import nn, optim
 
 import gtopk
+from gtopk.torch.momentum import Begin
 from gtopk.torch.warmup import CORRECTED, DENSE, LEAST, at_least, default_density
 
 MANY = 100_000  # a parameter that is large enough for it
@@ -194,14 +195,201 @@ def test_going_on_from_a_checkpoint_to_the_bit(exchanging):
         assert torch.equal(mine, weight)
 
 
-def test_a_velocity_where_there_is_none_yet(exchanging):
-    """Nothing is lost: the state can be loaded as it was saved."""
-    optimizer, weight = begun(momentum_correction=True)
+def resumed(optimizer, weight, **options):
+    """Another optimizer that goes on from the state of one, and its weight."""
+    other, mine = new(nn.Parameter(weight.detach().clone()), **options)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return other, mine
+
+
+def test_a_state_with_a_velocity_goes_on_with_it_at_any_density(exchanging):
+    one, weight = begun(momentum_correction=True)
+    step(one, weight, halves(1), EARLY)
+    for at in (EARLY, 1):  # sparse, and where gradients alone would be dense
+        other, mine = resumed(one, weight)
+        step(other, mine, halves(2), at)
+        assert is_corrected(other) == [True]
+        same, yours = resumed(one, weight, momentum_correction=True)
+        step(same, yours, halves(2), at)
+        assert torch.equal(mine, yours)
+        for what in ("residual", "velocity"):
+            kept = other.state_dict()["gtopk"][what]["w"]
+            assert kept.any()
+            assert torch.equal(kept, same.state_dict()["gtopk"][what]["w"])
+
+
+def test_it_goes_on_where_few_entries_are_left(exchanging):
+    """Layers are frozen, and of the others more is sent."""
+    small, large = nn.Parameter(torch.zeros(9000)), nn.Parameter(torch.zeros(MANY))
+    optimizer = gtopk.DistributedOptimizer(
+        optim.SGD([small, large], lr=1.0, momentum=0.5), [("s", small), ("l", large)], value_type="fp32"
+    )
+    for at in (None, LATE):
+        large.grad = halves(1)
+        step(optimizer, small, halves(2)[:9000], at)
+    large.requires_grad_(False)
+    before = optimizer.state_dict()["gtopk"]
+    update = step(optimizer, small, torch.zeros(9000))
+    after = optimizer.state_dict()["gtopk"]
+    assert is_corrected(optimizer) == [True]
+    assert torch.equal(update + after["residual"]["s"], before["residual"]["s"] + before["velocity"]["s"] / 2)
+    assert before["velocity"]["l"].any()
+    assert all(torch.equal(after[what]["l"], before[what]["l"]) for what in ("residual", "velocity"))
+
+
+def test_a_state_remembers_that_updates_were_clipped(exchanging):
+    optimizer, weight = begun()
     step(optimizer, weight, halves(1), EARLY)
-    state = optimizer.state_dict()
-    resumed, mine = new()
-    resumed.load_state_dict(state)
-    with pytest.raises(gtopk.MismatchError, match="momentum_correction=True"):
-        step(resumed, mine, halves(2))
-    kept = resumed.state_dict()["gtopk"]
-    assert all(torch.equal(kept[what]["w"], state["gtopk"][what]["w"]) for what in ("residual", "velocity"))
+    step_by_hand(optimizer, weight, halves(2))
+    optimizer._gtopk.session.steps = LATE
+    state = optimizer.state_dict()["gtopk"]
+    for one in (state, optimizer.consolidate_state_dict()["gtopk"]):
+        assert one["as_gradients"] is True
+    other, mine = resumed(optimizer, weight)
+    assert other.state_dict()["gtopk"]["as_gradients"] is True
+    for one, its in ((optimizer, weight), (other, mine)):
+        step(one, its, halves(3))
+        assert is_corrected(one) == [False]
+    assert torch.equal(mine, weight)
+    del state["as_gradients"]
+    other.load_state_dict({**other.state_dict(), "gtopk": state})
+    step(other, mine, halves(4))
+    assert is_corrected(other) == [True]
+    assert "as_gradients" not in other.state_dict()["gtopk"]
+    with pytest.raises(gtopk.CorruptError, match="as_gradients"):
+        other.load_state_dict({**other.state_dict(), "gtopk": {**state, "as_gradients": 1}})
+
+
+def test_one_that_goes_on_and_is_clipped_later_stays_corrected(exchanging):
+    optimizer, weight = begun()
+    step(optimizer, weight, halves(1), LATE)
+    other, mine = resumed(optimizer, weight)
+    for one, its in ((optimizer, weight), (other, mine)):
+        step_by_hand(one, its, halves(2))
+        assert is_corrected(one) == [True]
+    assert torch.equal(mine, weight)
+
+
+def test_another_momentum_that_comes_before_leaves_it_out(exchanging):
+    optimizer, weight = begun()
+    step(optimizer, weight, halves(1), EARLY)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))], "momentum": 0.75})
+    step(optimizer, weight, halves(2), LATE)
+    assert is_corrected(optimizer) == [False]
+    assert optimizer.state_dict()["gtopk"]["as_gradients"] is True
+
+
+def test_another_momentum_that_comes_after_is_an_error_that_loses_nothing(exchanging):
+    optimizer, weight = begun()
+    step(optimizer, weight, halves(1), LATE)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))], "momentum": 0.75})
+    before = optimizer.state_dict()["gtopk"]
+    with pytest.raises(gtopk.UnsupportedError, match=r"one momentum.*0\.5.*0\.75.*momentum_correction=False"):
+        step(optimizer, weight, halves(2))
+    after = optimizer.state_dict()["gtopk"]
+    assert all(torch.equal(after[what]["w"], before[what]["w"]) for what in ("residual", "velocity"))
+    optimizer.param_groups[1]["momentum"] = 0.5
+    step(optimizer, weight, halves(2))
+    assert is_corrected(optimizer) == [True]
+
+
+def test_each_parameter_is_maximized_as_its_group_says(exchanging):
+    up, down = nn.Parameter(torch.zeros(MANY)), nn.Parameter(torch.zeros(MANY))
+    groups = [{"params": [up], "maximize": True}, {"params": [down]}]
+    optimizer = gtopk.DistributedOptimizer(
+        optim.SGD(groups, lr=1.0, momentum=0.5), [("up", up), ("down", down)], value_type="fp32"
+    )
+    for at in (None, EARLY, LATE):
+        up.grad = torch.randn(MANY, generator=torch.Generator().manual_seed(1))
+        step(optimizer, down, up.grad, at)
+    assert is_corrected(optimizer) == [True]
+    assert down.any()
+    assert (up != -down).sum() <= 4  # what is selected may end between the two
+
+
+def test_what_cannot_begin_has_changed_nothing(exchanging, monkeypatch):
+    a, b, plain_a, plain_b = (nn.Parameter(torch.zeros(MANY)) for _ in range(4))
+
+    def trained(first, second, fails):
+        optimizer = gtopk.DistributedOptimizer(optim.SGD([first, second], lr=1.0, momentum=0.5), value_type="fp32")
+        for at in (None, EARLY):
+            second.grad = halves(1)
+            step(optimizer, first, halves(2), at)
+        second.grad = halves(3)
+        if fails:
+            before = copy.deepcopy(optimizer.state_dict())
+            with monkeypatch.context() as patch:
+                patch.setattr(Begin, "with_velocity", only_the_first(Begin.with_velocity))
+                with pytest.raises(MemoryError):
+                    step(optimizer, first, halves(4), LATE)
+            after = optimizer.state_dict()
+            assert all(
+                torch.equal(state["momentum_buffer"], before["state"][place]["momentum_buffer"])
+                for place, state in after["state"].items()
+            )
+            assert not after["gtopk"]["velocity"]
+            for name, values in before["gtopk"]["residual"].items():
+                assert torch.equal(after["gtopk"]["residual"][name], values)
+        step(optimizer, first, halves(4), LATE)
+        assert is_corrected(optimizer) == [True]
+
+    trained(a, b, False)
+    trained(plain_a, plain_b, True)
+    assert torch.equal(a, plain_a)
+    assert torch.equal(b, plain_b)
+
+
+def only_the_first(call):
+    count = iter((1,))
+
+    def limited(*args):
+        if next(count, None) is None:
+            raise MemoryError
+        return call(*args)
+
+    return limited
+
+
+@pytest.mark.parametrize(("nesterov", "maximize"), [(False, True), (True, False)])
+def test_one_process_that_goes_on_moves_as_far(exchanging, monkeypatch, nesterov, maximize):
+    more = {"nesterov": nesterov, "maximize": maximize}
+    optimizer, weight = begun(more=more)
+    for at in (EARLY, LATE):
+        step(optimizer, weight, halves(at), at)
+    state = optimizer.state_dict()["gtopk"]
+    residual, velocity = state["residual"]["w"], state["velocity"]["w"]
+    assert residual.any()
+    other, mine = resumed(optimizer, weight, more=more)
+    monkeypatch.undo()
+    for _ in range(25):
+        step(other, mine, torch.zeros(MANY))
+    moved = (mine - weight).detach() * (1 if maximize else -1)
+    torch.testing.assert_close(moved, residual + velocity * (0.5 if nesterov else 1.0))  # with a momentum of .5
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize(("clipped", "wanted"), [(False, None), (True, None), (False, True)])
+def test_torch_distributed_checkpoint(exchanging, tmp_path, clipped, wanted):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    models = [nn.ParameterDict({"w": torch.zeros(MANY)}) for _ in range(2)]
+    one, other = (new(model["w"], momentum_correction=wanted)[0] for model in models)
+    for at in (None, EARLY):
+        step(one, models[0]["w"], halves(1), at)
+    if clipped:
+        step_by_hand(one, models[0]["w"], halves(2))
+        one._gtopk.session.steps = LATE
+    else:
+        step(one, models[0]["w"], halves(2), LATE)
+    residual = one.sharded_state_dict()
+    weights, state = get_state_dict(models[0], one)
+    dcp.save({"model": weights, "optimizer": state, "gtopk": residual}, checkpoint_id=tmp_path, no_dist=True)
+    weights, state = get_state_dict(models[1], other)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(models[1], other, model_state_dict=weights, optim_state_dict=state)
+    other.load_sharded_state(tmp_path)
+    for optimizer, model in zip((one, other), models, strict=True):
+        step(optimizer, model["w"], halves(3))
+        assert is_corrected(optimizer) == [not clipped]
+    assert torch.equal(models[0]["w"], models[1]["w"])

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gtopk
-from gtopk.torch.exchange import Options
+from gtopk.torch.options import Options
 from gtopk.torch.segments import Segment, disjoint, sharing
 from gtopk.torch.session import Session
 from gtopk.torch.warmup import DensitySchedule

@@ -17,8 +17,8 @@ from ..comm import Comm
 from ..errors import DesyncError, InvalidError, UnsupportedError
 from ..reducer import Reducer, check_survives
 from .broadcast import load_own_state_dict, own_state_dict, receive
-from .exchange import Options
 from .holder import Holder
+from .options import Options
 from .session import Session
 
 _CALL = "attach()"

@@ -19,9 +19,9 @@ from ..comm import Comm
 from ..errors import InvalidError, StateError, UnsupportedError
 from . import checkpoint
 from .ddp_object import Ddp, after_backward, find_ddp
-from .exchange import Options
 from .holder import Holder
 from .on_host import answers, are_zero
+from .options import Options
 from .parameters import Names, check_parameters, plain_name
 from .profile import record
 from .segments import Segment, sparse_text

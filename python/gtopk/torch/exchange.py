@@ -5,10 +5,9 @@ Knows segments and reducers; knows nothing of parameters, optimizers, schedules 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,39 +15,13 @@ from torch import Tensor
 from .. import _devices
 from .._tensors import TensorTable
 from ..comm import Comm, Sum
-from ..errors import MismatchError, StateError
+from ..errors import StateError
 from ..reducer import Reducer, reduce_together
 from ..step_stats import NOTHING, merged, remember
-from .agreement import OPTIONS, any_of
+from .agreement import any_of
+from .options import Options
 from .segments import Segment, all_flat, disjoint, flat_view, resized_text, sharing
 from .warmup import CORRECTED, MOST, Density, at_least, grown_share
-
-
-@dataclass(frozen=True)
-class Options:
-    """How gradients are exchanged; the same on all ranks. See `gtopk.DistributedOptimizer`."""
-
-    algorithm: str = "gtopk"
-    value_type: str = "bf16"
-    residual_policy: str = "share"
-    merge_growth: float = 1.0
-    momentum_correction: bool | None = False  # None: where the default density is low
-    dense_below: int = 0
-    dense_1d: bool = False
-    rollback: bool = False
-    residual_dtype: str = "fp32"
-    hierarchy: str = "off"
-
-    exchanged: ClassVar[str] = "gradients"
-
-    def is_dense(self, segment: Segment) -> bool:
-        """Whether a segment is sent dense."""
-        return segment.numel < self.dense_below or (self.dense_1d and len(segment.shape) <= 1)
-
-    def describe(self) -> list[Any]:
-        """For the comparison of ranks, by the names that users know."""
-        names = [field.name for field in fields(Options)]
-        return [OPTIONS, f"exchange={self.exchanged}", *(f"{name}={getattr(self, name)}" for name in names)]
 
 
 class Part(NamedTuple):
@@ -72,7 +45,18 @@ class Waiting(NamedTuple):
     velocity: Tensor | None
 
 
-VelocityOf: TypeAlias = Callable[[str, Tensor], Waiting]  # of a segment and its residual
+class Momentum(Protocol):
+    """What an optimizer has of it, by the names of segments: correction goes on from there where it begins by itself."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is any."""
+
+    def with_velocity(self, name: str, residual: Tensor) -> Waiting:
+        """The residual in the form that it has with a velocity, and this. Changes nothing."""
+
+    def forget(self, name: str) -> None:
+        """It has gone on as a velocity."""
+
 
 VELOCITY_TEXT = (
     "the state has a velocity, as momentum correction has: wrap the optimizer with momentum_correction=True before "
@@ -108,8 +92,8 @@ class Exchange:
         self.comm = comm
         self.options = options
         self.is_default = is_default  # the density, which then depends on the number of entries and ranks, too
-        self.clips = False  # this rank looks at updates before they are applied
-        self.as_gradients = False  # some rank does, so momentum does not come into them by itself
+        self.declines = False  # this rank wants momentum to stay with the optimizer: it clips updates, for example
+        self.as_gradients = False  # some rank does, so momentum does not come into updates by itself
         self.segments: list[Segment] = []
         self.parts: list[Part] = []
         self.waiting: dict[str, Waiting] = {}
@@ -123,22 +107,20 @@ class Exchange:
     # ---- set-up ----
 
     def build(
-        self, segments: Sequence[Segment], density: Density, steps: int = 0, velocity_of: VelocityOf | None = None
+        self, segments: Sequence[Segment], density: Density, steps: int = 0, momentum: Momentum | None = None
     ) -> None:
         """Makes the reducers, after so many steps. Collective. Residuals follow their names; those left out wait.
 
-        Where momentum correction begins, `velocity_of` gives name and residual another form, with a velocity.
+        Momentum correction that begins by itself takes over `momentum`. After an error nothing is lost.
 
         Raises
         ------
         StateError
             A residual has another shape than its segment. Nothing was changed.
-        MismatchError
-            A velocity was loaded, and there is no momentum correction at this density. Nothing is lost.
         """
         self._check_shapes(segments)
-        if self.is_default and self.options.momentum_correction is None:
-            self.as_gradients = self.as_gradients or any_of(self.comm, self.clips)
+        if self.options.momentum_correction is None:
+            self.as_gradients = any_of(self.comm, self.as_gradients or self.declines)
         self.park()
         kinds: dict[tuple[bool, bool], list[int]] = {(True, False): [], (False, False): [], (False, True): []}
         for i, segment in enumerate(segments):
@@ -149,8 +131,7 @@ class Exchange:
             for (is_dense, _), places in kinds.items():
                 if places:
                     mine = [segments[i] for i in places]
-                    corrected = not is_dense and self._corrects(_entries(mine), density)
-                    self._check_velocities(mine, is_dense or corrected)  # before anything is changed
+                    corrected = not is_dense and (self._is_due(_entries(mine), density) or self._has_velocities(mine))
                     reducer = self._reducer(mine, density, is_dense, corrected, steps)
                     parts.append(Part(reducer, mine, places, is_dense, corrected))
         except BaseException:
@@ -162,12 +143,15 @@ class Exchange:
         self._where = [places_of[i] for i in range(len(segments))]
         self._plain = all(segment.plain for segment in segments)
         self._density, self._momentum = density, (0.0, False)
-        if velocity_of is not None:
-            self._begin_correction(velocity_of)
-        found = [self.waiting.pop(segment.name, None) for segment in segments]
-        for place, entry in enumerate(found):
-            self._unpark(place, entry)
-        self._share_again(found)
+        try:
+            begun = self._unpark_all(momentum)
+        except BaseException:
+            self.close()  # all of it still waits
+            raise
+        for place, segment in enumerate(segments):
+            self.waiting.pop(segment.name, None)
+            if momentum is not None and place in begun:
+                momentum.forget(segment.name)
 
     def _check_shapes(self, segments: Sequence[Segment]) -> None:
         shapes = {segment.name: segment.shape for segment in self.segments}
@@ -176,27 +160,54 @@ class Exchange:
             if shapes.get(segment.name, segment.shape) != segment.shape:
                 raise StateError(resized_text(segment.name, segment.shape, shapes[segment.name]))
 
-    def _check_velocities(self, segments: Sequence[Segment], fine: bool) -> None:
-        if fine or self.options.momentum_correction is not None:
-            return
-        found = [self.waiting.get(segment.name) for segment in segments]
-        if any_of(self.comm, any(entry is not None and entry.velocity is not None for entry in found)):
-            raise MismatchError(VELOCITY_TEXT)
+    def _unpark_all(self, momentum: Momentum | None) -> set[int]:
+        """Puts a copy of what waits into the reducers, and gives the places whose momentum has become a velocity there."""
+        begun = set() if momentum is None else self._to_begin(momentum)
+        found = [self.waiting.get(segment.name) for segment in self.segments]
+        for place, (segment, entry) in enumerate(zip(self.segments, found, strict=True)):
+            if momentum is not None and place in begun:
+                residual = (
+                    torch.zeros(segment.shape, dtype=torch.float32, device="cpu") if entry is None else entry.residual
+                )
+                self._unpark(place, momentum.with_velocity(segment.name, residual))
+            else:
+                self._unpark(place, entry)
+        self._share_again(found)
+        return begun
 
-    def _begin_correction(self, velocity_of: VelocityOf) -> None:
-        for part in self.parts:
-            for segment in part.segments if part.corrected else []:
-                entry = self.waiting.get(segment.name)
-                if entry is not None and entry.velocity is None:
-                    self.waiting[segment.name] = velocity_of(segment.name, entry.residual)
+    def _to_begin(self, momentum: Momentum) -> set[int]:
+        """Places whose momentum becomes a velocity here. Collective.
+
+        Not where some rank has both: it has begun, and that momentum, the same on all ranks, is the weight decay's. So it is
+        in a state of rank 0 alone. A rank with a velocity only may have begun in a step that failed.
+        """
+        names = {i: self.segments[i].name for part in self.parts if part.corrected for i in part.places}
+        if not names or self.options.hierarchy != "off":
+            return set()
+        begun = {i for i, name in names.items() if name in self.waiting and self.waiting[name].velocity is not None}
+        mine = [i for i in sorted(begun) if momentum.has(names[i])]
+        not_here = begun.union(*self.comm.allgather_json(mine))
+        return {i for i, name in names.items() if i not in not_here and (name in self.waiting or momentum.has(name))}
 
     def corrects_otherwise(self, density: Density) -> bool:
-        """Whether `build` is to decide anew about momentum correction, for this density."""
+        """Whether momentum correction begins with this density: `build` is to be called."""
         return any(
-            not part.dense and part.corrected != self._corrects(part.reducer.dim, density) for part in self.parts
+            not part.dense and not part.corrected and self._is_due(part.reducer.dim, density) for part in self.parts
         )
 
-    def _corrects(self, entries: int, density: Density) -> bool:
+    def _has_velocities(self, segments: Sequence[Segment]) -> bool:
+        """Whether correction has begun, on some rank: then it goes on, whatever the density. Collective."""
+        if self.options.momentum_correction is not None:
+            return False
+        found = [self.waiting.get(segment.name) for segment in segments]
+        return any_of(self.comm, any(entry is not None and entry.velocity is not None for entry in found))
+
+    @property
+    def stays_gradient(self) -> bool:
+        """Whether a training that goes on from here leaves momentum with the optimizer."""
+        return (self.declines or self.as_gradients) and not any(part.corrected for part in self.parts)
+
+    def _is_due(self, entries: int, density: Density) -> bool:
         """Whether momentum is applied before entries are selected: of the default, where they wait for long."""
         if self.options.momentum_correction is not None:
             return self.options.momentum_correction
@@ -223,7 +234,7 @@ class Exchange:
             if not part.dense:
                 wanted = self._density_of(part.reducer.dim, density)
                 then = self._density_of(part.reducer.dim, self._density)
-                before, after = (self._algorithm(part.segments, one) for one in (then, wanted))
+                before, after = (self._algorithm(part.segments, one, part.corrected) for one in (then, wanted))
                 if before != after == "dense":
                     part.reducer.set_algorithm(after)
                 part.reducer.set_density(self._of_entries(wanted))
@@ -442,14 +453,14 @@ class Exchange:
         ranks = 1 if reducer.hierarchy == "off" else self.comm.size // reducer.nodes  # whose values lie here
         reducer.set_residual(segment, _torch(reducer.residual(segment)).add_(update.to("cpu"), alpha=ranks))
 
-    def _algorithm(self, segments: Sequence[Segment], density: Density) -> str:
+    def _algorithm(self, segments: Sequence[Segment], density: Density, corrected: bool) -> str:
         """Of a part that is not dense for good."""
         options = self.options
         if options.algorithm == "auto":
             # What is measured may differ between peers, whose updates must not.
             return "gtopk" if segments[0].whole else "auto"
         # Dense is no choice where shares are exchanged, and it would clear all velocities.
-        chosen = options.hierarchy != "off" or options.momentum_correction
+        chosen = options.hierarchy != "off" or corrected
         return "dense" if density is None and not chosen else options.algorithm
 
     def _density_of(self, entries: int, density: Density) -> Density:
@@ -470,7 +481,7 @@ class Exchange:
         return Reducer(
             [segment.numel for segment in segments],
             density=self._of_entries(density),
-            algorithm="dense" if dense else self._algorithm(segments, density),
+            algorithm="dense" if dense else self._algorithm(segments, density, corrected),
             value_type="fp32" if dense else options.value_type,
             residual_policy=options.residual_policy,
             merge_growth=1.0 if dense else options.merge_growth,

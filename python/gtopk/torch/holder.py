@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..comm import Comm
-from .exchange import Options
+from .options import Options
 from .session import Session
 
 

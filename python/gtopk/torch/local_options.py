@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 from ..errors import InvalidError, UnsupportedError
-from .exchange import Options
+from .options import Options
 
 Period: TypeAlias = int | Callable[[int], int]
 

@@ -20,9 +20,9 @@ from ..comm import Comm, Sum
 from ..errors import DesyncError, MismatchError, StateError
 from .agreement import any_of
 from .amp import Scaled
-from .exchange import Options
 from .local_options import LocalOptions
 from .nonfinite import NonfiniteWarning
+from .options import Options
 from .parameters import check_parameters
 from .profile import record
 from .segments import Segment

@@ -4,12 +4,12 @@ The momentum of the gradients is a velocity in the reducer, on each rank. What s
 of the weight decay, which is the same on all ranks, and that of parameters which are sent dense. It lives in SGD's own
 ``momentum_buffer``, so that checkpoints and broadcasts carry it, and a buffer from plain SGD goes on as it would have.
 
-With the default density it begins by itself, once that is below 0.05: see `is_automatic` and `begin`.
+With the default density it begins by itself, once that is below 0.05: see `is_automatic` and `Begin`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidError, UnsupportedError
+from .exchange import Waiting
+
+_REMEDY = "change that, or train with momentum_correction=False from the start"
 
 
 def check(optimizer: torch.optim.Optimizer) -> None:
@@ -39,12 +42,12 @@ def settings(optimizer: torch.optim.Optimizer) -> tuple[float, bool]:
     for g, pair in enumerate(found):
         if pair != found[0]:
             raise UnsupportedError(
-                f"momentum_correction=True needs one momentum for all groups, but group 0 has {found[0][0]} (nesterov "
-                f"{found[0][1]}) and group {g} has {pair[0]} (nesterov {pair[1]})"
+                f"momentum correction needs one momentum for all groups, but group 0 has {found[0][0]} (nesterov "
+                f"{found[0][1]}) and group {g} has {pair[0]} (nesterov {pair[1]}): {_REMEDY}"
             )
     if not 0 <= found[0][0] < 1:
         raise InvalidError(
-            f"momentum is {found[0][0]}, but must be at least 0 and below 1 for momentum_correction=True"
+            f"momentum is {found[0][0]}, but must be at least 0 and below 1 for momentum correction: {_REMEDY}"
         )
     return found[0]
 
@@ -52,22 +55,27 @@ def settings(optimizer: torch.optim.Optimizer) -> tuple[float, bool]:
 def is_automatic(optimizer: torch.optim.Optimizer) -> bool:
     """Whether correction may begin by itself: SGD's own momentum, which it applies as SGD does."""
     groups = optimizer.param_groups
-    first = groups[0] if groups else {}
-    return (
-        type(optimizer) is torch.optim.SGD
-        and 0 < first["momentum"] < 1
-        and all(group["dampening"] == 0 and _same(group, first) for group in groups)
-    )
+    return type(optimizer) is torch.optim.SGD and bool(groups) and groups[0]["momentum"] > 0 and is_one(optimizer)
 
 
-def _same(group: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(group[name] == other[name] for name in ("momentum", "nesterov", "maximize"))
+def is_one(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the groups of SGD have a momentum that can be corrected, as they are now: one, without dampening."""
+    found = [[group[name] for name in ("momentum", "nesterov", "dampening")] for group in optimizer.param_groups]
+    return all(entry == found[0] and 0 <= entry[0] < 1 and entry[2] == 0 for entry in found)
 
 
-def begin(
-    optimizer: torch.optim.Optimizer, parameter: Tensor, residual: Tensor, multiplier: float
-) -> tuple[Tensor, Tensor]:
-    """Residual and velocity of a parameter with which correction begins in the middle of a training.
+def groups(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """The group of each parameter, by its id."""
+    return {id(p): group for group in optimizer.param_groups for p in group["params"]}
+
+
+def sign_of(group: dict[str, Any]) -> float:
+    """Of a gradient in SGD's momentum."""
+    return -1.0 if group.get("maximize") else 1.0
+
+
+class Begin:
+    """How correction begins in the middle of a training: `exchange.Momentum` of SGD.
 
     SGD's momentum goes on as the velocity of each rank, and begins at zero itself. What waits in the residual has not been
     multiplied by momentum yet: it comes to the velocity in such a way that the next step takes it for a part of its gradient.
@@ -75,23 +83,40 @@ def begin(
     Parameters
     ----------
     optimizer : torch.optim.SGD
-    parameter : Tensor
-    residual : Tensor
-        On the host, in the shape of the parameter.
+    parameters : mapping of str to Tensor
     multiplier : float
         Of the mean update, in the gradients that SGD has seen.
     """
-    momentum, nesterov = settings(optimizer)
-    velocity = torch.zeros_like(residual)
-    if momentum == 0:
-        return residual, velocity
-    buffer = optimizer.state[parameter].get("momentum_buffer")
-    if buffer is not None:
-        sign = -1.0 if optimizer.param_groups[0]["maximize"] else 1.0
-        velocity.add_(buffer.detach().to(velocity.device), alpha=sign / multiplier)
-        optimizer.state[parameter]["momentum_buffer"] = None
-    velocity.add_(residual, alpha=1 / momentum)
-    return residual if nesterov else torch.zeros_like(residual), velocity
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor], multiplier: float) -> None:
+        self._optimizer, self._parameters, self._multiplier = optimizer, parameters, multiplier
+        self._groups = groups(optimizer)
+
+    def has(self, name: str) -> bool:
+        """Whether there is any momentum."""
+        return self._buffer(name) is not None
+
+    def with_velocity(self, name: str, residual: Tensor) -> Waiting:
+        """Residual (on the host, in the shape of the parameter) and velocity. Changes nothing."""
+        momentum, nesterov = settings(self._optimizer)
+        velocity = torch.zeros_like(residual)
+        if momentum == 0:
+            return Waiting(residual, velocity)
+        buffer = self._buffer(name)
+        if buffer is not None:
+            sign = sign_of(self._groups[id(self._parameters[name])])
+            velocity.add_(buffer.detach().to(velocity.device), alpha=sign / self._multiplier)
+        velocity.add_(residual, alpha=1 / momentum)
+        return Waiting(residual if nesterov else torch.zeros_like(residual), velocity)
+
+    def forget(self, name: str) -> None:
+        """SGD's momentum begins at zero."""
+        if self.has(name):
+            self._optimizer.state[self._parameters[name]]["momentum_buffer"] = None
+
+    def _buffer(self, name: str) -> Tensor | None:
+        found: dict[str, Any] = self._optimizer.state.get(self._parameters[name], {})
+        return found.get("momentum_buffer")
 
 
 @contextmanager
@@ -120,7 +145,7 @@ def applied(optimizer: torch.optim.Optimizer, dense: set[int]) -> Iterator[None]
 
 def _decay(optimizer: torch.optim.Optimizer, group: dict[str, Any], dense: set[int]) -> None:
     """Adds the momentum of weight decay to the gradients, and replaces dense ones by their momentum."""
-    sign = -1.0 if group["maximize"] else 1.0
+    sign = sign_of(group)
     for parameter in group["params"]:
         if parameter.grad is None:
             continue
@@ -128,6 +153,7 @@ def _decay(optimizer: torch.optim.Optimizer, group: dict[str, Any], dense: set[i
         is_dense = id(parameter) in dense
         buffer: Tensor | None = state.get("momentum_buffer")
         if group["weight_decay"] == 0 and buffer is None and not is_dense:
+            state["momentum_buffer"] = None  # torch.distributed.checkpoint looks for what SGD has had before
             continue
         force = parameter.detach() * group["weight_decay"]
         if is_dense:

@@ -15,10 +15,10 @@ from torch import Tensor
 from .. import comm as _comm
 from ..errors import InvalidError, StateError, UnsupportedError
 from . import momentum
-from .exchange import Options
 from .local_options import LocalOptions, Period, check_local, check_outer, exchanges_weights
 from .local_steps import LocalSteps
 from .mixin import DistributedMixin as DistributedMixin
+from .options import Options
 from .parameters import Names
 from .shards import Shards, find
 from .synchronizer import Synchronizer

@@ -18,8 +18,9 @@ from torch import Tensor
 from ..comm import Comm
 from ..step_stats import NOTHING
 from .agreement import agree, agree_on_progress, any_of
-from .exchange import Exchange, Options, VelocityOf, Waiting
+from .exchange import Exchange, Momentum, Waiting
 from .nonfinite import NonfiniteWarning
+from .options import Options
 from .sameness import SameGradients
 from .segments import Segment
 from .warmup import DensitySchedule
@@ -44,7 +45,7 @@ class Session:
     Examples
     --------
     >>> import torch, gtopk
-    >>> from gtopk.torch.exchange import Options
+    >>> from gtopk.torch.options import Options
     >>> from gtopk.torch.segments import Segment
     >>> from gtopk.torch.session import Session
     >>> from gtopk.torch.warmup import DensitySchedule
@@ -88,18 +89,16 @@ class Session:
 
     # ---- one step ----
 
-    def build(
-        self, segments: Sequence[Segment], *, scaled: bool = False, velocity_of: VelocityOf | None = None
-    ) -> None:
+    def build(self, segments: Sequence[Segment], *, scaled: bool = False, momentum: Momentum | None = None) -> None:
         """Makes the reducers for `segments`, which must be the same on all ranks. Collective. Residuals go on.
 
         With `scaled` on some rank, each of the steps to come begins with the question whether a gradient has overflowed
-        anywhere. `velocity_of` is for momentum correction that begins: see `Exchange.build`.
+        anywhere. `momentum` is what correction that begins goes on from: see `Exchange.build`.
         """
         agree(self.comm, "parameters", [self.options.describe(), *(segment.describe() for segment in segments)])
         mine = None if self.run is None else (self.run, self.steps)
         self.run, self.steps, self.scaled = agree_on_progress(self.comm, mine, secrets.randbits(63), scaled)
-        self.exchange.build(segments, self.schedule(self.steps), self.steps, velocity_of)
+        self.exchange.build(segments, self.schedule(self.steps), self.steps, momentum)
         _log.info("rank %d, step %d: %d segments are exchanged", self.comm.rank, self.steps, len(segments))
 
     @property

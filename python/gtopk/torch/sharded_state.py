@@ -21,6 +21,7 @@ from .synchronizer import Synchronizer
 
 _FORMAT = 1
 _PROGRESS = "progress"  # format, replicas, run (-1: none), steps, local steps (-1: gradients are exchanged)
+_AS_GRADIENTS = "as_gradients"  # is there where momentum stays with the optimizer
 _LOCAL = ("start", "outer_velocity")  # the same on all replicas
 _OWN = ("residual", "velocity")
 
@@ -32,6 +33,8 @@ def save(sync: Synchronizer, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     replica = session.comm.rank
     progress = [_FORMAT, session.comm.size, -1 if session.run is None else session.run, session.steps]
     found = {_PROGRESS: torch.tensor([*progress, fields.pop("done", -1)], device="cpu")}
+    if session.exchange.stays_gradient:
+        found[_AS_GRADIENTS] = torch.ones(1, device="cpu")
     for name, entry in session.exchange.state().items():
         for what, values in zip(_OWN, entry, strict=True):
             if values is not None and name in parameters:
@@ -77,7 +80,7 @@ def load(sync: Synchronizer, optimizer: torch.optim.Optimizer, reader: Any, key:
         raise CorruptError(f"the checkpoint's {key} has another format than {_FORMAT}: install a newer gtopk")
     _, _, run, steps, done = counts
     waiting = _waiting(sync, parameters, sizes, read)
-    saved: dict[str, Any] = {"residual": waiting}
+    saved: dict[str, Any] = {"residual": waiting, **({_AS_GRADIENTS: True} if _AS_GRADIENTS in sizes else {})}
     if done >= 0:
         saved |= {"rank": CONSOLIDATED, "size": sync.session.comm.size, "local_steps": [done, 0]}
         for what in _LOCAL:
@@ -105,7 +108,7 @@ def _waiting(
         values = read(entry, _room(parameters[name]))
         before = found[what].get(name)
         found[what][name] = values if before is None else before.add_(values)
-    if found["velocity"] and not sync.session.options.momentum_correction:
+    if found["velocity"] and sync.session.options.momentum_correction is False:
         raise MismatchError(VELOCITY_TEXT)
     return {name: Waiting(residual, found["velocity"].get(name)) for name, residual in found["residual"].items()}
 

@@ -68,6 +68,8 @@ def check_form(saved: Any) -> None:
         _check_entries(saved, what, shapes)
     if any(field in saved for field in LOCAL_FIELDS):
         _check_local(saved, shapes)
+    if saved.get("as_gradients", True) is not True:
+        _damaged("as_gradients", f"is {_short(saved['as_gradients'])}, but must be True where it is there")
     shard: Any = saved.get("shard")
     if shard is not None and not (
         _is_list(shard) and len(shard) == 2 and all(type(n) is int for n in shard) and 0 <= shard[0] < shard[1]

@@ -19,8 +19,9 @@ from ..comm import Comm
 from ..errors import MismatchError, StateError, UnsupportedError
 from . import amp, momentum
 from .amp import Scaled
-from .exchange import Options, VelocityOf, Waiting
+from .exchange import Momentum, Waiting
 from .holder import Holder
+from .options import Options
 from .parameters import Names, check_parameters
 from .profile import record
 from .segments import Segment, sparse_text
@@ -138,22 +139,20 @@ class Synchronizer(Holder):
         chosen = self.together(choose)
         segments = [Segment(name, self.local(p), self.is_whole(p)) for name, p in chosen.items()]
 
-        def velocity_of(name: str, residual: Tensor) -> Waiting:
-            return Waiting(*momentum.begin(optimizer, chosen[name], residual, self.multiplier))
-
-        automatic = self.session.options.momentum_correction is None
-        self.build(segments, scaled=scaled, velocity_of=velocity_of if automatic else None)
+        begin = None
+        if self.session.options.momentum_correction is None:
+            self.session.exchange.declines |= not momentum.is_one(optimizer)
+            begin = momentum.Begin(optimizer, chosen, self.multiplier)
+        self.build(segments, scaled=scaled, begin=begin)
         self._active = active
         self._parameters = list(chosen.values())
 
-    def build(
-        self, segments: Sequence[Segment], *, scaled: bool = False, velocity_of: VelocityOf | None = None
-    ) -> None:
+    def build(self, segments: Sequence[Segment], *, scaled: bool = False, begin: Momentum | None = None) -> None:
         """Makes the reducers; where that fails for one shard, on all ranks. Collective."""
         names = [[segment.name, segment.whole] for segment in segments]
 
         def make() -> tuple[None, Any]:
-            self.session.build(segments, scaled=scaled, velocity_of=velocity_of)
+            self.session.build(segments, scaled=scaled, momentum=begin)
             return None, names
 
         if self.shards is None:
@@ -192,7 +191,7 @@ class Synchronizer(Holder):
 
     def begin_by_hand(self) -> None:
         """synchronize() is called: what comes of it may be clipped, and stays a gradient if it is one so far."""
-        self.session.exchange.clips |= not self._corrects
+        self.session.exchange.declines |= not self._corrects
 
     def keep_update(self, optimizer: torch.optim.Optimizer) -> None:
         """The gradients are the mean update, which `step()` is to apply."""
@@ -305,7 +304,7 @@ class Synchronizer(Holder):
 
     def saved_fields(self) -> dict[str, Any]:
         """What a state has beside the residual."""
-        return {}
+        return {"as_gradients": True} if self.session.exchange.stays_gradient else {}
 
     def sharded_fields(self) -> dict[str, Any]:
         """The same, for `sharded_state`: tensors by name, and with local steps how many were done."""
@@ -313,9 +312,13 @@ class Synchronizer(Holder):
 
     def consolidate(self, optimizer: torch.optim.Optimizer, summed: dict[str, Any] | None) -> None:
         """Adds the same to a consolidated state. Collective."""
+        if summed is not None:
+            summed |= self.saved_fields()
 
     def go_on(self, optimizer: torch.optim.Optimizer, saved: Mapping[str, Any] | None) -> None:
         """Takes over the same, after `restore`."""
+        exchange = self.session.exchange
+        exchange.declines, exchange.as_gradients = saved is not None and "as_gradients" in saved, False
 
     def progress(self) -> list[int] | None:
         """What `adopt_progress` takes on the other ranks; None before the first exchange."""
@@ -372,16 +375,20 @@ class Synchronizer(Holder):
 
 
 def _add(optimizer: torch.optim.Optimizer, parameter: Tensor, entry: Waiting) -> None:
-    """A residual to the gradient; a velocity goes on in SGD's momentum."""
+    """A residual to the gradient; a velocity goes on in SGD's momentum.
+
+    With a velocity momentum is in the residual already: of the gradient it is a part that SGD's momentum makes as much of.
+    """
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    here(parameter.grad.detach()).add_(entry.residual.to(parameter.device))
+    group = momentum.groups(optimizer)[id(parameter)]
+    part = 1.0 if entry.velocity is None else 1.0 - group["momentum"]
+    here(parameter.grad.detach()).add_(entry.residual.to(parameter.device), alpha=part)
     if entry.velocity is not None:
         state = optimizer.state[parameter]
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        sign = -1.0 if any(group.get("maximize") for group in optimizer.param_groups) else 1.0
-        here(state["momentum_buffer"]).add_(entry.velocity.to(parameter.device), alpha=sign)
+        here(state["momentum_buffer"]).add_(entry.velocity.to(parameter.device), alpha=momentum.sign_of(group))
 
 
 def trained(optimizer: torch.optim.Optimizer) -> list[Tensor]:
