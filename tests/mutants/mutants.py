@@ -297,7 +297,7 @@ MUTANTS = [
         "    store->memory.seed = 0 * seed;\n",
     ),
     Mutant(
-        "bf16 on a GPU: what is selected goes by what was before it was rounded",
+        "bf16 on a GPU: what is selected goes by what was there before it was rounded",
         CUDA + "accumulate.cu",
         "                sum = convert_float_from_bf16(args->narrow_to[place]);\n",
         "",

@@ -47,9 +47,33 @@ static void test_cuda_agrees(void **state)
     assert_int_equal(standin->live(), 0);
 }
 
+/* A part of a residual in bf16 is set: each entry draws by its index, wherever the part begins. */
+static void test_parts_that_are_set(void **state)
+{
+    (void)state;
+    static float values[SIDE_DIM_MAX];
+    world.side_count = 0;
+    world.takes_bf16 = 1;
+    add_side(&world, "reference", "reference");
+    add_side(&world, "cuda", "cuda");
+    for (uint64_t i = 0; i < SIDE_DIM_MAX; i++)
+        values[i] = 1.0f + (float)(i % 997) * 0x1p-20f;
+    for (uint64_t seed = 3; seed <= 30; seed += 3) { /* of these residuals are in bf16 */
+        world_begin(&world, seed);
+        assert_true(world.with_bf16);
+        const uint64_t offset = world.dim / 3, length = world.dim - offset;
+        WORLD_CALL_OK(&world, ops->store_write(side->store, DEVICE_RESIDUAL, offset, length, values, NULL));
+        world_compare_store(&world);
+        world_end(&world);
+    }
+    for (size_t s = 0; s < world.side_count; s++)
+        side_close(&world.sides[s]);
+    assert_int_equal(standin->live(), 0);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cuda_agrees)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_parts_that_are_set), cmocka_unit_test(test_cuda_agrees)};
     (void)test_devices_agree;
     return cmocka_run_group_tests_name("cuda", tests, open_standin, NULL);
 }

@@ -100,6 +100,43 @@ static void test_pools_and_floors(void **state)
     }
 }
 
+/* A residual in bf16: what is selected goes by the values that are stored, of which many are alike. */
+static void test_selection_in_bf16(void **state)
+{
+    (void)state;
+    enum { N = 700, K = 90 };
+    for (uint64_t seed = 0; seed < 5; seed++) {
+        float *gradient = zeros(N * 4);
+        uint16_t *narrow = zeros(N * 2);
+        cuda_memory_t memory = memory_make(NULL, N, K, N);
+        device_words_t words[2];
+        device_set_t out = set_make(K), expected = set_make(K);
+        device_store_t *store;
+        const device_span_t all = {.length = N, .data = gradient, .dtype = GTOPK_F32};
+        const device_accumulate_t params = {.scale = 1.0f};
+        memory.narrow = narrow;
+        memory.seed = seed;
+        for (int i = 0; i < N; i++)
+            gradient[i] = 1.0f + (float)random_below(&random_state, 1u << 20) * 0x1p-20f;
+        (void)launch_begin(&queue, &memory, &words[1], NULL);
+        memory.pool.state->floor = 1; /* all are candidates */
+        (void)launch_accumulate(&queue, &memory, &all, 1, &params, &words[1], NULL);
+        assert_int_equal(launch_select(&queue, &memory, K, &out, &words[1], NULL), GTOPK_OK);
+        assert_int_equal(reference->ops->store_create(reference, N, K, DEVICE_WITH_BF16, NULL, &store), GTOPK_OK);
+        (void)reference->ops->store_seed(store, seed, NULL);
+        (void)reference->ops->step_begin(store, &words[0], NULL);
+        (void)reference->ops->accumulate(store, &all, 1, &params, &words[0], NULL);
+        assert_int_equal(reference->ops->select(store, K, &expected, &words[0], NULL), GTOPK_OK);
+        assert_same_set(&out, &expected);
+        reference->ops->store_destroy(store);
+        memory_free_all(&memory);
+        set_free(&out);
+        set_free(&expected);
+        free(narrow);
+        free(gradient);
+    }
+}
+
 /* Fewer entries than are wanted, all of them in the pool: the shortest way through select. */
 static void test_all_in_the_pool(void **state)
 {
@@ -557,6 +594,7 @@ int main(void)
         cmocka_unit_test(test_every_bit),
         cmocka_unit_test(test_many_spans),
         cmocka_unit_test(test_many_deposits),
+        cmocka_unit_test(test_selection_in_bf16),
         cmocka_unit_test(test_what_a_message_leaves_out),
         cmocka_unit_test(test_many_reducers),
         cmocka_unit_test(test_misaligned_message),

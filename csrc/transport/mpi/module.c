@@ -16,7 +16,7 @@
 #include "util/clock.h"
 
 /* How long MPI is given when a process ends after a failure. */
-#define FINALIZE_SECONDS 5
+#define FINALIZE_SECONDS 30
 
 pthread_mutex_t mpi_mutex = PTHREAD_MUTEX_INITIALIZER;
 mpi_process_t mpi_process;
