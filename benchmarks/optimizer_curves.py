@@ -512,7 +512,9 @@ def draw(results: dict[str, Any], file: Path) -> None:
         right.set_yticks(range(len(ordered)), [run["name"] for run in ordered])
         right.grid(visible=False, axis="y")
         right.margins(x=0.25)
-        right.set(xlabel="nats a character", title=f"At the end ({results['steps']} steps, or as named), and sent by rank 0")
+        right.set(
+            xlabel="nats a character", title=f"At the end ({results['steps']} steps, or as named), and sent by rank 0"
+        )
         figure.suptitle(
             f"Transformer of 0.8M parameters on characters, {results['ranks']} ranks", x=0.01, ha="left", fontsize=12
         )
