@@ -600,6 +600,7 @@ def case_momentum_correction_begins_on_all_ranks_alike():
     after = copy.deepcopy(optimizer.state_dict())
     step(model, optimizer, 401)
     for state in (before, after):
+        state["state"][0]["momentum_buffer"] = state["state"][0]["momentum_buffer"].cpu()  # as a file would be read
         other, resumed = new(start)
         resumed.load_state_dict(gtopk.broadcast_object(state, 0))
         for at in (400, 401):
