@@ -42,11 +42,9 @@ def on_ranks(size: int, part: Callable[[gtopk.Comm], Any], timeout: float = 600.
             with ThreadComm(group, rank, size, timeout) as comm:
                 try:
                     results[rank] = part(comm)
-                except Exception as error:
-                    # Noted before others see that this rank leaves: the first error of the list is the cause.
-                    errors.append(error)
-                    raise
-        except Exception as error:  # noqa: BLE001  # it is raised below
+                except Exception as error:  # noqa: BLE001  # it is raised below
+                    errors.append(error)  # before others see that this rank leaves: the first one is the cause
+        except Exception as error:  # noqa: BLE001  # of making or closing the communicator
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]

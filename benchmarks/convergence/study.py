@@ -51,6 +51,11 @@ def hyperbola(share: float, dense_steps: int = 39, most: float = 1.0, last: floa
     return density
 
 
+def falling_default(share: float, most: float = 0.1) -> Options:
+    """All of the default with another share: its least number of entries and its growth."""
+    return {"warmup": hyperbola(share, 39, most, 0.0005), "merge_growth": 2.0, "least": True}
+
+
 # What is given to DistributedOptimizer, by name. "correction" is momentum correction where SGD has momentum.
 SETTINGS: dict[str, Options] = {
     "dense": {"algorithm": "dense"},
@@ -83,10 +88,10 @@ SETTINGS: dict[str, Options] = {
     "growth 2: .15": {"warmup": lambda _: 0.15, "merge_growth": 2.0},
     "growth 2: .0005": {"warmup": lambda _: 0.0005, "merge_growth": 2.0},
     # 50 is the default of optimizers other than SGD; 14 was, too.
-    "share 14": {"warmup": hyperbola(14, 39, 0.1, 0.0005), "merge_growth": 2.0, "least": True},
-    "share 30": {"warmup": hyperbola(30, 39, 0.1, 0.0005), "merge_growth": 2.0, "least": True},
-    "share 50": {"warmup": hyperbola(50, 39, 0.1, 0.0005), "merge_growth": 2.0, "least": True},
-    "share 100, at most .2": {"warmup": hyperbola(100, 39, 0.2, 0.0005), "merge_growth": 2.0, "least": True},
+    "share 14": falling_default(14),
+    "share 30": falling_default(30),
+    "share 50": falling_default(50),
+    "share 100, at most .2": falling_default(100, 0.2),
     ".1": {"density": 0.1},
     ".3": {"density": 0.3},
     ".03": {"density": 0.03},
@@ -98,7 +103,7 @@ def options_of(setting: str, task: Task, ranks: int, entries: int) -> Options:
     options = dict(SETTINGS[setting])
     if options.pop("least", False):
         falls = options["warmup"]
-        options["warmup"] = lambda step: 1.0 if falls(step) == 1.0 else at_least(falls(step), entries) or 1.0
+        options["warmup"] = lambda step: at_least(falls(step), entries) or 1.0
     if "warmup" in options and "merge_growth" in options:  # with as many bytes as without growth
         wanted, part = options["warmup"], grown_share(ranks, options["merge_growth"])
         options["warmup"] = lambda step: 1.0 if wanted(step) == 1.0 else part * wanted(step)
