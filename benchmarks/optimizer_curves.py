@@ -3,8 +3,8 @@ exchange differences of weights after so many steps.
 
     OMP_NUM_THREADS=1 mpirun -n 4 python benchmarks/optimizer_curves.py
 
-A character-level transformer of 0.8M parameters learns the sources and docstrings of the installed PyTorch (`TEXT`; the
-last tenth of each file is for validation). Runs with the same seed start from the same weights. A run's entry in the
+A character-level transformer of 0.8M parameters learns the sources and docstrings of the installed PyTorch (`characters.py`;
+the last tenth of each file is for validation). Runs with the same seed start from the same weights. A run's entry in the
 JSON file is written when it has ended, and runs that are there are skipped: start it again to go on. --list names the
 runs, --only chooses some, --draw makes the picture of what is there. With fewer cores than ranks give Open MPI's mpirun
 --oversubscribe --bind-to none --mca mpi_yield_when_idle 1.
@@ -13,13 +13,11 @@ runs, --only chooses some, --draw makes the picture of what is there. With fewer
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,254 +27,16 @@ from torch import Tensor, nn
 import gtopk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+from characters import BATCH, CONTEXT, Transformer, batches, evaluate, load_text
+from optimizer_runs import BETA1, RUNS, STEPS, Run
 from report import STYLE, machine
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-STEPS = 1000
 WARMUP_STEPS = 100  # of the learning rate; it then follows a cosine to a tenth
-DENSITY_WARMUP_STEPS = 200  # in four stages, as in Deep Gradient Compression
-BETA1 = 0.9
 REFRESH_EVERY = 100  # steps; of the second moments that all ranks have in common
 REFRESH_EARLY = (1, 2, 4, 8, 16, 32, 64)
-BATCH = 4  # sequences a rank and step
-CONTEXT = 64
 EVALUATE_EVERY = 100
-EVALUATION_WINDOWS = 512  # of CONTEXT characters, the same ones each time, shared between the ranks
-TEXT = ("_torch_docs.py", "_tensor_docs.py", "nn/functional.py", "nn/modules/*.py", "optim/*.py")
-
-
-# ---- the runs -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training.
-
-    `clip` says of which gradient the norm is kept below 1: "own" is each rank's before the exchange, "mean" the mean
-    update after it. `prepare` is what a rank does to its gradient before the exchange, see `Trainer.prepare`.
-    """
-
-    name: str
-    optimizer: str = "adamw"  # or "sgd" or "adadelta"
-    lr: float = 2e-3
-    weight_decay: float = 0.1
-    beta1: float = BETA1
-    beta2: float = 0.99
-    eps: float = 1e-8
-    momentum: float = 0.9  # of SGD
-    algorithm: str = "gtopk"
-    density: float | None = 0.01  # None: the default
-    dense_steps: int = 0  # to begin with, at density 1
-    density_warmup: bool = False
-    density_stages: tuple[tuple[int, float], ...] = ()  # (exchanges, density), before the run's own
-    value_type: str = "bf16"
-    dense_below: int = 0
-    momentum_correction: bool = False
-    clip: str = "own"  # or "mean" or "none"
-    prepare: str = "nothing"  # or "balance", "adam", "freeze" or "moments"
-    local_steps: int = 1  # more: differences of weights are exchanged
-    exchange: str | None = None
-    outer_lr: float = 1.0
-    outer_momentum: float = 0.0
-    residual_decay: float = 1.0
-    steps: int = STEPS
-    seed: int = 1
-
-    @property
-    def local(self) -> bool:
-        """Whether weights are exchanged in place of gradients."""
-        return self.local_steps > 1 or self.exchange == "weights"
-
-    def stages(self) -> list[tuple[int, float]]:
-        """What comes before the run's own density."""
-        stages = [(self.dense_steps, 1.0)] if self.dense_steps else []
-        stages += self.density_stages
-        if self.density_warmup and self.density is not None:
-            ratio = (self.density / 0.25) ** (1 / 4)
-            stages += [(DENSITY_WARMUP_STEPS // 4, 0.25 * ratio**i) for i in range(4)]
-        return stages
-
-
-def local(name: str, **options: Any) -> Run:
-    """AdamW with local steps; by default the best found at 1000 steps and 60 MB."""
-    return Run(name, **{**LOCAL, **options})
-
-
-def own_moments(name: str, **options: Any) -> Run:
-    """Momentum correction for AdamW, see `Trainer.refresh`."""
-    return Run(name, prepare="moments", weight_decay=0.0, momentum_correction=True, density_warmup=True, **options)
-
-
-LOCAL: dict[str, Any] = {"lr": 8e-3, "local_steps": 4, "outer_lr": 1.5, "density": 0.08, "value_type": "int8"}
-
-RUNS = [
-    Run("AdamW, dense", algorithm="dense", clip="mean"),
-    Run("AdamW, dense, seed 2", algorithm="dense", clip="mean", seed=2),
-    Run("AdamW .1", density=0.1),
-    Run("AdamW .05", density=0.05),
-    Run("AdamW .01"),
-    Run("AdamW .05, warm-up", density=0.05, density_warmup=True),
-    Run("AdamW .01, warm-up", density_warmup=True),
-    Run("AdamW .001, warm-up", density=0.001, density_warmup=True),
-    Run("AdamW .05, 200 dense steps", density=0.05, dense_steps=200),
-    Run("AdamW .01, 200 dense steps", dense_steps=200),
-    Run("AdamW .01, warm-up, beta2 .999", density_warmup=True, beta2=0.999),
-    Run("AdamW, dense, lr x 2", algorithm="dense", clip="mean", lr=4e-3),
-    Run("AdamW .01, warm-up, seed 2", density_warmup=True, seed=2),
-    Run("AdamW, dense, lr x 4", algorithm="dense", clip="mean", lr=8e-3),
-    Run("AdamW .05, warm-up, lr x 2", density=0.05, density_warmup=True, lr=4e-3),
-    Run("AdamW .01, warm-up, lr x 4", density_warmup=True, lr=8e-3),
-    Run("AdamW .01, warm-up, lr x 2", density_warmup=True, lr=4e-3),
-    Run("AdamW .01, warm-up, lr x 1/2", density_warmup=True, lr=1e-3),
-    Run("AdamW .01, warm-up, mean clipped", density_warmup=True, clip="mean"),
-    Run("AdamW .01, warm-up, dense_below 1024", density_warmup=True, dense_below=1024),
-    Run("AdamW .01, lr x 3", lr=6e-3),
-    Run("AdamW .01, balanced", prepare="balance", clip="none"),
-    Run("Adam before the exchange .01", optimizer="sgd", momentum=0.0, prepare="adam"),
-    Run("Frozen Adam .01, 200 dense steps", dense_steps=200, prepare="freeze"),
-    Run("SGD, dense", optimizer="sgd", lr=0.3, weight_decay=1e-4, algorithm="dense", clip="mean"),
-    Run(
-        "SGD .01, correction, warm-up",
-        optimizer="sgd",
-        lr=0.3,
-        weight_decay=1e-4,
-        momentum_correction=True,
-        density_warmup=True,
-    ),
-    local("Local 4, .08"),
-    local("Local 4, .16 then .045", density=0.045, density_stages=((75, 0.16),)),
-    local("Local 4, .08, decay .9", residual_decay=0.9),
-    local("Local 4, .08, lr .010", lr=1e-2),
-    local("Local 3, .062", local_steps=3, density=0.062),
-    local("Local 4, .05 bf16", density=0.05, value_type="bf16"),
-    local("Local 4, dense, outer lr 1", lr=4e-3, algorithm="dense", outer_lr=1.0),
-    local("Local 4, .08, outer lr 1.25", outer_lr=1.25),
-    local("Local 4, .08, seed 2", seed=2),
-    local("Local 4, .08, dense_below 1024", dense_below=1024),
-    local("Local 2, .04", local_steps=2, density=0.04),
-    local("Local 6, .12", local_steps=6, density=0.12),
-    local("Local 8, .16", local_steps=8, density=0.16),
-    local("Local 4, .107, split", density=0.107, algorithm="gtopk-split"),
-    local("Local 4, .08, beta1 .6", beta1=0.6),
-    local("Local 4, .08, beta1 .8", beta1=0.8),
-    local("Local 4, .08, beta1 .8, seed 2", beta1=0.8, seed=2),
-    local("Local 4, .08, beta1 .8, seed 3", beta1=0.8, seed=3),
-    local("Local 4, .08, beta1 .8, outer lr 1.25", beta1=0.8, outer_lr=1.25),
-    local("Local 4, .08, beta1 .95", beta1=0.95),
-    local("Local 4, .08, beta2 .95", beta2=0.95),
-    local("Local 4, .08, beta2 .999", beta2=0.999),
-    local("Local 4, .08, outer lr 2", outer_lr=2.0),
-    local("Local 4, .08, weight decay .01", weight_decay=0.01),
-    local("Local 4, .08, weight decay .3", weight_decay=0.3),
-    local("Local 4, .08, not clipped", clip="none"),
-    Run("AdamW, dense, lr x 2, beta1 .8", algorithm="dense", clip="mean", lr=4e-3, beta1=0.8),
-    own_moments("AdamW .01, own moments, lr x 2", lr=4e-3),
-    own_moments("AdamW .01, own moments, lr x 4", lr=8e-3),
-    local("Local 4, .08, seed 3", seed=3),
-    local("Local 4, dense, Nesterov .9, outer lr .7", lr=4e-3, algorithm="dense", outer_lr=0.7, outer_momentum=0.9),
-    Run("AdamW, dense, lr x 2, 4000 steps", algorithm="dense", clip="mean", lr=4e-3, steps=4000),
-    local("Local 4, .08, beta1 .8, 4000 steps", beta1=0.8, steps=4000),
-    Run("AdamW, dense, lr x 2, beta1 .8, 4000 steps", algorithm="dense", clip="mean", lr=4e-3, beta1=0.8, steps=4000),
-    local("Local 4, .36, beta1 .8, 4000 steps", density=0.36, beta1=0.8, steps=4000),
-    local("Local 4, .16, beta1 .8, outer lr 1.25, 4000 steps", density=0.16, beta1=0.8, outer_lr=1.25, steps=4000),
-    Run("AdamW, default density, lr x 2", density=None, lr=4e-3),
-    Run("AdamW, default density, lr x 2, 4000 steps", density=None, lr=4e-3, steps=4000),
-    local("Local 16, .32, beta1 .8", local_steps=16, density=0.32, beta1=0.8),
-    local("Local 32, .64, beta1 .8", local_steps=32, density=0.64, beta1=0.8),
-]
-
-
-# ---- the task -------------------------------------------------------------------------------------------------------
-
-
-def load_text() -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Characters for training and for validation, as numbers below 97, and what they are."""
-    root = Path(torch.__file__).parent
-    train, validation = bytearray(), bytearray()
-    for pattern in TEXT:
-        for file in sorted(root.glob(pattern)):
-            characters = file.read_bytes()
-            train += characters[: len(characters) * 9 // 10]
-            validation += characters[len(characters) * 9 // 10 :]
-    about = {
-        "files": [f"torch/{pattern}" for pattern in TEXT],
-        "torch": torch.__version__,
-        "training_characters": len(train),
-        "validation_characters": len(validation),
-        "sha256": hashlib.sha256(train + validation).hexdigest(),
-    }
-    return _numbers(train), _numbers(validation), about
-
-
-def _numbers(characters: bytearray) -> Tensor:
-    """0 for a line's end, 1 to 95 for printable ASCII, 96 for the rest."""
-    found = torch.frombuffer(characters, dtype=torch.uint8).long()
-    return torch.where(found == 10, 0, torch.where((found >= 32) & (found < 127), found - 31, 96))
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        qkv = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.project(attended.transpose(1, 2).reshape(batch, length, width))
-        x = x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
-        return x
-
-
-class Transformer(nn.Module):
-    """Pre-norm and causal, with learned positions; the output's weights are the embedding's."""
-
-    def __init__(self, layers: int = 4, width: int = 128, heads: int = 4, characters: int = 97) -> None:
-        super().__init__()
-        self.embedding, self.position = nn.Embedding(characters, width), nn.Embedding(CONTEXT, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                into_the_stream = name.endswith(("project.weight", "down.weight"))
-                nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * layers) if into_the_stream else 1.0))
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-
-    def forward(self, characters: Tensor) -> Tensor:
-        x: Tensor = self.embedding(characters) + self.position.weight[: characters.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return nn.functional.linear(self.norm(x), self.embedding.weight)
-
-    def loss(self, windows: Tensor) -> Tensor:
-        """Mean cross entropy in nats a character."""
-        logits = self.forward(windows[:, :-1])
-        return nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-
-
-def cut(text: Tensor, starts: Tensor) -> Tensor:
-    """Windows of CONTEXT characters and the one that follows."""
-    return text[starts[:, None] + torch.arange(CONTEXT + 1)]
-
-
-def batches(text: Tensor, seed: int) -> Iterator[Tensor]:
-    """This rank's: they depend on the seed and the rank, and on nothing else of a run."""
-    generator = torch.Generator().manual_seed(1000 * seed + gtopk.rank())
-    while True:
-        yield cut(text, torch.randint(len(text) - CONTEXT, (BATCH,), generator=generator))
-
-
-@torch.no_grad()
-def evaluate(model: Transformer, text: Tensor) -> float:
-    starts = torch.linspace(0, len(text) - CONTEXT - 1, EVALUATION_WINDOWS).long()[gtopk.rank() :: gtopk.size()]
-    losses = torch.stack([model.loss(cut(text, part)) for part in torch.split(starts, 32)])
-    return float(gtopk.allreduce(losses.mean()))
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
