@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import signal
 import statistics
 import sys
@@ -453,7 +454,7 @@ class Study:
         result = {
             "machine": {**machine(), "torch": torch.__version__},
             "date": time.strftime("%Y-%m-%d"),
-            "command": " ".join(["python benchmarks/network_training.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/network_training.py", *sys.argv[1:]]),
             "links": self.links,
             "summary": summary(self.rows),
             "trainings": self.rows,
