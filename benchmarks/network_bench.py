@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,6 +32,46 @@ NO_STEP = ("mpi bare", "mpi all-gather", "mpi published")  # an exchange only
 BITS = {"100mbit": 1e8, "1gbit": 1e9, "10gbit": 1e10}
 
 
+def call_cluster(name: str, *command: str, limit: float | None = None) -> str:
+    """What `cluster.sh` prints, for the cluster of that name. RuntimeError: it failed. TimeoutError: after `limit` seconds."""
+    return run_to_end([str(CLUSTER), *command], {"CLUSTER": name, "GTOPK_MPI_MODULE": ""}, limit)
+
+
+def run_to_end(command: list[str], environment: dict[str, str], limit: float | None) -> str:
+    """What a command prints. The processes that it started end with it, also where it is given up or interrupted."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "PATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=limit)
+        except BaseException as error:
+            end_group(process)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise TimeoutError(f"{' '.join(command)} took more than {limit:g} s") from None
+            raise
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{output[-2000:]}{errors[-2000:]}")
+    return output
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """First by the signal at which torchrun and mpirun end their ranks, which are in groups of their own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(timeout=30)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
 class Case:
     def __init__(self, text: str, options: argparse.Namespace) -> None:
         ranks, self.rate, entries = text.split(":")
@@ -39,14 +80,7 @@ class Case:
         self.rows: dict[str, dict[str, Any]] = {}
 
     def call(self, *command: str, limit: float | None = None) -> str:
-        environment = {**os.environ, "CLUSTER": self.options.cluster, "GTOPK_MPI_MODULE": ""}
-        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-        done = subprocess.run(
-            [str(CLUSTER), *command], env=environment, capture_output=True, text=True, timeout=limit, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"cluster.sh {' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        return done.stdout
+        return call_cluster(self.options.cluster, *command, limit=limit)
 
     def run(self, kind: str, program: list[str], turns: list[str], limit: float) -> list[dict[str, Any]]:
         with tempfile.NamedTemporaryFile(suffix=".json") as file:

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]
 
@@ -20,6 +21,8 @@ def draw(data: Any) -> list[tuple[str, bytes]]:
         return []
     if has(data.get("cases"), "rows", "rate"):
         return [(overlap if has(case["rows"], "backward_ms") else network)(case) for case in data["cases"]]
+    if has(data.get("trainings"), "task", "method", "curve"):
+        return [trainings(data["trainings"])]
     if has(data.get("runs"), "curve"):
         return [curves(data["runs"])]
     rows = data.get("rows")
@@ -71,6 +74,35 @@ def overlap(case: dict[str, Any]) -> tuple[str, bytes]:
         axes.legend()
 
     return picture(f"{case['ranks']} ranks, {case['rate']}, {case['entries'] / 1e6:g}M entries", fill)
+
+
+# Okabe and Ito's colours and one more, which colour-blind readers can tell apart; gtopk's lines are solid.
+COLOURS = ("#555555", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#000000", "#882255")
+
+
+def trainings(rows: Rows) -> tuple[str, bytes]:
+    """The loss over the seconds of the training, a panel a network and task."""
+    networks = list(dict.fromkeys((row["ranks"], row["rate"]) for row in rows))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    colours = {method: COLOURS[place % len(COLOURS)] for place, method in enumerate(methods)}
+    size = (6 * len(tasks), 4.4 * len(networks))
+    figure, panels = plt.subplots(len(networks), len(tasks), figsize=size, squeeze=False, layout="constrained")
+    for (ranks, rate), line in zip(networks, panels, strict=True):
+        for task, axes in zip(tasks, line, strict=True):
+            axes.set_title(f"{task}, {ranks} ranks, {rate}", fontsize=10)
+            for row in rows:
+                if (row["ranks"], row["rate"], row["task"]) == (ranks, rate, task):
+                    points = [point for point in row["curve"] if point["seconds"] > 0]  # the axis is logarithmic
+                    x, y = [point["seconds"] for point in points], [point["loss"] for point in points]
+                    dashes = "-" if "gtopk" in row["method"] else "--"
+                    axes.plot(x, y, dashes, color=colours[row["method"]], label=row["method"], linewidth=1.5)
+            axes.set_xscale("log")
+            axes.set_xlabel("seconds of training, evaluation not counted")
+            axes.set_ylabel("loss on held-out data")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8)
+    return "loss over time", png(figure)
 
 
 def curves(runs: Rows) -> tuple[str, bytes]:
@@ -151,7 +183,11 @@ def picture(title: str, fill: Callable[[Axes], None], height: float = 4.0) -> tu
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
     fill(axes)
+    return title, png(figure)
+
+
+def png(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
     plt.close(figure)
-    return title, out.getvalue()
+    return out.getvalue()

@@ -23,6 +23,10 @@ bench-network: build $(RUN_READY) $(VENV)/.installed-network
 bench-overlap: build $(RUN_READY) $(VENV)/.installed-network
 	$(VENV_PYTHON) benchmarks/network_overlap.py $(ARGS)
 
+#: make bench-network-training  the loss of small trainings over time, on such networks (ARGS="--help")
+bench-network-training: build $(RUN_READY)
+	$(VENV_PYTHON) benchmarks/network_training.py $(ARGS)
+
 bench-select: $(BUILD)/benchmarks/select_bench
 	$(BUILD)/benchmarks/select_bench $(ARGS)
 
@@ -30,7 +34,7 @@ bench-select: $(BUILD)/benchmarks/select_bench
 report: $(VENV)/.installed-run $(VENV)/.installed-report
 	@$(VENV_PYTHON) benchmarks/results_page.py --output "$(BUILD)/report.html" $(ARGS)
 
-.PHONY: bench bench-allreduce bench-network bench-overlap bench-select report
+.PHONY: bench bench-allreduce bench-network bench-network-training bench-overlap bench-select report
 
 # ---- many ranks, simulated ----
 

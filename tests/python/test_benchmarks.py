@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import launcher
@@ -41,6 +43,7 @@ def test_resnet50_is_the_published_one() -> None:
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "benchmarks" / "cluster" / "cluster.sh"
+NO_CLUSTER = ("need root", "can be made", "this kernel has no")  # reasons why there is none
 
 
 def cluster(*arguments: str) -> tuple[int, str]:
@@ -58,7 +61,7 @@ def cluster(*arguments: str) -> tuple[int, str]:
 
 def test_an_emulated_cluster_comes_up_and_leaves_nothing_behind() -> None:
     status, output = cluster("up", "2", "100mbit")
-    if status != 0 and ("need root" in output or "can be made" in output or "this kernel has no" in output):
+    if status != 0 and any(reason in output for reason in NO_CLUSTER):
         pytest.skip(output)
     assert status == 0, output
     try:
@@ -84,6 +87,157 @@ def test_an_emulated_cluster_says_what_it_needs() -> None:
     assert status != 0 and "RATE is 56k: give 100mbit, 1gbit or 10gbit" in output
     status, output = cluster("up")
     assert status == 2 and "cluster.sh up NODES RATE" in output
+
+
+# ---- trainings over networks ----------------------------------------------------------------------------------------
+
+TRAINING = ROOT / "benchmarks" / "network_training.py"
+
+
+@pytest.fixture
+def network_training(monkeypatch: pytest.MonkeyPatch) -> object:
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import network_training
+
+    return network_training
+
+
+def test_when_a_training_has_reached_a_loss(network_training: object) -> None:
+    curve = [
+        {"step": 0, "seconds": 0.0, "loss": 4.0},
+        {"step": 4, "seconds": 2.0, "loss": 3.0},
+        {"step": 8, "seconds": 6.0, "loss": 3.5},
+        {"step": 12, "seconds": 10.0, "loss": 1.5},
+    ]
+    reached = network_training.reached
+    assert reached(curve, 4.5) == 0.0
+    assert reached(curve, 3.25) == 1.5
+    assert reached(curve, 3.0) == 2.0
+    assert reached(curve, 2.5) == 8.0  # not on the way to the first rise
+    assert reached(curve, 2.5, over="step") == 10.0
+    assert reached(curve, 1.5) == 10.0
+    assert reached(curve, 1.4) is None
+
+
+def test_losses_are_parts_of_what_dense_training_reaches(network_training: object) -> None:
+    guessing = network_training.Characters.guessing
+    dense = [{"step": 0, "seconds": 0.0, "loss": guessing + 1}, {"step": 4, "seconds": 8.0, "loss": guessing - 2}]
+    losses = network_training.losses_to_reach(dense, guessing)
+    assert losses == pytest.approx({0.6: guessing - 1.2, 0.8: guessing - 1.6, 0.95: guessing - 1.9})
+
+    row = {"task": "transformer", "ranks": 2, "rate": "1gbit", "steps": 4, "every": 4, "seed": 1, "batch": 4}
+    row |= {"alone_ms": 500.0, "step_ms": 2000.0, "bytes": 3_000_000}
+    fast = [{"step": 0, "seconds": 0.0, "loss": guessing + 1}, {"step": 4, "seconds": 2.0, "loss": guessing - 1.6}]
+    rows = [
+        {**row, "method": "gtopk", "curve": fast, "loss": guessing - 1.6},
+        {**row, "method": "DDP", "curve": dense, "loss": guessing - 2},
+        {**row, "method": "gtopk", "curve": fast, "loss": guessing - 1.6, "seed": 2},
+        {**row, "method": "gtopk", "curve": fast, "loss": guessing - 1.6, "rate": "local"},
+    ]
+    lines = network_training.summary(rows)
+    assert [line["method"] for line in lines] == ["gtopk", "DDP"], "what has no dense training of its kind is left out"
+    sparse, base = lines
+    assert sparse["alone_share"] == 0.25 and sparse["megabytes"] == 3.0
+    assert (sparse["seconds to 80%"], base["seconds to 80%"]) == (2.0, pytest.approx(6.93, abs=0.005))
+    assert (sparse["DDP / this at 80%"], base["DDP / this at 80%"]) == (pytest.approx(3.47, abs=0.005), 1.0)
+    assert sparse["seconds to 95%"] is None and sparse["DDP / this at 95%"] is None
+
+
+def trainings(out: Path, *arguments: str) -> tuple[int, str]:
+    """Of the transformer, for eight steps."""
+    options = ["--task", "transformer", "--steps", "8", "--every", "4", "--out", str(out), *arguments]
+    return launcher.run([sys.executable, str(TRAINING), *options], {}, launcher.LIMIT)
+
+
+def test_a_training_study_goes_on_where_it_was(network_training: object, tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    both = ("--case", "2:local", "--method", "DDP", "gtopk, 4 local steps")
+    status, output = trainings(out, *both[:-1])
+    assert status == 0, output
+    first = json.loads(out.read_text())
+    assert [row["method"] for row in first["trainings"]] == ["DDP"]
+    status, output = trainings(out, *both)
+    assert status == 0, output
+    result = json.loads(out.read_text())
+    assert result["trainings"][0] == first["trainings"][0], "what is there is not measured again"
+    dense, local = result["trainings"]
+    assert local["method"] == "gtopk, 4 local steps"
+    for row in (dense, local):
+        assert [point["step"] for point in row["curve"]] == [0, 4, 8]
+        times = [point["seconds"] for point in row["curve"]]
+        assert times == sorted(set(times)) and row["alone_ms"] > 0 and row["loss"] == row["curve"][-1]["loss"]
+        assert row["loss"] < row["curve"][0]["loss"]
+    assert dense["curve"][0]["loss"] == local["curve"][0]["loss"], "all begin with the same weights"
+    assert [line["method"] for line in result["summary"]] == ["DDP", "gtopk, 4 local steps"]
+    picture = out.with_suffix(".png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    picture.unlink()
+    status, output = trainings(out, *both, "--minutes", "0")
+    assert status == 0 and "gtopk, 4 local steps" in output, output
+    assert json.loads(out.read_text()) == result and not picture.exists()
+
+
+def test_a_training_over_an_emulated_network(network_training: object, tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    name = f"train{os.getpid() % 10000}"
+    status, output = trainings(out, "--case", "2:100mbit", "--method", "DDP", "--cluster", name)
+    if status != 0 and any(reason in output for reason in NO_CLUSTER):
+        pytest.skip(output)
+    assert status == 0, output
+    result = json.loads(out.read_text())
+    (row,) = result["trainings"]
+    entries = sum(parameter.numel() for parameter in network_training.curves.Transformer().parameters())
+    dense = row["steps"] * 4 * entries  # two ranks send all of it once
+    assert dense < row["bytes"] < 2 * dense
+    assert row["seconds"] > 0.9 * 8 * dense / 1e8, "no faster than the link"
+    assert [(link["ranks"], link["rate"]) for link in result["links"]] == [(2, "100mbit")]
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    assert name not in left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--case", "4:56k"), "'4:56k' is no RANKS:RATE"),
+        (("--case", "1:local"), "'1:local' is no RANKS:RATE"),
+        (("--every", "6"), "--every is 6: give a multiple of 4"),
+        (("--steps", "0"), "--steps is 0: give 1 or more"),
+    ],
+)
+def test_a_training_study_says_what_it_needs(
+    network_training: object,
+    arguments: tuple[str, ...],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["network_training.py", *arguments])
+    with pytest.raises(SystemExit):
+        network_training.parse()
+    assert text in capsys.readouterr().err
+
+
+def running(word: str) -> bool:
+    """Whether there is a process with this in its command line."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word in file.read_text(errors="replace"):
+                return True
+    return False
+
+
+def test_a_command_that_is_given_up_ends_with_what_it_started(network_training: object) -> None:
+    sleep = f"1000.{os.getpid()}"
+    with pytest.raises(TimeoutError, match="took more than 1 s"):
+        network_training.run_to_end(["sh", "-c", f"sleep {sleep} & wait"], {}, 1)
+    deadline = time.monotonic() + 60
+    while running(sleep) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not running(sleep)
+    with pytest.raises(RuntimeError, match="failed:\nsaid before"):
+        network_training.run_to_end(["sh", "-c", "echo said before; exit 3"], {}, None)
 
 
 # ---- convergence ----------------------------------------------------------------------------------------------------

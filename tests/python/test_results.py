@@ -71,3 +71,20 @@ def test_a_page_of_other_results(tmp_path: Path) -> None:
     assert "&lt;b&gt;" in html and "<b>" not in html and "20 values" in html
     assert html.count("data:image/png;base64,") == 1 and "<h3>More</h3>" in html
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
+
+
+def test_trainings_are_drawn_by_network_and_task() -> None:
+    import results_plots
+
+    curve = [{"step": 0, "seconds": 0.0, "loss": 2.3}, {"step": 4, "seconds": 1.0, "loss": 2.0}]
+    rows = [
+        {"ranks": ranks, "rate": rate, "task": task, "method": method, "curve": curve}
+        for ranks, rate in ((4, "100mbit"), (2, "1gbit"))
+        for task in ("resnet20", "transformer")
+        for method in ("DDP", "gtopk")
+    ]
+    ((caption, picture),) = results_plots.draw({"summary": [], "trainings": rows})
+    assert caption == "loss over time" and picture.startswith(b"\x89PNG")
+    width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
+    ((_, one),) = results_plots.draw({"trainings": rows[:2]})
+    assert (width, height) == tuple(2 * int.from_bytes(one[at : at + 4], "big") for at in (16, 20))
