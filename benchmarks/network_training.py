@@ -3,7 +3,7 @@
     make bench-network-training ARGS="--case 4:100mbit --minutes 60"
 
 A case is RANKS:RATE, a rank a host (cluster/cluster.sh); RATE `local` is this machine's loopback, unshaped. In each, two
-tasks are trained: ResNet-20 on Fashion-MNIST with SGD, and the transformer of optimizer_curves.py with AdamW. All methods of
+tasks are trained: ResNet-20 on Fashion-MNIST with SGD, and the transformer of characters.py with AdamW. All methods of
 a task begin with the same weights and see the same batches in the same order; all go over gloo. The clock stands still while
 the loss on held-out data is measured. `bytes` are what the interface of a host has sent, in the mean over the hosts.
 `alone_ms` is a step without any exchange, measured in the same processes: ranks share this machine's cores.
@@ -30,11 +30,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import optimizer_curves as curves
+import characters
 import torch
 import torch.distributed as dist
 from network_bench import call_cluster, run_to_end
 from network_gloo import of_all
+from optimizer_curves import RESULTS, WARMUP_STEPS, learning_rate, make_optimizer
+from optimizer_runs import LOCAL, STEPS, Run
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power
@@ -94,7 +96,7 @@ COMMON = {
     "DDP, gtopk's hook": Method("gtopk"),
     "gtopk": Method(),
 }
-LOCAL = {name: value for name, value in curves.LOCAL.items() if name != "lr"}
+LOCAL_STEPS = {name: value for name, value in LOCAL.items() if name != "lr"}
 METHODS: dict[str, dict[str, Method]] = {
     "resnet20": {
         **COMMON,
@@ -105,7 +107,7 @@ METHODS: dict[str, dict[str, Method]] = {
     "transformer": {
         **COMMON,
         "gtopk .05, warm-up": Method(options={"density": 0.05}, stages=(0.25, 0.17, 0.11, 0.075)),
-        "gtopk, 4 local steps": Method(options=LOCAL, rate=2.0),
+        "gtopk, 4 local steps": Method(options=LOCAL_STEPS, rate=2.0),
     },
 }
 
@@ -189,28 +191,28 @@ class Characters:
     text = "transformer, AdamW"
     guessing = math.log(97)
     clip: float | None = 1.0
-    batch, steps = curves.BATCH, curves.STEPS
+    batch, steps = characters.BATCH, STEPS
 
     def __init__(self, folder: Path | None, rank: int, size: int) -> None:
-        self.train, self.test, _ = curves.load_text()
+        self.train, self.test, _ = characters.load_text()
 
     def build(self) -> nn.Module:
-        return curves.Transformer()
+        return characters.Transformer()
 
     def optimizer(self, model: nn.Module, rate: float) -> torch.optim.Optimizer:
-        assert isinstance(model, curves.Transformer)
-        return curves.make_optimizer(curves.Run("", lr=4e-3 * rate, beta1=0.8), model, "adamw")
+        assert isinstance(model, characters.Transformer)
+        return make_optimizer(Run("", lr=4e-3 * rate, beta1=0.8), model, "adamw")
 
     def batches(self, seed: int) -> Iterator[Tensor]:
-        return curves.batches(self.train, seed)
+        return characters.batches(self.train, seed)
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         logits = model(batch[:, :-1])
         return functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
     def evaluate(self, model: nn.Module) -> float:
-        assert isinstance(model, curves.Transformer)
-        return curves.evaluate(model, self.test)
+        assert isinstance(model, characters.Transformer)
+        return characters.evaluate(model, self.test)
 
 
 TASKS: dict[str, type[Images] | type[Characters]] = {"resnet20": Images, "transformer": Characters}
@@ -279,7 +281,7 @@ def train(task: Images | Characters, method: Method, options: argparse.Namespace
     clock.start()
     for step, batch in zip(range(options.steps), task.batches(options.seed), strict=False):
         for group, lr in zip(optimizer.param_groups, highest, strict=True):
-            group["lr"] = lr * curves.learning_rate(step, max(options.steps, curves.WARMUP_STEPS + 1))
+            group["lr"] = lr * learning_rate(step, max(options.steps, WARMUP_STEPS + 1))
         compute(task, called, optimizer, batch)
         optimizer.step()
         last = step + 1 == options.steps
@@ -488,7 +490,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=1800, help="seconds that a training may take (%(default)s)")
     parser.add_argument("--data", type=Path, help="a folder with CIFAR-10 or Fashion-MNIST (Debian's Fashion-MNIST)")
     parser.add_argument("--cluster", default="training", help="name of the emulated cluster (%(default)s)")
-    parser.add_argument("--out", type=Path, default=curves.RESULTS / "network_training.json", help="(%(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "network_training.json", help="(%(default)s)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--interface", help=argparse.SUPPRESS)
     options = parser.parse_args()

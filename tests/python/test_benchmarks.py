@@ -188,7 +188,7 @@ def test_a_training_over_an_emulated_network(network_training: object, tmp_path:
     assert status == 0, output
     result = json.loads(out.read_text())
     (row,) = result["trainings"]
-    entries = sum(parameter.numel() for parameter in network_training.curves.Transformer().parameters())
+    entries = sum(parameter.numel() for parameter in network_training.characters.Transformer().parameters())
     dense = row["steps"] * 4 * entries  # two ranks send all of it once
     assert dense < row["bytes"] < 2 * dense
     assert row["seconds"] > 0.9 * 8 * dense / 1e8, "no faster than the link"
