@@ -52,7 +52,6 @@ class Synchronizer(Holder):
         self.names.check(optimizer)
         check_parameters(self.names.of(optimizer), exchanged=not self.session.solo, sharded=shards is not None)
         self.batches = 0  # exchanges since the latest join() to which this rank gave gradients
-        self.multiplier = 1.0  # of the mean update; the number of ranks makes it the sum
         self.skipping = False  # in skip_synchronize
         self.stepping = False  # the wrapped optimizer's own code runs
         self.synchronized = False  # synchronize() was called and step() not yet
@@ -63,6 +62,11 @@ class Synchronizer(Holder):
         # What the reducers were made for.
         self._active: tuple[list[int], list[torch.dtype], list[torch.device]] | None = None
         self._parameters: list[Tensor] = []  # those that are exchanged, in the order of segments
+
+    @property
+    def multiplier(self) -> float:
+        """Of the mean update: the number of ranks makes it the sum."""
+        return float(self.session.comm.size) if self.session.sums else 1.0
 
     # ---- what lies on this rank ----
 
@@ -349,8 +353,6 @@ class Synchronizer(Holder):
     def move(self, comm: Comm, options: Options) -> None:
         """Goes on among the ranks of `comm`."""
         self.session.move(comm, options)
-        if self.multiplier != 1.0:
-            self.multiplier = float(comm.size)
         self._active = None
         self.skipping = False
         self.drop_update()
