@@ -32,7 +32,7 @@ def read(file: Path, resume: bool) -> dict[str, Any] | None:
 
 
 def restore(saved: dict[str, Any], name: str, model: nn.Module, optimizer: Any) -> None:
-    """Each rank takes an equal share of the residual."""
+    """Each rank takes the mean of the residuals."""
     if saved["model"] != name:
         raise DataError(f"the checkpoint is of {saved['model']}, not of {name}")
     model.load_state_dict(saved["weights"])

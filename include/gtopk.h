@@ -600,8 +600,9 @@ size_t gtopk_reducer_state_size(const gtopk_reducer_t *reducer);
 /* This rank's state. Loading it on the same rank of the same number of ranks resumes bit for bit. */
 gtopk_status_t gtopk_reducer_state_save(gtopk_reducer_t *reducer, void *buffer, size_t bytes);
 
-/* Collective. The sum of all ranks' residuals (and velocities), on root; other ranks may give buffer NULL. It loads
- * into any number of ranks: each takes its 1/P share, so the mass is kept. */
+/* Collective. The sum of all P ranks' residuals (and velocities), on root; other ranks may give buffer NULL. It loads
+ * into any number of ranks: each takes a P-th of it, so that what waits is the same mean update. The sum stays as it is
+ * with P ranks, and is Q / P times as large with Q. */
 gtopk_status_t gtopk_reducer_state_consolidate(gtopk_reducer_t *reducer, void *buffer, size_t bytes, int32_t root);
 
 /* What a saved state holds, read without a reducer. Errors: CORRUPT. */

@@ -21,7 +21,6 @@
 #define STATE_CRC_AT 52u
 #define HAS_VELOCITY 1u
 #define CONSOLIDATED (-1)
-#define OWN (-1) /* a state that is divided among nobody */
 
 static const char magic[4] = {'G', 'T', 'K', 'S'};
 
@@ -294,13 +293,35 @@ static gtopk_status_t check_fits(const gtopk_reducer_t *reducer, const uint8_t *
     return GTOPK_OK;
 }
 
-/* Every value finite, sums of shares included. */
-static gtopk_status_t check_values(const uint8_t *state, size_t bytes, const gtopk_state_info_t *info)
+/* How much of what a state holds is for one rank: times / by. */
+typedef struct fraction {
+    int32_t times, by;
+} fraction_t;
+
+/* An update is the mean over the ranks. So that what waits moves the weights as far as it would have, each rank that there
+ * is now has the mean over the ranks that were added up; in a share lies that of all ranks of the node. */
+static fraction_t fraction_of(const gtopk_reducer_t *reducer, const gtopk_state_info_t *info, int adopt)
+{
+    if (adopt)
+        return (fraction_t){0, 1};
+    if (info->rank == CONSOLIDATED)
+        return (fraction_t){reducer->record.each_node, info->size};
+    return (fraction_t){1, 1};
+}
+
+/* The product is exact, and so is the whole for 1 / 1. */
+static float fraction_take(fraction_t part, float value)
+{
+    return (float)((double)value * (double)part.times / (double)part.by);
+}
+
+/* Every value finite, also as it is loaded. */
+static gtopk_status_t check_values(const uint8_t *state, size_t bytes, const gtopk_state_info_t *info, fraction_t part)
 {
     for (size_t at = state_bytes(0, info->segments, 0); at < bytes; at += sizeof(float)) {
         float value;
         memcpy(&value, state + at, sizeof value);
-        if (!isfinite(value))
+        if (!isfinite(value) || !isfinite(fraction_take(part, value)))
             return corrupt("it holds a value that is not finite");
     }
     return GTOPK_OK;
@@ -312,15 +333,16 @@ static int is_ours(const gtopk_reducer_t *reducer, uint64_t at)
     return !reducer->shares || (at >= reducer->shares->begin && at < reducer->shares->end);
 }
 
-/* Overwrites one array with the state's, divided among `ranks` ranks; with ranks 0, zeros. */
-static gtopk_status_t load_array(gtopk_reducer_t *reducer, int which, float *part, const uint8_t *state, int32_t ranks)
+/* Overwrites one array with so much of the state's. */
+static gtopk_status_t load_array(gtopk_reducer_t *reducer, int which, float *part, const uint8_t *state,
+                                 fraction_t mine)
 {
     gtopk_status_t status = GTOPK_OK;
     for (uint64_t at = 0; at < reducer->record.dim && status == GTOPK_OK; at += REDUCER_PART) {
         const uint64_t length = part_length(reducer, at);
         memcpy(part, state + part_place(reducer, which, at), length * sizeof *part);
-        for (uint64_t i = 0; i < length && ranks != OWN; i++)
-            part[i] = ranks == 0 || !is_ours(reducer, at + i) ? 0.0f : part[i] / (float)ranks;
+        for (uint64_t i = 0; i < length; i++)
+            part[i] = mine.times > 0 && is_ours(reducer, at + i) ? fraction_take(mine, part[i]) : 0.0f;
         status = reducer_write(reducer, which, at, length, part);
     }
     return status;
@@ -356,7 +378,7 @@ static gtopk_status_t load(gtopk_reducer_t *reducer, const void *buffer, size_t 
     if (status == GTOPK_OK)
         status = check_fits(reducer, buffer, &info);
     if (status == GTOPK_OK)
-        status = check_values(buffer, bytes, &info);
+        status = check_values(buffer, bytes, &info, fraction_of(reducer, &info, adopt));
     if (status == GTOPK_OK && !adopt && info.rank != CONSOLIDATED && (info.rank != rank || info.size != size))
         status = status_set(GTOPK_ERR_MISMATCH,
                             "the state is that of rank %d of %d, this is rank %d of %d: load each rank's own, or a "
@@ -364,13 +386,12 @@ static gtopk_status_t load(gtopk_reducer_t *reducer, const void *buffer, size_t 
                             (int)info.rank, (int)info.size, (int)rank, (int)size);
     if (status == GTOPK_OK && !adopt && info.rank != CONSOLIDATED)
         status = check_share(reducer, buffer);
-    const int32_t among = reducer->shares ? reducer->shares->peers.size : size;
-    const int32_t ranks = adopt ? 0 : info.rank == CONSOLIDATED ? among : OWN;
+    const fraction_t mine = fraction_of(reducer, &info, adopt);
     float *part = NULL;
     if (status == GTOPK_OK)
         status = part_create(reducer, &part);
     for (int which = DEVICE_RESIDUAL; which <= reducer->record.momentum_correction && status == GTOPK_OK; which++)
-        status = load_array(reducer, which, part, buffer, ranks);
+        status = load_array(reducer, which, part, buffer, mine);
     part_destroy(reducer, part);
     if (status == GTOPK_OK) {
         reducer->step = info.step;

@@ -3,7 +3,7 @@
 run.sh starts it. Each rank draws data of its own; a small network learns what another, random network does.
 
 A consolidated checkpoint holds the model, the optimizer, and the sum of what all ranks had not sent yet. Any number of
-ranks can load it: each takes an equal share, so nothing is lost but the steps since it was saved.
+ranks can load it: each takes the mean, so nothing is lost but the steps since it was saved.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def save(file: Path, model: nn.Module, optimizer: Any, step: int) -> None:
 
 
 def load(file: Path, model: nn.Module, optimizer: Any) -> int:
-    """All ranks read the same file; each takes its share of the residual."""
+    """All ranks read the same file; each takes the mean of the residuals."""
     saved = torch.load(file, map_location="cpu", weights_only=True)
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
@@ -80,14 +80,16 @@ def load(file: Path, model: nn.Module, optimizer: Any) -> int:
         before, after = residual(saved["optimizer"]), residual(again)
         difference = float((before - after).abs().max() / before.abs().max())
         say(
-            f"residual: {before.abs().sum():.4f} in the file of {saved['optimizer']['gtopk']['size']} ranks, "
-            f"{after.abs().sum():.4f} on {gtopk.size()} ranks together; largest difference {difference:.1e} of the largest"
+            f"residual: a mean of {before.abs().sum():.4f} over the {saved['optimizer']['gtopk']['size']} ranks of the file, "
+            f"of {after.abs().sum():.4f} over {gtopk.size()} ranks; largest difference {difference:.1e} of the largest"
         )
     return int(saved["step"])
 
 
 def residual(state: dict[str, Any]) -> Tensor:
-    return torch.cat([values.flatten() for values in state["gtopk"]["residual"].values()]).double()
+    """The mean over the ranks."""
+    total = torch.cat([values.flatten() for values in state["gtopk"]["residual"].values()]).double()
+    return total / state["gtopk"]["size"]
 
 
 def choose_device(name: str) -> str:

@@ -214,8 +214,7 @@ def DistributedOptimizer(
         wrapped.__class__ = distributed_class(  # type: ignore[assignment]
             type(wrapped).__bases__[0], _StepAfterSynchronize
         )
-        if op is Sum:
-            wrapped._gtopk.multiplier = float(wrapped._gtopk.session.comm.size)
+        wrapped._gtopk.session.sums = op is Sum
     _Job.optimizers.add(wrapped)
     return wrapped
 

@@ -488,7 +488,8 @@ class Reducer:
     def consolidate(self, root: int = 0) -> dict[str, Any] | None:
         """The sum of all ranks' states on rank `root`, None elsewhere. Collective, between steps.
 
-        It can be loaded into any number of ranks: each takes an equal share, so nothing is lost.
+        It can be loaded into any number of ranks: each takes the mean over those that there were, so that the update that
+        waits stays as it is.
         """
         return _reducer_state.consolidate(self._talking(), self._kind, self.comm.rank, root)
 

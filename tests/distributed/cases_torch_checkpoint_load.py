@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from cases_torch_checkpoint_save import RUNS, file, new, total
-from cases_torch_optimizer import assert_replicas, flat, residuals
+from cases_torch_optimizer import HIERARCHY, assert_replicas, flat, residuals, wrapped
 from harness import Warnings, raises
-from torch_support import train
+from torch import optim
+from torch_support import make, train
 
 import gtopk
+import gtopk.horovod as hvd
 
 
 def load(run, what, **options):
@@ -17,6 +19,22 @@ def load(run, what, **options):
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"], **options)
     return model, optimizer, saved
+
+
+def moved(model, optimizer, steps=1, momentum=0.0):
+    """How far the weights are moved by what waits, and nothing else."""
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group.update(lr=1.0, momentum=momentum, weight_decay=0.0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    for _ in range(steps):
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    assert_replicas(model)
+    return {name: -p.detach().cpu() for name, p in model.named_parameters()}
 
 
 def same_size():
@@ -48,10 +66,45 @@ def case_consolidated_state_loads_on_any_number_of_ranks():
         assert texts == []
         for what, expected in saved["sums"].items():
             assert expected.any()
-            torch.testing.assert_close(total(optimizer, model, what), expected, rtol=1e-6, atol=1e-7)
+            mean = total(optimizer, model, what) / gtopk.size()
+            torch.testing.assert_close(mean, expected / saved["optimizer"]["gtopk"]["size"], rtol=1e-6, atol=1e-7)
         train(model, optimizer, 3, 10, gtopk.rank())
         assert_replicas(model)
         assert optimizer.stats()["step"] == 12
+
+
+def case_what_waits_moves_the_weights_as_far_on_any_number_of_ranks():
+    """Where the update is the mean; as a sum it stays the sum."""
+    saved = torch.load(file("sgd", "consolidated"), weights_only=True, map_location="cpu")["optimizer"]
+    for op in (hvd.Average, hvd.Sum):
+        model = make()
+        sgd = optim.SGD(model.parameters(), lr=0.1)
+        optimizer = hvd.DistributedOptimizer(sgd, model.named_parameters(), op=op, algorithm="dense", **HIERARCHY)
+        optimizer.load_state_dict(saved)
+        found = moved(model, optimizer)
+        ranks = saved["gtopk"]["size"] if op is hvd.Average else 1
+        for name, summed in saved["gtopk"]["residual"].items():
+            torch.testing.assert_close(found[name], summed / ranks, rtol=1e-6, atol=0)
+
+
+def case_a_velocity_goes_on_where_its_parameter_is_sent_dense_from_now_on():
+    """In SGD's own momentum, here Nesterov's, of 0.5."""
+    saved = torch.load(file("correction", "consolidated"), weights_only=True, map_location="cpu")["optimizer"]
+    state = saved["gtopk"]
+    assert state["velocity"]
+    for dense, with_velocity in ((1000, 2), (400, 1)):  # all parameters, and some
+        model = make()
+        assert (
+            sum(p.numel() < dense and name in state["velocity"] for name, p in model.named_parameters())
+            == with_velocity
+        )
+        optimizer = wrapped(model, **{**RUNS["correction"], "warmup": None, "density": 1.0, "dense_below": dense})
+        optimizer.load_state_dict(saved)
+        found = moved(model, optimizer, 25, 0.5)
+        for name, p in model.named_parameters():
+            if p.numel() < dense:
+                expected = state["residual"][name] + 0.5 * state["velocity"].get(name, torch.zeros(p.shape))
+                torch.testing.assert_close(found[name], expected / state["size"], rtol=1e-5, atol=1e-6)
 
 
 def case_a_checkpoint_of_rank_0_only():

@@ -449,6 +449,15 @@ def case_consolidated_state():
     expected = gtopk.allreduce(flat(mine[n] for n, _ in model.named_parameters()), op=gtopk.Sum)
     torch.testing.assert_close(flat(everywhere["residual"][n] for n, _ in model.named_parameters()), expected)
 
+    # As if of twice as many ranks: the mean over those is what waits.
+    other = make()
+    del other.unused
+    fewer = named_state(other, algorithm="dense")
+    fewer.load_state_dict({**everywhere, "size": 2 * gtopk.size()})
+    net = hooked(other, fewer)
+    (loss_of(net, batch(0, gtopk.rank())) * 0).backward()
+    torch.testing.assert_close(flat(p.grad for p in other.parameters()), expected / (2 * gtopk.size()))
+
     def renamed(model):
         state = GTopKState(named_parameters=[(f"x.{name}", p) for name, p in model.named_parameters()])
         state.load_state_dict(everywhere)

@@ -473,6 +473,11 @@ def case_checkpoints():
                 found = gtopk.allreduce(residuals(resumed)[name], op=gtopk.Sum)
                 torch.testing.assert_close(found, total, rtol=1e-4, atol=1e-6)
                 assert torch.equal(value.cpu(), state["gtopk"]["start"][name])
+            twice = {**whole, "gtopk": {**whole["gtopk"], "size": 2 * gtopk.size()}}  # as if of so many ranks
+            fewer = wrapped(make(seed=5), optim.AdamW, **{**LOCAL, **options})
+            fewer.load_state_dict(twice, strict=True)
+            for name, values in residuals(resumed).items():
+                torch.testing.assert_close(2 * residuals(fewer)[name], values)
             train(again, resumed, 3, done, gtopk.rank())
             assert_replicas(again)
 

@@ -309,10 +309,10 @@ def calls(rank: int) -> None:
     meeting.regroup()
     assert (gtopk.rank(), gtopk.size(), meeting._ranks) == (rank, RANKS, everybody)
     with_old = raises(gtopk.StateError, "this communicator was closed", lambda: step(30))
-    trained.optimizer._gtopk.multiplier = 3.0  # that of hvd.Sum on three ranks
+    trained.optimizer._gtopk.session.sums = True  # as of hvd.Sum
     assert attach() == 0, with_old
     assert trained.optimizer._gtopk.multiplier == RANKS
-    trained.optimizer._gtopk.multiplier = 1.0
+    trained.optimizer._gtopk.session.sums = False
     for name, residual in trained.snapshot()["residual"].items():
         assert torch.equal(residual, had["residual"][name] + had_gradient(trained, name)), name
     step(40)

@@ -15,6 +15,7 @@ from torch import nn, optim
 from torch_support import make, train
 
 import gtopk
+import gtopk.horovod as hvd
 from gtopk.torch.state_form import FIELDS
 
 
@@ -87,6 +88,67 @@ def test_loading_replaces_the_residual(state):
     kept = optimizer.state_dict()["gtopk"]
     assert kept["step"] == 3
     assert all(torch.equal(kept["residual"][name], values) for name, values in state["gtopk"]["residual"].items())
+
+
+def of_many(optimizer, residual, **more):
+    """A consolidated state of four ranks, of a model with one parameter."""
+    state = optimizer.state_dict()
+    state["gtopk"] |= {
+        "rank": -1,
+        "size": 4,
+        "run": 1,
+        "step": 10,
+        "residual_of": ["w"],
+        "residual": {"w": residual},
+        **more,
+    }
+    return state
+
+
+@pytest.mark.parametrize(("op", "ranks"), [(hvd.Average, 4), (hvd.Sum, 1)])
+def test_what_waits_on_many_moves_the_weights_as_far_on_one(either, op, ranks):
+    weight, residual = nn.Parameter(torch.zeros(5)), torch.arange(5.0)
+    sgd = optim.SGD([weight], lr=1.0)
+    optimizer = hvd.DistributedOptimizer(sgd, [("w", weight)], op=op, algorithm="dense")
+    optimizer.load_state_dict(of_many(optimizer, residual))
+    assert torch.equal(optimizer.state_dict()["gtopk"]["residual"]["w"], residual / ranks)
+    weight.grad = torch.ones(5)
+    optimizer.step()
+    assert torch.equal(weight.detach(), -1 - residual / ranks)
+
+
+def test_changes_of_weights_that_wait_on_many_are_as_large_on_one(either):
+    weight, residual = nn.Parameter(torch.ones(5)), torch.arange(5.0)
+    sgd = optim.SGD([weight], lr=1.0)
+    optimizer = gtopk.DistributedOptimizer(sgd, [("w", weight)], local_steps=2, outer_lr=0.5, algorithm="dense")
+    local = {"local_steps": [20, 0], "start_of": ["w"], "start": {"w": torch.full((5,), 3.0)}}
+    optimizer.load_state_dict(of_many(optimizer, residual, **local, outer_velocity_of=[], outer_velocity={}))
+    assert torch.equal(weight.detach(), torch.full((5,), 3.0))
+    for _ in range(2):
+        weight.grad = torch.zeros(5)
+        optimizer.step()
+    assert torch.equal(weight.detach(), 3 - 0.5 * residual / 4)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_sharded_state_has_the_mean_of_as_many_as_have_saved_it(exchanging, tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    model, optimizer = new()
+    train(model, optimizer, 3)
+    saved, before = optimizer.sharded_state_dict(), optimizer.state_dict()["gtopk"]["residual"]
+    for replicas, key in ((1, "one"), (4, "four")):  # as if the other three had nothing
+        saved["progress"][1] = replicas
+        dcp.save({key: saved}, checkpoint_id=tmp_path / key, no_dist=True)
+        _, other = new()
+        other.load_sharded_state(tmp_path / key, key=key)
+        after = other.state_dict()["gtopk"]["residual"]
+        for name, values in before.items():
+            assert torch.equal(after[name], values / replicas)
+    saved["progress"][1] = 0
+    dcp.save({"none": saved}, checkpoint_id=tmp_path / "none", no_dist=True)
+    with pytest.raises(gtopk.CorruptError, match=r"none\.progress says that 0 ranks.*residual of number 0"):
+        new()[1].load_sharded_state(tmp_path / "none", key="none")
 
 
 def refused(state, error, text, **options):
@@ -278,6 +340,23 @@ def test_the_memory_format_may_change(state):
     sent = {name: p.grad for name, p in zip(kept, optimizer.param_groups[0]["params"], strict=True)}
     for name, values in state["gtopk"]["residual"].items():
         torch.testing.assert_close(kept[name] + sent[name], values)
+
+
+@pytest.mark.parametrize("dense", [{"dense_below": 10**6}, {"dense_1d": True, "dense_below": 300}])
+def test_what_waits_of_a_parameter_that_is_sent_dense_from_now_on_goes_out_in_the_next_step(state, dense):
+    residual = state["gtopk"]["residual"]
+    model, optimizer = new(**dense)
+    optimizer.load_state_dict(state)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    kept = optimizer.state_dict()["gtopk"]["residual"]
+    assert residual["conv.weight"].any()
+    assert residual["conv.bias"].any()
+    for name, p in model.named_parameters():
+        if "dense_1d" not in dense or p.numel() < 300:
+            assert torch.equal(p.grad, residual[name]), name
+            assert not kept[name].any()
 
 
 def test_distributed_checkpoint_drops_no_residual(exchanging):

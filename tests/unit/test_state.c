@@ -1,4 +1,4 @@
-/* States: a resumed run is the same run bit for bit; any number of ranks takes over a consolidated one with the mass
+/* States: a resumed run is the same run bit for bit; any number of ranks takes over a consolidated one with the mean
  * kept; whatever is not a state of this reducer is refused and changes nothing. */
 #include <math.h>
 #include <setjmp.h>
@@ -27,8 +27,7 @@ typedef struct run {
     uint8_t *save; /* likewise; NULL: none */
     int consolidate;
     float updates[8][40][DIM]; /* rank, step */
-    double mass[DIM];          /* sum of residuals after loading, filled by rank 0 after a barrier */
-    float residual[8][DIM];
+    float waits[8][2][DIM];    /* rank; residual and velocity, after loading or where they were saved */
 } run_t;
 
 static gtopk_reducer_t *open_reducer(gtopk_comm_t *comm, int momentum)
@@ -56,6 +55,16 @@ static void step(run_t *run, gtopk_reducer_t *reducer, int rank, int number)
     memcpy(run->updates[rank][number], gradient, sizeof gradient);
 }
 
+static void read_what_waits(const run_t *run, gtopk_reducer_t *reducer, float (*waits)[DIM])
+{
+    REQUIRE(gtopk_reducer_residual(reducer, 0, waits[0], 200) == GTOPK_OK);
+    REQUIRE(gtopk_reducer_residual(reducer, 2, waits[0] + 200, 300) == GTOPK_OK);
+    if (run->momentum) {
+        REQUIRE(gtopk_reducer_velocity(reducer, 0, waits[1], 200) == GTOPK_OK);
+        REQUIRE(gtopk_reducer_velocity(reducer, 2, waits[1] + 200, 300) == GTOPK_OK);
+    }
+}
+
 static void run_rank(gtopk_comm_t *comm, int rank, int size, void *context)
 {
     run_t *run = context;
@@ -65,18 +74,15 @@ static void run_rank(gtopk_comm_t *comm, int rank, int size, void *context)
     if (run->load)
         REQUIRE(gtopk_reducer_state_load(reducer, run->load + (run->load_one ? 0 : (size_t)rank * bytes), bytes) ==
                 GTOPK_OK);
-    REQUIRE(gtopk_reducer_residual(reducer, 0, run->residual[rank], 200) == GTOPK_OK);
-    REQUIRE(gtopk_reducer_residual(reducer, 2, run->residual[rank] + 200, 300) == GTOPK_OK);
+    read_what_waits(run, reducer, run->waits[rank]);
     for (int number = run->first_step; number < run->last_step; number++)
         step(run, reducer, rank, number);
     if (run->save && run->consolidate)
         REQUIRE(gtopk_reducer_state_consolidate(reducer, rank == 1 ? run->save : NULL, bytes, 1) == GTOPK_OK);
     else if (run->save)
         REQUIRE(gtopk_reducer_state_save(reducer, run->save + (size_t)rank * bytes, bytes) == GTOPK_OK);
-    if (run->save && run->consolidate) { /* what the state must hold */
-        REQUIRE(gtopk_reducer_residual(reducer, 0, run->residual[rank], 200) == GTOPK_OK);
-        REQUIRE(gtopk_reducer_residual(reducer, 2, run->residual[rank] + 200, 300) == GTOPK_OK);
-    }
+    if (run->save && run->consolidate) /* what the state must hold */
+        read_what_waits(run, reducer, run->waits[rank]);
     gtopk_reducer_destroy(reducer);
 }
 
@@ -100,29 +106,74 @@ static void test_resume_is_bit_exact(void **state)
         }
 }
 
+static void check_same_mean(const run_t *before, const run_t *after, int which)
+{
+    for (int i = 0; i < DIM; i++) {
+        double old = 0.0, new = 0.0, scale = 0.0;
+        for (int r = 0; r < before->size; r++) {
+            old += (double)before->waits[r][which][i] / before->size;
+            scale += fabs((double)before->waits[r][which][i]);
+        }
+        for (int r = 0; r < after->size; r++)
+            new += (double)after->waits[r][which][i] / after->size;
+        if (fabs(old - new) > 1e-6 * scale)
+            fail_msg("%d, entry %d: a mean of %g before, %g after (%d to %d ranks)", which, i, old, new, before->size,
+                     after->size);
+    }
+}
+
 static void test_any_size_takes_over(void **state)
 {
     (void)state;
     static run_t before, after;
     static uint8_t saved[8192];
-    for (int size = 2; size <= 8; size += 2)
-        for (int next = 1; next <= 5; next++) {
-            before = (run_t){.size = size, .last_step = 10, .save = saved, .consolidate = 1};
-            after = (run_t){.size = next, .first_step = 10, .last_step = 12, .load = saved, .load_one = 1};
-            ranks_run(size, run_rank, &before);
-            ranks_run(next, run_rank, &after);
-            for (int i = 0; i < DIM; i++) {
-                double old = 0.0, new = 0.0, scale = 0.0;
-                for (int r = 0; r < size; r++) {
-                    old += (double)before.residual[r][i];
-                    scale += fabs((double)before.residual[r][i]);
-                }
-                for (int r = 0; r < next; r++)
-                    new += (double)after.residual[r][i];
-                if (fabs(old - new) > 1e-6 * scale)
-                    fail_msg("entry %d: %g before, %g after (%d to %d ranks)", i, old, new, size, next);
+    for (int momentum = 0; momentum < 2; momentum++)
+        for (int size = 2; size <= 8; size += 2)
+            for (int next = 1; next <= 5; next++) {
+                before = (run_t){.momentum = momentum, .size = size, .last_step = 10, .save = saved, .consolidate = 1};
+                after = (run_t){.momentum = momentum,
+                                .size = next,
+                                .first_step = 10,
+                                .last_step = 12,
+                                .load = saved,
+                                .load_one = 1};
+                ranks_run(size, run_rank, &before);
+                ranks_run(next, run_rank, &after);
+                for (int which = 0; which <= momentum; which++)
+                    check_same_mean(&before, &after, which);
             }
-        }
+}
+
+/* With numbers: two ranks have 1 and 2 waiting at one entry, so 1.5 of it is the update on one rank and on three. */
+static void run_small(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    const uint64_t length = 1;
+    uint8_t *state = context;
+    float value = (float)(1 + rank);
+    const gtopk_tensor_t tensor = {&value, 1, GTOPK_F32, 0};
+    gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
+    gtopk_reducer_t *reducer;
+    REQUIRE(gtopk_reducer_create(&reducer, comm, &config, &length, 1) == GTOPK_OK);
+    const size_t bytes = gtopk_reducer_state_size(reducer);
+    if (size == 2) {
+        REQUIRE(gtopk_reducer_set_residual(reducer, 0, &value, 1) == GTOPK_OK);
+        REQUIRE(gtopk_reducer_state_consolidate(reducer, rank == 0 ? state : NULL, bytes, 0) == GTOPK_OK);
+    } else {
+        REQUIRE(gtopk_reducer_state_load(reducer, state, bytes) == GTOPK_OK);
+        REQUIRE(gtopk_reducer_accumulate(reducer, NULL, &tensor, 1, 0.0, GTOPK_ZERO_INPUT, NULL) == GTOPK_OK);
+        REQUIRE(step_reduce(reducer, &tensor, 1, 0, NULL) == GTOPK_OK);
+        REQUIRE(value == 1.5f);
+    }
+    gtopk_reducer_destroy(reducer);
+}
+
+static void test_the_update_that_waits_stays_what_it_was(void **state)
+{
+    static uint8_t saved[128];
+    (void)state;
+    ranks_run(2, run_small, saved);
+    ranks_run(1, run_small, saved);
+    ranks_run(3, run_small, saved);
 }
 
 /* ---- refusals ---- */
@@ -273,6 +324,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_resume_is_bit_exact),
         cmocka_unit_test(test_any_size_takes_over),
+        cmocka_unit_test(test_the_update_that_waits_stays_what_it_was),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_residual_is_set_by_hand),
         cmocka_unit_test(test_states_of_other_steps),

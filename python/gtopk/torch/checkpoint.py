@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from fractions import Fraction
 from types import FrameType
 from typing import Any
 
@@ -132,9 +133,10 @@ def check(
     if saved["velocity"] and session.exchange.options.momentum_correction is False:
         raise MismatchError(VELOCITY_TEXT)
     if saved["rank"] == CONSOLIDATED:
-        return {name: _share(entry, session.comm.size) for name, entry in entries.items()}
+        part = among(session, saved["size"]) / session.comm.size
+        return {name: scaled(entry, part) for name, entry in entries.items()}
     if (saved["rank"], saved["size"]) == (session.comm.rank, session.comm.size) or not entries:
-        return {name: _share(entry, 1) for name, entry in entries.items()}
+        return {name: scaled(entry, Fraction(1)) for name, entry in entries.items()}
     text = (
         f"the loaded state is that of rank {saved['rank']} of {saved['size']}, this is rank {session.comm.rank} of "
         f"{session.comm.size}"
@@ -196,13 +198,21 @@ def _check_model(parameters: Mapping[str, Tensor], saved: Mapping[str, Any]) -> 
         )
 
 
-def _share(entry: Waiting, ranks: int) -> Waiting:
-    """A copy on the host, divided among the ranks."""
-    return Waiting(_divided(entry.residual, ranks), None if entry.velocity is None else _divided(entry.velocity, ranks))
+def among(session: Session, ranks: int) -> Fraction:
+    """How much there must be of what waited on so many ranks together, so that the update that waits stays what it was.
+
+    A mean over the ranks stays the same when the sum grows with their number. Where updates are sums, the sum is to stay.
+    """
+    return Fraction(1 if session.sums else session.comm.size, 1 if session.sums else ranks)
 
 
-def _divided(values: Tensor, ranks: int) -> Tensor:
-    return values.detach().to("cpu", copy=True).div_(ranks)
+def scaled(entry: Waiting, part: Fraction) -> Waiting:
+    """A part of it, as a copy on the host."""
+    return Waiting(*(None if values is None else _scaled(values, part) for values in entry))  # type: ignore[arg-type]
+
+
+def _scaled(values: Tensor, part: Fraction) -> Tensor:
+    return values.detach().to("cpu", copy=True).mul_(part.numerator).div_(part.denominator)
 
 
 # ---- torch.distributed.checkpoint ----

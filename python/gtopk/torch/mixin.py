@@ -215,7 +215,8 @@ class DistributedMixin(torch.optim.Optimizer):
     def consolidate_state_dict(self, to: int = 0) -> dict[str, Any] | None:
         """A state with the sum of all ranks' residuals, on rank `to`; None elsewhere. Collective.
 
-        It can be loaded on any number of ranks: each takes an equal share, and nothing is lost. With ``local_steps`` what
+        It can be loaded on any number of ranks: each takes the mean over those that there were, so that the update that waits
+        stays as it is (with Horovod's ``op=Sum``: the sum stays). With ``local_steps`` what
         ranks have done since the latest exchange is part of the sum, and the wrapped optimizer's own state is that of
         rank `to`; loading sets the parameters to where the period started, so load the model before. What the wrapped
         optimizer has under this name (ZeroRedundancyOptimizer) is called first.
@@ -250,7 +251,7 @@ class DistributedMixin(torch.optim.Optimizer):
         return state
 
     def load_sharded_state(self, checkpoint_id: Any = None, *, key: str = "gtopk", storage_reader: Any = None) -> None:
-        """Goes on from what `sharded_state_dict` gave, on any number of nodes and shards: nothing is lost. Collective.
+        """Goes on from what `sharded_state_dict` gave, on any number of nodes and shards; their mean stays. Collective.
 
         Parameters
         ----------

@@ -67,6 +67,7 @@ class Session:
         self.steps = 0  # exchanges done, over checkpoints
         self.scaled = False  # some rank has a GradScaler: flags are agreed on before a step
         self.given_at = -1  # the step after which the residual was given to be saved by torch.distributed.checkpoint
+        self.sums = False  # the front end makes the mean update the sum
         self.undoes = False  # the front end puts residuals back after a step that was skipped
         self.stats: dict[str, Any] = {}
         self._warning = NonfiniteWarning()

@@ -1,8 +1,8 @@
 """The residual as torch.distributed.checkpoint (DCP) saves it: an entry for each parameter and replica.
 
 A replica is a node of a model under fully_shard, else a rank. Each saves its own residual, spread as the parameter is; nothing
-is added up, so nothing travels. When there are other replicas on loading, they share the entries out and add up what each
-of them gets: nothing is lost, whatever the number of nodes and of shards.
+is added up, so nothing travels. When there are other replicas on loading, they share the entries out, add up what each
+of them gets, and scale it so that the mean stays: nothing is lost, whatever the number of nodes and of shards.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CorruptError, MismatchError
+from .checkpoint import among, scaled
 from .exchange import VELOCITY_TEXT, Waiting
 from .shards import here, spread_like
 from .state_form import CONSOLIDATED
@@ -78,8 +79,10 @@ def load(sync: Synchronizer, optimizer: torch.optim.Optimizer, reader: Any, key:
     counts = [int(n) for n in read(_PROGRESS, torch.zeros(sizes[_PROGRESS], dtype=torch.int64, device="cpu"))]
     if len(counts) != 5 or counts[0] != _FORMAT:
         raise CorruptError(f"the checkpoint's {key} has another format than {_FORMAT}: install a newer gtopk")
-    _, _, run, steps, done = counts
-    waiting = _waiting(sync, parameters, sizes, read)
+    _, replicas, run, steps, done = counts
+    _check_replicas(replicas, sizes, key)
+    found, part = _waiting(sync, parameters, sizes, read), among(sync.session, replicas)
+    waiting = {name: scaled(found.pop(name), part) for name in list(found)}
     saved: dict[str, Any] = {"residual": waiting, **({_AS_GRADIENTS: True} if _AS_GRADIENTS in sizes else {})}
     if done >= 0:
         saved |= {"rank": CONSOLIDATED, "size": sync.session.comm.size, "local_steps": [done, 0]}
@@ -134,6 +137,17 @@ def _sizes(reader: Any, key: str) -> dict[str, Any]:
             "optimizer.sharded_state_dict() was saved"
         )
     return found
+
+
+def _check_replicas(replicas: int, sizes: Mapping[str, Any], key: str) -> None:
+    found = {entry.split(".", 2)[1] for entry in sizes if entry.partition(".")[0] in _OWN}
+    wrong = sorted(number for number in found if not (number.isdecimal() and int(number) < replicas))
+    if wrong or replicas < 1:
+        what = f"it has a residual of number {wrong[0]}" if wrong else "there must be 1 or more"
+        raise CorruptError(
+            f"the checkpoint's {key}.{_PROGRESS} says that {replicas} ranks or nodes have saved it, but {what}: load another "
+            "checkpoint"
+        )
 
 
 def _check_model(parameters: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> None:

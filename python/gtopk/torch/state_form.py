@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CorruptError
 
 FORMAT = 1
-CONSOLIDATED = -1  # in place of a rank, in a state that holds the sum of all ranks
+CONSOLIDATED = -1  # in place of a rank, in a state that holds the sum of all ranks: so many as its size says
 FIELDS = (
     "format",
     "rank",
