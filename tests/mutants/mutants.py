@@ -1555,7 +1555,7 @@ MUTANTS = [
     ),
     Mutant(
         "loss: a reducer forgets its velocity",
-        "python/gtopk/reducer.py",
+        "python/gtopk/_reducer_handle.py",
         "                self.set_velocity(segment, values[1])\n",
         "                pass\n",
     ),
