@@ -1379,7 +1379,7 @@ MUTANTS = [
     ),
     Mutant(
         "every GPU is the first",
-        CUDA + "cuda.c",
+        CUDA + "open.c",
         "device->driver->cuDeviceGet(&device->gpu, ordinal)",
         "device->driver->cuDeviceGet(&device->gpu, 0)",
     ),
