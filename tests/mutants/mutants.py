@@ -1600,6 +1600,18 @@ MUTANTS = [
         "fewest = max(steps)",
     ),
     Mutant(
+        "examples: each rank stops by its own clock",
+        EXAMPLES + "agree.py",
+        "gtopk.broadcast_object(self._steps_to_the_next_look(), root_rank=0)",
+        "self._steps_to_the_next_look()",
+    ),
+    Mutant(
+        "examples: the time limit is looked at when all of it should have passed",
+        EXAMPLES + "agree.py",
+        "max(1, min(16, int(min(1.0, left / 2) / max(pace, 1e-6))))",
+        "max(1, int(left / max(pace, 1e-6)))",
+    ),
+    Mutant(
         "examples: what fails on one rank ends that one alone",
         EXAMPLES + "agree.py",
         "if not failed:",
