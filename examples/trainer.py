@@ -23,7 +23,7 @@ import checkpoint
 import numpy as np
 import report
 import torch
-from agree import on_every_rank, say
+from agree import TimeLimit, on_every_rank, say
 from curves import Curves
 from data import DataError
 from recipe import Plan, make_parser, parse
@@ -184,7 +184,7 @@ class Training:
         """Trains, and gives back what rank 0 puts into table and picture."""
         plan, options = self.plan, self.options
         first = self._start()
-        window, started = Window(), time.perf_counter()
+        window, limit = Window(), TimeLimit(options.time_limit)
         with ExitStack() as stack:
             bar = stack.enter_context(
                 tqdm(
@@ -205,7 +205,7 @@ class Training:
                 bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
                 bar.update()
                 done = step + 1
-                late = self._late(started)
+                late = limit.passed()
                 if done % plan.report_every == 0 or done == plan.steps or late:
                     line = self._summarise(window, done, self._evaluate())
                     self.history.append(line)
@@ -255,11 +255,6 @@ class Training:
         self.model.train()
         total, count = gtopk.allreduce(torch.tensor(sums, dtype=torch.float64), op=gtopk.Sum).tolist()
         return self.workload.score(total, count)
-
-    def _late(self, started: float) -> bool:
-        """Rank 0's clock decides for all."""
-        limit = self.options.time_limit
-        return limit is not None and bool(gtopk.broadcast_object(time.perf_counter() - started > limit, root_rank=0))
 
     # ---- checkpoints ----
 

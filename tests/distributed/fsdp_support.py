@@ -65,7 +65,7 @@ class Text(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(11, 6)
-        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.blocks = nn.ModuleList([Block()])
         self.scale = nn.Parameter(torch.ones(6))
         self.gate = nn.Linear(6, 1)
         self.head = nn.Linear(6, 11, bias=False)

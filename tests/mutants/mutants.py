@@ -1438,7 +1438,7 @@ MUTANTS = [
     ),
     Mutant(
         "every GPU is the first",
-        CUDA + "cuda.c",
+        CUDA + "open.c",
         "device->driver->cuDeviceGet(&device->gpu, ordinal)",
         "device->driver->cuDeviceGet(&device->gpu, 0)",
     ),
@@ -1614,7 +1614,7 @@ MUTANTS = [
     ),
     Mutant(
         "loss: a reducer forgets its velocity",
-        "python/gtopk/reducer.py",
+        "python/gtopk/_reducer_handle.py",
         "                self.set_velocity(segment, values[1])\n",
         "                pass\n",
     ),
@@ -1657,6 +1657,18 @@ MUTANTS = [
         EXAMPLES + "trainer.py",
         "fewest = min(steps)",
         "fewest = max(steps)",
+    ),
+    Mutant(
+        "examples: each rank stops by its own clock",
+        EXAMPLES + "agree.py",
+        "gtopk.broadcast_object(self._steps_to_the_next_look(), root_rank=0)",
+        "self._steps_to_the_next_look()",
+    ),
+    Mutant(
+        "examples: the time limit is looked at when all of it should have passed",
+        EXAMPLES + "agree.py",
+        "max(1, min(16, int(min(1.0, left / 2) / max(pace, 1e-6))))",
+        "max(1, int(left / max(pace, 1e-6)))",
     ),
     Mutant(
         "examples: what fails on one rank ends that one alone",

@@ -75,7 +75,7 @@ PYTHON_TESTS = [
     "test_torch_distributed.py::test_mpirun[2]",
     "test_torch_distributed.py::test_checkpoints_in_new_processes[3-2]",
     "test_torch_distributed.py::test_torchrun[2]",
-    "test_torch_fsdp.py::test_training[2-2]",
+    "test_torch_fsdp.py::test_training_and_checkpoints_on_as_many_nodes_and_shards",
     "test_torch_fsdp.py::test_sharded_checkpoints_on_other_nodes_and_shards",
     "test_cuda_reducer.py",
     "test_cuda_ranks.py::test_mpirun",

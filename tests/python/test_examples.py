@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import launcher
 import numpy as np
@@ -246,6 +247,74 @@ def test_a_rank_may_have_no_test_image(tmp_path: Path) -> None:
         workload.load(parse(parser, ["--data", str(tmp_path / "images"), "--test-images", "1"]), rank, 4)
         workload.place(torch.device("cpu"))
         assert workload.evaluate(torch.nn.Flatten())[1] == tested
+
+
+class Clock:
+    """A step takes so long."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def steps_until_late(limits: list[Any], clocks: list[Clock], monkeypatch: pytest.MonkeyPatch, slower: int = 0) -> Any:
+    """Steps that each rank does, and how often they look. After `slower` steps each takes 64 times as long."""
+    import agree
+
+    said, looks = [], 0
+
+    def broadcast(value: int, root_rank: int) -> int:  # ranks take their steps one after the other, rank 0 first
+        nonlocal looks
+        assert root_rank == 0
+        said.append(value if rank == 0 else said[-1])
+        looks += rank == 0
+        return said[-1]
+
+    monkeypatch.setattr(agree.gtopk, "broadcast_object", broadcast)
+    done: list[int] = [0] * len(limits)
+    for step in range(1, 100_000):
+        for rank, (limit, clock) in enumerate(zip(limits, clocks, strict=True)):
+            clock.now += clock.step * (64 if slower and step > slower else 1)
+            if not done[rank] and limit.passed():
+                done[rank] = step
+        if all(done):
+            return done, looks
+    raise AssertionError("they never stopped")
+
+
+def test_all_ranks_stop_after_the_same_step_and_seldom_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    from agree import TimeLimit
+
+    for step, seconds, most in (
+        (1 / 128, 8.0, 1024 / 16 + 20),
+        (1 / 16, 10.0, 160 / 16 + 20),
+        (2.0, 7.0, 4),
+        (1.0, 0.0, 1),
+    ):
+        clocks = [Clock(step), Clock(step / 10), Clock(10 * step)]  # rank 0's clock counts
+        limits = [TimeLimit(seconds, clock) for clock in clocks]
+        done, looks = steps_until_late(limits, clocks, monkeypatch)
+        assert done == [int(seconds / step) + 1] * 3
+        assert looks <= most
+
+
+def test_a_machine_that_becomes_slower_is_late_by_a_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from agree import TimeLimit
+
+    clock = Clock(1 / 128)
+    (done,), _ = steps_until_late([TimeLimit(8.0, clock)], [clock], monkeypatch, slower=100)
+    fitting = 100 + int((8.0 - 100 / 128) * 2) + 1
+    assert fitting <= done < fitting + 16
+
+
+def test_without_a_time_limit_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import agree
+
+    monkeypatch.setattr(agree.gtopk, "broadcast_object", None)
+    limit = agree.TimeLimit(None)
+    assert not any(limit.passed() for _ in range(100))
 
 
 # ---- the scripts ----------------------------------------------------------------------------------------------------

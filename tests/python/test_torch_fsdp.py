@@ -16,18 +16,35 @@ from jobs import Job, by_hand, free_port
 pytest.importorskip("torch")
 
 
-def run(nodes, shards, cases, **environment):
+def run(nodes, shards, *cases, **environment):
     ranks = nodes * shards
     environment = {"GTOPK_TEST_KIND": "torch", "GTOPK_TEST_NODES": str(nodes), **environment}
-    status, output = launcher.torchrun(ranks, "harness.py", cases, environment=environment)
+    status, output = launcher.torchrun(ranks, "harness.py", *cases, environment=environment)
     assert status == 0, output[-8000:]
     assert f"cases passed on {ranks} ranks" in output, output[-8000:]
 
 
-@pytest.mark.parametrize(("nodes", "shards"), [(2, 2), (2, 3), pytest.param(3, 2, marks=pytest.mark.long)])
-def test_training(nodes, shards):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder of sharded checkpoints of two nodes with two shards, by processes that have ended."""
+    folder = tmp_path_factory.mktemp("saved")
+    run(2, 2, "cases_torch_fsdp_save", GTOPK_TEST_FOLDER=str(folder))
+    return folder
+
+
+def test_training_and_checkpoints_on_as_many_nodes_and_shards(saved):
+    """One launch for both: starting its processes takes as long as half of the cases."""
+    run(2, 2, "cases_torch_fsdp", "cases_torch_fsdp_load", GTOPK_TEST_FOLDER=str(saved))
+
+
+def test_training_with_three_shards():
     """Six ranks that were two nodes are three afterwards."""
-    run(nodes, shards, "cases_torch_fsdp", **({"GTOPK_TEST_NODES_TOO": "3"} if (nodes, shards) == (2, 3) else {}))
+    run(2, 3, "cases_torch_fsdp", GTOPK_TEST_NODES_TOO="3")
+
+
+@pytest.mark.long
+def test_training_on_three_nodes():
+    run(3, 2, "cases_torch_fsdp")
 
 
 def test_the_example_learns_and_goes_on_with_other_nodes(tmp_path):
@@ -44,11 +61,8 @@ def test_the_example_learns_and_goes_on_with_other_nodes(tmp_path):
     assert losses[3] < losses[2], losses
 
 
-def test_sharded_checkpoints_on_other_nodes_and_shards(tmp_path):
-    folder = {"GTOPK_TEST_FOLDER": str(tmp_path)}
-    run(2, 2, "cases_torch_fsdp_save", **folder)
-    for nodes, shards in ((2, 2), (3, 1)):
-        run(nodes, shards, "cases_torch_fsdp_load", **folder)
+def test_sharded_checkpoints_on_other_nodes_and_shards(saved):
+    run(3, 1, "cases_torch_fsdp_load", GTOPK_TEST_FOLDER=str(saved))
 
 
 @pytest.mark.long

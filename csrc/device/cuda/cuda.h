@@ -26,9 +26,7 @@ struct device_store {
     cuda_memory_t memory;
 };
 
-/* DEVICE, with the driver's text, unless `call` succeeds. */
-#define CUDA_TRY(device, what, call) cuda_check(device, call, what)
-
+/* The driver's answer as a status, with its text. */
 gtopk_status_t cuda_check(const device_cuda_t *device, cu_result_t result, const char *what);
 
 /* Makes the context current, and orders `stream` after what was queued on another one. */
@@ -42,6 +40,10 @@ void cuda_release(device_cuda_t *device, void *block);
 
 gtopk_status_t cuda_copy(device_cuda_t *device, void *to, const void *from, size_t bytes, void *stream);
 gtopk_status_t cuda_wait(device_cuda_t *device, void *stream);
+
+/* cuda.c: the table of operations; open.c: how a device that has it is closed, also one that was not opened completely. */
+extern const device_ops_t cuda_ops;
+void cuda_close(device_t *base);
 
 /* module.c: the kernels for this GPU, and how many blocks of each can run together. Loaded once a GPU: devices share them,
  * and the last one unloads them. Within the GPU's context. */

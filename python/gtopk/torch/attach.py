@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._reducer_handle import check_survives
 from ..comm import Comm
 from ..errors import DesyncError, InvalidError, UnsupportedError
-from ..reducer import Reducer, check_survives
+from ..reducer import Reducer
 from .broadcast import load_own_state_dict, own_state_dict, receive
 from .holder import Holder
 from .options import Options
