@@ -160,14 +160,6 @@ RUNS = [
         steps=4000,
     ),
     Run(
-        "AdamW, 80 / step, int8, lr x 2, 4000 steps",
-        density=0.02,
-        density_stages=falling(80, 0.16, 4000),
-        value_type="int8",
-        lr=4e-3,
-        steps=4000,
-    ),
-    Run(
         "AdamW, 80 / step, int8, lr x 2, beta1 .8, 4000 steps",
         density=0.02,
         density_stages=falling(80, 0.16, 4000),
