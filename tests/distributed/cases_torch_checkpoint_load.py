@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from cases_torch_checkpoint_save import RUNS, file, new, total
-from cases_torch_optimizer import HIERARCHY, assert_replicas, flat, residuals
+from cases_torch_optimizer import HIERARCHY, assert_replicas, flat, residuals, wrapped
 from harness import Warnings, raises
 from torch import optim
 from torch_support import make, train
@@ -85,6 +85,28 @@ def case_what_waits_moves_the_weights_as_far_on_any_number_of_ranks():
         ranks = saved["gtopk"]["size"] if op is hvd.Average else 1
         for name, summed in saved["gtopk"]["residual"].items():
             torch.testing.assert_close(found[name], summed / ranks, rtol=1e-6, atol=0)
+
+
+def case_a_velocity_goes_on_where_its_parameter_is_sent_dense_from_now_on():
+    """In SGD's own momentum, here Nesterov's, of 0.5."""
+    saved = torch.load(file("correction", "consolidated"), weights_only=True, map_location="cpu")["optimizer"]
+    state = saved["gtopk"]
+    assert state["velocity"]
+    for dense, with_velocity in ((1000, 2), (400, 1)):  # all parameters, and some
+        model = make()
+        assert (
+            sum(p.numel() < dense and name in state["velocity"] for name, p in model.named_parameters())
+            == with_velocity
+        )
+        optimizer = wrapped(model, **{**RUNS["correction"], "warmup": None, "density": 1.0, "dense_below": dense})
+        optimizer.load_state_dict(saved)
+        found = moved(model, optimizer, 25, 0.5)
+        for name, p in model.named_parameters():
+            if p.numel() < dense:
+                expected = state["residual"][name] + 0.5 * state["velocity"].get(
+                    name, torch.zeros(p.shape, device="cpu")
+                )
+                torch.testing.assert_close(found[name], expected / state["size"], rtol=1e-5, atol=1e-6)
 
 
 def case_a_checkpoint_of_rank_0_only():

@@ -12,7 +12,7 @@ from harness import HIERARCHY, Warnings, assert_same_on_all_ranks, raises
 from torch import nn, optim
 
 import gtopk
-from gtopk.torch.momentum import Begin
+from gtopk.torch.momentum import Handover
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 from torch_support import DEVICE, batch, loss_of, make, train
@@ -595,7 +595,7 @@ def case_momentum_correction_begins_on_all_ranks_alike():
     for at in (0, 200):
         step(model, optimizer, at)
     start, before = model["w"].detach().clone(), copy.deepcopy(optimizer.state_dict())
-    begun = Begin(optimizer, {"w": model["w"]}, 1.0).with_velocity("w", before["gtopk"]["residual"]["w"])
+    begun = Handover(optimizer, {"w": model["w"]}, 1.0).with_velocity("w", before["gtopk"]["residual"]["w"])
     step(model, optimizer, 400)
     after = copy.deepcopy(optimizer.state_dict())
     step(model, optimizer, 401)

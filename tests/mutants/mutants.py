@@ -1025,8 +1025,8 @@ MUTANTS = [
     Mutant(
         "velocity is lost in a new reducer",
         TORCH + "exchange.py",
-        "if entry.velocity is not None and part.corrected:",
-        "if False:",
+        "        if entry.velocity is not None:\n            part.reducer.set_velocity(",
+        "        if False:\n            part.reducer.set_velocity(",
     ),
     Mutant(
         "the state leaves out what waits",
@@ -1139,6 +1139,24 @@ MUTANTS = [
         TORCH + "sharded_state.py",
         "if wrong or replicas < 1:",
         "if replicas < 1:",
+    ),
+    Mutant(
+        "a velocity is lost where its parameter is sent dense from now on",
+        TORCH + "exchange.py",
+        "Waiting(momentum.without_velocity(name, entry.residual, entry.velocity), None)",
+        "Waiting(entry.residual, None)",
+    ),
+    Mutant(
+        "a residual with momentum in it gets it once more where it is sent dense",
+        TORCH + "momentum.py",
+        "residual * (1 - factor) + velocity",
+        "residual + velocity",
+    ),
+    Mutant(
+        "a velocity is taken for one of Nesterov's",
+        TORCH + "momentum.py",
+        '(factor**2 if group["nesterov"] else factor)',
+        "factor**2",
     ),
     Mutant(
         "a lost residual is not noticed",

@@ -342,6 +342,23 @@ def test_the_memory_format_may_change(state):
         torch.testing.assert_close(kept[name] + sent[name], values)
 
 
+@pytest.mark.parametrize("dense", [{"dense_below": 10**6}, {"dense_1d": True, "dense_below": 300}])
+def test_what_waits_of_a_parameter_that_is_sent_dense_from_now_on_goes_out_in_the_next_step(state, dense):
+    residual = state["gtopk"]["residual"]
+    model, optimizer = new(**dense)
+    optimizer.load_state_dict(state)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    kept = optimizer.state_dict()["gtopk"]["residual"]
+    assert residual["conv.weight"].any()
+    assert residual["conv.bias"].any()
+    for name, p in model.named_parameters():
+        if "dense_1d" not in dense or p.numel() < 300:
+            assert torch.equal(p.grad, residual[name]), name
+            assert not kept[name].any()
+
+
 def test_distributed_checkpoint_drops_no_residual(exchanging):
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 

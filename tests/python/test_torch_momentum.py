@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from torch import nn, optim
 
 import gtopk
-from gtopk.torch.momentum import Begin
+from gtopk.torch.momentum import Handover
 from gtopk.torch.warmup import CORRECTED, DENSE, LEAST, at_least, default_density
 
 MANY = 100_000  # a parameter that is large enough for it
@@ -319,7 +319,7 @@ def test_what_cannot_begin_has_changed_nothing(exchanging, monkeypatch):
         if fails:
             before = copy.deepcopy(optimizer.state_dict())
             with monkeypatch.context() as patch:
-                patch.setattr(Begin, "with_velocity", only_the_first(Begin.with_velocity))
+                patch.setattr(Handover, "with_velocity", only_the_first(Handover.with_velocity))
                 with pytest.raises(MemoryError):
                     step(optimizer, first, halves(4), LATE)
             after = optimizer.state_dict()
@@ -365,6 +365,49 @@ def test_one_process_that_goes_on_moves_as_far(exchanging, monkeypatch, nesterov
         step(other, mine, torch.zeros(MANY))
     moved = (mine - weight).detach() * (1 if maximize else -1)
     torch.testing.assert_close(moved, residual + velocity * (0.5 if nesterov else 1.0))  # with a momentum of .5
+
+
+@pytest.mark.parametrize("dense", [{"dense_below": MANY + 1}, {"dense_1d": True}])
+@pytest.mark.parametrize("wanted", [None, True])
+@pytest.mark.parametrize(("nesterov", "maximize"), [(False, True), (True, False)])
+def test_a_velocity_goes_on_in_sgds_momentum_where_its_parameter_is_sent_dense_from_now_on(
+    exchanging, dense, wanted, nesterov, maximize
+):
+    more = {"nesterov": nesterov, "maximize": maximize}
+    one, weight = begun(more=more, momentum_correction=wanted)
+    for at in (EARLY, LATE):
+        step(one, weight, halves(at), at)
+    state = one.state_dict()["gtopk"]
+    residual, velocity = state["residual"]["w"], state["velocity"]["w"]
+    assert residual.any()
+    assert velocity.any()
+    other, mine = resumed(one, weight, more=more, momentum_correction=wanted, **dense)
+    assert torch.equal(other.state_dict()["gtopk"]["velocity"]["w"], velocity)  # nothing has happened yet
+    update = step(other, mine, torch.zeros(MANY))
+    if not nesterov and wanted is None:  # with a momentum of .5; else SGD's step overwrites the mean update
+        assert torch.equal(update, residual / 2 + velocity / 2)
+    for _ in range(25):
+        step(other, mine, torch.zeros(MANY))
+    moved = (mine - weight).detach() * (1 if maximize else -1)
+    torch.testing.assert_close(moved, residual + velocity * (0.5 if nesterov else 1.0))
+    after = other.state_dict()["gtopk"]
+    assert not after["residual"]["w"].any()
+    assert not after["velocity"]
+
+
+def test_a_velocity_that_cannot_go_on_is_not_lost(exchanging, monkeypatch):
+    one, weight = begun()
+    for at in (EARLY, LATE):
+        step(one, weight, halves(at), at)
+    before = one.state_dict()["gtopk"]
+    other, mine = resumed(one, weight, dense_1d=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Handover, "without_velocity", only_the_first(lambda *args: next(iter(()))))
+        with pytest.raises(StopIteration):
+            step(other, mine, torch.zeros(MANY))
+    after = other.state_dict()["gtopk"]
+    for what in ("residual", "velocity"):
+        assert torch.equal(after[what]["w"], before[what]["w"])
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

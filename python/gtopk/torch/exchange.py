@@ -46,13 +46,19 @@ class Waiting(NamedTuple):
 
 
 class Momentum(Protocol):
-    """What an optimizer has of it, by the names of segments: correction goes on from there where it begins by itself."""
+    """What an optimizer has of it, by the names of segments: correction goes on from there where it begins by itself.
+
+    And the other way round, where a segment with a velocity is sent dense.
+    """
 
     def has(self, name: str) -> bool:
         """Whether there is any."""
 
     def with_velocity(self, name: str, residual: Tensor) -> Waiting:
         """The residual in the form that it has with a velocity, and this. Changes nothing."""
+
+    def without_velocity(self, name: str, residual: Tensor, velocity: Tensor) -> Tensor:
+        """The residual that both go on in, where the optimizer applies momentum itself. Changes nothing."""
 
     def forget(self, name: str) -> None:
         """It has gone on as a velocity."""
@@ -111,7 +117,8 @@ class Exchange:
     ) -> None:
         """Makes the reducers, after so many steps. Collective. Residuals follow their names; those left out wait.
 
-        Momentum correction that begins by itself takes over `momentum`. After an error nothing is lost.
+        Momentum correction that begins by itself takes over `momentum`, and gives velocities of what is dense back to it. After
+        an error nothing is lost.
 
         Raises
         ------
@@ -171,9 +178,18 @@ class Exchange:
                 )
                 self._unpark(place, momentum.with_velocity(segment.name, residual))
             else:
-                self._unpark(place, entry)
+                self._unpark(place, self._fitting(place, entry, momentum))
         self._share_again(found)
         return begun
+
+    def _fitting(self, place: int, entry: Waiting | None, momentum: Momentum | None) -> Waiting | None:
+        """An entry without a velocity where the reducer has none: a state came from a run that sent less of it dense."""
+        if entry is None or entry.velocity is None or self.parts[self._where[place][0]].corrected:
+            return entry
+        if momentum is None:
+            raise StateError(VELOCITY_TEXT)
+        name = self.segments[place].name
+        return Waiting(momentum.without_velocity(name, entry.residual, entry.velocity), None)
 
     def _to_begin(self, momentum: Momentum) -> set[int]:
         """Places whose momentum becomes a velocity here. Collective.
@@ -182,7 +198,7 @@ class Exchange:
         in a state of rank 0 alone. A rank with a velocity only may have begun in a step that failed.
         """
         names = {i: self.segments[i].name for part in self.parts if part.corrected for i in part.places}
-        if not names or self.options.hierarchy != "off":
+        if not names or self.options.momentum_correction is not None or self.options.hierarchy != "off":
             return set()
         begun = {i for i, name in names.items() if name in self.waiting and self.waiting[name].velocity is not None}
         mine = [i for i in sorted(begun) if momentum.has(names[i])]
@@ -509,7 +525,7 @@ class Exchange:
         p, s = self._where[place]
         part, segment = self.parts[p], self.segments[place]
         part.reducer.set_residual(s, segment.flattened(entry.residual))
-        if entry.velocity is not None and part.corrected:
+        if entry.velocity is not None:
             part.reducer.set_velocity(s, segment.flattened(entry.velocity))
 
     def _share_again(self, found: Sequence[Waiting | None]) -> None:

@@ -4,7 +4,7 @@ The momentum of the gradients is a velocity in the reducer, on each rank. What s
 of the weight decay, which is the same on all ranks, and that of parameters which are sent dense. It lives in SGD's own
 ``momentum_buffer``, so that checkpoints and broadcasts carry it, and a buffer from plain SGD goes on as it would have.
 
-With the default density it begins by itself, once that is below 0.05: see `is_automatic` and `Begin`.
+With the default density it begins by itself, once that is below 0.05: see `is_automatic` and `Handover`.
 """
 
 from __future__ import annotations
@@ -74,11 +74,22 @@ def sign_of(group: dict[str, Any]) -> float:
     return -1.0 if group.get("maximize") else 1.0
 
 
-class Begin:
-    """How correction begins in the middle of a training: `exchange.Momentum` of SGD.
+def as_gradient(residual: Tensor, velocity: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """What waits with a velocity, as the gradient that SGD, with its momentum, moves the parameter as far by.
 
-    SGD's momentum goes on as the velocity of each rank, and begins at zero itself. What waits in the residual has not been
-    multiplied by momentum yet: it comes to the velocity in such a way that the next step takes it for a part of its gradient.
+    Momentum is in the residual already, so SGD's is to make no more of it: r (1 - m) (1 + m + m^2 + ...) = r. And a velocity
+    goes on as if it were SGD's own, which the next steps move by m v, m^2 v, ...; with Nesterov's, by m^2 v, m^3 v, ...
+    """
+    factor: float = group["momentum"]
+    return residual * (1 - factor) + velocity * (factor**2 if group["nesterov"] else factor)
+
+
+class Handover:
+    """How momentum passes between SGD and the velocities of the ranks, in the middle of a training: `exchange.Momentum`.
+
+    Where correction begins, SGD's momentum goes on as the velocity of each rank, and begins at zero itself. What waits in the
+    residual has not been multiplied by momentum yet: it comes to the velocity in such a way that the next step takes it for a
+    part of its gradient. Where it ends, as a parameter is sent dense from now on, a residual has both again: `as_gradient`.
 
     Parameters
     ----------
@@ -108,6 +119,10 @@ class Begin:
             velocity.add_(buffer.detach().to(velocity.device), alpha=sign / self._multiplier)
         velocity.add_(residual, alpha=1 / momentum)
         return Waiting(residual if nesterov else torch.zeros_like(residual), velocity)
+
+    def without_velocity(self, name: str, residual: Tensor, velocity: Tensor) -> Tensor:
+        """The residual that both go on in. Changes nothing."""
+        return as_gradient(residual, velocity, self._groups[id(self._parameters[name])])
 
     def forget(self, name: str) -> None:
         """SGD's momentum begins at zero."""

@@ -82,7 +82,8 @@ def DistributedOptimizer(
         ``torch.optim.SGD`` itself with one momentum, no dampening and no hierarchy, from where that density is below 0.05; not
         after `synchronize()` was called by hand. See the guide on optimizers.
     dense_below : int
-        Parameters with fewer entries than this are sent dense.
+        Parameters with fewer entries than this are sent dense. Where it is larger than when a state was saved, what waits of
+        such a parameter, velocity included, is sent in the next step.
     dense_1d : bool
         Parameters with one dimension or none (biases, normalisation layers) are sent dense, whatever their size.
     rollback : bool

@@ -143,20 +143,21 @@ class Synchronizer(Holder):
         chosen = self.together(choose)
         segments = [Segment(name, self.local(p), self.is_whole(p)) for name, p in chosen.items()]
 
-        begin = None
+        handover = None
         if self.session.options.momentum_correction is None:
             self.session.exchange.declines |= not momentum.is_one(optimizer)
-            begin = momentum.Begin(optimizer, chosen, self.multiplier)
-        self.build(segments, scaled=scaled, begin=begin)
+        if self.session.options.momentum_correction is not False:
+            handover = momentum.Handover(optimizer, chosen, self.multiplier)
+        self.build(segments, scaled=scaled, handover=handover)
         self._active = active
         self._parameters = list(chosen.values())
 
-    def build(self, segments: Sequence[Segment], *, scaled: bool = False, begin: Momentum | None = None) -> None:
+    def build(self, segments: Sequence[Segment], *, scaled: bool = False, handover: Momentum | None = None) -> None:
         """Makes the reducers; where that fails for one shard, on all ranks. Collective."""
         names = [[segment.name, segment.whole] for segment in segments]
 
         def make() -> tuple[None, Any]:
-            self.session.build(segments, scaled=scaled, momentum=begin)
+            self.session.build(segments, scaled=scaled, momentum=handover)
             return None, names
 
         if self.shards is None:
@@ -377,20 +378,13 @@ class Synchronizer(Holder):
 
 
 def _add(optimizer: torch.optim.Optimizer, parameter: Tensor, entry: Waiting) -> None:
-    """A residual to the gradient; a velocity goes on in SGD's momentum.
-
-    With a velocity momentum is in the residual already: of the gradient it is a part that SGD's momentum makes as much of.
-    """
+    """What waits, to the gradient."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    group = momentum.groups(optimizer)[id(parameter)]
-    part = 1.0 if entry.velocity is None else 1.0 - group["momentum"]
-    here(parameter.grad.detach()).add_(entry.residual.to(parameter.device), alpha=part)
+    residual = entry.residual
     if entry.velocity is not None:
-        state = optimizer.state[parameter]
-        if state.get("momentum_buffer") is None:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        here(state["momentum_buffer"]).add_(entry.velocity.to(parameter.device), alpha=momentum.sign_of(group))
+        residual = momentum.as_gradient(entry.residual, entry.velocity, momentum.groups(optimizer)[id(parameter)])
+    here(parameter.grad.detach()).add_(residual.to(parameter.device))
 
 
 def trained(optimizer: torch.optim.Optimizer) -> list[Tensor]:
