@@ -103,7 +103,9 @@ def case_a_velocity_goes_on_where_its_parameter_is_sent_dense_from_now_on():
         found = moved(model, optimizer, 25, 0.5)
         for name, p in model.named_parameters():
             if p.numel() < dense:
-                expected = state["residual"][name] + 0.5 * state["velocity"].get(name, torch.zeros(p.shape))
+                expected = state["residual"][name] + 0.5 * state["velocity"].get(
+                    name, torch.zeros(p.shape, device="cpu")
+                )
                 torch.testing.assert_close(found[name], expected / state["size"], rtol=1e-5, atol=1e-6)
 
 
