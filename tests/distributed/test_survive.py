@@ -58,10 +58,14 @@ def test_training_goes_on_with_one_rank_fewer(tmp_path):
     assert losses == sorted(losses, reverse=True), output
     assert losses[-1] < 0.5 * losses[2], output
 
-    # Mass: two ranks together have what three had not sent.
-    found = re.search(r"residual: ([\d.]+) in the file of 3 ranks, ([\d.]+) on 2 ranks .* difference (\S+) of", output)
+    # Two ranks have in the mean what three had not sent.
+    found = re.search(
+        r"residual: a mean of ([\d.]+) over the 3 ranks .*, of ([\d.]+) over 2 ranks; largest difference (\S+) of",
+        output,
+    )
     assert found, output
     assert float(found[1]) > 0, output
+    assert float(found[2]) == pytest.approx(float(found[1]), rel=1e-5), output
     assert float(found[3]) < 1e-6, output
 
     saved = torch.load(tmp_path / "kept" / "checkpoint.pt", weights_only=True)
