@@ -108,6 +108,9 @@ METHODS: dict[str, dict[str, Method]] = {
         **COMMON,
         "gtopk .05, warm-up": Method(options={"density": 0.05}, stages=(0.25, 0.17, 0.11, 0.075)),
         "gtopk, 4 local steps": Method(options=LOCAL_STEPS, rate=2.0),
+        "gtopk, 2 local steps": Method(
+            options={**LOCAL_STEPS, "local_steps": 2, "density": 0.12, "outer_lr": 1.0}, rate=2.0
+        ),
     },
 }
 
