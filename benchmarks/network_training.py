@@ -36,7 +36,7 @@ import torch.distributed as dist
 from network_bench import call_cluster, run_to_end
 from network_gloo import of_all
 from optimizer_curves import RESULTS, WARMUP_STEPS, learning_rate, make_optimizer
-from optimizer_runs import LOCAL, STEPS, Run
+from optimizer_runs import EVERY_SECOND, LOCAL, STEPS, Run
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power
@@ -96,7 +96,13 @@ COMMON = {
     "DDP, gtopk's hook": Method("gtopk"),
     "gtopk": Method(),
 }
-LOCAL_STEPS = {name: value for name, value in LOCAL.items() if name != "lr"}
+
+
+def local_steps(found: dict[str, Any]) -> Method:
+    """Twice the learning rate of dense training, as where they were found."""
+    return Method(options={name: value for name, value in found.items() if name != "lr"}, rate=2.0)
+
+
 METHODS: dict[str, dict[str, Method]] = {
     "resnet20": {
         **COMMON,
@@ -107,10 +113,8 @@ METHODS: dict[str, dict[str, Method]] = {
     "transformer": {
         **COMMON,
         "gtopk .05, warm-up": Method(options={"density": 0.05}, stages=(0.25, 0.17, 0.11, 0.075)),
-        "gtopk, 4 local steps": Method(options=LOCAL_STEPS, rate=2.0),
-        "gtopk, 2 local steps": Method(
-            options={**LOCAL_STEPS, "local_steps": 2, "density": 0.12, "outer_lr": 1.0}, rate=2.0
-        ),
+        "gtopk, 4 local steps": local_steps(LOCAL),
+        "gtopk, 2 local steps": local_steps(EVERY_SECOND),
     },
 }
 

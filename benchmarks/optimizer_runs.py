@@ -75,6 +75,8 @@ def own_moments(name: str, **options: Any) -> Run:
 
 
 LOCAL: dict[str, Any] = {"lr": 8e-3, "local_steps": 4, "outer_lr": 1.5, "density": 0.08, "value_type": "int8"}
+# Of those that send three times as much, the best found.
+EVERY_SECOND: dict[str, Any] = {**LOCAL, "local_steps": 2, "outer_lr": 1.0, "density": 0.12}
 
 RUNS = [
     Run("AdamW, dense", algorithm="dense", clip="mean"),
@@ -153,10 +155,8 @@ RUNS = [
     Run("AdamW .07, int8, lr x 2, 4000 steps", density=0.07, value_type="int8", lr=4e-3, steps=4000),
     local(
         "Local 2, .12, beta1 .8, outer lr 1, 4000 steps",
-        local_steps=2,
-        density=0.12,
+        **EVERY_SECOND,
         beta1=0.8,
-        outer_lr=1.0,
         steps=4000,
     ),
     Run(
@@ -170,22 +170,15 @@ RUNS = [
     ),
     local(
         "Local 2, .18, beta1 .8, outer lr 1, 4000 steps",
-        local_steps=2,
-        density=0.18,
-        beta1=0.8,
-        outer_lr=1.0,
+        **{**EVERY_SECOND, "density": 0.18, "beta1": 0.8},
         steps=4000,
     ),
     local("Local 4, .36, beta1 .8, outer lr 1, 4000 steps", density=0.36, beta1=0.8, outer_lr=1.0, steps=4000),
     local(
         "Local 2, .12, beta1 .8, outer lr 1, lr .006, 4000 steps",
-        lr=6e-3,
-        local_steps=2,
-        density=0.12,
-        beta1=0.8,
-        outer_lr=1.0,
+        **{**EVERY_SECOND, "lr": 6e-3, "beta1": 0.8},
         steps=4000,
     ),
-    local("Local 2, .12, beta1 .8, outer lr 1", local_steps=2, density=0.12, beta1=0.8, outer_lr=1.0),
+    local("Local 2, .12, beta1 .8, outer lr 1", **EVERY_SECOND, beta1=0.8),
     local("Local 4, .08, beta1 .8, outer lr 1", beta1=0.8, outer_lr=1.0),
 ]
