@@ -315,13 +315,13 @@ static float fraction_take(fraction_t part, float value)
     return (float)((double)value * (double)part.times / (double)part.by);
 }
 
-/* Every value finite, also as it is loaded. */
+/* Every value finite as it is loaded, and so as it is: no part of one that is not finite is. */
 static gtopk_status_t check_values(const uint8_t *state, size_t bytes, const gtopk_state_info_t *info, fraction_t part)
 {
     for (size_t at = state_bytes(0, info->segments, 0); at < bytes; at += sizeof(float)) {
         float value;
         memcpy(&value, state + at, sizeof value);
-        if (!isfinite(value) || !isfinite(fraction_take(part, value)))
+        if (!isfinite(fraction_take(part, value)))
             return corrupt("it holds a value that is not finite");
     }
     return GTOPK_OK;
@@ -377,8 +377,9 @@ static gtopk_status_t load(gtopk_reducer_t *reducer, const void *buffer, size_t 
         status = gtopk_state_inspect(buffer, bytes, &info);
     if (status == GTOPK_OK)
         status = check_fits(reducer, buffer, &info);
+    const fraction_t mine = fraction_of(reducer, &info, adopt);
     if (status == GTOPK_OK)
-        status = check_values(buffer, bytes, &info, fraction_of(reducer, &info, adopt));
+        status = check_values(buffer, bytes, &info, mine);
     if (status == GTOPK_OK && !adopt && info.rank != CONSOLIDATED && (info.rank != rank || info.size != size))
         status = status_set(GTOPK_ERR_MISMATCH,
                             "the state is that of rank %d of %d, this is rank %d of %d: load each rank's own, or a "
@@ -386,7 +387,6 @@ static gtopk_status_t load(gtopk_reducer_t *reducer, const void *buffer, size_t 
                             (int)info.rank, (int)info.size, (int)rank, (int)size);
     if (status == GTOPK_OK && !adopt && info.rank != CONSOLIDATED)
         status = check_share(reducer, buffer);
-    const fraction_t mine = fraction_of(reducer, &info, adopt);
     float *part = NULL;
     if (status == GTOPK_OK)
         status = part_create(reducer, &part);
