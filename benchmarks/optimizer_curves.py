@@ -73,7 +73,7 @@ class Trainer:
     def __init__(self, run: Run) -> None:
         torch.manual_seed(run.seed)
         self.run, self.lr = run, run.lr
-        self.model = Transformer()
+        self.model = Transformer(run.layers, run.width, heads=run.width // 32)
         self.parameters = list(self.model.parameters())
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         self.denominators: list[Tensor] | None = None
@@ -275,11 +275,77 @@ def draw(results: dict[str, Any], file: Path) -> None:
         right.set(
             xlabel="nats a character", title=f"At the end ({results['steps']} steps, or as named), and sent by rank 0"
         )
-        figure.suptitle(
-            f"Transformer of 0.8M parameters on characters, {results['ranks']} ranks", x=0.01, ha="left", fontsize=12
-        )
+        figure.suptitle(title(results), x=0.01, ha="left", fontsize=12)
         figure.savefig(file, dpi=110)
         pyplot.close(figure)
+
+
+def whole(run: dict[str, Any]) -> dict[str, Any]:
+    """With the settings that there were not yet when it ran."""
+    return {**asdict(Run(run["name"])), **run}
+
+
+def title(results: dict[str, Any]) -> str:
+    run = whole(next(iter(results["runs"].values())))
+    parameters = sum(p.numel() for p in Transformer(run["layers"], run["width"]).parameters())
+    return f"Transformer of {parameters / 1e6:.1f}M parameters on characters, {results['ranks']} ranks"
+
+
+def draw_bytes(results: dict[str, Any], file: Path) -> None:
+    """Where every training with AdamW ended, over what it sent, with a line along those that none beats in both."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    runs = [whole(run) for run in results["runs"].values()]
+    adamw = [run for run in runs if run["optimizer"] == "adamw" and run["prepare"] == "nothing"]
+    lengths = sorted({run["steps"] for run in adamw})
+    with pyplot.rc_context(STYLE):
+        figure, panels = pyplot.subplots(
+            1, len(lengths), figsize=(6.5 * len(lengths), 5.5), layout="constrained", squeeze=False
+        )
+        for steps, axes in zip(lengths, panels[0], strict=True):
+            ended = [(sent_in_a_step(run), run["validation"], run) for run in adamw if run["steps"] == steps]
+            ended.sort(key=lambda end: end[:2])
+            best = min(loss for _, loss, _ in ended)
+            shown = [end for end in ended if end[1] < best + LOSS_RANGE]
+            for kind, colour in KINDS.items():
+                points = [(sent, loss) for sent, loss, run in shown if kind_of(run) == kind]
+                if points:
+                    axes.plot(*zip(*points, strict=True), "o", color=colour, label=kind, alpha=0.8)
+            front = [end for i, end in enumerate(shown) if end[1] < min((e[1] for e in shown[:i]), default=math.inf)]
+            axes.plot([end[0] for end in front], [end[1] for end in front], "-", color="#999999", zorder=0)
+            for i, (sent, loss, run) in enumerate(front):
+                last = i + 1 == len(front)
+                offset, align = ((-6, -3), "right") if last else ((2, -12), "left")
+                axes.annotate(
+                    run["name"].removesuffix(f", {steps} steps"), (sent, loss), xytext=offset, ha=align, **SMALL
+                )
+            axes.set_xscale("log")
+            left_out = f", {len(ended) - len(shown)} worse ones left out" if len(shown) < len(ended) else ""
+            axes.set(xlabel="sent by rank 0, kB a step", title=f"After {steps} steps{left_out}")
+        panels[0][0].set_ylabel("validation loss, nats a character")
+        panels[0][0].legend()
+        figure.suptitle(title(results), x=0.01, ha="left", fontsize=12)
+        figure.savefig(file, dpi=110)
+        pyplot.close(figure)
+
+
+def sent_in_a_step(run: dict[str, Any]) -> float:
+    """In kB, the mean over the training."""
+    return float(run["bytes_sent"]) / run["steps"] / 1e3
+
+
+LOSS_RANGE = 0.25  # above the best
+SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6.5}
+KINDS = {"dense": "#555555", "sparse gradients": "#0072B2", "local steps": "#CC79A7"}
+
+
+def kind_of(run: dict[str, Any]) -> str:
+    if run["local_steps"] > 1:
+        return "local steps"
+    return "dense" if run["algorithm"] == "dense" else "sparse gradients"
 
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -316,6 +382,7 @@ def main() -> None:
         train_all(todo, results, options.json)
     if options.draw or gtopk.rank() == 0:
         draw(results, options.json.with_suffix(".png"))
+        draw_bytes(results, options.json.with_name(f"{options.json.stem}_bytes.png"))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ class Run:
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
     residual_decay: float = 1.0
+    layers: int = 4
+    width: int = 128
     steps: int = STEPS
     seed: int = 1
 
@@ -73,6 +75,8 @@ def own_moments(name: str, **options: Any) -> Run:
     """Momentum correction for AdamW, see `Trainer.refresh`."""
     return Run(name, prepare="moments", weight_decay=0.0, momentum_correction=True, density_warmup=True, **options)
 
+
+TEN_MILLION: dict[str, Any] = {"layers": 6, "width": 384, "beta1": 0.8}  # 10.7M parameters
 
 LOCAL: dict[str, Any] = {"lr": 8e-3, "local_steps": 4, "outer_lr": 1.5, "density": 0.08, "value_type": "int8"}
 # Of those that send three times as much, the best found.
@@ -181,4 +185,18 @@ RUNS = [
     ),
     local("Local 2, .12, beta1 .8, outer lr 1", **EVERY_SECOND, beta1=0.8),
     local("Local 4, .08, beta1 .8, outer lr 1", beta1=0.8, outer_lr=1.0),
+    local("Local 4, .08, beta1 .8, topk", beta1=0.8, algorithm="topk"),
+    Run("10M: AdamW, dense", algorithm="dense", clip="mean", lr=1.5e-3, **TEN_MILLION),
+    local("10M: Local 4, .08", **{**LOCAL, "lr": 3e-3, **TEN_MILLION}),
+    local("Local 2, .12, beta1 .8, outer lr 1, 4000 steps, seed 2", **EVERY_SECOND, beta1=0.8, steps=4000, seed=2),
+    Run(
+        "AdamW, dense, lr x 2, beta1 .8, 4000 steps, seed 2",
+        algorithm="dense",
+        clip="mean",
+        lr=4e-3,
+        beta1=0.8,
+        steps=4000,
+        seed=2,
+    ),
+    local("Local 4, .08, beta1 .8, 4000 steps, seed 2", beta1=0.8, steps=4000, seed=2),
 ]
