@@ -1,17 +1,19 @@
 /* One step of each algorithm between simulated ranks: compiled with smpicc, run by smpirun (see scale.py).
  *
- *   smpirun -np P ... scale N DENSITY ALGORITHM...
+ *   smpirun -np P ... scale N DENSITY ALGORITHM [RANKS_OF_A_NODE]
  *
+ * With ranks of a node they exchange with hierarchy NODE; which ranks share a host, smpirun's host file says.
  * The library is the one that is always built, with its checks, headers and arithmetic; what is simulated is the network. The
  * transport below hands messages to SMPI's MPI (the library's own MPI module asks for messages by probing, in a loop with a
  * clock, which would measure how often it asks). Setting up is not measured, and its messages go through memory: a ring of a
  * thousand ranks has a million of them. Computing takes no simulated time.
  *
  * All ranks are threads of execution of one process and one thread, so they share the memory of a gradient, and a gradient
- * touches the first 262,144 entries of the N at most: what nobody has written takes no memory. The rest of the N counts as
- * it does in training, in selection, in the code of the indices and in the ranges of gtopk-split.
+ * touches the first 262,144 entries of the N at most (of a node's shares the first of each, as many in all): what nobody has
+ * written takes no memory. The rest of the N counts as it does in training, in selection, in the code of the indices and in
+ * the ranges of gtopk-split.
  *
- * Prints a line of JSON for each algorithm: the simulated seconds of the slowest rank, the bytes of the rank that sends
+ * Prints a line of JSON: the simulated seconds of the slowest rank, the bytes of the rank that sends
  * most, and what is wrong: ranks whose update has other bits than rank 0's, and whether mass is lost. Gradients are small
  * integers, so mass is compared exactly: a sum of all entries, each times a random 64-bit number of its index. */
 #include <inttypes.h>
@@ -26,7 +28,7 @@
 #include "core/comm.h"
 #include "util/memory.h"
 
-enum { TOUCHED = 1 << 18, PING_BYTES = 1 << 20, FREE_TURNS = 16 };
+enum { TOUCHED = 1 << 18, PING_BYTES = 1 << 20, FREE_TURNS = 16, NODE_MOST = 64 };
 
 static void check(gtopk_status_t status, const char *what)
 {
@@ -175,8 +177,9 @@ static const transport_ops_t local_ops = {
     .abandon = simulated_abandon,
 };
 
-static gtopk_comm_t *open_comm(int rank, int size)
+static gtopk_comm_t *open_comm(int rank, int size, int each_node)
 {
+    char node[32];
     gtopk_comm_config_t config = GTOPK_COMM_CONFIG_INIT;
     simulated_t *data;
     local_t *control;
@@ -187,6 +190,8 @@ static gtopk_comm_t *open_comm(int rank, int size)
     check(memory_alloc(&control, 1, sizeof *control, "a transport"), "memory");
     data->base = (transport_t){.ops = &simulated_ops, .rank = rank, .size = size};
     control->base = (transport_t){.ops = &local_ops, .rank = rank, .size = size};
+    (void)snprintf(node, sizeof node, "node %d", rank / each_node);
+    config.node = node;
     config.timeout = 1e6;
     config.warn_after = 1e6;
     check(comm_open(&comm, &control->base, &data->base, &config), "communicator");
@@ -215,17 +220,28 @@ static void fill(uint64_t length, int rank)
     }
 }
 
+/* Of the N, those that a gradient has: `each` of every N / pieces, with as many behind them that it has not. */
+typedef struct touched {
+    uint64_t pieces, each, stride;
+} touched_t;
+
+static touched_t touched_of(uint64_t n, int pieces)
+{
+    const uint64_t count = (uint64_t)pieces, stride = n / count;
+    return (touched_t){count, stride < TOUCHED / count ? stride : TOUCHED / count, stride};
+}
+
 /* All values are multiples of 2^-20. */
 static uint64_t weigh(uint64_t index, double value)
 {
     return mix(~index) * (uint64_t)(int64_t)rint(value * 0x1p20);
 }
 
-static uint64_t weigh_all(const float *values, uint64_t length)
+static uint64_t weigh_all(const float *values, touched_t touched)
 {
     uint64_t sum = 0;
-    for (uint64_t i = 0; i < length; i++)
-        sum += weigh(i, (double)values[i]);
+    for (uint64_t i = 0; i < touched.pieces * touched.each; i++)
+        sum += weigh(i / touched.each * touched.stride + i % touched.each, (double)values[i]);
     return sum;
 }
 
@@ -276,31 +292,40 @@ static void print(const char *name, uint64_t n, int size, const gtopk_set_t *set
     memset(&shared, 0, sizeof shared);
 }
 
-static void step(gtopk_comm_t *comm, const char *name, int32_t algorithm, uint64_t n, double density)
+static void step(gtopk_comm_t *comm, const char *name, int32_t algorithm, uint64_t n, double density, int each_node)
 {
     const int rank = gtopk_comm_rank(comm), size = gtopk_comm_size(comm);
-    const uint64_t touched = n < TOUCHED ? n : TOUCHED, lengths[] = {touched, n - touched};
+    const touched_t touched = touched_of(n, each_node);
+    uint64_t lengths[2 * NODE_MOST];
+    gtopk_tensor_t tensors[NODE_MOST];
+    uint32_t which[NODE_MOST];
+    for (uint64_t i = 0; i < touched.pieces; i++) {
+        tensors[i] = (gtopk_tensor_t){shared_gradient + i * touched.each, touched.each, GTOPK_F32, 0};
+        which[i] = (uint32_t)(2 * i);
+        lengths[2 * i] = touched.each;
+        lengths[2 * i + 1] = touched.stride - touched.each;
+    }
     gtopk_reducer_config_t config = GTOPK_REDUCER_CONFIG_INIT;
     gtopk_stats_t stats = {.struct_size = sizeof stats};
     gtopk_reducer_t *reducer;
     gtopk_set_t set = {0};
-    const gtopk_tensor_t tensor = {shared_gradient, touched, GTOPK_F32, 0};
-    const uint32_t segment = 0;
     config.algorithm = algorithm;
     config.density = density;
-    check(gtopk_reducer_create(&reducer, comm, &config, lengths, 2), "reducer");
+    config.hierarchy = each_node > 1 ? GTOPK_HIERARCHY_NODE : GTOPK_HIERARCHY_OFF;
+    check(gtopk_reducer_create(&reducer, comm, &config, lengths, 2 * touched.pieces), "reducer");
     set.capacity = gtopk_reducer_max_count(reducer);
     check(memory_alloc(&set.indices, set.capacity, sizeof *set.indices, "the update"), "memory");
     check(memory_alloc(&set.values, set.capacity, sizeof *set.values, "the update"), "memory");
-    fill(touched, rank);
+    fill(touched.pieces * touched.each, rank);
     uint64_t given = weigh_all(shared_gradient, touched);
-    check(gtopk_reducer_accumulate(reducer, &segment, &tensor, 1, 1.0, 0, NULL), "accumulate");
+    check(gtopk_reducer_accumulate(reducer, which, tensors, touched.pieces, 1.0, 0, NULL), "accumulate");
 
     const double start = meet();
     check(gtopk_reducer_reduce_sparse(reducer, &set, 0, NULL, &stats), "reduce");
     const double seconds = MPI_Wtime() - start;
 
-    check(gtopk_reducer_residual(reducer, 0, shared_gradient, touched), "residual");
+    for (uint64_t i = 0; i < touched.pieces; i++)
+        check(gtopk_reducer_residual(reducer, which[i], shared_gradient + i * touched.each, touched.each), "residual");
     given -= weigh_all(shared_gradient, touched);
     gtopk_reducer_destroy(reducer);
     note(&set, given, seconds, stats.bytes_sent);
@@ -338,23 +363,26 @@ int main(int argc, char **argv)
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
-    if (argc < 4) {
-        (void)fprintf(stderr, "usage: smpirun -np P ... scale N DENSITY ALGORITHM...\n");
+    if (argc < 4 || argc > 5) {
+        (void)fprintf(stderr, "usage: smpirun -np P ... scale N DENSITY ALGORITHM [RANKS_OF_A_NODE]\n");
         MPI_Abort(MPI_COMM_WORLD, 2);
     }
     const uint64_t n = strtoull(argv[1], NULL, 10);
     const double density = strtod(argv[2], NULL);
+    const int each_node = argc == 5 ? (int)strtol(argv[4], NULL, 10) : 1;
+    if (n < 1 || each_node < 1 || each_node > NODE_MOST || n % (uint64_t)each_node != 0 || size % each_node != 0) {
+        (void)fprintf(stderr,
+                      "scale: N and the ranks have to be multiples of the ranks of a node, which are 64 at most\n");
+        MPI_Abort(MPI_COMM_WORLD, 2);
+    }
     const double latency = ping(1, rank, size), longer = ping(PING_BYTES, rank, size);
     if (rank == 0)
         printf("{\"ranks\": %d, \"latency\": %.9g, \"seconds_a_byte\": %.9g}\n", size, latency,
                (longer - latency) / (PING_BYTES - 1));
-    gtopk_comm_t *comm = open_comm(rank, size);
-    for (int a = 3; a < argc; a++)
-        for (int32_t algorithm = 0; algorithm < (int32_t)(sizeof names / sizeof *names); algorithm++) {
-            if (strcmp(names[algorithm], argv[a]) != 0)
-                continue;
-            step(comm, names[algorithm], algorithm, n, density);
-        }
+    gtopk_comm_t *comm = open_comm(rank, size, each_node);
+    for (int32_t algorithm = 0; algorithm < (int32_t)(sizeof names / sizeof *names); algorithm++)
+        if (strcmp(names[algorithm], argv[3]) == 0)
+            step(comm, names[algorithm], algorithm, n, density, each_node);
     gtopk_comm_destroy(comm);
     MPI_Finalize();
     return 0;

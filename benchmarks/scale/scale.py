@@ -2,8 +2,9 @@
 
 scale.c is what runs, under SimGrid's SMPI. Simulated are the messages: each link has a latency and a bandwidth in each
 direction, messages that meet on a link share it. Computing takes no time, so the load of this machine does not matter.
-The network is a fat tree of 32 switches with 32 ranks each and 32 links up (full bisection); ranks are placed in order.
-SimGrid's corrections for TCP and cross-traffic are off: what is compared with the formula is the algorithm.
+The network is a fat tree of 32 switches with 32 hosts each and 32 links up (full bisection); ranks are placed in order, one
+a host. "gtopk, nodes" has 8 ranks on a host, between which a message has 50 GB/s and 2 us, and hierarchy "node". SimGrid's
+corrections for TCP and cross-traffic are off: what is compared with the formula is the algorithm.
 
 Rows are kept as they come, and those that the file has already are not run again (--again: all are). dense and topk need
 memory that grows with P on each rank: beyond the sizes of LIMITS their formula stands in the picture alone.
@@ -24,11 +25,20 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-ALGORITHMS = ("dense", "topk", "gtopk", "gtopk-tree", "gtopk-split")
+NODES = "gtopk, nodes"  # between nodes of EACH_NODE ranks, with hierarchy "node"
+EACH_NODE = 8
+ALGORITHMS = ("dense", "topk", "gtopk", "gtopk-tree", "gtopk-split", NODES)
 JOBS = {"1M": (1_000_000, 0.025), "25M": (25_000_000, 0.001)}
 # The most ranks that fit into 24 GiB together, for each job.
-LIMITS = {"dense": {"1M": 128, "25M": 8}, "topk": {"1M": 64, "25M": 64}}
-COLOURS = {"dense": "#555555", "topk": "#E69F00", "gtopk": "#0072B2", "gtopk-tree": "#009E73", "gtopk-split": "#CC79A7"}
+LIMITS = {"dense": {"1M": 128, "25M": 8}, "topk": {"1M": 64, "25M": 64}, NODES: {"1M": 1024, "25M": 64}}
+COLOURS = {
+    "dense": "#555555",
+    "topk": "#E69F00",
+    "gtopk": "#0072B2",
+    "gtopk-tree": "#009E73",
+    "gtopk-split": "#CC79A7",
+    NODES: "#D55E00",
+}
 VALUE_BYTES = 2  # bf16
 OPTIONS = (
     "smpi/simulate-computation:no",
@@ -56,6 +66,9 @@ NETWORKS = (
 )
 
 
+INSIDE = Network("within a node", 50e9, 2e-6)  # of each message; about PCIe 5
+
+
 def bytes_an_entry(n: int, k: int) -> float:
     """A message's bytes without its header, by its entries: Elias-Fano and bf16."""
     width = int(math.log2(n // k))
@@ -65,6 +78,9 @@ def bytes_an_entry(n: int, k: int) -> float:
 
 def formula(algorithm: str, ranks: int, n: int, k: int, a: float, b: float) -> float:
     """The README's: latency a of a message, b seconds a byte."""
+    if algorithm == NODES:
+        between = formula("gtopk", ranks // EACH_NODE, n, k, a, b)
+        return between + (EACH_NODE - 1) * (2 * INSIDE.latency + bytes_inside(n, k) / INSIDE.bandwidth)
     rounds = math.log2(ranks)
     message = k * bytes_an_entry(n, k) * b
     return {
@@ -76,46 +92,64 @@ def formula(algorithm: str, ranks: int, n: int, k: int, a: float, b: float) -> f
     }[algorithm]
 
 
+def bytes_inside(n: int, k: int) -> float:
+    """What a rank sends another one of its node: a share's gradient, and the update of its own share, both in float."""
+    return 4 * n / EACH_NODE + k / EACH_NODE * (bytes_an_entry(n, k) - VALUE_BYTES + 4)
+
+
 def way(network: Network, ranks: int, algorithm: str) -> float:
     """The latency of a round, on average: partners in one switch are two links apart, others four. Each round of a ring
     waits for the longest way."""
+    if algorithm == NODES:
+        return way(network, ranks // EACH_NODE, "gtopk")
     rounds = int(math.log2(ranks))
+    if rounds == 0:
+        return 0.0
     far = max(0, rounds - 5)
     if algorithm == "dense":
         return network.latency * (4 if far else 2)
     return network.latency * (2 * (rounds - far) + 4 * far) / rounds
 
 
-def write_platform(network: Network, folder: Path) -> None:
+def write_platform(network: Network, each_node: int, folder: Path) -> None:
     (folder / "platform.xml").write_text(
         f"""<?xml version="1.0"?>
 <!DOCTYPE platform SYSTEM "https://simgrid.org/simgrid.dtd">
 <platform version="4.1">
 <zone id="world" routing="Full">
 <cluster id="tree" prefix="n" suffix="" radical="0-1023" speed="1Gf" bw="{network.bandwidth:.0f}Bps"
-    lat="{network.latency * 1e6:g}us" sharing_policy="SPLITDUPLEX" topology="FAT_TREE" topo_parameters="2;32,32;1,32;1,1"/>
+    lat="{network.latency * 1e6:g}us" loopback_bw="{INSIDE.bandwidth:.0f}Bps" loopback_lat="{INSIDE.latency * 1e6:g}us"
+    sharing_policy="SPLITDUPLEX" topology="FAT_TREE" topo_parameters="2;32,32;1,32;1,1"/>
 </zone>
 </platform>
 """
     )
-    (folder / "hosts").write_text("".join(f"n{i}\n" for i in range(1024)))
+    (folder / "hosts").write_text("".join(f"n{i // each_node}\n" for i in range(1024)))
 
 
 def simulate(
     options: argparse.Namespace, network: Network, ranks: int, n: int, density: float, algorithm: str
 ) -> dict[str, Any]:
+    each_node = EACH_NODE if algorithm == NODES else 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_platform(network, folder)
+        write_platform(network, each_node, folder)
         command = [str(options.smpirun.resolve()), "-np", str(ranks), "-platform", f"{folder}/platform.xml"]
         command += ["-hostfile", f"{folder}/hosts", *(f"--cfg={option}" for option in OPTIONS)]
-        command += ["--log=root.thres:warning", str(options.program.resolve()), str(n), str(density), algorithm]
+        command += ["--log=root.thres:warning", str(options.program.resolve()), str(n), str(density)]
+        command += ["gtopk", str(EACH_NODE)] if algorithm == NODES else [algorithm]
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=options.limit)
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     if run.returncode != 0 or len(lines) != 2:
         sys.exit(f"{network.name}, {ranks} ranks, {algorithm}: {run.stdout[-1000:]}{run.stderr[-2000:]}")
     a, b = lines[0]["latency"], lines[0]["seconds_a_byte"]
-    row = lines[1] | {"network": network.name, "k": round(n * density), "latency": a, "seconds_a_byte": b}
+    row = lines[1] | {
+        "algorithm": algorithm,
+        "network": network.name,
+        "k": round(n * density),
+        "latency": a,
+        "seconds_a_byte": b,
+    }
     row["formula"] = formula(algorithm, ranks, n, row["k"], way(network, ranks, algorithm), 1 / network.bandwidth)
     row["ratio"] = row["seconds"] / row["formula"]
     return row
@@ -135,12 +169,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for plot, network in zip(line, NETWORKS, strict=True):
             for algorithm in ALGORITHMS:
                 seen = [r for r in rows if (r["algorithm"], r["network"], r["job"]) == (algorithm, network.name, job)]
+                those = [p for p in sizes if algorithm != NODES or p >= 2 * EACH_NODE]
                 times = [
                     1e3
                     * formula(algorithm, p, n, round(n * density), way(network, p, algorithm), 1 / network.bandwidth)
-                    for p in sizes
+                    for p in those
                 ]
-                plot.plot(sizes, times, color=COLOURS[algorithm], linewidth=1, label=algorithm)
+                plot.plot(those, times, color=COLOURS[algorithm], linewidth=1, label=algorithm)
                 plot.plot(
                     [r["ranks"] for r in seen],
                     [1e3 * r["seconds"] for r in seen],
@@ -168,7 +203,7 @@ def main() -> None:
     parser.add_argument("--ranks", default="2,4,8,16,32,64,128,256,512,1024")
     parser.add_argument("--networks", default="1,10,100", help="Gb/s")
     parser.add_argument("--jobs", default=",".join(JOBS), help="entries")
-    parser.add_argument("--algorithms", default=",".join(ALGORITHMS))
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=ALGORITHMS)
     parser.add_argument("--limit", type=float, default=1800, help="seconds for one simulation")
     parser.add_argument("--again", action="store_true", help="run also what the file has")
     parser.add_argument("--out", type=Path, default=RESULTS / "scale.json")
@@ -181,9 +216,10 @@ def main() -> None:
     for ranks in map(int, options.ranks.split(",")):
         for job in options.jobs.split(","):
             for network in (x for x in NETWORKS if x.name.split()[0] in options.networks.split(",")):
-                for algorithm in options.algorithms.split(","):
+                for algorithm in options.algorithms:
                     too_large = ranks > LIMITS.get(algorithm, {}).get(job, 1024)
-                    if too_large or (network.name, ranks, job, algorithm) in have:
+                    too_small = algorithm == NODES and ranks < 2 * EACH_NODE
+                    if too_large or too_small or (network.name, ranks, job, algorithm) in have:
                         continue
                     row = simulate(options, network, ranks, *JOBS[job], algorithm) | {"job": job}
                     wrong = " WRONG" if row["wrong_ranks"] or row["mass_lost"] else ""
