@@ -1,8 +1,9 @@
 """Breaks the library in named ways (mutants.py) and says which test notices: make test-mutants.
 
-Works on a copy of the tree. The tests in C run on the scalar kernels, which are the ones that are broken, and with few
+Works on copies of the tree. The tests in C run on the scalar kernels, which are the ones that are broken, and with few
 ranks; those in Python with the library of the copy, first in one process. The first one that fails has caught the mutant.
-Exit status 1 when a mutant survives.
+Which one that was stands in noticed.json: it is tried first the next time, and only where it passes the others are
+(--learn writes the file). A test that has caught one has to pass when nothing is broken. Exit status 1 when a mutant survives.
 """
 
 from __future__ import annotations
@@ -10,81 +11,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mutants import MUTANTS, Mutant
+from which_tests import KERNEL_TESTS, is_python, tests_for
 
 ROOT = Path(__file__).resolve().parents[2]
-# In this order, since the first ones are fast and catch most. After the program: the device and the transport.
-TESTS = [
-    "property/test_exchange",
-    "property/test_split",
-    "property/test_nodes",
-    "unit/test_nodes_reducer",
-    "unit/test_rollback",
-    "unit/test_residual_bf16",
-    "unit/test_cost",
-    "unit/test_choice",
-    "property/test_cpu_large",
-    "unit/test_reducer",
-    "unit/test_reducer_ranks",
-    "unit/test_reducers_together",
-    "unit/test_peers",
-    "unit/test_collectives",
-    "unit/test_link",
-    "unit/test_survivors",
-    "unit/test_state",
-    "unit/test_schedule",
-    "unit/test_wire",
-    "unit/test_wire_indices",
-    "unit/test_wire_convert",
-    "unit/test_message",
-    "unit/test_device_reference",
-    "unit/test_device_reference_message",
-    "property/test_device",
-    "unit/test_transport",
-    "faults/test_faults",
-    "faults/test_memory",
-    "unit/test_reducer guarded thread",
-    "property/test_exchange guarded thread",
-    "property/test_exchange guarded ordered",
-    "unit/test_reducer_ranks guarded ordered",
-    "faults/test_queue guarded thread",
-    "faults/test_queue guarded ordered",
-    "faults/test_faults guarded ordered",
-    "unit/test_cuda_driver",
-]
-# For what is about NCCL: these notice first.
-NCCL_TESTS = ["unit/test_wire", "property/test_device", "faults/test_nccl", "faults/test_nccl_processes"]
-# For the kernels, which these have compiled as C: the library needs no others then.
-KERNEL_TESTS = ["unit/test_cuda_nodes", "unit/test_cuda_kernels", "unit/test_cuda_races", "property/test_cuda"]
-# The same for mutants of the Python package: arguments of pytest.
-PYTHON_TESTS = [
-    "test_torch_session.py",
-    "test_torch_local.py",
-    "test_torch_wrapping.py",
-    "test_torch_optimizer.py",
-    "test_torch_rebuild.py",
-    "test_torch_checkpoint.py",
-    "test_torch_ddp.py",
-    "test_torch_distributed.py::test_mpirun[2]",
-    "test_torch_distributed.py::test_checkpoints_in_new_processes[3-2]",
-    "test_torch_distributed.py::test_torchrun[2]",
-    "test_torch_fsdp.py::test_training_and_checkpoints_on_as_many_nodes_and_shards",
-    "test_torch_fsdp.py::test_sharded_checkpoints_on_other_nodes_and_shards",
-    "test_cuda_reducer.py",
-    "test_cuda_ranks.py::test_mpirun",
-    "test_cuda_ranks.py::test_torchrun",
-]
-# For what comes after the loss of a rank.
-LOSS_TESTS = ["test_roll_call.py", "test_elastic.py::test_three_go_on"]
-MPI_LOSS_TESTS = ["test_elastic.py::test_mpi_goes_on_without_ranks_that_are_lost"]
-EXAMPLE_TESTS = ["test_examples.py::test_runs_are_compared_up_to_a_step_that_both_have_done", "test_workloads.py"]
+NOTICED = Path(__file__).parent / "noticed.json"
 # What stands in for a GPU; the tests in Python take it as it was built, with the kernels that are not broken.
 STANDIN = ("libcuda_standin.so", "libtorch_cuda_standin.so")
 LIMIT = 1500  # seconds: what hangs ends by deadlines of its own, and a mutant that is late is not one that was noticed
@@ -115,7 +57,7 @@ def build(tree: Path, cache: str, target: str, *settings: str) -> None:
         raise SystemExit(f"{target} does not build:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 
 
-def run(tree: Path, command: list[str], environment: dict[str, str], limit: int) -> str | None:
+def run(tree: Path, command: list[str], environment: dict[str, str]) -> list[str] | None:
     """What the test said when it failed; None when it passed."""
     try:
         done = subprocess.run(
@@ -125,24 +67,26 @@ def run(tree: Path, command: list[str], environment: dict[str, str], limit: int)
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=limit,
+            timeout=LIMIT,
         )
     except subprocess.TimeoutExpired:
-        return "ran into the time limit"
+        return ["ran into the time limit"]
     if done.returncode == 0:
         return None
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line or "FAILED" in line]
-    return (lines or [f"status {done.returncode}"])[0].strip()[:200]
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line or "FAILED" in line]
+    return lines or [f"status {done.returncode}"]
 
 
-def run_c(tree: Path, cache: str, test: str) -> str | None:
+def run_c(tree: Path, cache: str, test: str) -> tuple[str, str] | None:
     program, *where = test.split()
     build(tree, cache, f"build/tests/{program}", *(["CUDA=0"] if test in KERNEL_TESTS else []))
     settings = dict(zip(("GTOPK_DEVICE", "GTOPK_TEST_TRANSPORT"), where, strict=False))
-    return run(tree, [f"build/tests/{program}"], {**ENVIRONMENT, **settings}, LIMIT)
+    said = run(tree, [f"build/tests/{program}"], {**ENVIRONMENT, **settings})
+    return (test, said[0]) if said else None
 
 
-def run_python(tree: Path, cache: str, test: str) -> str | None:
+def run_python(tree: Path, cache: str, *tests: str) -> tuple[str, str] | None:
+    """Of a file, the one test that failed."""
     build(tree, cache, "lib")
     build(tree, cache, "module")
     environment = {
@@ -152,104 +96,139 @@ def run_python(tree: Path, cache: str, test: str) -> str | None:
         "PYTHONPATH": str(tree / "python"),
         "PYTHONDONTWRITEBYTECODE": "1",  # two mutants of one second and one length have the same bytecode's name
     }
-    return run(tree, [sys.executable, "-m", "pytest", "-x", "-q", f"tests/python/{test}"], environment, LIMIT)
-
-
-def is_python(mutant: Mutant) -> bool:
-    """Whether tests in Python are to notice."""
-    return mutant.file.endswith(".py") or is_of_mpi_losses(mutant)
-
-
-def is_of_mpi_losses(mutant: Mutant) -> bool:
-    return mutant.name.startswith("over MPI: ")
-
-
-def is_of_losses(mutant: Mutant) -> bool:
-    return mutant.name.startswith("loss: ")
-
-
-def is_of_nccl(mutant: Mutant) -> bool:
-    return "nccl" in mutant.file or "data.c" in mutant.file or "NCCL" in mutant.name
-
-
-def is_of_kernels(mutant: Mutant) -> bool:
-    return mutant.name.startswith("bf16 on a GPU: ") or mutant.file.endswith(
-        (".cu", "cuda/launch.c", "cuda/launch_spans.c", "cuda/keys.h", "cuda/sets.h")
+    said = run(
+        tree, [sys.executable, "-m", "pytest", "-x", "-q", *(f"tests/python/{test}" for test in tests)], environment
     )
+    if not said:
+        return None
+    for line in said:
+        kind, _, failed = line.partition(" tests/python/")
+        if kind in ("FAILED", "ERROR"):
+            return failed.partition(" - ")[0], line
+    return " ".join(tests), said[0]
 
 
-def tests_for(mutants: list[Mutant]) -> list[str]:
-    """Of mutants that are all in Python, or none of them."""
-    if all(is_of_mpi_losses(mutant) for mutant in mutants):
-        return MPI_LOSS_TESTS
-    if all(is_of_losses(mutant) for mutant in mutants):
-        return LOSS_TESTS
-    if is_python(mutants[0]):
-        return EXAMPLE_TESTS if all(mutant.file.startswith("examples/") for mutant in mutants) else PYTHON_TESTS
-    if all(is_of_kernels(mutant) for mutant in mutants):
-        return KERNEL_TESTS
-    return NCCL_TESTS if all(is_of_nccl(mutant) for mutant in mutants) else TESTS
-
-
-def caught_by(tree: Path, cache: str, mutants: list[Mutant]) -> tuple[str, str] | None:
-    for test in tests_for(mutants):
+def notice(tree: Path, cache: str, mutants: list[Mutant], tests: list[str]) -> tuple[str, str] | None:
+    """The first of the tests that fails, and what it said."""
+    for test in tests:
         said = (run_python if is_python(mutants[0]) else run_c)(tree, cache, test)
-        if said is not None:
-            return test, said
+        if said:
+            return said
     return None
 
 
 def misfits() -> list[str]:
-    """Mutants whose text does not stand once in their file of this tree."""
+    """Mutants whose text does not stand once in their file of this tree, or whose name stands twice."""
     counts = [(mutant, (ROOT / mutant.file).read_text().count(mutant.old)) for mutant in MUTANTS]
+    names = [mutant.name for mutant in MUTANTS]
     return [
         f"'{mutant.name}' stands {count} times in {mutant.file}: mend mutants.py"
         for mutant, count in counts
         if count != 1
-    ]
+    ] + [f"'{name}' is the name of two mutants: mend mutants.py" for name in set(names) if names.count(name) > 1]
+
+
+def make_tree(folder: Path) -> Path:
+    copy_tree(folder)
+    (folder / "build").mkdir(exist_ok=True)
+    for name in STANDIN:
+        if (ROOT / "build" / name).is_file():
+            shutil.copy(ROOT / "build" / name, folder / "build")
+    return folder
+
+
+class Work:
+    """Mutants that wait, and what was found."""
+
+    def __init__(self, chosen: list[Mutant], known: dict[str, str], until: float) -> None:
+        self.waiting: SimpleQueue[Mutant] = SimpleQueue()
+        for mutant in chosen:
+            self.waiting.put(mutant)
+        self.count, self.known, self.until = len(chosen), known, until
+        self.results: list[dict[str, str]] = []
+        self.sound: set[str] = set()  # tests that pass where nothing is broken
+        self.failure: BaseException | None = None
+
+    def take(self) -> Mutant | None:
+        try:
+            return self.waiting.get_nowait() if time.monotonic() < self.until and not self.failure else None
+        except Empty:
+            return None
+
+    def run(self, tree: Path, cache: str) -> None:
+        try:
+            while mutant := self.take():
+                self.try_one(tree, cache, mutant)
+        except BaseException as failure:  # for the main thread to raise
+            self.failure = failure
+
+    def try_one(self, tree: Path, cache: str, mutant: Mutant) -> None:
+        path, start = tree / mutant.file, time.monotonic()
+        text = path.read_text()
+        path.write_text(text.replace(mutant.old, mutant.new))
+        first = [self.known[mutant.name]] if mutant.name in self.known else []
+        caught = notice(tree, cache, [mutant], first + [test for test in tests_for([mutant]) if test not in first])
+        path.write_text(text)
+        os.utime(path)
+        test, said = caught or ("", "SURVIVED")
+        if caught and test not in self.sound:
+            if failed := notice(tree, cache, [mutant], [test]):
+                raise SystemExit(f"a test fails though nothing is broken: {failed}")
+            self.sound.add(test)
+        self.results.append({"mutant": mutant.name, "file": mutant.file, "caught_by": test, "said": said[:200]})
+        seconds = time.monotonic() - start
+        print(f"{len(self.results):3}/{self.count} {mutant.name}: {test or 'SURVIVED'} ({seconds:.0f} s)", flush=True)
+
+
+def learn(results: list[dict[str, str]]) -> None:
+    """What is known of mutants that there are, in the order of their names."""
+    known = json.loads(NOTICED.read_text()) if NOTICED.exists() else {}
+    known |= {row["mutant"]: row["caught_by"] for row in results if row["caught_by"]}
+    names = {mutant.name for mutant in MUTANTS}
+    kept = {name: test for name, test in sorted(known.items()) if name in names}
+    NOTICED.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", default=str(ROOT / ".cache"), help="where cmocka was unpacked")
     parser.add_argument("--json", type=Path, help="write the list here")
     parser.add_argument("--only", help="mutants whose name or file contains this")
+    parser.add_argument("--unknown", action="store_true", help="only those of which no test is known")
+    parser.add_argument("--seconds", type=float, help="take them in an order of chance, and no more after so long")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time (%(default)s)")
+    parser.add_argument("--learn", action="store_true", help="write down which tests noticed")
     parser.add_argument("--check", action="store_true", help="only see that every mutant applies")
     options = parser.parse_args()
     if misfits():
         raise SystemExit("\n".join(misfits()))
     if options.check:
         return 0
+    known: dict[str, str] = json.loads(NOTICED.read_text()) if NOTICED.exists() else {}
     chosen = [mutant for mutant in MUTANTS if not options.only or options.only in f"{mutant.name} {mutant.file}"]
-    results, survivors = [], []
+    if options.unknown:
+        chosen = [mutant for mutant in chosen if mutant.name not in known]
+    if options.seconds:
+        random.shuffle(chosen)
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
-        copy_tree(tree)
-        (tree / "build").mkdir(exist_ok=True)
-        for name in STANDIN:
-            if (ROOT / "build" / name).is_file():
-                shutil.copy(ROOT / "build" / name, tree / "build")
-        for in_python in sorted({is_python(mutant) for mutant in chosen}):
-            whole = caught_by(tree, options.cache, [mutant for mutant in chosen if is_python(mutant) == in_python])
-            if whole:
-                raise SystemExit(f"a test fails though nothing is broken: {whole}")
-        for number, mutant in enumerate(chosen, 1):
-            path = tree / mutant.file
-            text = path.read_text()
-            path.write_text(text.replace(mutant.old, mutant.new))
-            caught = caught_by(tree, options.cache, [mutant])
-            path.write_text(text)
-            os.utime(path)
-            test, said = caught or ("", "SURVIVED")
-            results.append({"mutant": mutant.name, "file": mutant.file, "caught_by": test, "said": said})
-            if not caught:
-                survivors.append(mutant.name)
-            print(f"{number:3}/{len(chosen)} {mutant.name}: {test or 'SURVIVED'}", flush=True)
+        trees = [make_tree(Path(folder) / str(job)) for job in range(max(1, min(options.jobs, len(chosen))))]
+        work = Work(chosen, known, time.monotonic() + (options.seconds or float("inf")))
+        threads = [threading.Thread(target=work.run, args=(tree, options.cache)) for tree in trees]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if options.learn:
+        learn(work.results)
+    if work.failure:
+        raise work.failure
+    survivors = [row["mutant"] for row in work.results if not row["caught_by"]]
     if options.json:
-        options.json.write_text(
-            json.dumps({"mutants": len(results), "survived": survivors, "list": results}, indent=1) + "\n"
-        )
-    print(f"{len(results) - len(survivors)} of {len(results)} mutants caught; survivors: {survivors or 'none'}")
+        counted = {"mutants": len(work.results), "survived": survivors, "list": work.results}
+        options.json.write_text(json.dumps(counted, indent=1) + "\n")
+    print(
+        f"{len(work.results) - len(survivors)} of {len(work.results)} mutants caught; survivors: {survivors or 'none'}"
+    )
     return 1 if survivors else 0
 
 
