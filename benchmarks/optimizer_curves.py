@@ -245,7 +245,7 @@ def train_all(todo: list[Run], results: dict[str, Any], file: Path) -> None:
 
 
 def draw(results: dict[str, Any], file: Path) -> None:
-    """Curves of the runs in `SHOWN`, and where every run ended."""
+    """Curves of the runs in `SHOWN`, or of all if none of those is there, and where every run ended."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -254,11 +254,11 @@ def draw(results: dict[str, Any], file: Path) -> None:
     runs = results["runs"]
     with pyplot.rc_context(STYLE):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, max(5.4, 0.2 * len(runs))), layout="constrained")
-        for name, (colour, dashes) in SHOWN.items():
-            if name in runs:
-                curve = runs[name]["curve"][1:]
-                steps, losses = [point["step"] for point in curve], [point["validation"] for point in curve]
-                left.plot(steps, losses, dashes, color=colour, label=name, linewidth=1.5)
+        shown = {name: style for name, style in SHOWN.items() if name in runs}
+        for name, (colour, dashes) in (shown or dict.fromkeys(runs, (None, "-"))).items():
+            curve = runs[name]["curve"][1:]
+            steps, losses = [point["step"] for point in curve], [point["validation"] for point in curve]
+            left.plot(steps, losses, dashes, color=colour, label=name, linewidth=1.5)
         left.set(xlabel="step", ylabel="nats a character", title="Loss on the validation text")
         left.set_xlim(left=0)
         left.legend()
@@ -337,6 +337,7 @@ def sent_in_a_step(run: dict[str, Any]) -> float:
     return float(run["bytes_sent"]) / run["steps"] / 1e3
 
 
+FEW = 5  # runs, which need no picture of bytes
 LOSS_RANGE = 0.25  # above the best
 SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6.5}
 KINDS = {"dense": "#555555", "sparse gradients": "#0072B2", "local steps": "#CC79A7"}
@@ -382,7 +383,8 @@ def main() -> None:
         train_all(todo, results, options.json)
     if options.draw or gtopk.rank() == 0:
         draw(results, options.json.with_suffix(".png"))
-        draw_bytes(results, options.json.with_name(f"{options.json.stem}_bytes.png"))
+        if len(results["runs"]) > FEW:
+            draw_bytes(results, options.json.with_name(f"{options.json.stem}_bytes.png"))
 
 
 if __name__ == "__main__":

@@ -188,7 +188,23 @@ RUNS = [
     local("Local 4, .08, beta1 .8, topk", beta1=0.8, algorithm="topk"),
     Run("10M: AdamW, dense", algorithm="dense", clip="mean", lr=1.5e-3, **TEN_MILLION),
     local("10M: Local 4, .08", **{**LOCAL, "lr": 3e-3, **TEN_MILLION}),
-    local("Local 2, .12, beta1 .8, outer lr 1, 4000 steps, seed 2", **EVERY_SECOND, beta1=0.8, steps=4000, seed=2),
+    local(
+        "Local 2, .18, beta1 .8, outer lr 1, lr .006, 4000 steps",
+        **{**EVERY_SECOND, "lr": 6e-3, "density": 0.18, "beta1": 0.8},
+        steps=4000,
+    ),
+    local(
+        "Local 2, .12, beta1 .8, outer lr 1, lr .006, 4000 steps, seed 2",
+        **{**EVERY_SECOND, "lr": 6e-3, "beta1": 0.8},
+        steps=4000,
+        seed=2,
+    ),
+    local(
+        "Local 2, .12, beta1 .8, outer lr 1, lr .006, 4000 steps, seed 3",
+        **{**EVERY_SECOND, "lr": 6e-3, "beta1": 0.8},
+        steps=4000,
+        seed=3,
+    ),
     Run(
         "AdamW, dense, lr x 2, beta1 .8, 4000 steps, seed 2",
         algorithm="dense",
@@ -199,4 +215,7 @@ RUNS = [
         seed=2,
     ),
     local("Local 4, .08, beta1 .8, 4000 steps, seed 2", beta1=0.8, steps=4000, seed=2),
+    local("Local 4, .08, beta1 .8, 4000 steps, seed 3", beta1=0.8, steps=4000, seed=3),
+    Run("AdamW, dense, lr x 2, 4000 steps, seed 2", algorithm="dense", clip="mean", lr=4e-3, steps=4000, seed=2),
+    Run("AdamW, dense, lr x 2, 4000 steps, seed 3", algorithm="dense", clip="mean", lr=4e-3, steps=4000, seed=3),
 ]

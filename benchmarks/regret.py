@@ -51,7 +51,8 @@ def pick(costs: gtopk.Costs, entries: int, ranks: int, density: float, among: li
 def simulated() -> list[dict[str, Any]]:
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
     for row in json.loads((RESULTS / "scale.json").read_text())["rows"]:
-        groups[row["network"], row["job"], row["ranks"]].append(row)
+        if row["algorithm"] in ALGORITHMS:  # nodes are other machines
+            groups[row["network"], row["job"], row["ranks"]].append(row)
     rows = []
     for (network, job, ranks), found in groups.items():
         seconds = {row["algorithm"]: row["seconds"] for row in found}

@@ -66,6 +66,7 @@ NETWORKS = (
 )
 
 
+PIECE = 2**18  # floats: those of a message of a node's sum, as csrc/exchange/scatter.c has it
 INSIDE = Network("within a node", 50e9, 2e-6)  # of each message; about PCIe 5
 
 
@@ -80,7 +81,8 @@ def formula(algorithm: str, ranks: int, n: int, k: int, a: float, b: float) -> f
     """The README's: latency a of a message, b seconds a byte."""
     if algorithm == NODES:
         between = formula("gtopk", ranks // EACH_NODE, n, k, a, b)
-        return between + (EACH_NODE - 1) * (2 * INSIDE.latency + bytes_inside(n, k) / INSIDE.bandwidth)
+        messages = math.ceil(n / EACH_NODE / PIECE) + 1
+        return between + (EACH_NODE - 1) * (messages * INSIDE.latency + bytes_inside(n, k) / INSIDE.bandwidth)
     rounds = math.log2(ranks)
     message = k * bytes_an_entry(n, k) * b
     return {
