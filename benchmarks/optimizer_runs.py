@@ -184,6 +184,7 @@ RUNS = [
         steps=4000,
     ),
     local("Local 2, .12, beta1 .8, outer lr 1", **EVERY_SECOND, beta1=0.8),
+    local("Local 2, .12, beta1 .8, outer lr 1, lr .006", **{**EVERY_SECOND, "lr": 6e-3, "beta1": 0.8}),
     local("Local 4, .08, beta1 .8, outer lr 1", beta1=0.8, outer_lr=1.0),
     local("Local 4, .08, beta1 .8, topk", beta1=0.8, algorithm="topk"),
     Run("10M: AdamW, dense", algorithm="dense", clip="mean", lr=1.5e-3, **TEN_MILLION),

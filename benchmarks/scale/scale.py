@@ -3,8 +3,9 @@
 scale.c is what runs, under SimGrid's SMPI. Simulated are the messages: each link has a latency and a bandwidth in each
 direction, messages that meet on a link share it. Computing takes no time, so the load of this machine does not matter.
 The network is a fat tree of 32 switches with 32 hosts each and 32 links up (full bisection); ranks are placed in order, one
-a host. "gtopk, nodes" has 8 ranks on a host, between which a message has 50 GB/s and 2 us, and hierarchy "node". SimGrid's
-corrections for TCP and cross-traffic are off: what is compared with the formula is the algorithm.
+a host. "gtopk, 8 a host" has 8 ranks on each, which share its link and exchange messages at 50 GB/s and 2 us there, and
+"gtopk, nodes" the same with hierarchy "node". SimGrid's corrections for TCP and cross-traffic are off: what is compared with
+the formula is the algorithm.
 
 Rows are kept as they come, and those that the file has already are not run again (--again: all are). dense and topk need
 memory that grows with P on each rank: beyond the sizes of LIMITS their formula stands in the picture alone.
@@ -26,8 +27,10 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NODES = "gtopk, nodes"  # between nodes of EACH_NODE ranks, with hierarchy "node"
+SHARED = "gtopk, 8 a host"  # as many ranks on a host, without it
 EACH_NODE = 8
-ALGORITHMS = ("dense", "topk", "gtopk", "gtopk-tree", "gtopk-split", NODES)
+ON_NODES = (NODES, SHARED)
+ALGORITHMS = ("dense", "topk", "gtopk", "gtopk-tree", "gtopk-split", *ON_NODES)
 JOBS = {"1M": (1_000_000, 0.025), "25M": (25_000_000, 0.001)}
 # The most ranks that fit into 24 GiB together, for each job.
 LIMITS = {"dense": {"1M": 128, "25M": 8}, "topk": {"1M": 64, "25M": 64}, NODES: {"1M": 1024, "25M": 64}}
@@ -38,6 +41,7 @@ COLOURS = {
     "gtopk-tree": "#009E73",
     "gtopk-split": "#CC79A7",
     NODES: "#D55E00",
+    SHARED: "#56B4E9",
 }
 VALUE_BYTES = 2  # bf16
 OPTIONS = (
@@ -85,6 +89,9 @@ def formula(algorithm: str, ranks: int, n: int, k: int, a: float, b: float) -> f
         return between + (EACH_NODE - 1) * (messages * INSIDE.latency + bytes_inside(n, k) / INSIDE.bandwidth)
     rounds = math.log2(ranks)
     message = k * bytes_an_entry(n, k) * b
+    if algorithm == SHARED:
+        inside = INSIDE.latency + message / b / INSIDE.bandwidth
+        return math.log2(EACH_NODE) * inside + (rounds - math.log2(EACH_NODE)) * (a + EACH_NODE * message)
     return {
         "dense": 2 * a * (ranks - 1) + 2 * (ranks - 1) / ranks * 4 * n * b,
         "topk": a * rounds + (ranks - 1) * message,
@@ -102,7 +109,7 @@ def bytes_inside(n: int, k: int) -> float:
 def way(network: Network, ranks: int, algorithm: str) -> float:
     """The latency of a round, on average: partners in one switch are two links apart, others four. Each round of a ring
     waits for the longest way."""
-    if algorithm == NODES:
+    if algorithm in ON_NODES:
         return way(network, ranks // EACH_NODE, "gtopk")
     rounds = int(math.log2(ranks))
     if rounds == 0:
@@ -132,14 +139,14 @@ def write_platform(network: Network, each_node: int, folder: Path) -> None:
 def simulate(
     options: argparse.Namespace, network: Network, ranks: int, n: int, density: float, algorithm: str
 ) -> dict[str, Any]:
-    each_node = EACH_NODE if algorithm == NODES else 1
+    each_node = EACH_NODE if algorithm in ON_NODES else 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_platform(network, each_node, folder)
         command = [str(options.smpirun.resolve()), "-np", str(ranks), "-platform", f"{folder}/platform.xml"]
         command += ["-hostfile", f"{folder}/hosts", *(f"--cfg={option}" for option in OPTIONS)]
         command += ["--log=root.thres:warning", str(options.program.resolve()), str(n), str(density)]
-        command += ["gtopk", str(EACH_NODE)] if algorithm == NODES else [algorithm]
+        command += {NODES: ["gtopk", str(EACH_NODE)], SHARED: ["gtopk"]}.get(algorithm, [algorithm])
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=options.limit)
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     if run.returncode != 0 or len(lines) != 2:
@@ -171,7 +178,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for plot, network in zip(line, NETWORKS, strict=True):
             for algorithm in ALGORITHMS:
                 seen = [r for r in rows if (r["algorithm"], r["network"], r["job"]) == (algorithm, network.name, job)]
-                those = [p for p in sizes if algorithm != NODES or p >= 2 * EACH_NODE]
+                those = [p for p in sizes if algorithm not in ON_NODES or p >= 2 * EACH_NODE]
                 times = [
                     1e3
                     * formula(algorithm, p, n, round(n * density), way(network, p, algorithm), 1 / network.bandwidth)
@@ -220,7 +227,7 @@ def main() -> None:
             for network in (x for x in NETWORKS if x.name.split()[0] in options.networks.split(",")):
                 for algorithm in options.algorithms:
                     too_large = ranks > LIMITS.get(algorithm, {}).get(job, 1024)
-                    too_small = algorithm == NODES and ranks < 2 * EACH_NODE
+                    too_small = algorithm in ON_NODES and ranks < 2 * EACH_NODE
                     if too_large or too_small or (network.name, ranks, job, algorithm) in have:
                         continue
                     row = simulate(options, network, ranks, *JOBS[job], algorithm) | {"job": job}
