@@ -1177,6 +1177,24 @@ MUTANTS = [
         "        self.since = 0\n",
     ),
     Mutant(
+        "a sharded state is read whose sums are too large",
+        TORCH + "sharded_state.py",
+        "_finite(name, scaled(found.pop(name), part))",
+        "scaled(found.pop(name), part)",
+    ),
+    Mutant(
+        "a sharded state: a velocity without a residual is dropped",
+        TORCH + "sharded_state.py",
+        "    if alone:\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "a velocity without a residual is dropped",
+        TORCH + "state_form.py",
+        "    if alone is not None:\n",
+        "    if False:\n",
+    ),
+    Mutant(
         "a velocity is lost where its parameter is sent dense from now on",
         TORCH + "exchange.py",
         "Waiting(momentum.without_velocity(name, entry.residual, entry.velocity), None)",
