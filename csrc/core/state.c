@@ -11,6 +11,7 @@
 
 #include "core/reducer.h"
 #include "exchange/collective.h"
+#include "util/memory.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "states are written in memory order, which must be little-endian"
