@@ -602,7 +602,7 @@ gtopk_status_t gtopk_reducer_state_save(gtopk_reducer_t *reducer, void *buffer, 
 
 /* Collective. The sum of all P ranks' residuals (and velocities), on root; other ranks may give buffer NULL. It loads
  * into any number of ranks: each takes a P-th of it, so that what waits is the same mean update. The sum stays as it is
- * with P ranks, and is Q / P times as large with Q. */
+ * with P ranks, and is Q / P times as large with Q. Errors: DESYNC (ranks are at different steps, or of different runs). */
 gtopk_status_t gtopk_reducer_state_consolidate(gtopk_reducer_t *reducer, void *buffer, size_t bytes, int32_t root);
 
 /* What a saved state holds, read without a reducer. Errors: CORRUPT. */

@@ -11,6 +11,7 @@
 
 #include "core/reducer.h"
 #include "exchange/collective.h"
+#include "util/memory.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "states are written in memory order, which must be little-endian"
@@ -172,6 +173,39 @@ static gtopk_status_t consolidate_array(gtopk_reducer_t *reducer, int which, flo
     return status;
 }
 
+/* How far a reducer is. */
+typedef struct progress {
+    uint64_t step, run;
+} progress_t;
+
+static gtopk_status_t compare_progress(const progress_t *all, int32_t size)
+{
+    for (int32_t r = 1; r < size; r++)
+        if (all[r].step != all[0].step || all[r].run != all[0].run)
+            return status_set(GTOPK_ERR_DESYNC,
+                              "rank 0 is at step %llu of run %016llx, rank %d at step %llu of run %016llx, so there is "
+                              "no state of all: load one of the same step on every rank",
+                              (unsigned long long)all[0].step, (unsigned long long)all[0].run, (int)r,
+                              (unsigned long long)all[r].step, (unsigned long long)all[r].run);
+    return GTOPK_OK;
+}
+
+/* Collective. Residuals of different steps do not add up to a state. */
+static gtopk_status_t check_progress(gtopk_reducer_t *reducer)
+{
+    gtopk_comm_t *comm = reducer->comm;
+    const progress_t mine = {reducer->step, reducer->record.run};
+    progress_t *all;
+    gtopk_status_t status = memory_alloc(&all, (size_t)comm_size(comm), sizeof *all, "the steps of all ranks");
+    if (status == GTOPK_OK)
+        status = collective_allgather(&comm->link, &mine, sizeof mine, all);
+    status = comm_settle(comm, status, reducer->step);
+    if (status == GTOPK_OK)
+        status = compare_progress(all, comm_size(comm));
+    memory_free(all);
+    return status;
+}
+
 gtopk_status_t gtopk_reducer_state_consolidate(gtopk_reducer_t *reducer, void *buffer, size_t bytes, int32_t root)
 {
     gtopk_status_t status = reducer_enter(reducer);
@@ -193,6 +227,8 @@ gtopk_status_t gtopk_reducer_state_consolidate(gtopk_reducer_t *reducer, void *b
     if (status == GTOPK_OK)
         status = part_create(reducer, &part);
     status = comm_agree(comm, status, "gtopk_reducer_state_consolidate");
+    if (status == GTOPK_OK)
+        status = check_progress(reducer);
     if (status == GTOPK_OK) {
         for (int which = DEVICE_RESIDUAL; which <= reducer->record.momentum_correction && status == GTOPK_OK; which++)
             status = consolidate_array(reducer, which, part, state);

@@ -139,11 +139,18 @@ def case_loading_on_one_rank_and_broadcasting():
 
 def case_ranks_at_different_steps_are_an_error_on_all():
     optimizer = (load if gtopk.rank() == 0 else lambda run, _: new(run))("sgd", "consolidated")[1]
-    raises(gtopk.DesyncError, optimizer.step, "after step 10", "starts anew", "broadcast_optimizer_state")
+    for call in (optimizer.consolidate_state_dict, optimizer.step):
+        raises(gtopk.DesyncError, call, "after step 10", "starts anew", "broadcast_optimizer_state")
     saved = torch.load(file("sgd", "consolidated"), weights_only=True, map_location="cpu")["optimizer"]
     saved["gtopk"]["step"] += gtopk.rank()
     optimizer.load_state_dict(saved)
     raises(gtopk.DesyncError, optimizer.step, "after step 10", "after step 11")
+    raises(gtopk.DesyncError, optimizer.consolidate_state_dict, "after step 10", "after step 11")
+    other = make()
+    if gtopk.rank() == 0:
+        other.gate = torch.nn.Linear(3, 2)
+    optimizer = wrapped(other)
+    raises(gtopk.MismatchError, optimizer.consolidate_state_dict, "gate.weight", "on rank 0 only")
 
 
 def case_a_state_without_gtopk():

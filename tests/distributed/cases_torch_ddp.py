@@ -446,6 +446,10 @@ def case_consolidated_state():
     everywhere = gtopk.broadcast_object(one, 0)
     mine = state.state_dict()["residual"]
     state.load_state_dict(everywhere)
+    again = gtopk.broadcast_object(state.consolidate_state_dict(to=0), 0)  # before a step has taken it over
+    for name, values in everywhere["residual"].items():
+        torch.testing.assert_close(again["residual"][name], values, rtol=1e-6, atol=0)
+    assert {**again, "residual": {}} == {**everywhere, "residual": {}}
     expected = gtopk.allreduce(flat(mine[n] for n, _ in model.named_parameters()), op=gtopk.Sum)
     torch.testing.assert_close(flat(everywhere["residual"][n] for n, _ in model.named_parameters()), expected)
 
@@ -464,6 +468,10 @@ def case_consolidated_state():
         return state
 
     raises(gtopk.MismatchError, lambda: trained(renamed, 1), "parameter 0 is conv.weight", "here it is x.conv.weight")
+    raises(gtopk.InvalidError, lambda: state.consolidate_state_dict(to=gtopk.size()), "root rank is")
+    if gtopk.rank() == 0:
+        state.load_state_dict({**everywhere, "step": 2})
+    raises(gtopk.DesyncError, state.consolidate_state_dict, "after step 2", "after step 3")
 
 
 def case_a_group_of_some_ranks():

@@ -55,6 +55,7 @@ PYTHON_TESTS = [
     "test_torch_optimizer.py",
     "test_torch_rebuild.py",
     "test_torch_checkpoint.py",
+    "test_torch_momentum.py",
     "test_torch_ddp.py",
     "test_torch_distributed.py::test_mpirun[2]",
     "test_torch_distributed.py::test_checkpoints_in_new_processes[3-2]",

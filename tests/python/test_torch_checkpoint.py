@@ -145,6 +145,17 @@ def test_a_sharded_state_has_the_mean_of_as_many_as_have_saved_it(exchanging, tm
         after = other.state_dict()["gtopk"]["residual"]
         for name, values in before.items():
             assert torch.equal(after[name], values / replicas)
+    saved["progress"][1] = 2
+    large = torch.full_like(saved["residual.0.conv.bias"], 3e38)
+    twice = {f"residual.{replica}.conv.bias": large for replica in range(2)}
+    alone = {name: values for name, values in saved.items() if name != "residual.0.conv.bias"}
+    for key, wrong, text in (
+        ("large", {**saved, **twice}, "conv.bias is too large"),
+        ("alone", {**alone, "velocity.0.conv.bias": large}, r"velocity of conv\.bias, and no residual"),
+    ):
+        dcp.save({key: wrong}, checkpoint_id=tmp_path / key, no_dist=True)
+        with pytest.raises(gtopk.CorruptError, match=text):
+            new()[1].load_sharded_state(tmp_path / key, key=key)
     saved["progress"][1] = 0
     dcp.save({"none": saved}, checkpoint_id=tmp_path / "none", no_dist=True)
     with pytest.raises(gtopk.CorruptError, match=r"none\.progress says that 0 ranks.*residual of number 0"):
@@ -219,6 +230,13 @@ def test_damaged_states(state):
         (lambda s: s["residual"].pop("conv.weight"), "residual_of.*conv.weight' is in one of them only"),
         (lambda s: s["residual_of"].pop(), "residual_of.*is in one of them only"),
         (lambda s: s["velocity_of"].append("conv.weight"), "velocity_of.*conv.weight' is in one of them only"),
+        (
+            lambda s: (
+                s.update(velocity_of=["conv.bias"], velocity={"conv.bias": s["residual"].pop("conv.bias")})
+                or s["residual_of"].remove("conv.bias")
+            ),
+            "residual has nothing of 'conv.bias', of which there is a velocity",
+        ),
         (put("residual", "conv.weight", torch.zeros(3)), r"conv\.weight has shape \[3\]"),
         (put("residual", "conv.weight", torch.zeros(8, 3, 3, 3, dtype=torch.int32)), "no float32 tensor"),
         (put("residual", "conv.weight", torch.zeros(8, 3, 3, 3).to_sparse()), "no ordinary tensor"),

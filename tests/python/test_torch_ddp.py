@@ -55,6 +55,30 @@ def test_one_rank(one_rank):
     assert torch.equal(*gradients(3))
 
 
+def test_a_loaded_state_is_consolidated_before_a_step_has_taken_it_over(one_rank, monkeypatch):
+    from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
+    from gtopk.torch.session import Session
+
+    monkeypatch.setattr(Session, "solo", False)
+    model = torch.nn.Linear(6, 3)
+    first, second = (GTopKState(named_parameters=model.named_parameters(), density=0.1) for _ in range(2))
+    assert first.consolidate_state_dict() == first.state_dict() == {}
+    net = torch.nn.parallel.DistributedDataParallel(model)
+    net.register_comm_hook(first, gtopk_hook)
+    states = []
+    for _ in range(2):
+        for _ in range(3):
+            net(torch.randn(4, 6)).pow(2).mean().backward()
+        states.append(first.consolidate_state_dict())
+    for state in (first, second):
+        state.load_state_dict(states[0])
+        found = state.consolidate_state_dict()
+        for name, values in found.pop("residual").items():
+            assert values.any()
+            assert torch.equal(values, states[0]["residual"][name])
+        assert found == {name: value for name, value in states[0].items() if name != "residual"}
+
+
 def test_static_graph_with_parameters_of_two_types(one_rank):
     """DDP then says of no bucket of the first iteration that it is the last one."""
     from gtopk.torch.ddp_hook import GTopKState, gtopk_hook

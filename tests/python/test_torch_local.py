@@ -17,6 +17,7 @@ from torch_support import ALL, assert_equal, batch, loss_of, make, train, twins
 import gtopk
 import gtopk.horovod as hvd
 from gtopk.torch.ddp_hook import GTopKState
+from gtopk.torch.session import Session
 from gtopk.torch.start import Start, all_finite
 from gtopk.torch.state_form import LOCAL_FIELDS
 
@@ -307,3 +308,27 @@ def test_one_rank_takes_over_what_several_had(state, monkeypatch):
     assert residual.any()
     optimizer.synchronize()
     torch.testing.assert_close(model.conv.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 7])
+def test_what_one_rank_has_done_since_it_took_over_is_in_the_weights(state, monkeypatch, steps):
+    """So a state of it goes on from there, on one rank or several, and not from a period of those that were."""
+    monkeypatch.undo()
+    saved = copy.deepcopy(state[0])
+    saved["gtopk"]["rank"] = -1
+    model = make()
+    optimizer = wrapped(model, optim.SGD, outer_lr=2.0)
+    saved["state"], saved["param_groups"] = optimizer.state_dict()["state"], optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict(saved)
+    train(model, optimizer, steps)
+    if steps in (0, 3):
+        optimizer.synchronize()  # what waited is in the weights from here on
+    for exchanges in (False, True):
+        if exchanges:
+            monkeypatch.setattr(Session, "solo", False)
+        again, other = copy.deepcopy(optimizer.consolidate_state_dict()), copy.deepcopy(model)
+        goes_on = wrapped(other, optim.SGD, outer_lr=2.0)
+        goes_on.load_state_dict(again)
+        assert_equal(other, model)
+        waiting = again["gtopk"]["residual"]
+        assert bool(waiting) == (steps == 1)

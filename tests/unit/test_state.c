@@ -191,6 +191,36 @@ static void assert_refused(gtopk_reducer_t *reducer, const uint8_t *state, size_
     assert_memory_equal(residual, zeros, sizeof residual);
 }
 
+/* Rank 1 has taken a step back. */
+static void run_apart(gtopk_comm_t *comm, int rank, int size, void *context)
+{
+    static uint8_t early[2][8192], late[2][8192], sum[8192];
+    run_t *run = context;
+    gtopk_reducer_t *reducer = open_reducer(comm, 0);
+    const size_t bytes = gtopk_reducer_state_size(reducer);
+    (void)size;
+    for (int number = 0; number < 2; number++) {
+        step(run, reducer, rank, number);
+        REQUIRE(gtopk_reducer_state_save(reducer, number == 0 ? early[rank] : late[rank], bytes) == GTOPK_OK);
+    }
+    if (rank == 1)
+        REQUIRE(gtopk_reducer_state_load(reducer, early[rank], bytes) == GTOPK_OK);
+    REQUIRE(gtopk_reducer_state_consolidate(reducer, sum, bytes, 0) == GTOPK_ERR_DESYNC);
+    REQUIRE(strstr(gtopk_last_error(), "rank 0 is at step 2") && strstr(gtopk_last_error(), "rank 1 at step 1"));
+    if (rank == 1)
+        REQUIRE(gtopk_reducer_state_load(reducer, late[rank], bytes) == GTOPK_OK);
+    REQUIRE(gtopk_reducer_state_consolidate(reducer, sum, bytes, 0) == GTOPK_OK);
+    gtopk_reducer_destroy(reducer);
+}
+
+static void test_ranks_at_different_steps_have_no_state_together(void **state)
+{
+    static run_t run;
+    (void)state;
+    run = (run_t){.size = 2};
+    ranks_run(2, run_apart, &run);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -325,6 +355,7 @@ int main(void)
         cmocka_unit_test(test_resume_is_bit_exact),
         cmocka_unit_test(test_any_size_takes_over),
         cmocka_unit_test(test_the_update_that_waits_stays_what_it_was),
+        cmocka_unit_test(test_ranks_at_different_steps_have_no_state_together),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_residual_is_set_by_hand),
         cmocka_unit_test(test_states_of_other_steps),

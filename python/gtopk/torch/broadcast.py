@@ -83,9 +83,9 @@ def _broadcast_shards(shards: Shards, tensors: list[Tensor], root_rank: int) -> 
 def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int = 0) -> None:
     """Gives every rank the state and the options (learning rate, ...) of one rank's optimizer. Collective.
 
-    The residual is not part of it: each rank keeps its own. With ``local_steps`` the next step starts a period, so
-    broadcast the parameters, too. What is taken over is the number of steps done, so that
-    ranks can go on together after one of them has loaded a checkpoint.
+    The residual is not part of it: each rank keeps its own, so load a consolidated state on all of them instead. With
+    ``local_steps`` the next step starts a period, so broadcast the parameters, too. What is taken over is the number of
+    steps done, so that ranks can go on together after one of them has loaded a checkpoint.
 
     Parameters
     ----------

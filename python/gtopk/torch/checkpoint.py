@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..comm import Sum
 from ..errors import MismatchError, StateError
+from .agreement import agree, agree_on_progress
 from .exchange import VELOCITY_TEXT, Waiting
 from .parameters import plain_name
 from .session import Session
@@ -42,8 +43,16 @@ def save(session: Session, parameters: Mapping[str, Tensor], shards: Shards | No
 def consolidate(
     session: Session, parameters: Mapping[str, Tensor], to: int, shards: Shards | None = None
 ) -> dict[str, Any] | None:
-    """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective."""
+    """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective.
+
+    Raises
+    ------
+    MismatchError, DesyncError
+        Some rank has other parameters, or is at another step; on every rank.
+    """
     mine = session.comm.together("consolidate_state_dict()", lambda: (_entries(session, parameters), None))
+    agree(session.comm, "parameters", [[name, list(parameter.shape)] for name, parameter in parameters.items()])
+    agree_on_progress(session.comm, None if session.run is None else (session.run, session.steps), 0)
     listed = session.comm.allgather_json([[name, entry.velocity is not None] for name, entry in mine.items()])
     velocities: dict[str, bool] = {}
     for names in listed:

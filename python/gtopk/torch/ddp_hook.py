@@ -154,9 +154,29 @@ class GTopKState(Holder):
         return checkpoint.save(self.session, self._parameters)
 
     def consolidate_state_dict(self, to: int = 0) -> dict[str, Any] | None:
-        """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective, between steps."""
-        self._check_between_steps("consolidate_state_dict")
-        return checkpoint.consolidate(self.session, self._parameters, to)
+        """The sum of all ranks' residuals on rank `to`, None elsewhere. Collective, between steps.
+
+        As in `state_dict`: {} before the first step, and of a loaded state what this says until a step takes it over.
+        """
+
+        def prepare() -> tuple[tuple[Session, Mapping[str, Tensor]], Any]:
+            self._check_between_steps("consolidate_state_dict")
+            return self._held(), [self.session.comm.root(to)]
+
+        session, parameters = self.session.comm.together("consolidate_state_dict()", prepare)
+        summed = checkpoint.consolidate(session, parameters, to)
+        return {} if summed is not None and not parameters else summed
+
+    def _held(self) -> tuple[Session, Mapping[str, Tensor]]:
+        """What the next step goes on from, and its parameters: a loaded state was not compared with the model yet."""
+        if self._loaded is None:
+            return self.session, self._parameters
+        names, shapes = map(plain_name, self._loaded["names"]), self._loaded["shapes"]
+        parameters = {name: torch.empty(shape, device="meta") for name, shape in zip(names, shapes, strict=True)}
+        session = Session(self.session.comm, self._options, self._schedule)
+        waiting = checkpoint.check(session, parameters, self._loaded, self._strict)
+        session.restore(self._loaded["run"], self._loaded["step"], waiting)
+        return session, parameters
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False) -> None:
         """Goes on from a saved state, which is compared with the model at the next step.

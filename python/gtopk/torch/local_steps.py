@@ -95,8 +95,11 @@ class LocalSteps(Synchronizer):
 
         Weights that were loaded or broadcast after an exchange are where the next period starts.
         """
+        if self.session.solo:
+            self._starts = {}  # of periods with others: this rank goes on from where it is
+            return
         now = [(id(p), p.device) for p in trained(optimizer)]
-        if self.session.solo or (self.since and now == self._trained):
+        if self.since and now == self._trained:
             return
         parameters = {
             name: self.local(p)
@@ -246,7 +249,7 @@ class LocalSteps(Synchronizer):
                     self.local(parameter).sub_(
                         (waiting.pop(name).residual * self.options.outer_lr).to(parameter.device)
                     )
-        self.since = 0
+        self._starts, self.since = {}, 0
 
     # ---- join ----
 

@@ -82,7 +82,7 @@ def load(sync: Synchronizer, optimizer: torch.optim.Optimizer, reader: Any, key:
     _, replicas, run, steps, done = counts
     _check_replicas(replicas, sizes, key)
     found, part = _waiting(sync, parameters, sizes, read), among(sync.session, replicas)
-    waiting = {name: scaled(found.pop(name), part) for name in list(found)}
+    waiting = {name: _finite(name, scaled(found.pop(name), part)) for name in list(found)}
     saved: dict[str, Any] = {"residual": waiting, **({_AS_GRADIENTS: True} if _AS_GRADIENTS in sizes else {})}
     if done >= 0:
         saved |= {"rank": CONSOLIDATED, "size": sync.session.comm.size, "local_steps": [done, 0]}
@@ -111,9 +111,19 @@ def _waiting(
         values = read(entry, _room(parameters[name]))
         before = found[what].get(name)
         found[what][name] = values if before is None else before.add_(values)
+    alone = sorted(set(found["velocity"]) - set(found["residual"]))
+    if alone:
+        raise CorruptError(f"the checkpoint has a velocity of {alone[0]}, and no residual of it: load another one")
     if found["velocity"] and sync.session.options.momentum_correction is False:
         raise MismatchError(VELOCITY_TEXT)
     return {name: Waiting(residual, found["velocity"].get(name)) for name, residual in found["residual"].items()}
+
+
+def _finite(name: str, entry: Waiting) -> Waiting:
+    """What is finite may be too large when it is added up."""
+    if all(values is None or bool(torch.isfinite(values).all()) for values in entry):
+        return entry
+    raise CorruptError(f"what waits of {name} is too large for float32 in the checkpoint: load another one")
 
 
 def _room(parameter: Tensor) -> Tensor:

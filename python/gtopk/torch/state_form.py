@@ -66,6 +66,9 @@ def check_form(saved: Any) -> None:
     shapes = dict(zip(saved["names"], _shapes(saved), strict=True))
     for what in ("residual", "velocity"):
         _check_entries(saved, what, shapes)
+    alone = next((name for name in saved["velocity"] if name not in saved["residual"]), None)
+    if alone is not None:
+        _damaged("residual", f"has nothing of {_short(alone)}, of which there is a velocity")
     if any(field in saved for field in LOCAL_FIELDS):
         _check_local(saved, shapes)
     if saved.get("as_gradients", True) is not True:
