@@ -47,8 +47,17 @@ def test_arguments(alone):
         train(make(), optimizer, 1)
     with pytest.raises(gtopk.StateError, match="clip them between"):
         optimizer.skip_synchronize()
-    with pytest.raises(gtopk.UnsupportedError, match=r"leave out DistributedDataParallel.*local_steps"):
-        GTopKState(local_steps=4)
+
+
+def test_the_ddp_hook_says_what_to_use(alone):
+    of_local_steps = ({"exchange": "weights"}, {"outer_momentum": 0.5}, {"residual_decay": 0.9})
+    for options in ({"local_steps": 4}, {"local_steps": lambda step: 4, "outer_lr": 1.5}, *of_local_steps):
+        with pytest.raises(gtopk.UnsupportedError, match=r"leave out DistributedDataParallel.*local_steps"):
+            GTopKState(**options)
+    with pytest.raises(gtopk.UnsupportedError, match=r"leave out DistributedDataParallel.*momentum_correction=True"):
+        GTopKState(momentum_correction=True)
+    with pytest.raises(TypeError, match="no option 'densty'"):
+        GTopKState(densty=0.1)
 
 
 def test_horovod_has_the_average_only(alone):
