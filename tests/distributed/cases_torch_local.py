@@ -63,6 +63,7 @@ def case_nothing_is_lost():
             {"algorithm": "dense"},
             {"algorithm": "auto"},
             {"dense_1d": True},
+            {"start_dtype": "bf16"},
             {"value_type": "bf16"},
             {"value_type": "int8"},
             {"local_steps": lambda step: 1 + step % 3},
@@ -121,6 +122,7 @@ def case_every_optimizer_and_option_has_replicas():
         {"kind": optim.Adagrad, "outer_momentum": 0.5, "outer_lr": 0.7, "algorithm": "dense"},
         {"kind": optim.Adadelta, "dense_1d": True},
         {"kind": optim.NAdam, "dense_below": 100},
+        {"kind": optim.AdamW, "start_dtype": "bf16", "residual_dtype": "bf16", "outer_momentum": 0.5},
         {"kind": optim.RAdam, "warmup": [(1, 0.5), (1, 0.2)]},
         {"kind": optim.Adamax, "merge_growth": 1.5, "residual_policy": "paper"},
         {"local_steps": lambda step: 1 if step < 1 else 3, "named": False},
@@ -135,6 +137,8 @@ def case_every_optimizer_and_option_has_replicas():
         train(model, optimizer, 3, 5, gtopk.rank())
         assert_replicas(model)
         assert optimizer.stats()["count"] > 0
+        narrow = [torch.equal(start, start.bfloat16().float()) for start in starts(optimizer).values()]
+        assert all(narrow) == ("start_dtype" in options)
 
 
 def case_types_and_layouts():
@@ -445,7 +449,11 @@ def case_the_same_data_everywhere_is_noticed():
 def case_checkpoints():
     """Of every rank: bit for bit; consolidated: nothing is lost. In the middle of a period, and between two."""
     for done in (6, 8):
-        for options in ({"outer_momentum": 0.5}, {"local_steps": lambda step: 3, "dense_1d": True}):
+        for options in (
+            {"outer_momentum": 0.5},
+            {"local_steps": lambda step: 3, "dense_1d": True},
+            {"start_dtype": "bf16"},
+        ):
             model = make()
             optimizer = wrapped(model, optim.AdamW, **{**LOCAL, **options})
             train(model, optimizer, done, 0, gtopk.rank())

@@ -31,7 +31,7 @@ from .warmup import DensitySchedule, Warmup, growth_of, share_of
 
 __all__ = ["GTopKState", "gtopk_hook", "register_hook"]
 
-_OF_LOCAL_STEPS = frozenset({"exchange", "outer_lr", "outer_momentum", "residual_decay"})
+_OF_LOCAL_STEPS = frozenset({"exchange", "outer_lr", "outer_momentum", "residual_decay", "start_dtype"})
 
 
 class _Bucket:
@@ -79,7 +79,7 @@ class GTopKState(Holder):
         residuals stay as they were. Buckets are then accumulated at the end of backward.
     local_steps : int
         1. Local steps need no DDP: they are an option of `gtopk.DistributedOptimizer`, as are ``exchange``, ``outer_lr``,
-        ``outer_momentum``, ``residual_decay`` and ``momentum_correction``. Here they are an error that says so.
+        ``outer_momentum``, ``residual_decay``, ``start_dtype`` and ``momentum_correction``. Here they are an error.
 
     Notes
     -----
