@@ -49,6 +49,7 @@ OPTIMIZER: dict[str, dict[str, Any]] = {
     "`local_steps=2`": {"local_steps": 2},
     "`local_steps=2, outer_momentum=0.9`": {"local_steps": 2, "outer_momentum": 0.9},
     '`local_steps=2, residual_dtype="bf16"`': {"local_steps": 2, "residual_dtype": "bf16"},
+    '`local_steps=2, start_dtype="bf16"`': {"local_steps": 2, "start_dtype": "bf16"},
     '`algorithm="auto"`': {"algorithm": "auto"},
     '`algorithm="dense"`, or parameters below `dense_below`': {"algorithm": "dense"},
     '`hierarchy="node"`, L = 2 ranks a node': {"hierarchy": "node"},

@@ -45,7 +45,7 @@ def same_size():
 def case_own_state_resumes_bit_for_bit():
     if not same_size():
         return
-    for run in RUNS:
+    for run in (*RUNS, "local"):
         with Warnings() as texts:
             model, optimizer, _ = load(run, gtopk.rank(), strict=True)
         assert texts == []
@@ -56,7 +56,7 @@ def case_own_state_resumes_bit_for_bit():
         ), run
         for name, values in residuals(optimizer).items():
             assert torch.equal(values, end["residual"][name]), (run, name)
-        assert optimizer.stats()["step"] == 19
+        assert optimizer.stats()["step"] == (4 if run == "local" else 19)
 
 
 def case_consolidated_state_loads_on_any_number_of_ranks():
@@ -71,6 +71,27 @@ def case_consolidated_state_loads_on_any_number_of_ranks():
         train(model, optimizer, 3, 10, gtopk.rank())
         assert_replicas(model)
         assert optimizer.stats()["step"] == 12
+
+
+def case_local_steps_go_on_on_any_number_of_ranks():
+    """From where the period started, with the mean of what waited and of what ranks had done since."""
+    with Warnings() as texts:
+        model, optimizer, saved = load("local", "consolidated", strict=True)
+    assert texts == []
+    state = saved["optimizer"]["gtopk"]
+    for name, p in model.named_parameters():
+        assert torch.equal(p.detach().cpu(), state["start"][name])
+    mean = total(optimizer, model).cpu() / gtopk.size()
+    torch.testing.assert_close(mean, saved["waiting"] / state["size"], rtol=1e-5, atol=1e-7)
+    train(model, optimizer, 4, 10, gtopk.rank())
+    assert optimizer.stats()["local_steps"] == 0
+    assert_replicas(model)
+
+    with Warnings():  # one rank's own, on all
+        model, optimizer, _ = load("local", 0)
+    train(model, optimizer, 2, 10, gtopk.rank())
+    assert optimizer.stats()["local_steps"] == 0
+    assert_replicas(model)
 
 
 def case_what_waits_moves_the_weights_as_far_on_any_number_of_ranks():

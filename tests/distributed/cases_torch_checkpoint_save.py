@@ -28,10 +28,14 @@ RUNS = {
     "adamw": {"kind": optim.AdamW, "value_type": "int8"},
 }
 
+# Saved in the middle of a period: 10 steps are two exchanges and two steps.
+LOCAL = {"kind": optim.AdamW, "local_steps": 4, "outer_momentum": 0.5, "residual_decay": 0.9}
+
 
 def new(run):
     model = make()
-    return model, wrapped(model, **{"lr": 0.01, "density": 0.02, **RUNS[run]})
+    options = LOCAL if run == "local" else RUNS[run]
+    return model, wrapped(model, **{"lr": 0.01, "density": 0.02, **options})
 
 
 def file(run, what):
@@ -60,6 +64,23 @@ def case_save():
         train(model, optimizer, 10, 10, gtopk.rank())
         assert_replicas(model)
         torch.save({"model": model.state_dict(), "residual": residuals(optimizer)}, file(run, f"end-{gtopk.rank()}"))
+
+
+def case_save_local_steps():
+    model, optimizer = new("local")
+    train(model, optimizer, 10, 0, gtopk.rank())
+    state, weights = optimizer.state_dict(), model.state_dict()
+    torch.save({"model": weights, "optimizer": state}, file("local", gtopk.rank()))
+    consolidated = optimizer.consolidate_state_dict(to=1)
+    start = state["gtopk"]["start"]
+    done = flat(start[name] - p.detach().cpu() for name, p in model.named_parameters())
+    waiting = gtopk.allreduce(done, op=gtopk.Sum) + total(optimizer, model).cpu()
+    if consolidated is not None:
+        saved = {"model": weights, "optimizer": consolidated, "waiting": waiting}
+        torch.save(saved, file("local", "consolidated"))
+    train(model, optimizer, 10, 10, gtopk.rank())
+    assert_replicas(model)
+    torch.save({"model": model.state_dict(), "residual": residuals(optimizer)}, file("local", f"end-{gtopk.rank()}"))
 
 
 def case_consolidate_to_a_rank_that_does_not_exist():

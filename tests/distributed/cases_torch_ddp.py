@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from cases_torch_optimizer import assert_replicas, flat
-from harness import HIERARCHY, Warnings, raises
+from harness import EACH_NODE, HIERARCHY, Warnings, raises
 from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel
 from torch_support import DEVICE, batch, loss_of, make
@@ -487,6 +487,43 @@ def case_a_group_of_some_ranks():
         others = [torch.empty_like(grads) for _ in members]
         dist.all_gather(others, grads, group=group)
         assert all(torch.equal(grads, other) for other in others)
+
+
+def case_local_steps_with_dense_gradients_inside_a_node():
+    """DDP over the ranks of a node averages their gradients in every step, and gtopk exchanges weights between nodes."""
+    if not EACH_NODE:
+        return
+    group, _ = dist.new_subgroups(EACH_NODE, backend="gloo")
+    first = gtopk.rank() - gtopk.rank() % EACH_NODE
+    mine = slice(first, first + EACH_NODE)
+    options = {"lr": 0.1, "momentum": 0.9}
+    for density in (ALL, {"density": 0.05}):
+        model, plain = make(), make()
+        del model.unused, plain.unused
+        net = DistributedDataParallel(model, process_group=group)
+        optimizer = gtopk.DistributedOptimizer(
+            optim.SGD(model.parameters(), **options), model.named_parameters(), local_steps=3, **HIERARCHY, **density
+        )
+        reference = optim.SGD(plain.parameters(), **options)
+        with Warnings() as texts:
+            for step in range(6):
+                for one, its in ((net, optimizer), (plain, reference)):
+                    its.zero_grad()
+                    loss_of(one, batch(step, gtopk.rank())).backward()
+                gradients = gtopk.allgather(nn.utils.parameters_to_vector(p.grad for p in plain.parameters())[None])
+                nn.utils.vector_to_parameters(gradients[mine].mean(dim=0), [p.grad for p in plain.parameters()])
+                optimizer.step()
+                reference.step()
+                everywhere = gtopk.allgather(flat(model.parameters())[None])
+                assert all(torch.equal(weights, everywhere[first]) for weights in everywhere[mine])
+                assert torch.equal(everywhere[0], everywhere[-1]) == (step % 3 == 2)
+                if step % 3 == 2:
+                    mean = gtopk.allreduce(nn.utils.parameters_to_vector(plain.parameters()).detach())
+                    nn.utils.vector_to_parameters(mean, plain.parameters())
+        assert texts == []  # the ranks of a node have the same differences, but not all ranks have
+        if density is ALL:
+            torch.testing.assert_close(everywhere[0], flat(plain.parameters()), rtol=1e-4, atol=1e-5)
+    dist.destroy_process_group(group)
 
 
 def case_distributed_checkpoint():

@@ -1437,8 +1437,20 @@ MUTANTS = [
     Mutant(
         "local steps: 16-bit weights start from 16 bits",
         TORCH + "start.py",
-        "        flat(self.weights).sub_(",
-        "        flat(self.weights.copy_(self.weights.bfloat16())).sub_(",
+        "        moved = self.weights.to(self.wide)\n",
+        "        moved = self.weights.bfloat16().to(self.wide)\n",
+    ),
+    Mutant(
+        "local steps: what a start in bf16 rounds away is lost",
+        TORCH + "start.py",
+        "            self.weights.copy_(moved)\n",
+        "            parameter.copy_(self.weights.copy_(moved))\n",
+    ),
+    Mutant(
+        "local steps: a start in bf16 goes on from float32",
+        TORCH + "local_steps.py",
+        'return Start(parameter, self.options.start_dtype == "bf16")',
+        "return Start(parameter)",
     ),
     Mutant(
         "local steps: the outer momentum is not Nesterov's",

@@ -42,14 +42,25 @@ def test_arguments(alone):
         refused(gtopk.InvalidError, "residual_decay is", residual_decay=wrong)
     for name in ("outer_lr", "outer_momentum", "residual_decay"):
         refused(gtopk.InvalidError, f"{name}=0.5 is for weights", local_steps=1, **{name: 0.5})
+    refused(gtopk.InvalidError, "start_dtype is 'fp16'", start_dtype="fp16")
+    refused(gtopk.InvalidError, "start_dtype=bf16 is for weights", local_steps=1, start_dtype="bf16")
     refused(gtopk.UnsupportedError, "each rank applies its own momentum", kind=optim.SGD, momentum_correction=True)
     optimizer = wrapped(make(), local_steps=lambda step: step)
     with pytest.raises(gtopk.InvalidError, match=r"local_steps\(0\) is 0"):
         train(make(), optimizer, 1)
     with pytest.raises(gtopk.StateError, match="clip them between"):
         optimizer.skip_synchronize()
-    with pytest.raises(gtopk.UnsupportedError, match=r"leave out DistributedDataParallel.*local_steps"):
-        GTopKState(local_steps=4)
+
+
+def test_the_ddp_hook_says_what_to_use(alone):
+    of_local_steps = ({"exchange": "weights"}, {"outer_momentum": 0.5}, {"residual_decay": 0.9})
+    for options in ({"local_steps": 4}, {"local_steps": lambda step: 4, "outer_lr": 1.5}, *of_local_steps):
+        with pytest.raises(gtopk.UnsupportedError, match=r"leave out DistributedDataParallel.*local_steps"):
+            GTopKState(**options)
+    with pytest.raises(gtopk.UnsupportedError, match=r"leave out DistributedDataParallel.*momentum_correction=True"):
+        GTopKState(momentum_correction=True)
+    with pytest.raises(TypeError, match="no option 'densty'"):
+        GTopKState(densty=0.1)
 
 
 def test_horovod_has_the_average_only(alone):
@@ -198,10 +209,33 @@ def test_a_start(order, dtype):
     parameter += 0.25
     assert not start.is_at(parameter)
     assert (start.difference(parameter) == -0.25).all()
-    start.move(torch.full((parameter.numel(),), -0.125), 2.0)
+    before = parameter.clone()
+    start.move(parameter, torch.full((parameter.numel(),), -0.125), 2.0)
     assert start.is_at(parameter)
-    start.move(torch.full((parameter.numel(),), 2.0**-20), 1.0)
-    assert start.difference(parameter).abs().max() <= (0 if dtype is torch.bfloat16 else 2.0**-20)
+    assert torch.equal(before, parameter)
+    start.move(parameter, torch.full((parameter.numel(),), 2.0**-20), 1.0)
+    assert start.is_at(parameter)
+    assert (before - parameter).abs().max() <= (0 if dtype is torch.bfloat16 else 2.0**-20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_start_in_bf16(dtype):
+    """Of float32 only. What is rounded away is part of the next difference."""
+    parameter = torch.linspace(0.5, 1.5, 101).to(dtype).reshape(1, 101)
+    exact = parameter.clone()
+    start = Start(parameter, bf16=True)
+    assert start.weights.element_size() == {torch.float32: 2, torch.float64: 8}.get(dtype, 4)
+    assert start.is_at(parameter)
+    if dtype is not torch.float32:
+        return
+    assert torch.equal(start.difference(parameter), exact.bfloat16() - exact)
+    assert torch.equal(parameter, exact)
+    parameter += 1.0
+    assert not start.is_at(parameter)
+    start.move(parameter, torch.full((101,), 0.125), 2.0)
+    assert torch.equal(parameter, exact.bfloat16().float() - 0.25)
+    assert start.is_at(parameter)
+    assert torch.equal(start.difference(parameter), parameter.bfloat16() - parameter)
 
 
 @pytest.fixture

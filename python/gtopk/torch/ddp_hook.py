@@ -31,6 +31,8 @@ from .warmup import DensitySchedule, Warmup, growth_of, share_of
 
 __all__ = ["GTopKState", "gtopk_hook", "register_hook"]
 
+_OF_LOCAL_STEPS = frozenset({"exchange", "outer_lr", "outer_momentum", "residual_decay", "start_dtype"})
+
 
 class _Bucket:
     """A bucket of the step that is going on. DDP keeps each gradient in it in the memory order of its parameter."""
@@ -76,7 +78,8 @@ class GTopKState(Holder):
         gradient overflows on one rank, all ranks get NaN, so all scalers skip the step and stay equal, and all
         residuals stay as they were. Buckets are then accumulated at the end of backward.
     local_steps : int
-        1. Local steps need no DDP: they are an option of `gtopk.DistributedOptimizer`.
+        1. Local steps need no DDP: they are an option of `gtopk.DistributedOptimizer`, as are ``exchange``, ``outer_lr``,
+        ``outer_momentum``, ``residual_decay``, ``start_dtype`` and ``momentum_correction``. Here they are an error.
 
     Notes
     -----
@@ -121,12 +124,9 @@ class GTopKState(Holder):
         grad_scaler: Any = None,
         hierarchy: str = "off",
         local_steps: int = 1,
+        **others: Any,
     ) -> None:
-        if callable(local_steps) or local_steps != 1:
-            raise UnsupportedError(
-                "DDP exchanges gradients in every step: for local steps leave out DistributedDataParallel and wrap the "
-                "optimizer, gtopk.DistributedOptimizer(optimizer, model.named_parameters(), local_steps=...)"
-            )
+        _refuse(local_steps, others)
         schedule = DensitySchedule(density, warmup, share_of(None))
         options = Options(
             algorithm=algorithm,
@@ -492,6 +492,23 @@ def _comm_of(process_group: dist.ProcessGroup | None) -> Comm:
         if _comm.current().transport == "torch":
             return _comm.current()
     return Comm(transport="torch", group=process_group)
+
+
+def _refuse(local_steps: Any, others: Mapping[str, Any]) -> None:
+    """What `gtopk.DistributedOptimizer` has and the hook has not."""
+    if callable(local_steps) or local_steps != 1 or not _OF_LOCAL_STEPS.isdisjoint(others):
+        raise UnsupportedError(
+            "DDP exchanges gradients in every step: for local steps leave out DistributedDataParallel and wrap the "
+            "optimizer, gtopk.DistributedOptimizer(optimizer, model.named_parameters(), local_steps=...)"
+        )
+    if others.get("momentum_correction"):
+        raise UnsupportedError(
+            "momentum_correction=True takes the optimizer's momentum, and a hook sees gradients only: leave out "
+            "DistributedDataParallel and wrap the optimizer, gtopk.DistributedOptimizer(..., momentum_correction=True)"
+        )
+    unknown = next((name for name in others if name != "momentum_correction"), None)
+    if unknown is not None:
+        raise TypeError(f"GTopKState() has no option {unknown!r}")
 
 
 def register_hook(ddp: Any, **options: Any) -> GTopKState:

@@ -23,13 +23,14 @@ class LocalOptions(Options):
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
     residual_decay: float = 1.0
+    start_dtype: str = "fp32"
 
     exchanged: ClassVar[str] = "weights"
 
     def describe(self) -> list[Any]:
         """For the comparison of ranks."""
         length = "a function" if callable(self.local_steps) else self.local_steps
-        names = ("outer_lr", "outer_momentum", "residual_decay")
+        names = ("outer_lr", "outer_momentum", "residual_decay", "start_dtype")
         own = (f"{name}={getattr(self, name)}" for name in names)
         return [*super().describe(), f"local_steps={length}", *own]
 
@@ -50,8 +51,14 @@ def exchanges_weights(local_steps: Any, exchange: Any) -> bool:
     return local or exchange == "weights"
 
 
-def check_outer(weights: bool, outer_lr: Any, outer_momentum: Any, residual_decay: Any) -> None:
-    """The three numbers, which without an exchange of weights stay what they are."""
+def check_outer(weights: bool, outer_lr: Any, outer_momentum: Any, residual_decay: Any, start_dtype: Any) -> None:
+    """Three numbers and a type, which without an exchange of weights stay what they are."""
+    if start_dtype not in ("fp32", "bf16"):
+        raise InvalidError(f'start_dtype is {start_dtype!r}, but must be "fp32" or "bf16"')
+    if not weights and start_dtype != "fp32":
+        raise InvalidError(
+            f'start_dtype={start_dtype} is for weights: give local_steps=..., or exchange="weights", too'
+        )
     neutral = {"outer_lr": 1.0, "outer_momentum": 0.0, "residual_decay": 1.0}
     given = {"outer_lr": outer_lr, "outer_momentum": outer_momentum, "residual_decay": residual_decay}
     for name, value in given.items():

@@ -112,12 +112,15 @@ class LocalSteps(Synchronizer):
         for name, parameter in parameters.items():
             start = self._starts.get(name)
             if start is None:
-                self._starts[name] = Start(parameter)
+                self._starts[name] = self._start_of(parameter)
                 continue
             start.weights = start.weights.to(parameter.device)
             if not self.since and not start.is_at(parameter):
                 start.weights.copy_(parameter.detach())
         self._trained = now
+
+    def _start_of(self, parameter: Tensor) -> Start:
+        return Start(parameter, self.options.start_dtype == "bf16")
 
     # ---- one exchange ----
 
@@ -149,9 +152,7 @@ class LocalSteps(Synchronizer):
                 self._go_back(optimizer, parameters)
                 return False
             for (name, parameter), update in zip(parameters.items(), updates, strict=True):
-                start = self._starts[name]
-                start.move(self._with_momentum(name, update), self.options.outer_lr)
-                parameter.copy_(start.weights)
+                self._starts[name].move(parameter, self._with_momentum(name, update), self.options.outer_lr)
         self.done, self.since = done, 0
         return False
 
@@ -169,7 +170,8 @@ class LocalSteps(Synchronizer):
         self._built = None  # if this fails, the next exchange tries again
         chosen = self.together(choose)
         known = self.names.of(optimizer)
-        self.build([Segment(name, self._starts[name].weights, self.is_whole(known[name])) for name in chosen])
+        starts = {name: self._starts[name] for name in chosen}
+        self.build([Segment(name, s.weights.to(s.wide), self.is_whole(known[name])) for name, s in starts.items()])
         check_same(self.session.comm, chosen, self._starts, self.velocities)
         self._built = wanted
         return chosen
@@ -272,7 +274,7 @@ class LocalSteps(Synchronizer):
 
     def saved_fields(self) -> dict[str, Any]:
         """What a state has beside the residual."""
-        weights = {name: start.weights for name, start in self._starts.items()}
+        weights = {name: start.weights.to(start.wide) for name, start in self._starts.items()}
         return {
             "local_steps": [self.done, self.since],
             "start_of": list(weights),
@@ -334,7 +336,7 @@ class LocalSteps(Synchronizer):
         parameters = self.tensors(optimizer)
         with torch.no_grad():
             for name, values in saved["start"].items():
-                start = self._starts[name] = Start(parameters[name])
+                start = self._starts[name] = self._start_of(parameters[name])
                 start.weights.copy_(values)
                 if not own:
                     parameters[name].copy_(start.weights)

@@ -47,6 +47,7 @@ def DistributedOptimizer(
     outer_lr: float = 1.0,
     outer_momentum: float = 0.0,
     residual_decay: float = 1.0,
+    start_dtype: str = "fp32",
     backward_passes_per_step: int = 1,
     grad_scaler: Any = None,
     hierarchy: str = "off",
@@ -105,6 +106,9 @@ def DistributedOptimizer(
         Of the mean differences (Nesterov), in [0, 1). Takes 4 bytes a parameter.
     residual_decay : float
         Multiplies the residual before each exchange of weights, in [0, 1]. Below 1, what waits is forgotten slowly.
+    start_dtype : {"fp32", "bf16"}
+        ``bf16``: the weights where the period started take 2 bytes a parameter in place of 4, of float32 parameters. What that
+        rounds away stays in the residual.
     backward_passes_per_step : int
         As in Horovod: backward passes before each `step()`. Gradients are added up, not averaged. Any number works,
         whatever is given here, since nothing happens before `step()`.
@@ -159,7 +163,7 @@ def DistributedOptimizer(
     if not isinstance(dense_below, int) or dense_below < 0:
         raise InvalidError(f"dense_below is {dense_below!r}, but must be a number of entries, 0 or more")
     weights = exchanges_weights(local_steps, exchange)
-    check_outer(weights, outer_lr, outer_momentum, residual_decay)
+    check_outer(weights, outer_lr, outer_momentum, residual_decay, start_dtype)
     if weights:
         check_local(optimizer, momentum_correction)
     elif momentum_correction:
@@ -195,6 +199,7 @@ def DistributedOptimizer(
             "outer_lr": outer_lr,
             "outer_momentum": outer_momentum,
             "residual_decay": residual_decay,
+            "start_dtype": start_dtype,
         }
         local = LocalOptions(**options, local_steps=local_steps, **outer)
         sync = LocalSteps(ranks, optimizer, named_parameters, local, schedule, grad_scaler, held)

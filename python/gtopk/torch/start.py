@@ -1,6 +1,7 @@
 """The weights that a period of local steps started from, theta0, of one parameter.
 
-In float32 whatever the parameter's type (float64 for float64), so that small updates add up: 4 bytes an entry.
+In float32 whatever the parameter's type (float64 for float64), so that small updates add up: 4 bytes an entry. Of a float32
+parameter it can be in bf16: what that rounds away is part of the next difference, and so stays in the residual.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from ..comm import Comm
 from ..errors import MismatchError
 from .segments import flat_view
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Start:
     """theta0 of a parameter.
@@ -22,24 +25,37 @@ class Start:
     ----------
     parameter : Tensor
         Its values and its memory order are taken over, without gaps. Not kept.
+    bf16 : bool
+        Keep a float32 parameter's in 2 bytes an entry.
     """
 
-    def __init__(self, parameter: Tensor) -> None:
-        self.weights = zeros_like(parameter, torch.float64 if parameter.dtype is torch.float64 else torch.float32)
+    def __init__(self, parameter: Tensor, bf16: bool = False) -> None:
+        self.wide = torch.float64 if parameter.dtype is torch.float64 else torch.float32  # computed in
+        narrow = bf16 and parameter.dtype is torch.float32
+        self.weights = zeros_like(parameter, torch.bfloat16 if narrow else self.wide)
         self.weights.copy_(parameter.detach())
 
     def is_at(self, parameter: Tensor) -> bool:
         """Whether the parameter is where the period started."""
+        if self.weights.dtype is not self.wide:
+            return torch.equal(self.weights, parameter.detach().to(self.weights.dtype))
         return torch.equal(self._in_type_of(parameter), parameter.detach())
 
     def difference(self, parameter: Tensor) -> Tensor:
         """theta0 - theta in the shape of the weights, exact for 16-bit parameters."""
         result = zeros_like(self.weights, torch.float32)
-        return torch.sub(self._in_type_of(parameter).to(self.weights.dtype), parameter.detach(), out=result)
+        return torch.sub(self._in_type_of(parameter).to(self.wide), parameter.detach(), out=result)
 
-    def move(self, update: Tensor, outer_lr: float) -> None:
-        """The outer step, which uses up `update`, flat. Product and sum are rounded each: the same bits on every machine."""
-        flat(self.weights).sub_(update if outer_lr == 1.0 else update.mul_(outer_lr))
+    def move(self, parameter: Tensor, update: Tensor, outer_lr: float) -> None:
+        """The outer step, which uses up `update`, flat, and sets the parameter to where the next period starts.
+
+        Product and sum are rounded each: the same bits on every machine.
+        """
+        moved = self.weights.to(self.wide)
+        flat(moved).sub_(update if outer_lr == 1.0 else update.mul_(outer_lr))
+        parameter.copy_(moved)
+        if moved is not self.weights:
+            self.weights.copy_(moved)
 
     def _in_type_of(self, parameter: Tensor) -> Tensor:
         """What the parameter was set to."""
@@ -81,5 +97,5 @@ def check_same(
 
 def _bits(tensor: Tensor) -> list[int]:
     """A sum of the bits, and one that depends on their order."""
-    bits = flat(tensor).view(torch.int64 if tensor.dtype is torch.float64 else torch.int32).long()
+    bits = flat(tensor).view(_INTEGERS[tensor.element_size()]).long()
     return [int(bits.sum()), int((bits * torch.arange(1, 1 + len(bits), device=bits.device)).sum())]
