@@ -101,6 +101,7 @@ class Trainer:
             outer_lr=self.run.outer_lr,
             outer_momentum=self.run.outer_momentum,
             residual_decay=self.run.residual_decay,
+            start_dtype=self.run.start_dtype,
         )
 
     def step(self, number: int, batch: Tensor) -> float:

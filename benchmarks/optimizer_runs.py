@@ -41,6 +41,7 @@ class Run:
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
     residual_decay: float = 1.0
+    start_dtype: str = "fp32"
     layers: int = 4
     width: int = 128
     steps: int = STEPS

@@ -1,4 +1,4 @@
-"""AdamW in ways that the library does not have, to say what its choices cost: the runs of `VARIANTS`.
+"""AdamW in ways that the library does not have, or as options, to say what its choices cost: the runs of `VARIANTS`.
 
     OMP_NUM_THREADS=1 mpirun -n 4 python benchmarks/optimizer_variants.py --json build/optimizer_variants.json
 
@@ -53,14 +53,6 @@ class DecayOutside(Trainer):
                         parameter.mul_(self.factor)
             self.factor = 1.0
         return loss
-
-
-class StartInBf16(Trainer):
-    """What the library has as `start_dtype`."""
-
-    def wrap(self, optimizer: torch.optim.Optimizer, algorithm: str, stages: list[tuple[int, float]]) -> None:
-        super().wrap(optimizer, algorithm, stages)
-        self.optimizer._gtopk.options = replace(self.optimizer._gtopk.options, start_dtype="bf16")
 
 
 class RoundedStart(Trainer):
@@ -167,7 +159,7 @@ FROZEN = Run("frozen Adam", prepare="freeze", dense_steps=200, **WARM)
 
 VARIANTS: dict[str, Callable[[Tensor, Tensor], dict[str, Any]]] = {
     "resumed": train_resumed,
-    "start_dtype bf16": lambda *texts: train(StartInBf16, BEST, *texts),
+    "start_dtype bf16": lambda *texts: train(Trainer, replace(BEST, start_dtype="bf16"), *texts),
     "theta0 in bf16": lambda *texts: train(RoundedStart, BEST, *texts),
     "weight decay outside": lambda *texts: train(DecayOutside, BEST, *texts),
     BALANCED.name: lambda *texts: train(Trainer, BALANCED, *texts),
