@@ -9,6 +9,7 @@
 #include "core/settings.h"
 #include "exchange/collective.h"
 #include "exchange/cost.h"
+#include "exchange/schedule.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/memory.h"
@@ -91,11 +92,31 @@ void choice_log(const gtopk_reducer_t *reducer, const char *why)
 
 /* ---- review ---- */
 
-/* The least of the ranks' medians: who comes last to an exchange waits least. */
-static gtopk_status_t fastest(gtopk_comm_t *comm, double mine, double *seconds)
+int choice_sees_the_end(int32_t algorithm, int32_t size, int32_t place)
 {
+    schedule_t mine, last;
+    if (algorithm == GTOPK_ALGORITHM_GTOPK_TREE) {
+        schedule_tree(&mine, size, place);
+        schedule_tree(&last, size, size - 1);
+    } else if (exchange_find(algorithm)->selects && algorithm != GTOPK_ALGORITHM_TOPK) { /* split folds as gtopk does */
+        schedule_butterfly(&mine, size, place);
+        schedule_butterfly(&last, size, size - 1);
+    } else {
+        return 1;
+    }
+    return schedule_ends_with(&mine, SCHEDULE_FINAL) || !schedule_ends_with(&last, SCHEDULE_FINAL);
+}
+
+/* The least of the medians of those that see an exchange to its end: who comes last to it waits least. */
+static gtopk_status_t fastest(const gtopk_reducer_t *reducer, double mine, double *seconds)
+{
+    gtopk_comm_t *comm = reducer->comm;
+    const places_t *peers = reducer->shares ? &reducer->shares->peers : NULL;
+    const int32_t size = peers ? peers->size : comm_size(comm), place = peers ? peers->place : comm_rank(comm);
     double *all;
     gtopk_status_t status = memory_alloc(&all, (size_t)comm_size(comm), sizeof *all, "the ranks' times");
+    if (!choice_sees_the_end(reducer->record.algorithm, size, place))
+        mine = INFINITY;
     if (status == GTOPK_OK)
         status = collective_allgather(&comm->link, &mine, sizeof mine, all);
     *seconds = mine;
@@ -159,7 +180,7 @@ void choice_review(gtopk_reducer_t *reducer)
     if (choice->steps < choice->window)
         return;
     const uint32_t kept = choice->timed < CHOICE_TIMES ? choice->timed : CHOICE_TIMES;
-    if (fastest(reducer->comm, kept > 0 ? clock_median(choice->times, kept) : INFINITY, &all) != GTOPK_OK)
+    if (fastest(reducer, kept > 0 ? clock_median(choice->times, kept) : INFINITY, &all) != GTOPK_OK)
         return;
     choice->steps = choice->timed = 0;
     choice->window = choice->window < CHOICE_LAST ? 2 * choice->window : CHOICE_LAST;

@@ -794,6 +794,8 @@ MUTANTS = [
         "",
     ),
     Mutant("auto: a rank goes by its own times", CHOICE, "*seconds = fmin(*seconds, all[r]);", ";"),
+    Mutant("auto: the root of a tree is asked how long it took", CHOICE, "        mine = INFINITY;\n", "        ;\n"),
+    Mutant("auto: who hands an update on sees its end", CHOICE, "schedule_ends_with(&mine, SCHEDULE_FINAL) ||", "1 ||"),
     Mutant(
         "auto: peers are not told of what went wrong",
         STEP,
