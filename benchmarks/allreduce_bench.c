@@ -8,8 +8,10 @@
  *
  *   size, entries   bytes of the gradient on each rank, and its floats
  *   k               entries a rank sends (dense: all)
- *   min median max  time of a step in milliseconds; exchange: of it, the exchange on the rank that
- *                   came to it last, which has not waited for the others' accumulate (median)
+ *   min median max  time of a step in milliseconds; exchange: of it, from when the last rank came to the
+ *                   exchange until the last one had the update (median). Ranks of one machine have one clock;
+ *                   between machines it counts from when a rank has left the barrier before the step
+ *   CPU             of a rank in a step, all threads, in milliseconds (mean)
  *   wire            bytes that a rank sends in a step, headers included; of the rank that sends most
  *   bare            log2 P bare MPI_Sendrecv of the bytes of gtopk's messages, nothing else (median)
  *   all-gather      MPI_Allgather of k entries of 8 bytes, as Top-k does without a codec, nothing else
@@ -21,7 +23,7 @@
  *                   is the sum of |residual before + gradient|), or a rank's update has other bits than rank 0's
  *
  * --json writes {machine, command, rows: [{algorithm, ranks, n, k, bytes, min_ms, median_ms, max_ms, exchange_ms, speedup,
- * best_dense, wrong}]}; the rows of baselines count no bytes.
+ * best_dense, cpu_ms, wrong}]}; the rows of baselines count no bytes.
  * Ends with 1 when anything is wrong. Uses the public interface alone, but for memory on a GPU. */
 #include <dlfcn.h>
 #include <libgen.h>
@@ -30,6 +32,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -92,13 +95,18 @@ typedef struct options {
     const char *device, *transport, *json, *interface;
 } options_t;
 
+/* Of one step on this rank: seconds in all, and those at which the exchange began and ended. */
+typedef struct taken {
+    double step, begin, end, cpu;
+} taken_t;
+
 /* What is known of one algorithm at one size. Times are of this rank while measuring, then of the slowest. */
 typedef struct row {
     name_t algorithm;
     uint64_t n, k, bytes, wrong;
-    double counted;          /* bytes that the interface sent, in all measured steps, barriers included; then in one */
-    double *step, *exchange; /* [iterations], seconds */
-    double min_ms, median_ms, max_ms, exchange_ms, speedup;
+    double counted; /* bytes that the interface sent, in all measured steps, barriers included; then in one */
+    double *step, *begin, *end; /* [iterations], seconds */
+    double min_ms, median_ms, max_ms, exchange_ms, cpu_ms, speedup;
     const char *best_dense;
 } row_t;
 
@@ -116,6 +124,9 @@ typedef struct arena {
 
 /* Not NULL: gradients and updates lie on a GPU. */
 static const cuda_driver_t *driver;
+
+/* All ranks are on one machine, and so have one clock. */
+static int one_clock;
 
 /* ---- errors and options ---- */
 
@@ -315,22 +326,57 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* One step from a fresh gradient; the time starts when all ranks are ready. */
-static double run_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, arena_t *a, gtopk_stats_t *stats)
+/* Of all threads so far. */
+static double cpu_seconds(void)
 {
+    struct rusage used;
+    (void)getrusage(RUSAGE_SELF, &used);
+    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+           1e-6 * (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
+}
+
+/* Whether all ranks were booted with one kernel. */
+static int on_one_machine(gtopk_comm_t *comm)
+{
+    char boot[64] = "", *all = allocate((size_t)gtopk_comm_size(comm), sizeof boot);
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "r");
+    int same = file && fgets(boot, sizeof boot, file);
+    if (file)
+        (void)fclose(file);
+    check(gtopk_allgather(comm, boot, sizeof boot, all), "allgather");
+    for (int32_t r = 0; r < gtopk_comm_size(comm); r++)
+        same = same && memcmp(all + (size_t)r * sizeof boot, boot, sizeof boot) == 0;
+    free(all);
+    return same;
+}
+
+/* The time from which a step counts: all ranks are ready. */
+static double start_step(gtopk_comm_t *comm, double *zero)
+{
+    check(gtopk_barrier(comm), "barrier");
+    const double start = now();
+    *zero = one_clock ? 0.0 : start;
+    return start;
+}
+
+/* One step from a fresh gradient. */
+static taken_t run_step(gtopk_comm_t *comm, gtopk_reducer_t *reducer, arena_t *a, gtopk_stats_t *stats)
+{
+    double zero;
     if (!driver)
         memcpy(a->work, a->gradient, a->n * sizeof *a->work);
     else if (!gpu_copy(driver, a->given, a->gradient, a->n * sizeof *a->work))
         fail("the GPU", "a copy failed");
     stats->struct_size = sizeof *stats;
-    check(gtopk_barrier(comm), "barrier");
-    const double start = now();
+    const double start = start_step(comm, &zero), cpu = cpu_seconds();
     check(gtopk_reducer_accumulate(reducer, NULL, a->tensors, a->segments, 1.0, GTOPK_ZERO_INPUT | GTOPK_INPUT_STAYS,
                                    NULL),
           "accumulate");
+    const double accumulated = now();
     check(gtopk_reducer_reduce(reducer, a->tensors, a->segments, GTOPK_OUTPUT_IS_ZERO, NULL, stats), "reduce");
     check(gtopk_reducer_wait(reducer, NULL), "wait");
-    return now() - start;
+    const double begin = accumulated - zero + stats->select_s;
+    return (taken_t){now() - start, begin, begin + stats->exchange_s, cpu_seconds() - cpu};
 }
 
 /* Indices of one segment that are wrong; the same number on every rank. `sums` holds three numbers an entry: the mass
@@ -384,39 +430,46 @@ static int compare_doubles(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Each iteration's value on the rank where it is highest, or lowest; sorted. */
-static void take_extreme(gtopk_comm_t *comm, double *values, int count, double (*choose)(double, double))
+/* Each iteration's value on the rank where it is highest. */
+static void take_highest(gtopk_comm_t *comm, double *values, int count)
 {
     const int32_t size = gtopk_comm_size(comm);
     double *all = allocate((size_t)size * (size_t)count, sizeof *all);
     check(gtopk_allgather(comm, values, (size_t)count * sizeof *values, all), "allgather");
     for (int i = 0; i < count; i++)
         for (int32_t r = 0; r < size; r++)
-            values[i] = choose(values[i], all[(size_t)r * (size_t)count + (size_t)i]);
-    qsort(values, (size_t)count, sizeof *values, compare_doubles);
+            values[i] = fmax(values[i], all[(size_t)r * (size_t)count + (size_t)i]);
     free(all);
 }
 
-static double median(const double *sorted, int count)
+/* Sorts them. */
+static double median(double *values, int count)
 {
-    return 0.5 * (sorted[(count - 1) / 2] + sorted[count / 2]);
+    qsort(values, (size_t)count, sizeof *values, compare_doubles);
+    return 0.5 * (values[(count - 1) / 2] + values[count / 2]);
 }
 
 static void summarise(gtopk_comm_t *comm, row_t *row, int iterations)
 {
     double bytes = (double)row->bytes;
-    take_extreme(comm, row->step, iterations, fmax);
-    take_extreme(comm, row->exchange, iterations, fmin);
-    take_extreme(comm, &bytes, 1, fmax);
+    take_highest(comm, row->step, iterations);
+    take_highest(comm, row->begin, iterations);
+    take_highest(comm, row->end, iterations);
+    take_highest(comm, &bytes, 1);
     row->counted /= iterations;
-    take_extreme(comm, &row->counted, 1, fmax);
+    take_highest(comm, &row->counted, 1);
+    check(gtopk_allreduce(comm, &row->cpu_ms, 1, GTOPK_F64), "allreduce");
+    row->cpu_ms *= 1e3 / iterations / gtopk_comm_size(comm);
     row->bytes = (uint64_t)bytes;
-    row->min_ms = 1e3 * row->step[0];
+    for (int i = 0; i < iterations; i++)
+        row->end[i] -= row->begin[i];
+    row->exchange_ms = 1e3 * median(row->end, iterations);
     row->median_ms = 1e3 * median(row->step, iterations);
+    row->min_ms = 1e3 * row->step[0];
     row->max_ms = 1e3 * row->step[iterations - 1];
-    row->exchange_ms = 1e3 * median(row->exchange, iterations);
     free(row->step);
-    free(row->exchange);
+    free(row->begin);
+    free(row->end);
 }
 
 /* ---- baselines ---- */
@@ -443,29 +496,29 @@ static baselines_t open_baselines(const gtopk_comm_t *comm)
     return b;
 }
 
-/* Seconds of one turn of a baseline. BARE does what gtopk's rounds send, `bytes` in all; GATHER sends what Top-k does without
+/* One turn of a baseline. BARE does what gtopk's rounds send, `bytes` in all; GATHER sends what Top-k does without
  * a codec, k entries of 8 bytes. */
-static double run_baseline(gtopk_comm_t *comm, const baselines_t *b, int which, arena_t *a, uint64_t bytes, uint64_t k)
+static taken_t run_baseline(gtopk_comm_t *comm, const baselines_t *b, int which, arena_t *a, uint64_t bytes, uint64_t k)
 {
     int code = 0, rounds = 0;
+    double zero;
     while ((1 << rounds) < gtopk_comm_size(comm))
         rounds++;
     const size_t ranks = (size_t)gtopk_comm_size(comm);
     char *gathered = which == GATHER ? allocate((ranks + 1) * k, 8) : NULL;
     memcpy(a->work, a->gradient, a->n * sizeof *a->work);
-    check(gtopk_barrier(comm), "barrier");
-    const double start = now();
+    const double start = start_step(comm, &zero), cpu = cpu_seconds();
     if (which < BARE)
         code = b->sums[which](a->work, a->before, a->n);
     else if (which == GATHER)
         code = b->gather(gathered + ranks * k * 8, gathered, 8 * k);
     for (int round = 0; which == BARE && round < rounds && code == 0; round++)
         code = b->exchange(a->work, a->before, bytes / (uint64_t)rounds, 1 << round);
-    const double seconds = now() - start;
+    const double end = now();
     free(gathered);
     if (code != 0)
         fail(BASELINE_NAMES[which], "MPI reported an error");
-    return seconds;
+    return (taken_t){end - start, start - zero, end - zero, cpu_seconds() - cpu};
 }
 
 /* Sums of the last turn that are wrong. */
@@ -494,7 +547,8 @@ static void start_row(row_t *row, const options_t *o, name_t algorithm, uint64_t
 {
     *row = (row_t){.algorithm = algorithm, .n = n};
     row->step = allocate((size_t)o->iterations, sizeof *row->step);
-    row->exchange = allocate((size_t)o->iterations, sizeof *row->exchange);
+    row->begin = allocate((size_t)o->iterations, sizeof *row->begin);
+    row->end = allocate((size_t)o->iterations, sizeof *row->end);
 }
 
 static int is_dense(const row_t *row)
@@ -556,12 +610,10 @@ static size_t measure_size(gtopk_comm_t *comm, const options_t *o, const baselin
     for (int i = -o->warmup; i < o->iterations; i++)
         for (size_t r = 0; r < count; r++) {
             gtopk_stats_t stats = {0};
-            double seconds;
             const double before = sent_so_far(comm, o);
-            if (r < algorithms)
-                seconds = run_step(comm, reducers[r], &a, &stats);
-            else
-                stats.exchange_s = seconds = run_baseline(comm, b, (int)(r - algorithms), &a, sparse_bytes, sparse_k);
+            const taken_t taken = r < algorithms
+                                      ? run_step(comm, reducers[r], &a, &stats)
+                                      : run_baseline(comm, b, (int)(r - algorithms), &a, sparse_bytes, sparse_k);
             if (r < algorithms && !is_dense(&rows[r]) &&
                 (rows[r].algorithm.value == GTOPK_ALGORITHM_GTOPK || sparse_bytes == 0)) {
                 sparse_bytes = stats.bytes_sent;
@@ -570,8 +622,10 @@ static size_t measure_size(gtopk_comm_t *comm, const options_t *o, const baselin
             if (i < 0)
                 continue;
             rows[r].counted += sent_so_far(comm, o) - before;
-            rows[r].step[i] = seconds;
-            rows[r].exchange[i] = stats.exchange_s;
+            rows[r].step[i] = taken.step;
+            rows[r].begin[i] = taken.begin;
+            rows[r].end[i] = taken.end;
+            rows[r].cpu_ms += taken.cpu;
             rows[r].bytes = stats.bytes_sent;
             rows[r].k = is_dense(&rows[r]) ? n : stats.k;
         }
@@ -597,10 +651,10 @@ static void print_head(gtopk_comm_t *comm, const options_t *o)
         "# gtopk %d.%d.%d allreduce_bench: %d ranks, %s, values %s, density %g, %d steps after %d to warm up\n",
         GTOPK_VERSION_MAJOR, GTOPK_VERSION_MINOR, GTOPK_VERSION_PATCH, (int)gtopk_comm_size(comm),
         gtopk_comm_describe(comm), o->value_type.text, o->density, o->iterations, o->warmup);
-    (void)printf("#\n# %11s %11s %10s  %-13s %10s %10s %10s %10s %12s %9s %7s\n", "size", "entries", "k", "algorithm",
-                 "min", "median", "max", "exchange", "wire", "speed-up", "wrong");
-    (void)printf("# %11s %11s %10s  %-13s %10s %10s %10s %10s %12s %9s %7s\n", "(B)", "", "", "", "(ms)", "(ms)",
-                 "(ms)", "(ms)", "(B)", "", "");
+    (void)printf("#\n# %11s %11s %10s  %-13s %10s %10s %10s %10s %10s %12s %9s %7s\n", "size", "entries", "k",
+                 "algorithm", "min", "median", "max", "exchange", "CPU", "wire", "speed-up", "wrong");
+    (void)printf("# %11s %11s %10s  %-13s %10s %10s %10s %10s %10s %12s %9s %7s\n", "(B)", "", "", "", "(ms)", "(ms)",
+                 "(ms)", "(ms)", "(ms)", "(B)", "", "");
 }
 
 static void print_row(const row_t *row)
@@ -608,9 +662,9 @@ static void print_row(const row_t *row)
     char speedup[32] = "-";
     if (row->speedup > 0.0)
         (void)snprintf(speedup, sizeof speedup, "%.2f", row->speedup);
-    (void)printf("  %11llu %11llu %10llu  %-13s %10.3f %10.3f %10.3f %10.3f %12llu %9s %7llu\n",
+    (void)printf("  %11llu %11llu %10llu  %-13s %10.3f %10.3f %10.3f %10.3f %10.3f %12llu %9s %7llu\n",
                  (unsigned long long)row->n * sizeof(float), (unsigned long long)row->n, (unsigned long long)row->k,
-                 row->algorithm.text, row->min_ms, row->median_ms, row->max_ms, row->exchange_ms,
+                 row->algorithm.text, row->min_ms, row->median_ms, row->max_ms, row->exchange_ms, row->cpu_ms,
                  (unsigned long long)row->bytes, speedup, (unsigned long long)row->wrong);
     (void)fflush(stdout);
 }
@@ -663,8 +717,8 @@ static void write_json(const char *path, int argc, char **argv, const row_t *row
             "%s\n  {\"algorithm\": \"%s\", \"ranks\": %d, \"n\": %llu, \"k\": %llu, \"bytes\": %llu, \"min_ms\": %.4f, ",
             r ? "," : "", row->algorithm.text, (int)ranks, (unsigned long long)row->n, (unsigned long long)row->k,
             (unsigned long long)row->bytes, row->min_ms);
-        (void)fprintf(file, "\"median_ms\": %.4f, \"max_ms\": %.4f, \"exchange_ms\": %.4f, ", row->median_ms,
-                      row->max_ms, row->exchange_ms);
+        (void)fprintf(file, "\"median_ms\": %.4f, \"max_ms\": %.4f, \"exchange_ms\": %.4f, \"cpu_ms\": %.4f, ",
+                      row->median_ms, row->max_ms, row->exchange_ms, row->cpu_ms);
         if (row->speedup > 0.0)
             (void)fprintf(file, "\"speedup\": %.4f, \"best_dense\": \"%s\", ", row->speedup, row->best_dense);
         else
@@ -693,6 +747,7 @@ int main(int argc, char **argv)
     config.transport = over_nccl ? "mpi" : o.transport;
     config.data = over_nccl ? "nccl" : NULL;
     check(gtopk_comm_create(&comm, &config), "creating the communicator");
+    one_clock = on_one_machine(comm);
     const baselines_t baselines = open_baselines(comm);
     const int32_t rank = gtopk_comm_rank(comm), ranks = gtopk_comm_size(comm);
     if (rank == 0)

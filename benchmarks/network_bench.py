@@ -4,9 +4,11 @@
 
 A case is RANKS:RATE:ENTRIES, one rank a host. In each round of a case three programs take turns, and in each of them its
 methods do: ``allreduce_bench`` (MPI), ``network_gloo.py`` (torchrun) and ``network_numpy.py`` (the published exchange).
-The time of a step is that of the slowest rank; that of the exchange alone is of the rank which came to it last, and waited
-for nobody. Medians over all rounds; ratios are taken within a case. The file also has the load of the machine, and what the
-links gave before and after.
+The time of a step is that of the slowest rank; that of the exchange alone is from when the last rank came to it until the last
+one had the result. Medians over all rounds; ratios are taken within a case. Beside it stands what a method would take on links
+of the latency and bandwidth that were measured, if nothing but messages took time. Where all methods of a program do not fit
+into memory at once, it is started several times. The file has the load of the machine as well, and what the links gave before
+and after; a case that it has is replaced, the others stay.
 """
 
 from __future__ import annotations
@@ -26,9 +28,29 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))
 CLUSTER = HERE / "cluster" / "cluster.sh"
-CASES = ("4:100mbit:25000000", "2:1gbit:25000000", "4:100mbit:14700000", "4:1gbit:25000000", "8:100mbit:14700000")
+SIZES = (270_000, 14_700_000, 25_000_000)  # ResNet-20, VGG-16 for CIFAR-10, ResNet-50; AlexNet's 66M take hours
+CASES = [
+    f"{ranks}:{rate}:{n}"
+    for ranks, rate in ((2, "1gbit"), (4, "1gbit"), (4, "100mbit"), (8, "100mbit"), (16, "100mbit"))
+    for n in SIZES
+]
 DENSE = ("mpi dense", "mpi MPI_Allreduce", "mpi MPI ring", "gloo gloo")
+GLOO = (
+    "gloo",
+    "dense",
+    "topk",
+    "gtopk",
+    "gtopk-tree",
+    "gtopk-split",
+    "ddp",
+    "ddp fp16",
+    "ddp power 1",
+    "ddp power 2",
+    "ddp gtopk",
+)  # of network_gloo.py
 NO_STEP = ("mpi bare", "mpi all-gather", "mpi published")  # an exchange only
+A_METHOD = 16  # bytes an entry and rank that a method of network_gloo.py keeps
+AT_MOST = 12e9  # bytes that those of one start may keep
 BITS = {"100mbit": 1e8, "1gbit": 1e9, "10gbit": 1e10}
 
 
@@ -93,7 +115,7 @@ class Case:
         kept = self.rows.setdefault(name, {"method": name, "ms": [], "exchange_ms": []})
         kept["ms"] += [round(1e3 * value, 3) for value in seconds]
         kept["exchange_ms"] += [round(1e3 * value, 3) for value in row.get("exchange_s", [])]
-        kept.update({key: row[key] for key in ("counted_bytes", "bytes", "cpu_s", "wrong") if row.get(key)})
+        kept.update({key: row[key] for key in ("counted_bytes", "bytes", "cpu_ms", "wrong") if row.get(key)})
 
     def round(self) -> None:
         for program in self.options.programs.split(","):
@@ -114,8 +136,12 @@ class Case:
 
     def gloo(self) -> None:
         gloo = [str(HERE / "network_gloo.py"), "--entries", str(self.entries), "--density", str(self.options.density)]
-        for row in self.run("torchrun", gloo, ["--turns", str(self.options.turns)], self.options.limit):
-            self.keep(f"gloo {row['method']}", row["seconds"], row)
+        turns = ["--turns", str(self.options.turns)]
+        at_once = max(1, int(AT_MOST / (A_METHOD * self.entries * self.ranks)))
+        for at in range(0, len(GLOO), at_once):
+            methods = ["--methods", ",".join(GLOO[at : at + at_once])]
+            for row in self.run("torchrun", gloo, [*turns, *methods], self.options.limit):
+                self.keep(f"gloo {row['method']}", row["seconds"], row)
 
     def published(self) -> None:
         published = [sys.executable, str(HERE / "network_numpy.py"), "--entries", str(self.entries), "--k", str(self.k)]
@@ -136,16 +162,42 @@ class Case:
             "k": self.k,
             "load": [round(value, 1) for value in load],
             "links": links,
-            **summary(self.rows, self.ranks, self.rate),
+            **summary(self.rows, self.ranks, self.entries, self.k, self.rate, links),
         }
 
 
-def summary(rows: dict[str, dict[str, Any]], ranks: int, rate: str) -> dict[str, Any]:
+def formula(method: str, ranks: int, entries: int, k: int, message: float, link: dict[str, float]) -> float | None:
+    """Seconds of the messages of an exchange that wait for each other; `message`: bytes of k entries, encoded. `ranks` is a
+    power of two."""
+    rounds = (ranks - 1).bit_length()
+    share = 2 * (ranks - 1) / ranks  # of all bytes, there and back
+    messages, sent = {
+        **dict.fromkeys(("dense", "MPI_Allreduce", "MPI ring", "gloo"), (2 * (ranks - 1), share * 4 * entries)),
+        "ring bf16": (2 * (ranks - 1), share * 2 * entries),
+        "topk": (rounds, (ranks - 1) * message),
+        **dict.fromkeys(("gtopk", "bare"), (rounds, rounds * message)),
+        "gtopk-tree": (2 * rounds, 2 * rounds * message),
+        "gtopk-split": (2 * rounds, share * message),
+        "published": (2 * rounds, 2 * rounds * 16 * k),
+        "all-gather": (rounds, (ranks - 1) * 8 * k),
+    }.get(method.split(" ", 1)[1], (0, 0.0))
+    seconds = messages * 1e-6 * link["latency_us"] + 8e-6 * sent / link["bandwidth_mbit"]
+    return seconds if messages and ranks & (ranks - 1) == 0 else None
+
+
+def summary(
+    rows: dict[str, dict[str, Any]], ranks: int, entries: int, k: int, rate: str, links: list[dict[str, float]]
+) -> dict[str, Any]:
+    link = {key: statistics.mean(one[key] for one in links) for key in ("latency_us", "bandwidth_mbit")}
+    message = float(rows["mpi gtopk"]["bytes"]) / (ranks - 1).bit_length()
     for row in rows.values():
         for key in ("ms", "exchange_ms"):
             if row.get(key):
                 row[f"median_{key}"] = round(statistics.median(row[key]), 3)
                 row[f"min_{key}"] = min(row[key])
+        alone = formula(row["method"], ranks, entries, k, message, link)
+        if alone is not None and row.get("median_exchange_ms"):
+            row["formula_ms"] = round(1e3 * alone, 3)
     best = min((name for name in DENSE if name in rows), key=lambda name: float(rows[name]["median_ms"]))
     for row in rows.values():
         row["speedup"] = round(rows[best]["median_ms"] / row["median_ms"], 3)
@@ -177,10 +229,12 @@ def print_case(case: dict[str, Any]) -> None:
     print(
         f"\n{case['ranks']} ranks, {case['rate']}, {case['entries']} entries, load {case['load']}, best {case['best_dense']}"
     )
+    names = ("step, ms", "exchange", "by formula", "CPU, ms", "counted", "speed-up")
+    print(f"  {'':18}" + "".join(f" {name:>11}" for name in names))
     for row in case["rows"]:
-        own = row.get("median_exchange_ms", "")
+        keys = ("median_ms", "median_exchange_ms", "formula_ms", "cpu_ms", "counted_bytes", "speedup")
         print(
-            f"  {row['method']:22} {row['median_ms']:11} {own:11} {row.get('counted_bytes', 0):12} {row['speedup']:8}"
+            f"  {row['method']:18}" + "".join(f" {format(row[key], '.9g') if key in row else '':>11}" for key in keys)
         )
     for name, value in case["ratios"].items():
         print(f"  {value:10}  {name}")
@@ -193,8 +247,12 @@ def draw(cases: list[dict[str, Any]], path: Path) -> None:
     mpl.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(cases), figsize=(4.6 * len(cases), 5.2), squeeze=False, layout="constrained")
-    for axis, case in zip(axes[0], cases, strict=True):
+    columns = min(3, len(cases))
+    lines = -(-len(cases) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 4.4 * lines), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(cases) :]:
+        axis.remove()
+    for axis, case in zip(axes.flat, cases, strict=False):
         rows = [row for row in reversed(case["rows"]) if row["method"] not in NO_STEP]
         colours = ["tab:blue" if "gtopk" in row["method"] else "tab:gray" for row in rows]
         axis.barh([row["method"] for row in rows], [row["median_ms"] for row in rows], color=colours)
@@ -220,19 +278,29 @@ def main() -> None:
 
     from report import machine
 
+    def key(case: dict[str, Any]) -> tuple[int, float, int]:
+        return case["ranks"], BITS[case["rate"]], case["entries"]
+
     cases: list[dict[str, Any]] = []
-    started = time.strftime("%Y-%m-%d")
+    if options.json and options.json.exists():
+        cases = json.loads(options.json.read_text())["cases"]
     for text in options.case or CASES:
         case = Case(text, options)
+        about = {
+            "machine": machine(),
+            "date": time.strftime("%Y-%m-%d"),
+            "rounds": options.rounds,
+            "turns": options.turns,
+        }
         try:
-            cases.append(case.measure())
+            measured = {**case.measure(), **about}
         finally:
             case.call("down")
-        print_case(cases[-1])
+        print_case(measured)
+        cases = sorted([other for other in cases if key(other) != key(measured)] + [measured], key=key)
         if options.json:
-            command = f"python benchmarks/network_bench.py {' '.join(sys.argv[1:])}"
-            result = {"machine": machine(), "date": started, "command": command, "cases": cases}
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
+            command = "make bench-network, --rounds and --turns as in each case"
+            options.json.write_text(json.dumps({"command": command, "cases": cases}, indent=1) + "\n")
             draw(cases, options.json.with_suffix(".png"))
 
 

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 4 benchmarks/network_gloo.py --entries 25000000 --turns 3 --json FILE
 
-A row a method: seconds of each turn on the slowest rank, those of the exchange alone on the rank that came last, and the bytes
+A row a method: seconds of each turn on the slowest rank; those of the exchange alone, from when the last rank came to it until
+the last one had the result (all hosts are one machine, with one clock); the CPU time of a rank (mean), and the bytes
 that the interface counted (--interface), as ``allreduce_bench`` does. A turn of an algorithm is accumulate and reduce; one of
 DDP is forward and backward of a model of n parameters in matrices of 1000 columns that computes next to nothing.
 "ddp power R" is PowerSGD of rank R.
@@ -25,6 +26,9 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power
 
 import gtopk
 from gtopk.torch.ddp_hook import GTopKState, gtopk_hook
+
+Stats = dict[str, Any]
+Turn = Callable[[], tuple[float, float, Stats]]  # when the exchange began and ended; of a reducer what the library says
 
 COLUMNS = 1000
 ALGORITHMS = ("dense", "topk", "gtopk", "gtopk-tree", "gtopk-split")
@@ -64,38 +68,45 @@ def register(ddp: nn.parallel.DistributedDataParallel, method: str, density: flo
         ddp.register_comm_hook(state, power.powerSGD_hook)
 
 
-def of_ddp(method: str, n: int, density: float, gradient: torch.Tensor) -> Callable[[], Any]:
+def of_ddp(method: str, n: int, density: float, gradient: torch.Tensor) -> Turn:
     # PowerSGD waits for a second all-reduce in the callback of its first one, which runs on one of gloo's two threads: with
     # two buckets under way nobody is left to do it. So it gets all parameters in one.
     megabytes = 4 * n / 2**20 + 1 if method.startswith("ddp power") else None
     ddp = nn.parallel.DistributedDataParallel(Matrices(n), bucket_cap_mb=megabytes, gradient_as_bucket_view=True)
     register(ddp, method, density)
 
-    def turn() -> None:
+    def turn() -> tuple[float, float, Stats]:
+        begin = time.perf_counter()
         ddp.zero_grad()
         ddp(gradient).backward()
+        return begin, time.perf_counter(), {}
 
     return turn
 
 
-def of_reducer(method: str, n: int, density: float, gradient: torch.Tensor) -> Callable[[], Any]:
+def of_reducer(method: str, n: int, density: float, gradient: torch.Tensor) -> Turn:
     reducer = gtopk.Reducer([n], density=density, algorithm=method)
     work = torch.empty(n)
 
-    def turn() -> Any:
+    def turn() -> tuple[float, float, Stats]:
         work.copy_(gradient)
         reducer.accumulate(0, work, zero_input=True)
-        return reducer.reduce([work], outputs_are_zero=True)
+        accumulated = time.perf_counter()
+        stats = reducer.reduce([work], outputs_are_zero=True)
+        begin = accumulated + stats["select_s"]
+        return begin, begin + stats["exchange_s"], stats
 
     return turn
 
 
-def of_gloo(n: int, gradient: torch.Tensor) -> Callable[[], Any]:
+def of_gloo(n: int, gradient: torch.Tensor) -> Turn:
     work = torch.empty(n)
 
-    def turn() -> None:
+    def turn() -> tuple[float, float, Stats]:
         work.copy_(gradient)
+        begin = time.perf_counter()
         dist.all_reduce(work)
+        return begin, time.perf_counter(), {}
 
     return turn
 
@@ -105,10 +116,17 @@ def counted(interface: str | None) -> int:
     return int(Path(f"/sys/class/net/{interface}/statistics/tx_bytes").read_text()) if interface else 0
 
 
-def of_all(seconds: list[float], choose: Any) -> list[float]:
+def highest(seconds: list[float]) -> torch.Tensor:
+    """Each value on the rank where it is highest."""
     values = torch.tensor(seconds, dtype=torch.float64)
-    dist.all_reduce(values, op=choose)
-    return [round(value, 6) for value in values.tolist()]
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def mean(value: float) -> float:
+    values = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(values)
+    return float(values) / dist.get_world_size()
 
 
 def main() -> None:
@@ -127,7 +145,7 @@ def main() -> None:
     gtopk.init()
     generator = torch.Generator().manual_seed(dist.get_rank())
     gradient = torch.randn(n, generator=generator) ** 5
-    turns: dict[str, Callable[[], Any]] = {}
+    turns: dict[str, Turn] = {}
     for method in options.methods.split(","):
         if method == "gloo":
             turns[method] = of_gloo(n, gradient)
@@ -138,34 +156,37 @@ def main() -> None:
     seconds: dict[str, list[float]] = {method: [] for method in turns}
     cpu: dict[str, float] = dict.fromkeys(turns, 0.0)
     sent: dict[str, int] = dict.fromkeys(turns, 0)
-    exchange: dict[str, list[float]] = {method: [] for method in turns}
-    stats: dict[str, Any] = {}
+    begins: dict[str, list[float]] = {method: [] for method in turns}
+    ends: dict[str, list[float]] = {method: [] for method in turns}
+    bytes_sent: dict[str, int] = {}
     # DDP builds its buckets anew after its first step, and PowerSGD starts after its second.
     warm_up = 3 if any(method.startswith("ddp power") for method in turns) else 2
     for index in range(-warm_up, options.turns):
         for method, turn in turns.items():
             before = counted(options.interface)
             used, start = time.process_time(), time.perf_counter()
-            result = turn()
+            begin, end, stats = turn()
             took, used = time.perf_counter() - start, time.process_time() - used
             after = counted(options.interface)
             if index >= 0:
                 seconds[method].append(took)
                 cpu[method] += used / options.turns
                 sent[method] += round((after - before) / options.turns)
-                if isinstance(result, dict):
-                    stats[method] = result
-                    exchange[method].append(result["exchange_s"])
-                else:
-                    exchange[method].append(took)
+                begins[method].append(begin)
+                ends[method].append(end)
+                bytes_sent[method] = stats.get("bytes_sent", 0)
     rows = []
     for method in turns:
-        slowest = of_all(seconds[method], dist.ReduceOp.MAX)
-        row = {"method": method, "seconds": slowest, "cpu_s": cpu[method], "counted_bytes": sent[method]}
-        if method in stats:
-            row["bytes"] = stats[method]["bytes_sent"]
+        row = {
+            "method": method,
+            "seconds": highest(seconds[method]).tolist(),
+            "cpu_ms": round(1e3 * mean(cpu[method]), 3),
+            "counted_bytes": sent[method],
+        }
+        if bytes_sent[method]:
+            row["bytes"] = bytes_sent[method]
         if not method.startswith("ddp"):
-            row["exchange_s"] = of_all(exchange[method], dist.ReduceOp.MIN)
+            row["exchange_s"] = (highest(ends[method]) - highest(begins[method])).tolist()
         rows.append(row)
     if dist.get_rank() == 0:
         options.json.write_text(json.dumps(rows))
