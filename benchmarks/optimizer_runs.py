@@ -190,7 +190,9 @@ RUNS = [
     local("Local 4, .08, beta1 .8, topk", beta1=0.8, algorithm="topk"),
     Run("10M: AdamW, dense", algorithm="dense", clip="mean", lr=1.5e-3, **TEN_MILLION),
     Run("10M: AdamW, dense, lr x 1.5", algorithm="dense", clip="mean", lr=2.25e-3, **TEN_MILLION),
+    Run("10M: AdamW, dense, lr x .67", algorithm="dense", clip="mean", lr=1e-3, **TEN_MILLION),
     local("10M: Local 4, .08", **{**LOCAL, "lr": 3e-3, **TEN_MILLION}),
+    local("10M: Local 4, .08, lr .0022", **{**LOCAL, "lr": 2.25e-3, **TEN_MILLION}),
     local("10M: Local 2, .12, outer lr 1", **{**EVERY_SECOND, "lr": 2.25e-3, **TEN_MILLION}),
     local(
         "Local 2, .18, beta1 .8, outer lr 1, lr .006, 4000 steps",
