@@ -9,7 +9,6 @@
 #include "core/settings.h"
 #include "exchange/collective.h"
 #include "exchange/cost.h"
-#include "exchange/schedule.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/memory.h"
@@ -92,37 +91,23 @@ void choice_log(const gtopk_reducer_t *reducer, const char *why)
 
 /* ---- review ---- */
 
-int choice_sees_the_end(int32_t algorithm, int32_t size, int32_t place)
+static int is_timed(const gtopk_reducer_t *reducer)
 {
-    schedule_t mine, last;
-    if (algorithm == GTOPK_ALGORITHM_GTOPK_TREE) {
-        schedule_tree(&mine, size, place);
-        schedule_tree(&last, size, size - 1);
-    } else if (exchange_find(algorithm)->selects && algorithm != GTOPK_ALGORITHM_TOPK) { /* split folds as gtopk does */
-        schedule_butterfly(&mine, size, place);
-        schedule_butterfly(&last, size, size - 1);
-    } else {
-        return 1;
-    }
-    return schedule_ends_with(&mine, SCHEDULE_FINAL) || !schedule_ends_with(&last, SCHEDULE_FINAL);
+    const choice_t *choice = &reducer->choice;
+    return choice_is_open(reducer) && choice->warm && choice->steps + CHOICE_TIMES >= choice->window;
 }
 
-/* The least of the medians of those that see an exchange to its end: who comes last to it waits least. */
-static gtopk_status_t fastest(const gtopk_reducer_t *reducer, double mine, double *seconds)
+/* The median of the times, each on the rank where it is highest. */
+static gtopk_status_t slowest(gtopk_comm_t *comm, double *times, uint32_t count, double *seconds)
 {
-    gtopk_comm_t *comm = reducer->comm;
-    const places_t *peers = reducer->shares ? &reducer->shares->peers : NULL;
-    const int32_t size = peers ? peers->size : comm_size(comm), place = peers ? peers->place : comm_rank(comm);
     double *all;
-    gtopk_status_t status = memory_alloc(&all, (size_t)comm_size(comm), sizeof *all, "the ranks' times");
-    if (!choice_sees_the_end(reducer->record.algorithm, size, place))
-        mine = INFINITY;
+    gtopk_status_t status = memory_alloc(&all, (size_t)comm_size(comm) * count, sizeof *all, "the ranks' times");
     if (status == GTOPK_OK)
-        status = collective_allgather(&comm->link, &mine, sizeof mine, all);
-    *seconds = mine;
-    for (int32_t r = 0; r < comm_size(comm) && status == GTOPK_OK; r++)
-        *seconds = fmin(*seconds, all[r]);
+        status = collective_allgather(&comm->link, times, count * sizeof *times, all);
+    for (size_t i = 0; i < (size_t)comm_size(comm) * count && status == GTOPK_OK; i++)
+        times[i % count] = fmax(times[i % count], all[i]);
     memory_free(all);
+    *seconds = clock_median(times, count);
     return comm_settle(comm, status, 0);
 }
 
@@ -173,18 +158,18 @@ void choice_review(gtopk_reducer_t *reducer)
     double all;
     if (!choice_is_open(reducer))
         return;
+    if (is_timed(reducer) && !stats->nonfinite && !stats->all_joined)
+        choice->times[choice->timed++] = seconds;
+    choice->warm = 1; /* the first step learned its hint */
     choice->steps++;
-    if (choice->warm && !stats->nonfinite && !stats->all_joined) /* the first one learns its hint */
-        choice->times[choice->timed++ % CHOICE_TIMES] = seconds;
-    choice->warm = 1;
     if (choice->steps < choice->window)
         return;
-    const uint32_t kept = choice->timed < CHOICE_TIMES ? choice->timed : CHOICE_TIMES;
-    if (fastest(reducer, kept > 0 ? clock_median(choice->times, kept) : INFINITY, &all) != GTOPK_OK)
+    const uint32_t timed = choice->timed;
+    if (timed > 0 && slowest(reducer->comm, choice->times, timed, &all) != GTOPK_OK)
         return;
     choice->steps = choice->timed = 0;
     choice->window = choice->window < CHOICE_LAST ? 2 * choice->window : CHOICE_LAST;
-    if (!isfinite(all))
+    if (timed == 0)
         return;
     choice->measured[current] = all;
     const int32_t next = choice_pick(choice->predicted, choice->measured, current);

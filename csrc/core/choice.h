@@ -17,10 +17,6 @@ static inline int choice_is_open(const gtopk_reducer_t *reducer)
  * INFINITY is not among the choices. */
 int32_t choice_pick(const double *predicted, const double *measured, int32_t current);
 
-/* Whether the time of a member of an exchange is that of all of it. Who hands the update on to others is done before they have
- * it: the root of a tree after half of the time. Of two members and more, at least one sees the end. */
-int choice_sees_the_end(int32_t algorithm, int32_t size, int32_t place);
-
 /* Predictions for a density, nothing measured; returns the algorithm to take: gtopk unless another one takes 5 % less. */
 int32_t choice_predict(const gtopk_reducer_t *reducer, double density, choice_t *choice);
 

@@ -18,8 +18,8 @@ enum { CHOICE_FIRST = 4, CHOICE_LAST = 1024, CHOICE_TIMES = 32 };
 /* What is known of the algorithms, by their numbers, where the choice is the library's: see choice.h. */
 typedef struct choice {
     double predicted[GTOPK_CHOICES], measured[GTOPK_CHOICES]; /* seconds of a step; measured 0: not yet */
-    double times[CHOICE_TIMES];                               /* of the latest steps since the last time */
-    uint32_t timed;                                           /* how many were */
+    double times[CHOICE_TIMES];                               /* of this rank's last steps before the next time */
+    uint32_t timed;                                           /* how many there are */
     uint32_t steps, window;                                   /* since then, and until the next time */
     int warm;                                                 /* this algorithm has taken a step */
 } choice_t;

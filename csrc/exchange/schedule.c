@@ -80,11 +80,6 @@ void schedule_tree(schedule_t *schedule, int32_t size, int32_t rank)
     }
 }
 
-int schedule_ends_with(const schedule_t *schedule, schedule_kind_t kind)
-{
-    return schedule->count > 0 && schedule->rounds[schedule->count - 1].kind == kind;
-}
-
 uint32_t schedule_level_k(uint64_t dim, uint64_t k, double growth, uint32_t level)
 {
     double entries = (double)k;

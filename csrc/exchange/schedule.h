@@ -42,9 +42,6 @@ void schedule_butterfly(schedule_t *schedule, int32_t size, int32_t rank);
 /* gtopk-tree, as published (Shi et al., ICDCS 2019, algorithm 3): binomial tree to rank 0, then binomial broadcast. */
 void schedule_tree(schedule_t *schedule, int32_t size, int32_t rank);
 
-/* Whether the last round is of that kind. */
-int schedule_ends_with(const schedule_t *schedule, schedule_kind_t kind);
-
 /* Entries kept at a level: k_0 = k, k_(r+1) = min(n, 4k, ceil(k_r * growth)), in double. */
 uint32_t schedule_level_k(uint64_t dim, uint64_t k, double growth, uint32_t level);
 

@@ -793,9 +793,14 @@ MUTANTS = [
         "    device_drain(device, NULL);\n",
         "",
     ),
-    Mutant("auto: a rank goes by its own times", CHOICE, "*seconds = fmin(*seconds, all[r]);", ";"),
-    Mutant("auto: the root of a tree is asked how long it took", CHOICE, "        mine = INFINITY;\n", "        ;\n"),
-    Mutant("auto: who hands an update on sees its end", CHOICE, "schedule_ends_with(&mine, SCHEDULE_FINAL) ||", "1 ||"),
+    Mutant("auto: a rank goes by its own times", CHOICE, "times[i % count] = fmax(times[i % count], all[i]);", ";"),
+    Mutant("auto: the first step of an algorithm is timed", CHOICE, " && choice->warm && ", " && "),
+    Mutant(
+        "auto: more steps are timed than there is room for",
+        CHOICE,
+        " && choice->steps + CHOICE_TIMES >= choice->window",
+        "",
+    ),
     Mutant(
         "auto: peers are not told of what went wrong",
         STEP,
