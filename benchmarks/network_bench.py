@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import statistics
@@ -241,6 +242,39 @@ def print_case(case: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def print_tables(cases: list[dict[str, Any]]) -> None:
+    """In Markdown: a table a network of exchanges, steps and bytes, and one of all ratios."""
+    networks = list(dict.fromkeys((case["ranks"], case["rate"]) for case in cases))
+    for ranks, rate in networks:
+        own = [case for case in cases if (case["ranks"], case["rate"]) == (ranks, rate)]
+        print(f"\n| {ranks} hosts, {rate}: exchange (by the formula); step, ms; bytes counted | ", end="")
+        print(" | ".join(f"{case['entries'] / 1e6:g}M" for case in own), "|")
+        print("| --- |" + " --- |" * len(own))
+        rows = [{row["method"]: row for row in case["rows"]} for case in own]
+        for method in rows[-1]:
+            print(f"| {method} | " + " | ".join(cell(of.get(method)) for of in rows) + " |")
+    print("\n| ratio | " + " | ".join(f"{c['ranks']}, {c['rate']}, {c['entries'] / 1e6:g}M" for c in cases) + " |")
+    print("| --- |" + " --- |" * len(cases))
+    for name in dict.fromkeys(name for case in cases for name in case["ratios"]):
+        print(f"| {name} | " + " | ".join(short(case["ratios"].get(name, math.nan)) for case in cases) + " |")
+
+
+def short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    parts = []
+    if row.get("median_exchange_ms"):
+        parts.append(f"{short(row['median_exchange_ms'])} ({short(row['formula_ms'])})")
+    if row["method"] not in NO_STEP:
+        parts.append(short(row["median_ms"]))
+    parts.append(f"{row['counted_bytes'] / 1e6:.3g} MB")
+    return "; ".join(parts)
+
+
 def draw(cases: list[dict[str, Any]], path: Path) -> None:
     import matplotlib as mpl
 
@@ -249,7 +283,9 @@ def draw(cases: list[dict[str, Any]], path: Path) -> None:
 
     columns = min(3, len(cases))
     lines = -(-len(cases) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 4.4 * lines), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(4.6 * columns, 4.4 * lines), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(cases) :]:
         axis.remove()
     for axis, case in zip(axes.flat, cases, strict=False):
@@ -274,7 +310,11 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1800, help="seconds that a run may take")
     parser.add_argument("--cluster", default="bench", help="name of the emulated cluster")
     parser.add_argument("--json", type=Path, help="also writes a picture beside it")
+    parser.add_argument("--tables", action="store_true", help="print what --json has in Markdown, and run nothing")
     options = parser.parse_args()
+    if options.tables:
+        print_tables(json.loads(options.json.read_text())["cases"])
+        return
 
     from report import machine
 
