@@ -181,6 +181,7 @@ def test_densities_that_are_none(arguments: list[str], complaint: str, capsys: p
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     import trainer
 
+    losing_a_rank = runpy.run_path(str(EXAMPLES / "losing_a_rank" / "train.py"))["choose_device"]
     chosen: list[Any] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
@@ -199,6 +200,8 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("cuda", "cuda:9"):
             with pytest.raises(ValueError, match=rf"--device {name}: PyTorch sees no GPU"):
                 trainer.choose_device(name)
+        with pytest.raises(SystemExit, match="--device cuda: PyTorch sees no GPU"):
+            losing_a_rank("cuda")
     assert not chosen
     names = ("auto", "cuda", "cuda:3")
     assert [trainer.choose_device(name) for name in names] == chosen == [torch.device("cuda", i) for i in (2, 2, 3)]
