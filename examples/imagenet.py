@@ -57,7 +57,7 @@ class ImageNet(Workload):
     def fetch(self, options: argparse.Namespace, progress: bool) -> None:
         """ImageNet has to be fetched by hand."""
         if options.data is not None and not options.data.is_dir():
-            raise DataError(f"{options.data} is no folder")
+            raise DataError(f"--data {options.data} is no folder")
 
     def load(self, options: argparse.Namespace, rank: int, size: int) -> str:
         self._vision = import_torchvision()
@@ -73,7 +73,8 @@ class ImageNet(Workload):
             )
         train, test = (self._folder(options.data, part) for part in ("train", "val"))
         if train.classes != test.classes:
-            raise DataError(f"{options.data}/train and val have different classes")
+            differing = ", ".join(sorted(set(train.classes) ^ set(test.classes))[:3])
+            raise DataError(f"{options.data}/train and {options.data}/val have different classes ({differing}, ...)")
         self.data, self._classes = f"images in {len(train.classes)} classes", len(train.classes)
         count = min(options.test_images or len(test), len(test))
         shuffled = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:count]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 __all__ = ["Plan", "Recipe", "make_parser", "parse"]
+
+DENSITY_WARMUP = "0.25,0.0725,0.015,0.004"
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,32 @@ class Recipe:
 def make_parser(description: str, recipe: Recipe, unit: str) -> argparse.ArgumentParser:
     """`unit` is what a batch consists of: "images"."""
     parser = argparse.ArgumentParser(description=description)
-    numbers = partial(_numbers, parser)
     exchange = parser.add_argument_group("exchange")
     exchange.add_argument(
         "--algorithm", choices=("gtopk", "gtopk-split", "gtopk-tree", "topk", "dense", "auto"), default="gtopk"
     )
-    exchange.add_argument("--density", type=float, default=0.001, help="share of the gradient sent (%(default)s)")
+    exchange.add_argument(
+        "--density",
+        type=_density,
+        default=0.001,
+        help="share of the gradient sent (%(default)s); default: what gtopk does where none is given, without a warm-up",
+    )
     exchange.add_argument(
         "--density-warmup",
-        type=numbers,
-        default="0.25,0.0725,0.015,0.004",
-        help="densities to begin with, each for an equal part of --density-warmup-epochs (%(default)s); '' for none",
+        type=_numbers,
+        help=f"densities to begin with, each for an equal part of --density-warmup-epochs ({DENSITY_WARMUP}); '' for none",
     )
     exchange.add_argument("--density-warmup-epochs", type=float, default=4.0, help="(%(default)s)")
     exchange.add_argument("--value-type", choices=("fp32", "bf16", "fp16", "int8"), default="bf16")
-    exchange.add_argument("--momentum-correction", action="store_true", help="momentum before compression (DGC)")
+    exchange.add_argument(
+        "--momentum-correction",
+        action=argparse.BooleanOptionalAction,
+        help="momentum before compression (DGC); by itself only with --density default, late",
+    )
+    exchange.add_argument(
+        "--merge-growth", type=float, help="how sets may grow in a merge (1; with --density default 2)"
+    )
+    exchange.add_argument("--dense-1d", action="store_true", help="send biases and normalisation layers dense")
     exchange.add_argument(
         "--hierarchy",
         choices=("off", "node", "auto"),
@@ -61,7 +73,7 @@ def make_parser(description: str, recipe: Recipe, unit: str) -> argparse.Argumen
     )
     plan.add_argument("--lr", type=float, default=recipe.lr, help="learning rate (%(default)s)")
     plan.add_argument(
-        "--lr-drops", type=numbers, default=recipe.lr_drops, help="epochs at which it is divided by 10 (%(default)s)"
+        "--lr-drops", type=_numbers, default=recipe.lr_drops, help="epochs at which it is divided by 10 (%(default)s)"
     )
     plan.add_argument(
         "--lr-divisor", type=float, default=recipe.lr_divisor, help="it is divided by this each epoch (%(default)s)"
@@ -100,17 +112,34 @@ def make_parser(description: str, recipe: Recipe, unit: str) -> argparse.Argumen
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
-    """Ends with a message where options contradict each other."""
+    """Ends with a message where options contradict each other. With the library's default, `density` is None."""
     options = parser.parse_args(arguments)
     for name in ("batch_size", "steps", "report_every", "save_every"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if options.resume and not options.checkpoint:
         parser.error("--resume needs --checkpoint FILE")
+    if options.density_warmup is None:
+        options.density_warmup = [] if options.density is None else _numbers(DENSITY_WARMUP)
+    elif options.density_warmup and options.density is None:
+        parser.error("--density-warmup is for a --density in numbers: the default one has its own first steps")
     return options
 
 
-def _numbers(parser: argparse.ArgumentParser, text: str) -> list[float]:
+def _density(text: str) -> float | None:
+    """None is the library's default."""
+    if text == "default":
+        return None
+    try:
+        density = float(text)
+    except ValueError:
+        density = 0.0
+    if not 0 < density <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither above 0 and at most 1 nor 'default'")
+    return density
+
+
+def _numbers(text: str) -> list[float]:
     try:
         return [float(word) for word in text.split(",") if word.strip()]
     except ValueError:

@@ -15,9 +15,10 @@ import socket
 import sys
 import time
 import zlib
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import checkpoint
 import numpy as np
@@ -50,16 +51,7 @@ def main(workload: Workload, description: str) -> None:
     optimizer = torch.optim.SGD(
         model.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
     )
-    optimizer = gtopk.DistributedOptimizer(
-        optimizer,
-        named_parameters=model.named_parameters(),
-        algorithm=options.algorithm,
-        density=options.density,
-        value_type=options.value_type,
-        warmup=plan.density_warmup,
-        momentum_correction=options.momentum_correction,
-        hierarchy=options.hierarchy,
-    )
+    optimizer = distributed(optimizer, model, plan, options)
     gtopk.broadcast_parameters(model.state_dict(), root_rank=0)
 
     run = Training(workload, model, optimizer, plan, device, options).run()
@@ -68,6 +60,22 @@ def main(workload: Workload, description: str) -> None:
         conclude(run, options)
     gtopk.barrier()
     gtopk.shutdown()
+
+
+def distributed(optimizer: torch.optim.SGD, model: nn.Module, plan: Plan, options: argparse.Namespace) -> Any:
+    """The optimizer, exchanging as the options say."""
+    return gtopk.DistributedOptimizer(
+        optimizer,
+        named_parameters=model.named_parameters(),
+        algorithm=options.algorithm,
+        density=options.density,
+        value_type=options.value_type,
+        merge_growth=options.merge_growth,
+        warmup=plan.density_warmup,
+        momentum_correction=options.momentum_correction,
+        dense_1d=options.dense_1d,
+        hierarchy=options.hierarchy,
+    )
 
 
 def conclude(run: dict[str, Any], options: argparse.Namespace) -> None:
@@ -94,25 +102,39 @@ def threads_a_process() -> int:
 
 
 def choose_device(name: str) -> torch.device:
-    """Gives each process of a host a GPU of its own."""
+    """Gives each process of a host a GPU of its own, where none is named."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError("--device cuda: PyTorch sees no GPU")
-        device = torch.device("cuda", gtopk.local_rank() % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-        return device
-    return torch.device(name)
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or (":" in name and not number.isdecimal()):
+        raise ValueError(f"--device {name} is none of auto, cpu, cuda and cuda:N")
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: PyTorch sees no GPU")
+    count = torch.cuda.device_count()
+    index = int(number) if number else gtopk.local_rank() % count
+    if index >= count:
+        raise ValueError(f"--device {name}: PyTorch sees {count}, the last one is cuda:{count - 1}")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
 
 
 def load_data(workload: Workload, options: argparse.Namespace) -> None:
     """One process on each host fetches the data, the others wait; all must end up with the same."""
-    if gtopk.local_rank() == 0:
-        on_every_rank(lambda: workload.fetch(options, progress=gtopk.rank() == 0))
-    else:
-        on_every_rank(lambda: None)
-    description = on_every_rank(lambda: workload.load(options, gtopk.rank(), gtopk.size()))
+
+    def fetch() -> None:
+        with naming_the_option(options):
+            if gtopk.local_rank() == 0:
+                workload.fetch(options, progress=gtopk.rank() == 0)
+
+    def load() -> str:
+        with naming_the_option(options):
+            return workload.load(options, gtopk.rank(), gtopk.size())
+
+    on_every_rank(fetch)
+    description = on_every_rank(load)
     mine = (workload.data, workload.samples)
     first = gtopk.broadcast_object(mine, root_rank=0)
 
@@ -122,6 +144,17 @@ def load_data(workload: Workload, options: argparse.Namespace) -> None:
 
     on_every_rank(compare)
     say(f"data: {description}")
+
+
+@contextmanager
+def naming_the_option(options: argparse.Namespace) -> Iterator[None]:
+    """What is wrong with data that was asked for is said with the option that asked for it."""
+    try:
+        yield
+    except DataError as error:
+        if options.data is None or "--data" in str(error):
+            raise
+        raise DataError(f"--data {options.data}: {error}") from error
 
 
 def agreed_steps(workload: Workload, options: argparse.Namespace) -> int:
@@ -211,10 +244,7 @@ class Training:
                     self.history.append(line)
                     say(self._text(line))
                     if not math.isfinite(line["loss"]):
-                        say(
-                            "the loss is not finite: try a smaller --lr, a longer --warmup-epochs, --momentum-correction"
-                        )
-                        raise SystemExit(1)
+                        end_with_a_loss_that_is_not_finite(done)
                     curves.add(line, stats, self.workload.metric)
                     window = Window()
                 if options.checkpoint and (done % plan.save_every == 0 or done == plan.steps or late):
@@ -330,6 +360,14 @@ class Training:
             f"sent {report.size_text(line['bytes_sent_per_step'])} a step, {report.size_text(line['bytes_sent'])} in all"
         )
 
+    def _density(self, stats: dict[str, Any]) -> float | None:
+        """None where all is sent. That of the last step, where gtopk was left to choose."""
+        if self.options.algorithm == "dense" or self.options.density is not None:
+            return None if self.options.algorithm == "dense" else float(self.options.density)
+        if stats.get("algorithm") == "dense" or not stats.get("k"):  # in the first steps; with one rank
+            return None
+        return float(stats["k"] / sum(parameter.numel() for parameter in self.model.parameters()))
+
     def _describe(self) -> dict[str, Any]:
         options, stats = self.options, self.optimizer.stats()
         return {
@@ -337,7 +375,8 @@ class Training:
             "unit": self.workload.unit,
             "metric": self.workload.metric,
             "algorithm": options.algorithm,
-            "density": None if options.algorithm == "dense" else options.density,
+            "density": self._density(stats),
+            "default_density": options.density is None,
             "value_type": "fp32" if options.algorithm == "dense" else options.value_type,
             "ranks": gtopk.size(),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
@@ -355,6 +394,15 @@ class Training:
                 if name in stats
             },
         }
+
+
+def end_with_a_loss_that_is_not_finite(step: int) -> NoReturn:
+    """All ranks come here after the same step: the loss is the mean over all."""
+    if gtopk.rank() == 0:
+        text = f"the loss of the steps up to {step} is not finite: try a smaller --lr, a longer --warmup-epochs, "
+        print(f"{text}--momentum-correction", file=sys.stderr, flush=True)
+    gtopk.barrier()  # a launcher ends all ranks when the first one fails: the error is printed by then
+    raise SystemExit(1)
 
 
 def average_buffers(model: nn.Module) -> None:

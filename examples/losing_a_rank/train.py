@@ -97,6 +97,8 @@ def choose_device(name: str) -> str:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
+        if not torch.cuda.is_available():
+            raise SystemExit("--device cuda: PyTorch sees no GPU")
         torch.cuda.set_device(gtopk.local_rank() % torch.cuda.device_count())
     return name
 

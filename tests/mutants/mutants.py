@@ -1720,6 +1720,30 @@ MUTANTS = [
     ),
     # examples
     Mutant(
+        "examples: the library's default density comes after the published warm-up",
+        EXAMPLES + "recipe.py",
+        "[] if options.density is None else _numbers(DENSITY_WARMUP)",
+        "_numbers(DENSITY_WARMUP)",
+    ),
+    Mutant(
+        "examples: a GPU that is not there is taken",
+        EXAMPLES + "trainer.py",
+        "if index >= count:",
+        "if index < 0:",
+    ),
+    Mutant(
+        "examples: training goes on with a loss that is not finite",
+        EXAMPLES + "trainer.py",
+        'if not math.isfinite(line["loss"]):',
+        'if math.isfinite(line["loss"]) and line["loss"] < 0:',
+    ),
+    Mutant(
+        "examples: classes of the test differ from those of training",
+        EXAMPLES + "imagenet.py",
+        "if train.classes != test.classes:",
+        "if len(train.classes) != len(test.classes):",
+    ),
+    Mutant(
         "examples: runs of different lengths are compared",
         EXAMPLES + "report.py",
         ' if line["step"] <= max(common)]',

@@ -69,7 +69,11 @@ PYTHON_TESTS = [
 # For what comes after the loss of a rank.
 LOSS_TESTS = ["test_roll_call.py", "test_elastic.py::test_three_go_on"]
 MPI_LOSS_TESTS = ["test_elastic.py::test_mpi_goes_on_without_ranks_that_are_lost"]
-EXAMPLE_TESTS = ["test_examples.py::test_runs_are_compared_up_to_a_step_that_both_have_done", "test_workloads.py"]
+EXAMPLE_TESTS = [
+    "test_examples.py::test_runs_are_compared_up_to_a_step_that_both_have_done",
+    "test_recipes.py",
+    "test_workloads.py",
+]
 
 
 def is_python(mutant: Mutant) -> bool:
