@@ -1453,6 +1453,30 @@ MUTANTS = [
         "return Start(parameter)",
     ),
     Mutant(
+        "sharded states: what a start in bf16 rounds away is lost",
+        TORCH + "start.py",
+        "        if self.weights.dtype is self.wide and self.is_at(parameter):",
+        "        if True:",
+    ),
+    Mutant(
+        "sharded states: weights that are loaded are rounded as their start is",
+        TORCH + "local_steps.py",
+        "parameters[name].copy_(values)",
+        "parameters[name].copy_(start.weights)",
+    ),
+    Mutant(
+        "sharded states: the start of double weights is read in single",
+        TORCH + "sharded_state.py",
+        'wide_type(parameter) if what == "start" else torch.float32',
+        "torch.float32",
+    ),
+    Mutant(
+        "local steps: those behind after a loss go on from where they were",
+        TORCH + "local_steps.py",
+        "            parameters[name].copy_(weights)\n",
+        "            pass\n",
+    ),
+    Mutant(
         "local steps: the outer momentum is not Nesterov's",
         TORCH + "local_steps.py",
         "return update.add_(velocity * factor)",

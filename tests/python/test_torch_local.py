@@ -62,7 +62,7 @@ def test_the_ddp_hook_says_what_to_use(alone):
     for options in (
         {"local_steps": lambda step: 4},
         {"exchange": "weights"},
-        *({name: values[name]} for name in values),
+        *({name: value} for name, value in values.items()),
     ):
         assert f"``{next(iter(options))}``" in GTopKState.__doc__ or "local_steps" in options
         with pytest.raises(gtopk.UnsupportedError, match=r"leave out DistributedDataParallel.*local_steps"):

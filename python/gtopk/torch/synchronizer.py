@@ -311,7 +311,7 @@ class Synchronizer(Holder):
         """What a state has beside the residual."""
         return {"as_gradients": True} if self.session.exchange.stays_gradient else {}
 
-    def sharded_fields(self) -> dict[str, Any]:
+    def sharded_fields(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The same, for `sharded_state`: tensors by name, and with local steps how many were done."""
         return {}
 
