@@ -188,10 +188,7 @@ def print_case(case: dict[str, Any]) -> None:
 
 
 def draw(cases: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
+    from pictures import pyplot as plt
 
     figure, axes = plt.subplots(1, len(cases), figsize=(4.6 * len(cases), 5.2), squeeze=False, layout="constrained")
     for axis, case in zip(axes[0], cases, strict=True):
