@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import CorruptError, MismatchError
 from .checkpoint import among, scaled
-from .exchange import VELOCITY_TEXT, Waiting
+from .parts import VELOCITY_TEXT, Waiting
 from .shards import here, spread_like
 from .start import wide_type
 from .state_form import CONSOLIDATED

@@ -19,10 +19,10 @@ from ..comm import Comm
 from ..errors import MismatchError, StateError, UnsupportedError
 from . import amp, momentum
 from .amp import Scaled
-from .exchange import Momentum, Waiting
 from .holder import Holder
 from .options import Options
 from .parameters import Names, check_parameters
+from .parts import Momentum, Waiting
 from .profile import record
 from .segments import Segment, sparse_text
 from .session import Session
