@@ -62,10 +62,7 @@ def targets(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def picture(rows: list[dict[str, Any]], gpu: str, to: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from pictures import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 5))
     steps = sorted((row for row in rows if row["part"] == "step"), key=lambda row: int(row["bytes"]))

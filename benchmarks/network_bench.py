@@ -276,10 +276,7 @@ def cell(row: dict[str, Any] | None) -> str:
 
 
 def draw(cases: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
+    from pictures import pyplot as plt
 
     columns = min(3, len(cases))
     lines = -(-len(cases) // columns)

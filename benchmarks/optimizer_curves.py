@@ -247,10 +247,7 @@ def train_all(todo: list[Run], results: dict[str, Any], file: Path) -> None:
 
 def draw(results: dict[str, Any], file: Path) -> None:
     """Curves of the runs in `SHOWN`, or of all if none of those is there, and where every run ended."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from pictures import pyplot
 
     runs = results["runs"]
     with pyplot.rc_context(STYLE):
@@ -294,10 +291,7 @@ def title(results: dict[str, Any]) -> str:
 
 def draw_bytes(results: dict[str, Any], file: Path) -> None:
     """Where every training with AdamW ended, over what it sent, with a line along those that none beats in both."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from pictures import pyplot
 
     runs = [whole(run) for run in results["runs"].values()]
     adamw = [run for run in runs if run["optimizer"] == "adamw" and run["prepare"] == "nothing"]

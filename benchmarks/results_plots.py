@@ -6,12 +6,9 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pictures import pyplot as plt
 
 Rows = list[dict[str, Any]]
 

@@ -20,7 +20,7 @@ format: $(LINT_READY)
 lint-c: $(LINT_READY) lib
 	@echo '  lint  clang-format'
 	@$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
-	@echo '  lint  clang-tidy'
+	@echo '  lint  clang-tidy (the first time minutes)'
 	@$(MAKE) -s -j2 tidy
 	@echo '  lint  layers, exports, dependencies'
 	@$(VENV_PYTHON) scripts/check_layers.py

@@ -31,7 +31,9 @@ if [ "$setting" = 0 ]; then
     without
     exit
 fi
-echo "  nvrtc the kernels for GPUs: up to a minute (CUDA=0 leaves them out)"
+download=
+[ -n "${NVRTC-}" ] || [ -e "$venv/.installed-cuda" ] || download=', after a download of 90 MB'
+echo "  nvrtc the kernels for GPUs: up to a minute$download (CUDA=0 leaves them out)"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0

@@ -29,6 +29,7 @@ for tool in apt-get dpkg-deb timeout; do
     command -v "$tool" >/dev/null || fail "no $tool here, so the Debian package $name cannot be fetched; put what it holds into $folder by hand"
 done
 
+echo "  apt   Debian's package $name, into $folder (up to $limit s)"
 lists="$cache/apt${foreign:+-$foreign}"
 mkdir -p "$folder" "$lists/lists/partial" "$lists/archives/partial"
 folder=$(cd "$folder" && pwd) lists=$(cd "$lists" && pwd)

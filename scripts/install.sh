@@ -23,9 +23,14 @@ extra=()
 if grep -q '^torch\b' "$file" && [ -n "$index" ] && reachable "$index"; then
     extra=(--extra-index-url "$index")
 fi
-echo "  pip   ${file#"$PWD/"}"
+takes=
+! grep -qE '^(torch|ray)\b' "$file" || takes=' (takes minutes)'
+echo "  pip   ${file#"$PWD/"}: $(grep -oE '^[A-Za-z0-9_-]+' "$file" | uniq | paste -sd' ')$takes"
 exec 9>"$folder/.lock"
-flock 9
+flock -n 9 || {
+    echo "  pip   waits for another installation into $folder"
+    flock 9
+}
 "$python" -m pip install --quiet --disable-pip-version-check "${extra[@]}" -r "$file" </dev/null || {
     echo "install.sh: $file could not be installed into $folder: is this machine online? (pip's lines above say why)" >&2
     exit 1

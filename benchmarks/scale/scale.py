@@ -25,6 +25,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # pictures.py
+
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NODES = "gtopk, nodes"  # between nodes of EACH_NODE ranks, with hierarchy "node"
 SHARED = "gtopk, 8 a host"  # as many ranks on a host, without it
@@ -165,10 +167,7 @@ def simulate(
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from pictures import pyplot as plt
 
     figure, axes = plt.subplots(
         len(JOBS), len(NETWORKS), figsize=(13, 7.5), sharex=True, sharey="row", layout="constrained"

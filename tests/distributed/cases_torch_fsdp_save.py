@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from fsdp_support import assert_replicas, flat, local, nodes, plain, sharded, train, whole, wrapped
+from fsdp_support import assert_replicas, local, nodes, plain, sharded, train, whole, wrapped
 from harness import raises
 from torch import optim
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, get_state_dict
@@ -23,12 +23,20 @@ RUNS = {
     "adamw": {"kind": optim.AdamW, "lr": 0.01},
     "correction": {"more": {"momentum": 0.9, "weight_decay": 0.01}, "momentum_correction": True, "dense_below": 8},
     "local": {"local_steps": 2, "outer_momentum": 0.5, "more": {"momentum": 0.9}},
+    "local bf16": {"local_steps": 2, "start_dtype": "bf16"},
+    "local double": {"local_steps": 2, "dtype": torch.float64},
 }
 
 
 def new(run, model=None):
-    model = sharded(model)
-    return model, wrapped(model, **{"density": 0.05, **RUNS[run]})
+    options = {"density": 0.05, **RUNS[run]}
+    model = sharded((plain() if model is None else model).to(options.pop("dtype", torch.float32)))
+    return model, wrapped(model, **options)
+
+
+def exactly(model):
+    """All weights, as one vector, without rounding."""
+    return torch.cat([whole(p).double().flatten() for p in model.parameters()])
 
 
 def totals(model, optimizer, what="residual"):
@@ -54,11 +62,11 @@ def case_save():
         train(model, optimizer, 4)
         raises(gtopk.StateError, lambda m=model, o=optimizer: get_optimizer_state_dict(m, o), "sharded_state_dict()")
         save(run, model, optimizer)
-        sums = {what: totals(model, optimizer, what) for what in ("residual", "velocity")} | {"at": flat(model)}
+        sums = {what: totals(model, optimizer, what) for what in ("residual", "velocity")} | {"at": exactly(model)}
         # Saving changes nothing: these ranks go on to the end.
         train(model, optimizer, 4, 4)
         assert_replicas(model)
-        sums |= {"end": flat(model), "nodes": nodes()}
+        sums |= {"end": exactly(model), "nodes": nodes()}
         if gtopk.rank() == 0:
             torch.save(sums, FOLDER / f"{run}.pt")
 

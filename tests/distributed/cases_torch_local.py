@@ -166,7 +166,7 @@ def case_types_and_layouts():
 
 def case_a_failed_exchange_leaves_weights_and_residual():
     """Promise 4: bit for bit as before it; and it can be done again as if nothing had happened."""
-    for options in ({}, {"residual_decay": 0.5}, {"dense_1d": True}):
+    for options in ({}, {"residual_decay": 0.5}, {"dense_1d": True}, {"start_dtype": "bf16"}):
         for where in ("step", "joined"):
             model, other = make(), make()
             optimizer, undisturbed = (wrapped(m, optim.AdamW, **{**LOCAL, **options}) for m in (model, other))
@@ -195,10 +195,10 @@ def case_a_failed_exchange_leaves_weights_and_residual():
 def case_a_rank_that_does_not_come():
     """The others end by the deadline, with weights and residuals as before."""
     transport = gtopk.comm.current().transport
-    for joined in (False, True):
+    for joined, start_dtype in ((False, "bf16"), (True, "fp32")):
         with gtopk.Comm(transport=transport, timeout=1.5, setup_timeout=120.0) as comm:
             model = make()
-            optimizer = wrapped(model, **{**LOCAL, "comm": comm, "residual_decay": 0.5})
+            optimizer = wrapped(model, **LOCAL, comm=comm, residual_decay=0.5, start_dtype=start_dtype)
             for begin, steps in ((0, 2), (2, 4 if joined else 3)):
                 gtopk.barrier()  # ranks come together to the exchanges of the first step and of the period
                 train(model, optimizer, steps, begin, gtopk.rank())
@@ -214,9 +214,9 @@ def case_a_rank_that_does_not_come():
 
 def case_weights_that_are_not_finite_on_one_rank():
     """All skip the exchange, and that rank goes back to where the period started."""
-    for bad in (torch.nan, torch.inf):
+    for bad, options in ((torch.nan, {}), (torch.inf, {"start_dtype": "bf16"})):
         model = make()
-        optimizer = wrapped(model, optim.AdamW, **LOCAL)
+        optimizer = wrapped(model, optim.AdamW, **LOCAL, **options)
         train(model, optimizer, 5, 0, gtopk.rank())
         kept, start, before = residuals(optimizer), starts(optimizer), flat(model.parameters())
         guilty = gtopk.rank() == gtopk.size() - 1
@@ -351,7 +351,8 @@ def case_everything_frozen():
 
 def case_join():
     """Rank r has 2 r batches more than rank 0. All have the same weights in the end, and nothing is lost."""
-    for options in ({}, {"outer_momentum": 0.5}, {"dense_below": 100}, {"local_steps": lambda step: 1 + step % 2}):
+    every = ({"outer_momentum": 0.5}, {"dense_below": 100}, {"start_dtype": "bf16"})
+    for options in ({}, *every, {"local_steps": lambda step: 1 + step % 2}):
         for first in (0, 1, 3):
             model = make()
             optimizer = wrapped(model, optim.AdamW, **{**LOCAL, **options})
@@ -390,7 +391,12 @@ def case_different_weights_to_begin_with_are_an_error_on_all():
 
 
 def case_different_options_are_an_error_on_all():
-    for option in ({"local_steps": 2 + gtopk.rank()}, {"local_steps": 2, "outer_lr": 1.0 + gtopk.rank()}):
+    every = (
+        {"local_steps": 2 + gtopk.rank()},
+        {"local_steps": 2, "outer_lr": 1.0 + gtopk.rank()},
+        {"local_steps": 2, "start_dtype": "bf16" if gtopk.rank() else "fp32"},
+    )
+    for option in every:
         model = make()
         optimizer = wrapped(model, density=0.1, **option)
         train(model, optimizer, 1, 0, gtopk.rank())

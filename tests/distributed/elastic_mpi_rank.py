@@ -31,6 +31,7 @@ CASES = {
     "auto": Case(options={"algorithm": "auto"}),
     "corrected": Case(lr=0.02, options={"momentum_correction": True, "value_type": "fp32"}, momentum=0.9),
     "local": Case(options={"local_steps": 3, "outer_momentum": 0.5}),
+    "narrow": Case(options={"local_steps": 3, "outer_momentum": 0.5, "start_dtype": "bf16"}),
 }
 
 
@@ -88,14 +89,14 @@ def train(seed: int, kind: str) -> None:
                 ahead = trained.attach()
                 step, more = gtopk.broadcast_object((step, 0), ahead)
                 lost = armed = False
-                if kind != "local":  # which has other weights within a period
+                if "local_steps" not in CASES[kind].options:  # which has other weights within a period
                     check_same(trained, "after attach()")
                 if kind in ("gtopk", "dense", "topk", "gtopk-split"):
                     check_mass(trained, teacher)
             trained.backward(teacher, 1 + step * 100 + gtopk.rank())
             trained.optimizer.step()
             step, more = step + 1, more + 1
-            if step % 20 == 0 and kind != "local":
+            if step % 20 == 0 and "local_steps" not in CASES[kind].options:
                 check_same(trained, f"at step {step}")
             if more == 3 and not armed and doomed.get(gtopk.size(), (-1, 0))[0] == first:
                 threading.Timer(doomed[gtopk.size()][1], die).start()

@@ -60,6 +60,7 @@ class Case(NamedTuple):
 
 CORRECTED = Case(torch.optim.SGD, 0.02, {"momentum_correction": True, "value_type": "fp32"}, momentum=0.9)
 LOCAL = Case(torch.optim.SGD, 0.05, {"local_steps": 3, "outer_momentum": 0.5, "residual_decay": 0.9})
+NARROW = LOCAL._replace(options={**LOCAL.options, "start_dtype": "bf16"})
 ADAM = Case(torch.optim.AdamW, 0.01, {"dense_1d": True})
 CASES = {
     "calls": Case(),
@@ -84,6 +85,9 @@ CASES = {
     "local": LOCAL,
     "local before": LOCAL._replace(victim=0),
     "local apart": LOCAL._replace(victim=3, message=1),
+    "narrow": NARROW,
+    "narrow before": NARROW._replace(victim=0),
+    "narrow apart": NARROW._replace(victim=3, message=1),
     "adam": ADAM,
     "adam apart": ADAM._replace(victim=3, message=3),
     "adam last": ADAM._replace(victim=0, message=3, after=True),

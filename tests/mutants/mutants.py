@@ -73,7 +73,7 @@ MUTANTS = [
     Mutant("default density: the hook's is SGD's", TORCH + "ddp_hook.py", ", share_of(None))", ")"),
     Mutant(
         "default density: growth costs bytes",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         " * grown_share(self.comm.size, self.options.merge_growth)",
         "",
     ),
@@ -85,7 +85,7 @@ MUTANTS = [
     ),
     Mutant(
         "momentum correction begins where it is clipped",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "return not self.as_gradients and ",
         "return ",
     ),
@@ -103,37 +103,37 @@ MUTANTS = [
     ),
     Mutant(
         "momentum correction: it is all of rank 0's state that begins",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "not_here = begun.union(*self.comm.allgather_json(mine))",
         "not_here = begun",
     ),
     Mutant(
         "momentum correction: where it has begun on one rank it begins on none",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "mine = [i for i in sorted(begun) if momentum.has(names[i])]",
         "mine = sorted(begun)",
     ),
     Mutant(
         "momentum correction: without a residual SGD's momentum stays",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "(name in self.waiting or momentum.has(name))",
         "name in self.waiting",
     ),
     Mutant(
         "momentum correction: a velocity is dropped",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "(self._is_due(_entries(mine), density) or self._has_velocities(mine))",
         "self._is_due(_entries(mine), density)",
     ),
     Mutant(
         "momentum correction: dense steps take the velocity",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         'chosen = options.hierarchy != "off" or corrected',
         'chosen = options.hierarchy != "off" or options.momentum_correction',
     ),
     Mutant(
         "momentum correction: what fails has begun",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "            self.close()  # all of it still waits\n            raise\n",
         "            raise\n",
     ),
@@ -176,7 +176,7 @@ MUTANTS = [
     ),
     Mutant(
         "default density: dense for good",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         'if before != after != "dense":',
         "if False:",
     ),
@@ -208,7 +208,7 @@ MUTANTS = [
     ),
     Mutant(
         "shards: what is whole is selected together with them",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "kinds[is_dense, segment.whole and not is_dense]",
         "kinds[is_dense, False]",
     ),
@@ -276,7 +276,7 @@ MUTANTS = [
         "(store->second_narrow ? store->second_narrow : store->narrow) + job->first",
         "store->narrow + job->first",
     ),
-    Mutant("bf16: resumed training draws other numbers", TORCH + "exchange.py", "steps_before=steps", "steps_before=7"),
+    Mutant("bf16: resumed training draws other numbers", TORCH + "parts.py", "steps_before=steps", "steps_before=7"),
     # the same on a GPU, emulated
     Mutant(
         "bf16 on a GPU: a step that is undone has changed the residual",
@@ -1031,25 +1031,25 @@ MUTANTS = [
     ),
     Mutant(
         "a new reducer has momentum 0",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "self._density, self._momentum = density, (0.0, False)",
         "self._density = density",
     ),
     Mutant(
         "velocity is lost in a new reducer",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "        if entry.velocity is not None:\n            part.reducer.set_velocity(",
         "        if False:\n            part.reducer.set_velocity(",
     ),
     Mutant(
         "the state leaves out what waits",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "found = {name: _copied(entry) for name, entry in self.waiting.items()}",
         "found = {}",
     ),
     Mutant(
         "nesterov is not passed on",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "part.reducer.set_momentum(momentum, nesterov)",
         "part.reducer.set_momentum(momentum, False)",
     ),
@@ -1203,7 +1203,7 @@ MUTANTS = [
     ),
     Mutant(
         "a velocity is lost where its parameter is sent dense from now on",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "Waiting(momentum.without_velocity(name, entry.residual, entry.velocity), None)",
         "Waiting(entry.residual, None)",
     ),
@@ -1323,7 +1323,7 @@ MUTANTS = [
     ),
     Mutant(
         "a residual of another shape is taken over",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         "        self._check_shapes(segments)\n",
         "",
     ),
@@ -1458,6 +1458,30 @@ MUTANTS = [
         TORCH + "local_steps.py",
         'return Start(parameter, self.options.start_dtype == "bf16")',
         "return Start(parameter)",
+    ),
+    Mutant(
+        "sharded states: what a start in bf16 rounds away is lost",
+        TORCH + "start.py",
+        "        if self.weights.dtype is self.wide and self.is_at(parameter):",
+        "        if True:",
+    ),
+    Mutant(
+        "sharded states: weights that are loaded are rounded as their start is",
+        TORCH + "local_steps.py",
+        "parameters[name].copy_(values)",
+        "parameters[name].copy_(start.weights)",
+    ),
+    Mutant(
+        "sharded states: the start of double weights is read in single",
+        TORCH + "sharded_state.py",
+        'wide_type(parameter) if what == "start" else torch.float32',
+        "torch.float32",
+    ),
+    Mutant(
+        "local steps: those behind after a loss go on from where they were",
+        TORCH + "local_steps.py",
+        "            parameters[name].copy_(weights)\n",
+        "            pass\n",
     ),
     Mutant(
         "local steps: the outer momentum is not Nesterov's",
@@ -1663,7 +1687,7 @@ MUTANTS = [
     ),
     Mutant(
         "loss: what was sent dense counts twice",
-        TORCH + "exchange.py",
+        TORCH + "parts.py",
         'part.reducer.next_algorithm == "dense"',
         "part.reducer is None",
     ),

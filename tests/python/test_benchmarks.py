@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -87,6 +88,33 @@ def test_an_emulated_cluster_says_what_it_needs() -> None:
     assert status != 0 and "RATE is 56k: give 100mbit, 1gbit or 10gbit" in output
     status, output = cluster("up")
     assert status == 2 and "cluster.sh up NODES RATE" in output
+
+
+def test_the_formula_of_a_node_has_the_librarys_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a transport that does not queue, as the simulated one: what is compared with the formula is sent in them."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "scale"))
+    import scale
+
+    source = (ROOT / "csrc" / "exchange" / "scatter.c").read_text()
+    shift = re.search(r"^#define PIECE \(\(uint64_t\)1 << (\d+)\)$", source, re.MULTILINE)
+    assert shift is not None
+    assert 2 ** int(shift[1]) == scale.PIECE
+
+
+def test_pictures_open_no_window() -> None:
+    """Whatever the environment asks for; and nothing else chooses how matplotlib draws."""
+    pytest.importorskip("matplotlib")
+    program = "import matplotlib, pictures; print(matplotlib.get_backend())"
+    environment = {**os.environ, "MPLBACKEND": "svg", "PYTHONPATH": str(ROOT / "benchmarks")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.strip().lower() == "agg", done.stderr
+    files = [file for folder in ("benchmarks", "scripts") for file in (ROOT / folder).rglob("*.py")]
+    assert [file.name for file in files if ".use(" in file.read_text()] == ["pictures.py"]
+    drawn = [
+        file.name for file in files if re.search(r"import (matplotlib\.)?pyplot|matplotlib.pyplot", file.read_text())
+    ]
+    imports = [file.name for file in files if "from pictures import pyplot" in file.read_text()]
+    assert sorted(drawn) == sorted(["pictures.py", *imports])
 
 
 # ---- trainings over networks ----------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ OFTEN = [
     ("plain", ["early", "before", "apart", "last", "join", "broadcast"]),
     ("corrected", ["apart"]),
     ("local", ["apart"]),
+    ("narrow", ["apart"]),
     ("ddp", ["apart"]),
     ("adam", ["apart"]),
 ]
@@ -118,17 +119,23 @@ def check_step(name, left, base):
 
 
 def check_local(name, left, base):
-    """With local steps: those ahead learn of it a period later, and go on with their own weights."""
+    """With local steps: those ahead learn of it a period later, and go on with their own weights.
+
+    The others begin where that period began, in the type that it is kept in.
+    """
     ahead = {
         rank for rank, one in left.items() if one["failed"]["steps"] > min(o["failed"]["steps"] for o in left.values())
     }
     for rank, one in left.items():
         failed, attached = one["failed"], one["attached"]
+        narrow = [torch.equal(start, start.bfloat16().float()) for start in failed["start"].values()]
+        assert narrow
+        assert all(narrow) == ("start_dtype" in CASES[name].options), name
         if rank in ahead or not ahead:
             assert_equal(attached["parameters"], failed["parameters"], name)
             assert_equal(attached["residual"], failed["residual"], name)
             continue
-        assert_equal(attached["parameters"], base[rank]["after"][FATAL]["parameters"], name)
+        assert_equal(attached["parameters"], base[rank]["after"][FATAL]["start"], name)
         decay = CASES[name].options["residual_decay"]
         for entry, residual in attached["residual"].items():
             done = failed["start"][entry] - failed["parameters"][entry]
@@ -157,12 +164,13 @@ def check(found, chosen):
             lost = {case.victim, case.second and case.second[0]}
             assert list(left) == [rank for rank in range(RANKS) if rank not in lost]
             check_end(name, left, len(left))
-            if kind not in ("local", "ddp", "corrected"):
+            local = "local_steps" in case.options
+            if not local and kind not in ("ddp", "corrected"):
                 check_mass(name, left)
             # Where it dies too early; where residuals are those of nodes; where what is taken depends on times.
             if end == "early" or kind in ("node", "auto"):
                 continue
-            ahead = (check_local if kind == "local" else check_step)(name, left, base)
+            ahead = (check_local if local else check_step)(name, left, base)
             if kind == "plain":
                 check_twice(left, base, ahead)
             if end in ("before", "first"):
@@ -243,7 +251,7 @@ def test_mpi_goes_on_without_ranks_that_are_lost():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["gtopk", "dense", "topk", "gtopk-split", "auto", "corrected", "local"])
+@pytest.mark.parametrize("kind", ["gtopk", "dense", "topk", "gtopk-split", "auto", "corrected", "local", "narrow"])
 def test_mpi_trains_on_when_ranks_die_at_any_time(kind):
     for seed in range(2):
         output = mpirun(5, "elastic_mpi_rank.py", seed, kind, limit=300)

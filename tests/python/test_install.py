@@ -46,6 +46,18 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("package", "takes"), [("torch", " (takes minutes)"), ("torchvision", "")])
+def test_make_says_what_is_going_to_be_installed(tmp_path: Path, package: str, takes: str) -> None:
+    """In one line, before pip, which says nothing for as long as it takes."""
+    python, file = tmp_path / "bin" / "python", tmp_path / "some.txt"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho installing\n")
+    python.chmod(0o755)
+    file.write_text(f'numpy==2; python_version >= "3.11"\nnumpy==1; python_version < "3.11"\n{package}==2\n')
+    said = run("scripts/install.sh", str(tmp_path), str(file), TORCH_INDEX="").splitlines()
+    assert said == [f"pip   {file}: numpy {package}{takes}", "installing"]
+
+
 @pytest.mark.parametrize("missing", ["make", "compiler"])
 def test_pip_says_what_is_needed(tmp_path: Path, missing: str) -> None:
     pytest.importorskip("setuptools")

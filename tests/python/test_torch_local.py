@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 
 import pytest
 
@@ -17,6 +18,8 @@ from torch_support import ALL, assert_equal, batch, loss_of, make, train, twins
 import gtopk
 import gtopk.horovod as hvd
 from gtopk.torch.ddp_hook import GTopKState
+from gtopk.torch.local_options import LocalOptions
+from gtopk.torch.options import Options
 from gtopk.torch.session import Session
 from gtopk.torch.start import Start, all_finite
 from gtopk.torch.state_form import LOCAL_FIELDS
@@ -53,8 +56,15 @@ def test_arguments(alone):
 
 
 def test_the_ddp_hook_says_what_to_use(alone):
-    of_local_steps = ({"exchange": "weights"}, {"outer_momentum": 0.5}, {"residual_decay": 0.9})
-    for options in ({"local_steps": 4}, {"local_steps": lambda step: 4, "outer_lr": 1.5}, *of_local_steps):
+    own = [field for field in fields(LocalOptions) if field not in fields(Options)]
+    assert {field.name for field in own} >= {"local_steps", "outer_lr", "start_dtype"}
+    values = {field.name: field.default for field in own} | {"local_steps": 4}
+    for options in (
+        {"local_steps": lambda step: 4},
+        {"exchange": "weights"},
+        *({name: value} for name, value in values.items()),
+    ):
+        assert f"``{next(iter(options))}``" in GTopKState.__doc__ or "local_steps" in options
         with pytest.raises(gtopk.UnsupportedError, match=r"leave out DistributedDataParallel.*local_steps"):
             GTopKState(**options)
     with pytest.raises(gtopk.UnsupportedError, match=r"leave out DistributedDataParallel.*momentum_correction=True"):

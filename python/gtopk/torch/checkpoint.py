@@ -19,8 +19,8 @@ from torch import Tensor
 from ..comm import Sum
 from ..errors import MismatchError, StateError
 from .agreement import agree, agree_on_progress
-from .exchange import VELOCITY_TEXT, Waiting
 from .parameters import plain_name
+from .parts import VELOCITY_TEXT, Waiting
 from .session import Session
 from .shards import Shards
 from .state_form import CONSOLIDATED, FORMAT, check_form

@@ -20,6 +20,7 @@ from ..errors import InvalidError, StateError, UnsupportedError
 from . import checkpoint
 from .ddp_object import Ddp, after_backward, find_ddp
 from .holder import Holder
+from .local_options import OWN as OF_LOCAL_STEPS
 from .on_host import answers, are_zero
 from .options import Options
 from .parameters import Names, check_parameters, plain_name
@@ -30,8 +31,6 @@ from .state_form import check_form
 from .warmup import DensitySchedule, Warmup, growth_of, share_of
 
 __all__ = ["GTopKState", "gtopk_hook", "register_hook"]
-
-_OF_LOCAL_STEPS = frozenset({"exchange", "outer_lr", "outer_momentum", "residual_decay", "start_dtype"})
 
 
 class _Bucket:
@@ -496,7 +495,7 @@ def _comm_of(process_group: dist.ProcessGroup | None) -> Comm:
 
 def _refuse(local_steps: Any, others: Mapping[str, Any]) -> None:
     """What `gtopk.DistributedOptimizer` has and the hook has not."""
-    if callable(local_steps) or local_steps != 1 or not _OF_LOCAL_STEPS.isdisjoint(others):
+    if callable(local_steps) or local_steps != 1 or not others.keys().isdisjoint(("exchange", *OF_LOCAL_STEPS)):
         raise UnsupportedError(
             "DDP exchanges gradients in every step: for local steps leave out DistributedDataParallel and wrap the "
             "optimizer, gtopk.DistributedOptimizer(optimizer, model.named_parameters(), local_steps=...)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, ClassVar, TypeAlias
 
@@ -30,8 +30,7 @@ class LocalOptions(Options):
     def describe(self) -> list[Any]:
         """For the comparison of ranks."""
         length = "a function" if callable(self.local_steps) else self.local_steps
-        names = ("outer_lr", "outer_momentum", "residual_decay", "start_dtype")
-        own = (f"{name}={getattr(self, name)}" for name in names)
+        own = (f"{name}={getattr(self, name)}" for name in OWN if name != "local_steps")
         return [*super().describe(), f"local_steps={length}", *own]
 
     def period(self, step: int) -> int:
@@ -39,6 +38,10 @@ class LocalOptions(Options):
         if callable(self.local_steps):
             return _length(self.local_steps(step), f"local_steps({step})")
         return self.local_steps
+
+
+OWN = tuple(field.name for field in fields(LocalOptions) if field not in fields(Options))
+"""Names of the arguments that are for local steps only; beside them `exchange`, which chooses `LocalOptions`."""
 
 
 def exchanges_weights(local_steps: Any, exchange: Any) -> bool:
@@ -59,12 +62,11 @@ def check_outer(weights: bool, outer_lr: Any, outer_momentum: Any, residual_deca
         raise InvalidError(
             f'start_dtype={start_dtype} is for weights: give local_steps=..., or exchange="weights", too'
         )
-    neutral = {"outer_lr": 1.0, "outer_momentum": 0.0, "residual_decay": 1.0}
     given = {"outer_lr": outer_lr, "outer_momentum": outer_momentum, "residual_decay": residual_decay}
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidError(f"{name} is {value!r}, but must be a number")
-        if not weights and value != neutral[name]:
+        if not weights and value != getattr(LocalOptions, name):
             raise InvalidError(f'{name}={value} is for weights: give local_steps=..., or exchange="weights", too')
     if not (outer_lr > 0 and isfinite(outer_lr)):
         raise InvalidError(f"outer_lr is {outer_lr}, but must be above 0")

@@ -278,22 +278,21 @@ class LocalSteps(Synchronizer):
         return {
             "local_steps": [self.done, self.since],
             "start_of": list(weights),
-            "start": {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in weights.items()},
+            "start": _on_host(weights),
             "outer_velocity_of": list(self.velocities),
-            "outer_velocity": {
-                name: tensor.to("cpu", copy=True).contiguous() for name, tensor in self.velocities.items()
-            },
+            "outer_velocity": _on_host(self.velocities),
         }
 
-    def sharded_fields(self) -> dict[str, Any]:
+    def sharded_fields(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The same, for `sharded_state`."""
         if self.since:
             raise StateError(
                 f"sharded_state_dict() after {self.since} local steps: the nodes have different weights, of which a checkpoint "
                 "keeps one. Call optimizer.synchronize() first, on all ranks"
             )
-        fields = self.saved_fields()
-        return {"done": self.done, "start": fields["start"], "outer_velocity": fields["outer_velocity"]}
+        parameters = self._started(optimizer)
+        start = {name: self._starts[name].begin(p) for name, p in parameters.items()}
+        return {"done": self.done, "start": _on_host(start), "outer_velocity": _on_host(self.velocities)}
 
     def consolidate(self, optimizer: torch.optim.Optimizer, summed: dict[str, Any] | None) -> None:
         """Adds the same to a consolidated state, with what all ranks have done since the latest exchange as residual.
@@ -339,7 +338,7 @@ class LocalSteps(Synchronizer):
                 start = self._starts[name] = self._start_of(parameters[name])
                 start.weights.copy_(values)
                 if not own:
-                    parameters[name].copy_(start.weights)
+                    parameters[name].copy_(values)
             for name, values in saved["outer_velocity"].items():
                 self.velocities[name] = zeros_like(parameters[name], torch.float32).copy_(values)
 
@@ -392,6 +391,11 @@ class LocalSteps(Synchronizer):
         """The next step starts a period, from the weights that there are then."""
         self._starts, self._trained, self._built = {}, [], None
         self.since = 0
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, in the order of their shapes."""
+    return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def _values(gradient: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidError, UnsupportedError
-from .exchange import Waiting
+from .parts import Waiting
 
 _REMEDY = "change that, or train with momentum_correction=False from the start"
 

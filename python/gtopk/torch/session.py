@@ -18,9 +18,10 @@ from torch import Tensor
 from ..comm import Comm
 from ..step_stats import NOTHING
 from .agreement import agree, agree_on_progress, any_of
-from .exchange import Exchange, Momentum, Waiting
+from .exchange import Exchange
 from .nonfinite import NonfiniteWarning
 from .options import Options
+from .parts import Momentum, Waiting
 from .sameness import SameGradients
 from .segments import Segment
 from .warmup import DensitySchedule

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..errors import CorruptError, MismatchError
 from .checkpoint import among, scaled
-from .exchange import VELOCITY_TEXT, Waiting
+from .parts import VELOCITY_TEXT, Waiting
 from .shards import here, spread_like
+from .start import wide_type
 from .state_form import CONSOLIDATED
 from .synchronizer import Synchronizer
 
@@ -30,7 +31,7 @@ _OWN = ("residual", "velocity")
 def save(sync: Synchronizer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What this rank gives to ``dcp.save``."""
     session, parameters = sync.session, sync.names.of(optimizer)
-    fields = sync.sharded_fields()
+    fields = sync.sharded_fields(optimizer)
     replica = session.comm.rank
     progress = [_FORMAT, session.comm.size, -1 if session.run is None else session.run, session.steps]
     found = {_PROGRESS: torch.tensor([*progress, fields.pop("done", -1)], device="cpu")}
@@ -88,7 +89,7 @@ def load(sync: Synchronizer, optimizer: torch.optim.Optimizer, reader: Any, key:
         saved |= {"rank": CONSOLIDATED, "size": sync.session.comm.size, "local_steps": [done, 0]}
         for what in _LOCAL:
             named = [name for name in parameters if f"{what}.{name}" in sizes]
-            saved[what] = {name: read(f"{what}.{name}", _room(parameters[name])) for name in named}
+            saved[what] = {name: read(f"{what}.{name}", _room(parameters[name], what)) for name in named}
     return Loaded(None if run < 0 else run, steps, waiting, saved)
 
 
@@ -126,9 +127,10 @@ def _finite(name: str, entry: Waiting) -> Waiting:
     raise CorruptError(f"what waits of {name} is too large for float32 in the checkpoint: load another one")
 
 
-def _room(parameter: Tensor) -> Tensor:
+def _room(parameter: Tensor, what: str = "residual") -> Tensor:
     part = here(parameter)
-    return spread_like(torch.zeros(part.shape, dtype=torch.float32, device=part.device), parameter)
+    dtype = wide_type(parameter) if what == "start" else torch.float32
+    return spread_like(torch.zeros(part.shape, dtype=dtype, device=part.device), parameter)
 
 
 def _sizes(reader: Any, key: str) -> dict[str, Any]:

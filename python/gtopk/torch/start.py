@@ -30,7 +30,7 @@ class Start:
     """
 
     def __init__(self, parameter: Tensor, bf16: bool = False) -> None:
-        self.wide = torch.float64 if parameter.dtype is torch.float64 else torch.float32  # computed in
+        self.wide = wide_type(parameter)  # computed in
         narrow = bf16 and parameter.dtype is torch.float32
         self.weights = zeros_like(parameter, torch.bfloat16 if narrow else self.wide)
         self.weights.copy_(parameter.detach())
@@ -40,6 +40,12 @@ class Start:
         if self.weights.dtype is not self.wide:
             return torch.equal(self.weights, parameter.detach().to(self.weights.dtype))
         return torch.equal(self._in_type_of(parameter), parameter.detach())
+
+    def begin(self, parameter: Tensor) -> Tensor:
+        """theta0 of a period that begins where the parameter is, with what bf16 is going to round away; not always a copy."""
+        if self.weights.dtype is self.wide and self.is_at(parameter):  # a 16-bit parameter's is more than it holds
+            return self.weights
+        return parameter.detach().to(self.wide)
 
     def difference(self, parameter: Tensor) -> Tensor:
         """theta0 - theta in the shape of the weights, exact for 16-bit parameters."""
@@ -60,6 +66,11 @@ class Start:
     def _in_type_of(self, parameter: Tensor) -> Tensor:
         """What the parameter was set to."""
         return self.weights.to(parameter.dtype)
+
+
+def wide_type(parameter: Tensor) -> torch.dtype:
+    """In which theta0 of it is kept and computed."""
+    return torch.float64 if parameter.dtype is torch.float64 else torch.float32
 
 
 def zeros_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:

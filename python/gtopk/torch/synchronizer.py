@@ -19,10 +19,10 @@ from ..comm import Comm
 from ..errors import MismatchError, StateError, UnsupportedError
 from . import amp, momentum
 from .amp import Scaled
-from .exchange import Momentum, Waiting
 from .holder import Holder
 from .options import Options
 from .parameters import Names, check_parameters
+from .parts import Momentum, Waiting
 from .profile import record
 from .segments import Segment, sparse_text
 from .session import Session
@@ -311,7 +311,7 @@ class Synchronizer(Holder):
         """What a state has beside the residual."""
         return {"as_gradients": True} if self.session.exchange.stays_gradient else {}
 
-    def sharded_fields(self) -> dict[str, Any]:
+    def sharded_fields(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The same, for `sharded_state`: tensors by name, and with local steps how many were done."""
         return {}
 
