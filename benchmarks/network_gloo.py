@@ -116,11 +116,11 @@ def counted(interface: str | None) -> int:
     return int(Path(f"/sys/class/net/{interface}/statistics/tx_bytes").read_text()) if interface else 0
 
 
-def highest(seconds: list[float]) -> torch.Tensor:
+def highest(seconds: list[float]) -> list[float]:
     """Each value on the rank where it is highest."""
     values = torch.tensor(seconds, dtype=torch.float64)
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return values
+    return [round(value, 6) for value in values.tolist()]
 
 
 def mean(value: float) -> float:
@@ -179,14 +179,15 @@ def main() -> None:
     for method in turns:
         row = {
             "method": method,
-            "seconds": highest(seconds[method]).tolist(),
+            "seconds": highest(seconds[method]),
             "cpu_ms": round(1e3 * mean(cpu[method]), 3),
             "counted_bytes": sent[method],
         }
         if bytes_sent[method]:
             row["bytes"] = bytes_sent[method]
         if not method.startswith("ddp"):
-            row["exchange_s"] = (highest(ends[method]) - highest(begins[method])).tolist()
+            pairs = zip(highest(ends[method]), highest(begins[method]), strict=True)
+            row["exchange_s"] = [round(end - begin, 6) for end, begin in pairs]
         rows.append(row)
     if dist.get_rank() == 0:
         options.json.write_text(json.dumps(rows))

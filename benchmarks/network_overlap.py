@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from network_bench import Case
-from network_gloo import COLUMNS, Matrices, of_all, register
+from network_gloo import COLUMNS, Matrices, highest, register
 from torch import nn
 
 import gtopk
@@ -84,7 +84,7 @@ def work(options: argparse.Namespace) -> None:
                 with ddp.no_sync() if method == "alone" else contextlib.nullcontext():
                     ddp(gradient).backward()
                 seconds[method].append(time.perf_counter() - start)
-        slowest = {method: of_all(values, dist.ReduceOp.MAX) for method, values in seconds.items()}
+        slowest = {method: highest(values) for method, values in seconds.items()}
         if backward >= 0:  # DDP builds its buckets anew after its first steps
             median = {method: round(1e3 * statistics.median(values), 3) for method, values in slowest.items()}
             rows.append(

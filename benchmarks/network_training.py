@@ -34,7 +34,7 @@ import characters
 import torch
 import torch.distributed as dist
 from network_bench import call_cluster, run_to_end
-from network_gloo import of_all
+from network_gloo import highest
 from optimizer_curves import RESULTS, WARMUP_STEPS, learning_rate, make_optimizer
 from optimizer_runs import EVERY_SECOND, LOCAL, STEPS, Run
 from torch import Tensor, nn
@@ -251,7 +251,7 @@ class Clock:
         """Of the slowest rank, and of the mean host. Collective, while the clock stands."""
         sent = torch.tensor([self._sent], dtype=torch.float64)
         dist.all_reduce(sent)
-        found = {"seconds": round(of_all([self.seconds], dist.ReduceOp.MAX)[0], 3)}
+        found = {"seconds": round(highest([self.seconds])[0], 3)}
         return {**found, "bytes": round(sent.item() / dist.get_world_size())} if self._counter else found
 
 
@@ -266,7 +266,7 @@ def alone_ms(task: Images | Characters, seed: int) -> float:
         compute(task, model, optimizer, next(batches))
         optimizer.step()
         seconds.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(of_all(seconds[ALONE_WARMUP:], dist.ReduceOp.MAX))
+    return 1e3 * statistics.median(highest(seconds[ALONE_WARMUP:]))
 
 
 def compute(task: Images | Characters, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any) -> None:
