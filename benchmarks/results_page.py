@@ -145,7 +145,9 @@ def facts(result: Result) -> str:
 
 
 def values_of(key: str, data: Any, depth: int = 2) -> Iterator[Any]:
-    """Wherever it stands, down to the parts of a file: some name the machine or the command in each."""
+    """Wherever it stands, down to the parts of a file and their rows: some name the machine or the command in each."""
+    for row in data if is_rows(data) else ():
+        yield from values_of(key, row, depth)
     for name, value in data.items() if isinstance(data, dict) else ():
         if name == key:
             yield value
