@@ -28,15 +28,17 @@ def draw(rows: list[Row], file: Path) -> None:
         for number, (setting, points) in enumerate(lines.items()):
             sent, mean, least, most = zip(*points, strict=True)
             colour = "black" if setting == "dense" else colours(number % 20)
-            axes.plot(sent, mean, "--" if setting == "dense" else "-", marker=".", color=colour, label=setting)
+            style = "--" if setting == "dense" else "-" if number < 20 else ":"
+            seeds = sum(row["setting"] == setting for row in rows)
+            label = f"{setting} ({seeds} seed{'s' if seeds > 1 else ''})"
+            axes.plot(sent, mean, style, marker=".", color=colour, label=label)
             axes.fill_between(sent, least, most, color=colour, alpha=0.15, linewidth=0)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda size, _: size_text(size))
         axes.set_xlabel("sent by rank 0 so far")
         axes.set_ylabel(f"test {what}; the band is the range over seeds")
-        seeds = len({row["seed"] for row in rows})
-        axes.set_title(f"{rows[0]['task']}, {rows[0]['ranks']} ranks, {seeds} seed{'s' if seeds > 1 else ''}")
-        axes.legend(fontsize=7, ncols=2)
+        axes.set_title(f"{rows[0]['task']}, {rows[0]['ranks']} ranks")
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=150)
         pyplot.close(figure)
