@@ -81,7 +81,6 @@ def read(folder: Path, name: str, entry: Entry) -> Result:
         else:
             texts.append(file.read_text())
     machines = sorted({escape(text_of_machine(machine)) for machine in values_of("machine", data)})
-    dates = sorted({escape(str(date)) for date in values_of("date", data)})
     return Result(
         name,
         entry,
@@ -89,7 +88,7 @@ def read(folder: Path, name: str, entry: Entry) -> Result:
         pictures or results_plots.draw(data),
         texts,
         "<br>".join(machines) or "that of most (below)",
-        " to ".join(dates[:1] + dates[1:][-1:]) or f"kept on {committed(folder, name) or '?'}",
+        days(data) or f"kept on {committed(folder, name) or '?'}",
     )
 
 
@@ -145,12 +144,22 @@ def facts(result: Result) -> str:
 
 
 def values_of(key: str, data: Any, depth: int = 2) -> Iterator[Any]:
-    """Wherever it stands, down to the parts of a file: some name the machine or the command in each."""
+    """Wherever it stands, down to the parts of a file and their rows: some name the machine or the command in each."""
+    for row in data if is_rows(data) else ():
+        yield from values_of(key, row, depth)
     for name, value in data.items() if isinstance(data, dict) else ():
         if name == key:
             yield value
         if depth > 0:
             yield from values_of(key, value, depth - 1)
+
+
+def days(data: Any) -> str:
+    """The first and the last that stand in it, and whether rows are there from before rows had one; "" where there are none."""
+    found = sorted({escape(str(date)) for date in values_of("date", data)})
+    rows = data.get("rows") if isinstance(data, dict) else None
+    some = is_rows(rows) and 0 < sum("date" in row for row in rows or []) < len(rows or [])
+    return " to ".join(found[:1] + found[1:][-1:]) + (", and rows without a date" if some else "")
 
 
 def text_of_machine(machine: Any) -> str:

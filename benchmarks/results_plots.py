@@ -121,13 +121,15 @@ def curves(runs: Rows) -> tuple[str, bytes]:
 
 
 def first_steps(rows: Rows) -> list[tuple[str, bytes]]:
-    """A picture a task: the test loss of each setting, the mean over seeds."""
+    """A picture a task, and one of it for more ranks than four: the test loss of each setting, the mean over seeds."""
+    titles = [row["task"] if row["ranks"] <= 4 else f"{row['task']}, {row['ranks']} ranks" for row in rows]
     return [
-        of_task(task, [row for row in rows if row["task"] == task]) for task in dict.fromkeys(r["task"] for r in rows)
+        of_task(title, [row for row, its in zip(rows, titles, strict=True) if its == title])
+        for title in dict.fromkeys(titles)
     ]
 
 
-def of_task(task: str, rows: Rows) -> tuple[str, bytes]:
+def of_task(title: str, rows: Rows) -> tuple[str, bytes]:
     def fill(axes: Axes) -> None:
         for setting in dict.fromkeys(row["setting"] for row in rows):
             runs = [
@@ -135,14 +137,14 @@ def of_task(task: str, rows: Rows) -> tuple[str, bytes]:
                 for row in rows
                 if row["setting"] == setting
             ]
-            steps = sorted(set.intersection(*(set(run) for run in runs)))
+            steps = sorted(step for step in set.intersection(*map(set, runs)) if None not in [r[step] for r in runs])
             means = [sum(run[step] for run in runs) / len(runs) for step in steps]
             axes.plot(steps, means, "k--" if setting == "dense" else "-", marker=".", label=setting)
         axes.set_xlabel("step")
         axes.set_ylabel("test loss")
         axes.legend(fontsize=7, ncols=2)
 
-    return picture(task, fill)
+    return picture(title, fill)
 
 
 def seeds(rows: Rows) -> list[tuple[str, bytes]]:
@@ -168,7 +170,7 @@ def exchanges(rows: Rows) -> list[tuple[str, bytes]]:
 
 
 FORMS: list[tuple[tuple[str, ...], Callable[[Rows], list[tuple[str, bytes]]]]] = [
-    (("task", "setting", "start", "losses"), first_steps),
+    (("task", "setting", "ranks", "start", "losses"), first_steps),
     (("algorithm", "seed", "loss"), seeds),
     (("algorithm", "n", "median_ms"), exchanges),
 ]

@@ -16,20 +16,26 @@ __all__ = ["on_ranks"]
 
 
 class ThreadComm(gtopk.Comm):
-    """A rank that is a thread, which the package does not offer."""
+    """A rank that is a thread, which the package does not offer. Of `a_node` ranks one after the other each is on the same
+    node."""
 
-    def __init__(self, group: ctypes.c_void_p, rank: int, size: int, timeout: float) -> None:
+    def __init__(self, group: ctypes.c_void_p, rank: int, size: int, timeout: float, a_node: int) -> None:
         config = _c_api.CommConfig(struct_size=ctypes.sizeof(_c_api.CommConfig), transport=b"thread", timeout=timeout)
         config.group, config.rank, config.size = group, rank, size
+        config.node = f"node {rank // a_node}".encode()
         handle = ctypes.c_void_p()
         _c_api.check(_c_api.library().gtopk_comm_create(ctypes.byref(handle), ctypes.byref(config)))
         self._handle, self._torch, self.pid, self.transport = handle.value, None, os.getpid(), "thread"
         self.asked, self.timeout, self.warn_after, self.parts = "thread", timeout, None, {}
-        self.rank, self.size, self.local_rank = rank, size, rank
+        self.rank, self.size, self.local_rank = rank, size, rank % a_node
 
 
-def on_ranks(size: int, part: Callable[[gtopk.Comm], Any], timeout: float = 600.0) -> list[Any]:
+def on_ranks(
+    size: int, part: Callable[[gtopk.Comm], Any], timeout: float = 600.0, ranks_a_node: int | None = None
+) -> list[Any]:
     """Calls `part` in `size` threads, each with its communicator, and gives what they return, by rank.
+
+    All are on one node, or `ranks_a_node` on each.
 
     Where a rank fails, the others are told that it left, or wait for it until `timeout`; its error is raised, not
     theirs.
@@ -39,7 +45,7 @@ def on_ranks(size: int, part: Callable[[gtopk.Comm], Any], timeout: float = 600.
 
     def run(rank: int) -> None:
         try:
-            with ThreadComm(group, rank, size, timeout) as comm:
+            with ThreadComm(group, rank, size, timeout, ranks_a_node or size) as comm:
                 try:
                     results[rank] = part(comm)
                 except Exception as error:  # noqa: BLE001  # it is raised below

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import data
 import speech
 import text
+from resnet20 import ResNet20
 
-__all__ = ["SOUNDS", "TASKS", "Task"]
+__all__ = ["FACTOR_TASKS", "SOUNDS", "TASKS", "Task"]
 
 TESTED = 1000  # images
 CONTEXT, WINDOWS = 64, 64  # of text: characters in a sequence, sequences in the test
@@ -54,6 +55,7 @@ class Task:
     draw: Callable[[torch.Generator, int], Any]
     test: Callable[[], Any]
     batch: int = 16
+    accuracy: Loss | None = None  # of a classification: the part of `test` that is right
 
     @property
     def momentum(self) -> bool:
@@ -95,11 +97,19 @@ def cross_entropy(model: nn.Module, samples: tuple[Tensor, Tensor]) -> Tensor:
     return functional.cross_entropy(model(samples[0]), samples[1])
 
 
+def right_images(model: nn.Module, samples: tuple[Tensor, Tensor]) -> Tensor:
+    return (model(samples[0]).argmax(1) == samples[1]).float().mean()
+
+
 def lenet() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10),
     )  # fmt: skip
+
+
+def resnet20() -> nn.Module:
+    return ResNet20(channels=1)
 
 
 def perceptron() -> nn.Module:
@@ -232,6 +242,10 @@ def next_character(model: nn.Module, samples: Tensor) -> Tensor:
     return functional.cross_entropy(logits.flatten(0, 1), samples[:, 1:].flatten())
 
 
+def right_characters(model: nn.Module, samples: Tensor) -> Tensor:
+    return (model(samples[:, :-1]).argmax(2) == samples[:, 1:]).float().mean()
+
+
 class Gpt(nn.Module):
     """Two layers of a transformer, 0.1M parameters."""
 
@@ -347,11 +361,13 @@ def adadelta(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def on_images(name: str, model: Any, optimizer: Optimize, loss: Loss = cross_entropy) -> Task:
-    return Task(name, model, (Part(optimizer, loss),), loss, IMAGES.draw, IMAGES.test)
+    accuracy = right_images if loss is cross_entropy else None
+    return Task(name, model, (Part(optimizer, loss),), loss, IMAGES.draw, IMAGES.test, accuracy=accuracy)
 
 
 def on_text(name: str, model: Any, optimizer: Optimize) -> Task:
-    return Task(name, model, (Part(optimizer, next_character),), next_character, TEXT.draw, TEXT.test, batch=8)
+    parts = (Part(optimizer, next_character),)
+    return Task(name, model, parts, next_character, TEXT.draw, TEXT.test, batch=8, accuracy=right_characters)
 
 
 def on_speech(name: str, model: Any, optimizer: Optimize) -> Task:
@@ -368,9 +384,11 @@ def gan(name: str, optimizer: Optimize) -> Task:
     return Task(name, Gan, parts, sliced_wasserstein, images_and_latents, test_of_gan, batch=32)
 
 
+LENET = on_images("LeNet, SGD with momentum", lenet, sgd(0.01, 0.9))
+
 TASKS = [
     on_images("LeNet, SGD", lenet, sgd(0.05)),
-    on_images("LeNet, SGD with momentum", lenet, sgd(0.01, 0.9)),
+    LENET,
     on_images("LeNet, Adadelta", lenet, adadelta),
     on_images("perceptron, SGD with momentum", perceptron, sgd(0.02, 0.9)),
     on_images("perceptron, AdamW", perceptron, adamw(1e-3)),
@@ -381,4 +399,11 @@ TASKS = [
     on_text("LSTM, AdamW", Lstm, adamw(3e-3)),
     on_speech("speech with CTC, AdamW", Listener, adamw(2e-3)),
     gan("GAN, two of Adam", adam(1e-3, 0.5)),
+]
+
+# Of the factor study: a network without normalisation, one with it, and one that is recurrent.
+FACTOR_TASKS = [
+    LENET,
+    on_images("ResNet-20, SGD with momentum", resnet20, sgd(0.05, 0.9)),
+    on_text("LSTM 2 x 256, SGD with momentum", lambda: Lstm(256), sgd(0.2, 0.9)),
 ]

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import launcher
+import numpy
 import pytest
 from conftest import BUILD
 
@@ -291,8 +292,15 @@ def study(monkeypatch: pytest.MonkeyPatch) -> object:
     def sgd(model: torch.nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=0.02)
 
-    task = Task("line", line, (Part(sgd, loss),), loss, draw, lambda: draw(torch.Generator().manual_seed(0), 64))
+    def near(model: torch.nn.Module, samples: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return ((model(samples[0]) - samples[1]).abs() < 3).float().mean()
+
+    def test() -> tuple[torch.Tensor, torch.Tensor]:
+        return draw(torch.Generator().manual_seed(0), 64)
+
+    task = Task("line", line, (Part(sgd, loss),), loss, draw, test, accuracy=near)
     monkeypatch.setattr(study, "TASKS", [task])
+    monkeypatch.setattr(study, "FACTOR_TASKS", [task])
     monkeypatch.setattr(study, "MARKS", (4, 20))
     return study
 
@@ -323,8 +331,150 @@ def test_the_study_of_convergence_goes_on_where_it_was(
 
     monkeypatch.setattr(study, "train", no_training)
     assert start("--settings", "dense;.01") == rows
+    monkeypatch.setattr(study, "train", lambda *_: {**dense, "start": dense["start"], "seconds": -1.0})
+    again = start("--settings", "dense", "--again")
+    assert [row["seconds"] for row in again] == [-1.0, sparse["seconds"]], "that which was named is trained anew"
+    assert again[1] == sparse
     with pytest.raises(SystemExit, match="these are other data"):
         study.same_data({**dense, "start": 2 * dense["start"]}, rows)
+
+
+def test_a_row_says_how_it_came_about(study: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there was before keeps its own machine; a training of two steps has everything that a row has."""
+    file = tmp_path / "rows.json"
+    older = {
+        "task": "line",
+        "setting": "dense",
+        "ranks": 4,
+        "seed": 7,
+        "start": 1.0,
+        "losses": {},
+        "machine": "another",
+    }
+    file.write_text(json.dumps({"rows": [older]}))
+    arguments = ["--ranks", "2", "--steps", "2", "--marks", "1,2,4000", "--ratio", "1", "--settings", "base;dense"]
+    monkeypatch.setattr(sys, "argv", ["study.py", "--factors", "--out", str(file), *arguments])
+    study.main()
+    kept, dense, row = json.loads(file.read_text())["rows"]
+    assert kept == older
+    assert row["commit"] == study.commit() and row["machine"]["cores"] >= 1 and len(row["date"].split("-")) == 3
+    assert [point["step"] for point in row["curve"]] == [0, 1, 2]
+    for point in row["curve"][1:]:
+        mark = str(point["step"])
+        assert point["loss"] == row["losses"][mark] and point["bytes_sent"] == row["bytes_sent"][mark] > 0
+        assert 0 <= point["accuracy"] == row["accuracies"][mark] <= 1
+    assert [(found["step"], found["entries"]) for found in row["ratio"]] == [(1, 51), (2, 51)]
+    for found in row["ratio"]:
+        assert 0 < found["error_ratio"] < 1 <= found["union_share"] <= 2
+    assert "ratio" not in dense
+
+    picture = tmp_path / "picture.png"
+    monkeypatch.setattr(
+        sys, "argv", ["study.py", "--factors", "--out", str(file), "--ranks", "2", "--plot", str(picture)]
+    )
+    study.main()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_factor_has_settings_that_train(study: object) -> None:
+    from factors import FACTORS, fits, options_of, ranks_a_node
+
+    from gtopk import _c_api
+
+    options = {setting: options_of(setting, 16, True) for setting in FACTORS}
+
+    def values(name: str, default: object) -> set[object]:
+        return {found.get(name, default) for found in options.values()}
+
+    assert values("algorithm", None) == set(_c_api.ALGORITHMS) - {"dense"}
+    assert values("residual_policy", "share") == set(_c_api.RESIDUAL_POLICIES)
+    assert values("value_type", "bf16") == set(_c_api.VALUE_TYPES)
+    assert values("merge_growth", None) == {1.0, 1.19, 1.41, 2.0}
+    assert {0.001, 0.002, 0.005, 0.01} < values("density", None)
+    assert values("momentum_correction", None) == values("dense_1d", False) == {True, False}
+    # In 16 ranks, topk sends 15 messages of k entries where gtopk sends 4.
+    few, many = (options[f"base: {name}"]["density"] for name in ("topk, bytes of gtopk", "gtopk, bytes of topk"))
+    assert 0.9 * 4 / 15 < few / 0.001 < 4 / 15 and 15 / 4 < many / 0.001 < 1.1 * 15 / 4
+    assert not any(options_of(setting, 16, False)["momentum_correction"] for setting in FACTORS)
+    assert not fits("base: nodes of four", 4) and fits("base: nodes of four", 8)
+
+    (task,) = study.FACTOR_TASKS
+    for setting in FACTORS:
+        nodes = ranks_a_node(setting) is not None
+        curve = study.train(task, setting, 8 if nodes else 2, 1, 1, (1,))["curve"]
+        assert curve[-1]["loss"] < curve[0]["loss"] and curve[-1]["bytes_sent"] > 0, setting
+        if nodes:
+            assert 0 < curve[-1]["network_bytes_sent"] < curve[-1]["bytes_sent"]
+
+
+def test_lines_of_the_picture_are_means_over_seeds(study: object) -> None:
+    from pictures import lines_of
+
+    def row(setting: str, *points: tuple[int, int, float | None]) -> dict[str, object]:
+        curve = [{"step": step, "bytes_sent": sent, "loss": loss} for step, sent, loss in points]
+        return {"setting": setting, "curve": curve}
+
+    rows = [
+        row("a", (0, 0, 9.0), (1, 10, 2.0), (2, 20, 1.0), (3, 30, 0.5)),
+        row("a", (0, 0, 9.0), (1, 14, 4.0), (2, 28, None)),
+        row("b", (0, 0, 9.0), (1, 5, 3.0)),
+    ]
+    assert lines_of(rows, "loss") == {"a": [(12, 3.0, 2.0, 4.0)], "b": [(5, 3.0, 3.0, 3.0)]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--again",), "--again trains anew what there is: name the settings"),
+        (("--settings", "bas"), "there is no setting 'bas'"),
+        (("--settings", "base: nodes of four", "--ranks", "6"), "needs several nodes of 4 ranks: --ranks is 6"),
+        (("--steps", "3"), "--steps is 3, and the first of --marks 4"),
+        (("--marks", "10,x"), "--marks is '10,x'"),
+        (("--ranks", "1"), "--ranks is 1: give 2 or more"),
+        (("--tasks", "circle"), "no task has what --tasks says"),
+    ],
+)
+def test_the_study_of_convergence_says_what_it_needs(
+    study: object,
+    arguments: tuple[str, ...],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["study.py", *arguments])
+    with pytest.raises(SystemExit):
+        study.main()
+    assert text in capsys.readouterr().err
+
+
+def test_the_error_of_what_was_sent_beside_that_of_random_entries(study: object) -> None:
+    """Two ranks, of four entries one is sent. S = (4, 2, 0, 3), of which 4 goes: 13 is left, and 3/4 of 29 at random. The ranks
+    have chosen different entries. They share the 3 that was dropped, so both choose it in the next step: of S = (0, 2, 0, 3) 4
+    is left, and 3/4 of 13."""
+    from ranks import on_ranks
+    from sparsity import Board, error_ratio, union_share, watch
+
+    import gtopk
+
+    first, second = (numpy.array(rank, numpy.float32) for rank in ((4, 1, 0, 0), (0, 1, 0, 3)))
+    assert error_ratio([first, second], numpy.array((4, 0, 0, 0)), 1) == pytest.approx(13 / (29 * 3 / 4))
+    assert error_ratio([first, second], first + second, 4) is None, "nothing is left by random entries either"
+    assert union_share([first, second], 1) == 2.0 and union_share([first, first], 2) == 1.0
+
+    board = Board(2, 1)
+
+    def part(comm: gtopk.Comm) -> None:
+        weight = torch.nn.Parameter(torch.zeros(4))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        optimizer = gtopk.DistributedOptimizer(optimizer, density=0.25, value_type="fp32", comm=comm)
+        watch(optimizer, board)
+        for gradient in ((first, second)[comm.rank], numpy.zeros(4, numpy.float32)):
+            weight.grad = torch.from_numpy(gradient.copy())
+            optimizer.step()
+
+    on_ranks(2, part, timeout=60.0)
+    assert [found["error_ratio"] for found in board.found] == pytest.approx([13 / (29 * 3 / 4), 4 / (13 * 3 / 4)])
+    assert [(found["step"], found["k"], found["union_share"]) for found in board.found] == [(1, 1, 2.0), (2, 1, 1.0)]
 
 
 def test_a_rank_that_fails_ends_the_study(study: object) -> None:

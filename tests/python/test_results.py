@@ -73,6 +73,22 @@ def test_a_page_of_other_results(tmp_path: Path) -> None:
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
 
 
+def test_rows_that_name_their_machine_and_day(tmp_path: Path) -> None:
+    rows = [{"machine": "one"}, {"machine": "two", "date": "2026-01-02"}, {"machine": "two", "date": "2026-03-04"}]
+    (tmp_path / "new.json").write_text(json.dumps({"rows": rows}))
+    found = results_page.read(tmp_path, "new", results_page.Entry("", ""))
+    assert (found.machine, found.date) == ("one<br>two", "2026-01-02 to 2026-03-04, and rows without a date")
+    assert results_page.days({"rows": rows[1:]}) == "2026-01-02 to 2026-03-04"
+
+
+def test_first_steps_are_drawn_by_task_and_many_ranks_apart() -> None:
+    import results_plots
+
+    row = {"task": "line", "setting": "dense", "ranks": 4, "start": 2.0, "losses": {"100": 1.0, "300": None}}
+    pictures = results_plots.draw({"rows": [row, {**row, "ranks": 2}, {**row, "ranks": 16}]})
+    assert [caption for caption, _ in pictures] == ["line", "line, 16 ranks"], "and where it diverged there is no point"
+
+
 def test_trainings_are_drawn_by_network_and_task() -> None:
     import results_plots
 
