@@ -17,7 +17,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 import gtopk
-from gtopk.torch.exchange import Exchange, Part
+from gtopk.torch.exchange import Exchange
+from gtopk.torch.parts import Part
 
 __all__ = ["Board", "error_ratio", "union_share", "watch"]
 

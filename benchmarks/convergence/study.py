@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import factors
-import pictures
+import over_bytes
 import torch
 from ranks import on_ranks
 from rows import commit, key, load, same_data, save, stamped, without_nan
@@ -356,7 +356,7 @@ def plot(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     mine = [row for setting in options.settings for row in mine if row["setting"] == setting]
     if not mine:
         raise SystemExit(f"{options.out} has no curve of {names[0]} with {options.ranks} ranks and these settings")
-    pictures.draw(mine, options.plot)
+    over_bytes.draw(mine, options.plot)
 
 
 def main() -> None:

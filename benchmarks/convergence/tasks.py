@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # pictures.py
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import data
 import speech

@@ -408,7 +408,7 @@ def test_every_factor_has_settings_that_train(study: object) -> None:
 
 
 def test_lines_of_the_picture_are_means_over_seeds(study: object) -> None:
-    from pictures import lines_of
+    from over_bytes import lines_of
 
     def row(setting: str, *points: tuple[int, int, float | None]) -> dict[str, object]:
         curve = [{"step": step, "bytes_sent": sent, "loss": loss} for step, sent, loss in points]

@@ -14,10 +14,7 @@ Point = tuple[float, float, float, float]  # bytes, and of what is drawn mean, l
 
 def draw(rows: list[Row], file: Path) -> None:
     """Rows of one task and number of ranks. Accuracy where all of them have it, else loss."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from pictures import pyplot
     from report import STYLE, size_text
 
     what = "accuracy" if all("accuracy" in point for row in rows for point in row["curve"]) else "loss"
