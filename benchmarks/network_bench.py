@@ -290,6 +290,8 @@ def draw(cases: list[dict[str, Any]], path: Path) -> None:
         colours = ["tab:blue" if "gtopk" in row["method"] else "tab:gray" for row in rows]
         axis.barh([row["method"] for row in rows], [row["median_ms"] for row in rows], color=colours)
         axis.set_xscale("log")
+        axis.set_xlim(left=10 ** math.floor(math.log10(min(row["median_ms"] for row in rows))))
+        axis.xaxis.set_minor_formatter(lambda *_: "")
         axis.set_xlabel("ms a step, median")
         axis.set_title(f"{case['ranks']} ranks, {case['rate']}, {case['entries'] / 1e6:g}M entries", fontsize=10)
         axis.tick_params(axis="y", labelsize=8)
