@@ -91,10 +91,10 @@ void choice_log(const gtopk_reducer_t *reducer, const char *why)
 
 /* ---- review ---- */
 
-static int is_timed(const gtopk_reducer_t *reducer)
+/* The first step of an algorithm learns its hint, and the last ones of a window are enough. */
+static int is_timed(const choice_t *choice)
 {
-    const choice_t *choice = &reducer->choice;
-    return choice_is_open(reducer) && choice->warm && choice->steps + CHOICE_TIMES >= choice->window;
+    return choice->warm && choice->steps + CHOICE_TIMES >= choice->window;
 }
 
 /* The median of the times, each on the rank where it is highest. */
@@ -158,9 +158,9 @@ void choice_review(gtopk_reducer_t *reducer)
     double all;
     if (!choice_is_open(reducer))
         return;
-    if (is_timed(reducer) && !stats->nonfinite && !stats->all_joined)
+    if (is_timed(choice) && !stats->nonfinite && !stats->all_joined)
         choice->times[choice->timed++] = seconds;
-    choice->warm = 1; /* the first step learned its hint */
+    choice->warm = 1;
     choice->steps++;
     if (choice->steps < choice->window)
         return;

@@ -794,7 +794,7 @@ MUTANTS = [
         "",
     ),
     Mutant("auto: a rank goes by its own times", CHOICE, "times[i % count] = fmax(times[i % count], all[i]);", ";"),
-    Mutant("auto: the first step of an algorithm is timed", CHOICE, " && choice->warm && ", " && "),
+    Mutant("auto: the first step of an algorithm is timed", CHOICE, "choice->warm && choice->steps", "choice->steps"),
     Mutant(
         "auto: more steps are timed than there is room for",
         CHOICE,
