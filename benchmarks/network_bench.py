@@ -36,19 +36,6 @@ CASES = [
     for n in SIZES
 ]
 DENSE = ("mpi dense", "mpi MPI_Allreduce", "mpi MPI ring", "gloo gloo")
-GLOO = (
-    "gloo",
-    "dense",
-    "topk",
-    "gtopk",
-    "gtopk-tree",
-    "gtopk-split",
-    "ddp",
-    "ddp fp16",
-    "ddp power 1",
-    "ddp power 2",
-    "ddp gtopk",
-)  # of network_gloo.py
 NO_STEP = ("mpi bare", "mpi all-gather", "mpi published")  # an exchange only
 A_METHOD = 16  # bytes an entry and rank that a method of network_gloo.py keeps
 AT_MOST = 12e9  # bytes that those of one start may keep
@@ -136,11 +123,13 @@ class Case:
             self.keep(f"mpi {row['algorithm']}", [1e-3 * row["median_ms"]], {**row, "exchange_s": exchange})
 
     def gloo(self) -> None:
+        from network_gloo import METHODS  # with torch
+
         gloo = [str(HERE / "network_gloo.py"), "--entries", str(self.entries), "--density", str(self.options.density)]
         turns = ["--turns", str(self.options.turns)]
         at_once = max(1, int(AT_MOST / (A_METHOD * self.entries * self.ranks)))
-        for at in range(0, len(GLOO), at_once):
-            methods = ["--methods", ",".join(GLOO[at : at + at_once])]
+        for at in range(0, len(METHODS), at_once):
+            methods = ["--methods", ",".join(METHODS[at : at + at_once])]
             for row in self.run("torchrun", gloo, [*turns, *methods], self.options.limit):
                 self.keep(f"gloo {row['method']}", row["seconds"], row)
 
