@@ -20,6 +20,14 @@ if not os.environ.get("GTOPK_TEST_INSTALLED"):
     os.environ.setdefault("GTOPK_LIBRARY", str(BUILD / "libgtopk.so"))
 
 
+@pytest.fixture(scope="module")
+def examples_on_path():
+    """As when a script of that folder is run."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    yield
+    sys.path.remove(str(ROOT / "examples"))
+
+
 @pytest.fixture
 def alone():
     """gtopk initialised with one process."""

@@ -7,9 +7,7 @@ import hashlib
 import io
 import os
 import pickle
-import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +17,7 @@ torch = pytest.importorskip("torch")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def examples_on_path() -> Iterator[None]:
-    """As when a script of the folder is run."""
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
+pytestmark = pytest.mark.usefixtures("examples_on_path")
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import runpy
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("jiwer")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def examples_on_path() -> Iterator[None]:
-    """As when a script of the folder is run."""
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
+pytestmark = pytest.mark.usefixtures("examples_on_path")
 
 
 def options_of(workload: Any, *arguments: str) -> Any:

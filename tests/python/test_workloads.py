@@ -10,7 +10,6 @@ import struct
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,7 @@ AN4 = EXAMPLES / "an4"
 TINY = ["--hidden", "16", "--layers", "1", "--density", "0.05", "--density-warmup", ""]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def examples_on_path() -> Iterator[None]:
-    """As when a script of the folder is run."""
-    sys.path.insert(0, str(EXAMPLES))
-    yield
-    sys.path.remove(str(EXAMPLES))
+pytestmark = pytest.mark.usefixtures("examples_on_path")
 
 
 def real(locate: Any, *arguments: Any) -> Path:
